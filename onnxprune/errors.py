@@ -1,0 +1,45 @@
+"""Every error that onnxprune raises on purpose. One tree, one exit code a branch:
+
+    PruneError                      1   (our bug, when nothing below fits)
+    ├── UsageError (ValueError)     2   a bad call: ratio out of range, unknown criterion
+    ├── ModelError                  3   the file is not a model we can read
+    ├── CalibrationError            4   the samples are missing, unreadable, or do not fit the model
+    ├── UnsupportedError            5   a sound model in which nothing can be pruned
+    ├── BudgetError                 6   the asked-for budget or the verification was missed
+    ├── FileError                   7   reading or writing failed
+    └── ProviderError               8   the asked-for execution provider is not there
+
+A message is one line: what, where (file, node, tensor, sample) and the remedy after a dash or a semicolon.
+"""
+
+
+class PruneError(Exception):
+    exit_code = 1
+
+
+class UsageError(PruneError, ValueError):
+    exit_code = 2
+
+
+class ModelError(PruneError):
+    exit_code = 3
+
+
+class CalibrationError(PruneError):
+    exit_code = 4
+
+
+class UnsupportedError(PruneError):
+    exit_code = 5
+
+
+class BudgetError(PruneError):
+    exit_code = 6
+
+
+class FileError(PruneError):
+    exit_code = 7
+
+
+class ProviderError(PruneError):
+    exit_code = 8
