@@ -1,0 +1,305 @@
+"""From ids to channel groups: walk the graph once, then read off what lives and dies together.
+
+The result knows no operators. A *unit* is one set of coupled channels; a `ChannelGroup` is the units that
+appear on the very same axes, so they are alike and compete with each other. Everything after this stage
+(criteria, allocation, cutting, repair) sees slices of named tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from onnxprune.channels import rules
+from onnxprune.channels.ties import READS, WRITES, Ids, Param, Reason, Ties, carrying_axis
+from onnxprune.graph.model import Graph, Use, node_key
+from onnxprune.graph.shapes import Observed
+
+PINNED = -1
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One axis of one tensor, and which of the group's channels each index belongs to.
+
+    Attributes:
+        tensor: name of the constant or activation.
+        use: (node, input position) that reads the constant; ("", 0) for an activation.
+        axis: the axis.
+        channel: (length,) int, the group's channel at each index; -1 where the index is not the group's.
+        role: "writes" (rows: they make the channel), "reads" (columns: they read it), "within" (a depthwise
+            filter, a bias, a scale), "carries" (an activation).
+        reads: for "reads", the activation that the columns contract with.
+    """
+
+    tensor: str
+    use: Use
+    axis: int
+    channel: np.ndarray
+    role: str
+    reads: str | None = None
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Coupled channels that are alike: one may be exchanged for another in every count.
+
+    Attributes:
+        name: stable, from the first tensor that makes the channels.
+        width: number of channels.
+        slices: where they appear, constants first, in graph order.
+        units: (width,) their numbers in `Channels.unit_count`.
+    """
+
+    name: str
+    width: int
+    slices: tuple[Slice, ...]
+    units: np.ndarray
+
+    @cached_property
+    def weights(self) -> tuple[Slice, ...]:
+        """The slices that make the channels."""
+        return tuple(s for s in self.slices if s.role == WRITES)
+
+    @cached_property
+    def readers(self) -> tuple[Slice, ...]:
+        """The slices that read the channels."""
+        return tuple(s for s in self.slices if s.role == READS)
+
+    @cached_property
+    def activations(self) -> tuple[Slice, ...]:
+        """The activations that carry the channels."""
+        return tuple(s for s in self.slices if s.role == "carries")
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """An axis of a weight that stays as it is, wholly or in part, and why."""
+
+    tensor: str
+    axis: int
+    count: int
+    reason: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What can be cut, and what cannot.
+
+    Attributes:
+        groups: the coupled channels, in graph order.
+        pinned: the weight axes that stay, with reasons.
+        flow: activation name -> unit per index (-1 pinned), an array with the tensor's rank.
+        params: use -> {axis: (length,) unit per index}, for every constant that is cut.
+        reads: use -> (axis, (length,) units): a product of two activations contracts these channels.
+        unit_count: number of units.
+        shapes: tensor name -> sizes in the run that was looked at.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    pinned: tuple[Pinned, ...]
+    flow: Mapping[str, np.ndarray]
+    params: Mapping[Use, Mapping[int, np.ndarray]]
+    reads: Mapping[Use, tuple[int, np.ndarray]]
+    unit_count: int
+    shapes: Mapping[str, tuple[int, ...]]
+    seen_as: Mapping[Use, Use] = field(default_factory=dict)
+
+    def alive(self, keep: Mapping[str, Iterable[int]]) -> np.ndarray:
+        """(unit_count + 1,) bool, from the kept channels of every group; the last entry stands for pinned."""
+        alive = np.ones(self.unit_count + 1, bool)
+        for group in self.groups:
+            if group.name in keep:
+                alive[group.units] = False
+                alive[group.units[np.asarray(list(keep[group.name]), int)]] = True
+        return alive
+
+
+def find_channels(graph: Graph, observed: Observed) -> Channels:
+    """Analyse a graph: channel groups, and reasons for all that is pinned."""
+    ties, flow = _walk(graph, observed)
+    return read_off(graph, observed, ties, flow)
+
+
+def _walk(graph: Graph, observed: Observed) -> tuple[Ties, dict[str, Ids]]:
+    ties = Ties()
+    walk = rules.Walk(graph, observed, ties)
+    flow: dict[str, Ids] = {}
+    for name in graph.inputs:
+        ties.where = ties.tensor = name
+        flow[name] = ties.dead_end(len(observed.shapes.get(name, ())), "model input")
+    for node in graph.nodes.values():
+        if all(graph.constant(o) is not None for o in node.output if o):
+            continue  # folded
+        walk.at(node)
+        values: list[rules.Value] = []
+        for i, name in enumerate(node.input):
+            if not name:
+                values.append(None)
+            elif name in flow:
+                values.append(flow[name])
+            elif (constant := graph.constant(name)) is not None:
+                values.append(Param(ties, (walk.key, i), constant.shape))
+            else:  # an opaque constant (sparse), or a name from an outer scope
+                values.append(ties.dead_end(len(observed.shapes.get(name, ())), "not a plain tensor"))
+        for name, ids in zip(node.output, rules.apply(walk, values), strict=True):
+            if name:
+                flow[name] = ids
+    outputs = {name: "model output" for name in graph.outputs}
+    inner = {name: f"read inside the body of {key}" for name, key in graph.captured().items()}
+    for name, why in {**inner, **outputs}.items():
+        if name in flow:
+            ties.where = ties.tensor = name
+            ties.pin(flow[name], why)
+    return ties, flow
+
+
+def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids]) -> Channels:
+    """Number the free components and collect where each appears."""
+    labels, reason = ties.resolve()
+    unit_of = np.full(len(reason), PINNED)
+    per_use = {use: _axes(p, labels, reason) for use, p in ties.params.items()}
+    # only components that some weight makes or reads are worth a unit
+    worth = np.zeros(len(reason), bool)
+    for use, p in ties.params.items():
+        for axis, ids in p.axes.items():
+            if p.roles[axis] != "within":
+                worth[labels[ids]] = True
+    free = (reason < 0) & worth
+    reason_of = np.where(free, -1, np.where(reason < 0, -2, reason))
+    unit_of[free] = np.arange(int(free.sum()))
+
+    def units(ids: Ids) -> np.ndarray:
+        return unit_of[labels[ids]]
+
+    params: dict[Use, dict[int, np.ndarray]] = {}
+    pinned: list[Pinned] = []
+    for use, axes in per_use.items():
+        param = ties.params[use]
+        for axis, ids in axes.items():
+            found = units(ids)
+            if (found != PINNED).any():
+                params.setdefault(use, {})[axis] = found
+            if param.roles.get(axis) in (WRITES, READS):
+                pinned += _reasons(graph, use, axis, reason_of[labels[ids]], ties.reasons)
+    carried = {name: units(ids) for name, ids in flow.items()}
+    reads = {use: (axis, units(ids)) for use, (axis, ids) in ties.reads.items()}
+    groups = _groups(graph, ties, params, carried, int(free.sum()))
+    return Channels(
+        groups=groups,
+        pinned=tuple(pinned),
+        flow=carried,
+        params=params,
+        reads={u: v for u, v in reads.items() if (v[1] != PINNED).any()},
+        unit_count=int(free.sum()),
+        shapes=observed.shapes,
+        seen_as={u: p.seen_as for u, p in ties.params.items() if p.seen_as},
+    )
+
+
+def _axes(param: Param, labels: np.ndarray, reason: np.ndarray) -> dict[int, Ids]:
+    """The ids of a parameter axis by axis."""
+    axes = dict(param.axes)
+    if param.whole is not None:
+        now = np.where(reason[labels[param.whole]] >= 0, PINNED, labels[param.whole])
+        axis = carrying_axis(now)
+        if axis is not None and param.whole.shape[axis] > 1:
+            first = param.whole
+            for k in range(first.ndim):
+                if k != axis:
+                    first = first.take([0], k)
+            axes[axis] = first.reshape(-1)
+    return axes
+
+
+def _reasons(
+    graph: Graph, use: Use, axis: int, why: np.ndarray, reasons: list[Reason]
+) -> list[Pinned]:
+    tensor = graph.nodes[use[0]].input[use[1]]
+    found = []
+    for index in np.unique(why[why != -1]):
+        count = int((why == index).sum())
+        r = reasons[index] if index >= 0 else Reason(use[0], tensor, axis, "no weight makes or reads it")
+        found.append(Pinned(tensor, axis, count, r.text, r.node))
+    return found
+
+
+def _groups(
+    graph: Graph,
+    ties: Ties,
+    params: Mapping[Use, Mapping[int, np.ndarray]],
+    flow: Mapping[str, np.ndarray],
+    count: int,
+) -> tuple[ChannelGroup, ...]:
+    """Units with the same set of (tensor, axis) form a group."""
+    slots: list[tuple[str, Use, int, np.ndarray, str, str | None]] = []
+    for use, axes in params.items():
+        p = ties.params[use]
+        name = graph.nodes[use[0]].input[use[1]]
+        for axis, units in axes.items():
+            slots.append((name, use, axis, units, p.roles.get(axis, "within"), p.reads.get(axis)))
+    for name, units in flow.items():
+        axis = carrying_axis(units)
+        if axis is not None and units.ndim and (units != PINNED).any():
+            line = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)[:, 0]
+            slots.append((name, ("", 0), axis, line, "carries", None))
+    # a unit's signature: the sum of a random number for each slot that it is in
+    rng = np.random.default_rng(0)
+    marks = rng.integers(1, 2**63, len(slots), dtype=np.uint64)
+    signature = np.zeros(count, np.uint64)
+    present = [np.unique(s[3][s[3] != PINNED]) for s in slots]
+    for mark, units in zip(marks, present, strict=True):
+        signature[units] += mark
+    _, first, group_of = np.unique(signature, return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")  # groups in the order of their first unit
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(len(order))
+    group_of = rank[group_of]
+    members: list[np.ndarray] = [np.flatnonzero(group_of == g) for g in range(len(order))] if len(order) < 64 else (
+        np.split(np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1])
+    )
+    inside: list[list[Slice]] = [[] for _ in order]
+    local = np.empty(count + 1, int)
+    for units in members:
+        local[units] = np.arange(len(units))
+    for (name, use, axis, units, role, reads), there in zip(slots, present, strict=True):
+        own = group_of[units]
+        for g in np.unique(group_of[there]):
+            channel = np.where((units != PINNED) & (own == g), local[units], -1)
+            inside[g].append(Slice(name, use, axis, channel, role, reads))
+    taken: dict[str, int] = {}
+    groups = []
+    for g, units in enumerate(members):
+        slices = inside[g]
+        maker = next((s for s in slices if s.role == WRITES), slices[0])
+        stem = maker.tensor or f"group {g}"
+        taken[stem] = taken.get(stem, 0) + 1
+        name = stem if taken[stem] == 1 else f"{stem}#{taken[stem]}"
+        groups.append(ChannelGroup(name, len(units), tuple(slices), units))
+    return tuple(groups)
+
+
+def removed_cuts(graph: Graph, channels: Channels, alive: np.ndarray) -> list[dict]:
+    """The published `cuts`: every index of every input that the cut removes, named in the *original* graph."""
+    cuts = []
+    where = {node_key(n): next(iter(n.output)) for n in graph.model.graph.node}
+
+    def add(use: Use, axis: int, rank: int, units: np.ndarray) -> None:
+        gone = np.flatnonzero(~alive[units])
+        if len(gone) and use[0] in where:
+            cuts.append({"node": where[use[0]], "input": use[1], "axis": int(axis), "rank": rank,
+                         "length": len(units), "removed": [int(i) for i in gone]})
+
+    for use, axes in channels.params.items():
+        value = graph.constant(graph.nodes[use[0]].input[use[1]])
+        rank = 0 if value is None else value.ndim
+        for axis, units in axes.items():
+            add(channels.seen_as.get(use, use), axis, rank, units)
+    for use, (axis, units) in channels.reads.items():
+        rank = len(channels.shapes[graph.nodes[use[0]].input[use[1]]])
+        add(use, axis, rank, units)
+    return cuts

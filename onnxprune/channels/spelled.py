@@ -1,0 +1,374 @@
+"""Constants and attributes that spell a channel count, and shapes computed at run time.
+
+A cut changes sizes. Some operands state those sizes: a Reshape target, the ends of a Slice, the sizes of a
+Split or a Resize, `group` of a Conv. `mend` says what each must become. Where an operand is computed at run
+time, the computation is followed with the new sizes (`shapes.follow`): what comes out right needs nothing, a
+constant that feeds it is mended, and anything else is a `Conflict`: those channels are pinned, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.channels.groups import Channels
+from onnxprune.channels.ties import carrying_axis
+from onnxprune.graph.model import Graph, Use, attr
+from onnxprune.graph.shapes import follow
+
+
+@dataclass(frozen=True)
+class Mend:
+    """One constant operand (`use`, `value`) or one attribute (`use[0]`, `attribute`, `value`) to replace."""
+
+    use: Use
+    value: Any
+    attribute: str | None = None
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A size that the graph computes and that would come out wrong: pin these tensors."""
+
+    node: str
+    tensors: tuple[str, ...]
+    reason: str
+
+
+class Cut:
+    """The sizes of every activation once the units that are not alive have gone."""
+
+    def __init__(self, channels: Channels, alive: np.ndarray):
+        self.channels, self.alive = channels, alive
+        self.lines: dict[str, tuple[int, np.ndarray]] = {}
+        self.shapes = dict(channels.shapes)
+        for name, units in channels.flow.items():
+            if units.ndim == 0 or not (~alive[units]).any():
+                continue
+            axis = carrying_axis(units)
+            assert axis is not None, f"{name} would not stay a box"
+            line = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)[:, 0]
+            self.lines[name] = (axis, line)
+            shape = list(self.shapes[name])
+            shape[axis] = int(alive[line].sum())
+            self.shapes[name] = tuple(shape)
+
+    def changed(self, name: str) -> bool:
+        return name in self.lines
+
+
+def mend(graph: Graph, cut: Cut) -> tuple[list[Mend], list[Conflict]]:
+    """Everything that spells a size which the cut changes.
+
+    Args:
+        graph: the graph, unedited.
+        cut: the sizes after the cut.
+
+    Returns:
+        What to replace, and what cannot be mended.
+    """
+    mends: list[Mend] = []
+    wanted: list[tuple[str, int, np.ndarray]] = []  # operands computed at run time, and what they must be
+    for key, node in graph.nodes.items():
+        spell = SPELLS.get(node.op_type)
+        if spell is None or not any(cut.changed(t) for t in (*node.input, *node.output)):
+            continue
+        for where, value in spell(graph, cut, key, node):
+            if isinstance(where, str):
+                mends.append(Mend((key, -1), value, where))
+            elif graph.constant(node.input[where]) is not None:
+                mends.append(Mend((key, where), value))
+            else:
+                wanted.append((key, where, value))
+    if not graph_has_sizes(graph):
+        return mends, []
+    return _follow(graph, cut, mends, wanted)
+
+
+def graph_has_sizes(graph: Graph) -> bool:
+    return any(n.op_type in ("Shape", "Size") for n in graph.nodes.values())
+
+
+def _follow(
+    graph: Graph, cut: Cut, mends: list[Mend], wanted: list[tuple[str, int, np.ndarray]]
+) -> tuple[list[Mend], list[Conflict]]:
+    before = follow(graph, cut.channels.shapes)
+    after = follow(graph, cut.shapes)
+    conflicts: list[Conflict] = []
+    for key, i, value in wanted:
+        node = graph.nodes[key]
+        name = node.input[i]
+        now = after.get(name)
+        if now is not None and np.size(now) == value.size and ((value == ANY) | (value == np.ravel(now))).all():
+            continue
+        pieces = _pieces(graph, name, value, now)
+        if pieces is None:
+            conflicts.append(
+                Conflict(key, (node.input[0], node.output[0]), f"{node.op_type} takes a size computed at run time")
+            )
+        else:
+            mends += pieces
+    fixed = {m.use: m.value for m in mends if m.attribute is None}
+    clash = _clashes(mends)
+    conflicts += [Conflict(k, tuple(graph.nodes[k].input[:1]), "two readers need different sizes") for k in clash]
+    # values computed from sizes that reach arithmetic on data must not change
+    for key, node in graph.nodes.items():
+        if all(o in before or graph.constant(o) is not None for o in node.output if o):
+            continue
+        for i, name in enumerate(node.input):
+            if name not in before or (node.op_type, i) in TAKES_SIZES or (key, i) in fixed:
+                continue
+            if name not in after or not _equal(before[name], after[name]):
+                roots = _roots(graph, name, before, cut)
+                conflicts.append(Conflict(key, roots, f"its size is used as a value by {node.op_type}"))
+    return mends, conflicts
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f"))
+
+
+ANY = -(2**62)
+"""In a wanted value: whatever stands there is right."""
+
+
+def _pieces(graph: Graph, name: str, value: np.ndarray, now: np.ndarray | None) -> list[Mend] | None:
+    """Mend the constants that a Concat puts into a computed shape; None when that is not enough."""
+    key = graph.producer.get(name)
+    if key is None:
+        return None
+    node = graph.nodes[key]
+    if node.op_type in ("Cast", "Identity"):
+        return _pieces(graph, node.input[0], value, now)
+    if node.op_type != "Concat":
+        return None
+    mends, position = [], 0
+    sizes = [graph.constant(i) for i in node.input]
+    if now is None:
+        return None
+    # every computed piece is one element unless told otherwise: shapes are joined from scalars
+    known = sum(v.size for v in sizes if v is not None)
+    unknown = sum(v is None for v in sizes)
+    if known + unknown != len(value):
+        return None
+    for i, piece in enumerate(sizes):
+        width = 1 if piece is None else piece.size
+        part, have = value[position : position + width], np.asarray(now)[position : position + width]
+        position += width
+        wrong = (part != ANY) & (part != have)
+        if not wrong.any():
+            continue
+        if piece is None:
+            return None
+        mends.append(Mend((key, i), np.where(wrong, part, piece.reshape(-1)).astype(piece.dtype).reshape(piece.shape)))
+    return mends
+
+
+def _clashes(mends: list[Mend]) -> list[str]:
+    seen: dict[Use, np.ndarray] = {}
+    clash = []
+    for m in mends:
+        if m.attribute is None:
+            if m.use in seen and not np.array_equal(seen[m.use], m.value):
+                clash.append(m.use[0])
+            seen[m.use] = m.value
+    return clash
+
+
+def _roots(graph: Graph, name: str, derived: Mapping[str, np.ndarray], cut: Cut) -> tuple[str, ...]:
+    """The cut tensors whose Shape a derived value goes back to."""
+    stack, seen, found = [name], set(), []
+    while stack:
+        top = stack.pop()
+        if top in seen:
+            continue
+        seen.add(top)
+        if cut.changed(top):
+            found.append(top)
+        elif top in derived and top in graph.producer:
+            stack.extend(graph.nodes[graph.producer[top]].input)
+    return tuple(found)
+
+
+# -- operators that spell sizes -------------------------------------------------------------------------------
+
+Spelled = list[tuple[int | str, Any]]
+SPELLS: dict[str, Callable[[Graph, Cut, str, onnx.NodeProto], Spelled]] = {}
+TAKES_SIZES: set[tuple[str, int]] = set()
+
+
+def spells(op: str, *operands: int) -> Callable:
+    def enter(function: Callable) -> Callable:
+        SPELLS[op] = function
+        TAKES_SIZES.update((op, i) for i in operands)
+        return function
+
+    return enter
+
+
+def _operand(graph: Graph, cut: Cut, node: onnx.NodeProto, i: int) -> np.ndarray | None:
+    """The operand's value before the cut (constant or computed)."""
+    if i >= len(node.input) or not node.input[i]:
+        return None
+    value = graph.constant(node.input[i])
+    return value
+
+
+def _target(graph: Graph, cut: Cut, node: onnx.NodeProto, i: int, leave: tuple[int, ...]) -> Spelled:
+    """A list of sizes, one per output axis; entries in `leave` mean themselves."""
+    old, new = cut.channels.shapes[node.output[0]], cut.shapes[node.output[0]]
+    given = _operand(graph, cut, node, i)
+    if given is None:
+        return [(i, np.array([n if n != o else ANY for o, n in zip(old, new, strict=True)], np.int64))]
+    if len(given) != len(new):
+        return []
+    source = cut.shapes[node.input[0]]
+    target = given.copy()
+    for k, entry in enumerate(given):
+        if entry == 0 and 0 in leave:
+            if k < len(source) and source[k] == new[k]:
+                continue
+        elif entry in leave:
+            continue
+        elif old[k] == new[k]:
+            continue
+        target[k] = new[k]
+    return [] if np.array_equal(target, given) else [(i, target)]
+
+
+@spells("Reshape", 1)
+def _reshape(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    if len(node.input) < 2:
+        return []
+    leave = (-1,) if attr(node, "allowzero", 0) else (0, -1)
+    return _target(graph, cut, node, 1, leave)
+
+
+@spells("Expand", 1)
+def _expand(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    given = _operand(graph, cut, node, 1)
+    if given is not None and len(given) < len(cut.shapes[node.output[0]]):
+        lead = len(cut.shapes[node.output[0]]) - len(given)
+        old, new = cut.channels.shapes[node.output[0]][lead:], cut.shapes[node.output[0]][lead:]
+        target = np.where((np.array(old) != np.array(new)) & (given != 1), new, given)
+        return [] if np.array_equal(target, given) else [(1, target.astype(given.dtype))]
+    return _target(graph, cut, node, 1, (1,))
+
+
+@spells("Resize", 3)
+def _resize(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    if len(node.input) < 4 or not node.input[3]:
+        return []
+    axes = attr(node, "axes")
+    if axes is None:
+        return _target(graph, cut, node, 3, ())
+    given, new = _operand(graph, cut, node, 3), cut.shapes[node.output[0]]
+    old = cut.channels.shapes[node.output[0]]
+    if given is None:
+        return [(3, np.array([new[a] if new[a] != old[a] else ANY for a in axes], np.int64))]
+    target = np.array([new[a] if new[a] != old[a] else s for a, s in zip(axes, given, strict=True)], given.dtype)
+    return [] if np.array_equal(target, given) else [(3, target)]
+
+
+@spells("Slice", 1, 2, 3, 4)
+def _slice(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    name = node.input[0]
+    if not cut.changed(name):
+        return []
+    axis, line = cut.lines[name]
+    rank, length = len(cut.shapes[name]), len(line)
+    by_input = len(node.input) > 1
+    read = lambda i, word: _operand(graph, cut, node, i) if by_input else attr(node, word)  # noqa: E731
+    starts, ends, axes = read(1, "starts"), read(2, "ends"), read(3, "axes")
+    axes = list(range(len(starts if starts is not None else ends))) if axes is None else [int(a) % rank for a in axes]
+    if axis not in axes:
+        return []
+    k = axes.index(axis)
+    if starts is None or ends is None:  # computed at run time: nothing but the whole axis comes out right
+        return [(1, np.full(1, ANY + 1)), (2, np.full(1, ANY + 1))]
+    first, stop, _ = slice(int(starts[k]), int(ends[k])).indices(length)
+    alive = cut.alive[line]
+    new_first = int(alive[:first].sum())
+    new_stop = new_first + int(alive[first:stop].sum())
+    begins, stops = np.array(starts), np.array(ends)
+    if begins[k] != 0 or first != 0:
+        begins[k] = new_first
+    if int(ends[k]) < length:
+        stops[k] = new_stop
+    found: Spelled = []
+    for where, word, new, old in ((1, "starts", begins, starts), (2, "ends", stops, ends)):
+        if not np.array_equal(new, old):
+            found.append((where if by_input else word, new if by_input else [int(v) for v in new]))
+    return found
+
+
+@spells("Split", 1)
+def _split(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    if not cut.changed(node.input[0]):
+        return []
+    axis = attr(node, "axis", 0) % len(cut.shapes[node.input[0]])
+    if cut.lines[node.input[0]][0] != axis:
+        return []
+    sizes = [cut.shapes[o][axis] for o in node.output]
+    if len(node.input) > 1 and node.input[1]:
+        return [(1, np.array(sizes, np.int64))]
+    if attr(node, "split") is not None or graph.opset < 13:
+        return [("split", sizes)]
+    return [] if len(set(sizes)) == 1 else [("+split", np.array(sizes, np.int64))]
+
+
+@spells("Gather", 1)
+def _gather(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    name = node.input[0]
+    if not cut.changed(name) or cut.lines[name][0] != attr(node, "axis", 0) % len(cut.shapes[name]):
+        return []
+    _, line = cut.lines[name]
+    given = _operand(graph, cut, node, 1)
+    if given is None:
+        return [(1, np.full(1, ANY + 1))]
+    alive = cut.alive[line]
+    index = np.asarray(given) % len(line)
+    return [(1, (np.cumsum(alive) - 1)[index[alive[index]]].astype(given.dtype))]
+
+
+@spells("Tile", 1)
+@spells("Pad", 1, 3)
+@spells("ConstantOfShape", 0)
+def _nothing(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    return []
+
+
+@spells("Conv")
+def _conv(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    groups = attr(node, "group", 1)
+    if groups == 1 or not cut.changed(node.input[0]):
+        return []
+    width = cut.shapes[node.input[0]][1]
+    per_group = cut.channels.params.get((key, 1), {}).get(1)
+    before = cut.channels.shapes[node.input[0]][1] // groups
+    now = before if per_group is None else int(cut.alive[per_group].sum())
+    return [] if width // now == groups else [("group", width // now)]
+
+
+@spells("ConvTranspose")
+def _conv_transpose(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    groups = attr(node, "group", 1)
+    if groups == 1:
+        return []
+    out, width = cut.shapes[node.output[0]][1], cut.channels.shapes[node.output[0]][1] // groups
+    per_group = cut.channels.params.get((key, 1), {}).get(1)
+    now = width if per_group is None else int(cut.alive[per_group].sum())
+    return [] if out // now == groups else [("group", out // now)]
+
+
+@spells("GroupNormalization")
+def _group_norm(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    groups = attr(node, "num_groups")
+    if not cut.changed(node.input[0]):
+        return []
+    size = cut.channels.shapes[node.input[0]][1] // groups
+    return [("num_groups", cut.shapes[node.input[0]][1] // size)]

@@ -1,0 +1,272 @@
+"""Single ONNX nodes on numpy values: enough to fold constants and to follow shape arithmetic.
+
+Exporters hide parameters behind Identity, Transpose and Reshape, and compute shapes with Shape, Gather,
+Concat and integer arithmetic. This table evaluates those nodes, nothing heavier: no convolution, nothing
+random. An operator that is not in the table is simply not constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+LIMIT = 1 << 27
+"""Largest folded value in elements: a ConstantOfShape bomb stays unfolded."""
+
+TABLE: dict[str, Callable[..., Any]] = {}
+
+
+class _Unsupported(Exception):
+    pass
+
+
+def op(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in names:
+            TABLE[name] = function
+        return function
+
+    return add
+
+
+def foldable(node: onnx.NodeProto) -> bool:
+    """Whether the table knows the operator."""
+    return node.domain in ("", "ai.onnx") and node.op_type in TABLE
+
+
+def evaluate(
+    node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset: int
+) -> list[np.ndarray] | None:
+    """The node's outputs for constant operands, or None when this table cannot tell."""
+    attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    try:
+        with np.errstate(all="ignore"):
+            result = TABLE[node.op_type](attrs, *operands, opset=opset)
+    except (_Unsupported, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError):
+        return None
+    return result if isinstance(result, list) else [np.asarray(result)]
+
+
+def axes_of(attrs: dict[str, Any], operand: np.ndarray | None, default: Any = None) -> Any:
+    """Axes moved from attribute to input between opsets: take whichever is there."""
+    if operand is not None:
+        return [int(a) for a in np.atleast_1d(operand)]
+    return [int(a) for a in attrs["axes"]] if "axes" in attrs else default
+
+
+@op("Constant")
+def _constant(attrs, *, opset):
+    if "value" in attrs:
+        return numpy_helper.to_array(attrs["value"])
+    for name, dtype in (
+        ("value_float", np.float32),
+        ("value_int", np.int64),
+        ("value_floats", np.float32),
+        ("value_ints", np.int64),
+    ):
+        if name in attrs:
+            return np.array(attrs[name], dtype)
+    raise _Unsupported
+
+
+@op("Identity", "Dropout")
+def _identity(attrs, x, *rest, opset):
+    return x
+
+
+@op("Cast")
+def _cast(attrs, x, *, opset):
+    return x.astype(helper.tensor_dtype_to_np_dtype(attrs["to"]))
+
+
+@op("Transpose")
+def _transpose(attrs, x, *, opset):
+    return np.transpose(x, attrs.get("perm"))
+
+
+@op("Reshape")
+def _reshape(attrs, x, shape=None, *, opset):
+    shape = attrs["shape"] if shape is None else shape
+    if attrs.get("allowzero"):
+        return x.reshape([int(d) for d in shape])
+    return x.reshape([x.shape[i] if d == 0 else int(d) for i, d in enumerate(shape)])
+
+
+@op("Flatten")
+def _flatten(attrs, x, *, opset):
+    axis = attrs.get("axis", 1) % (x.ndim + 1)
+    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+
+
+@op("Squeeze")
+def _squeeze(attrs, x, axes=None, *, opset):
+    axes = axes_of(attrs, axes)
+    return np.squeeze(x, None if axes is None else tuple(axes))
+
+
+@op("Unsqueeze")
+def _unsqueeze(attrs, x, axes=None, *, opset):
+    axes = axes_of(attrs, axes)
+    rank = x.ndim + len(axes)
+    shape = list(x.shape)
+    for a in sorted(a % rank for a in axes):
+        shape.insert(a, 1)
+    return x.reshape(shape)
+
+
+@op("Shape")
+def _shape(attrs, x, *, opset):
+    return np.array(x.shape[slice(attrs.get("start"), attrs.get("end"))], np.int64)
+
+
+@op("Size")
+def _size(attrs, x, *, opset):
+    return np.array(x.size, np.int64)
+
+
+@op("Concat")
+def _concat(attrs, *xs, opset):
+    return np.concatenate(xs, attrs.get("axis", 1))
+
+
+@op("Gather")
+def _gather(attrs, x, indices, *, opset):
+    return np.take(x, indices, attrs.get("axis", 0))
+
+
+@op("Slice")
+def _slice(attrs, x, starts=None, ends=None, axes=None, steps=None, *, opset):
+    return x[slices(attrs, x.shape, starts, ends, axes, steps)]
+
+
+def slices(attrs, shape, starts=None, ends=None, axes=None, steps=None) -> tuple[slice, ...]:
+    """The numpy slices that an ONNX Slice takes."""
+    starts = attrs["starts"] if starts is None else starts
+    ends = attrs["ends"] if ends is None else ends
+    axes = attrs.get("axes", range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    cut = [slice(None)] * len(shape)
+    for s, e, a, p in zip(starts, ends, axes, steps, strict=True):
+        dim, s, e, p = shape[int(a)], int(s), int(e), int(p)
+        if p < 0 and e < -dim:  # ONNX: everything down to the first element
+            cut[int(a)] = slice(s, None, p)
+        else:
+            cut[int(a)] = slice(s, e, p)
+    return tuple(cut)
+
+
+@op("Split")
+def _split(attrs, x, sizes=None, *, opset):
+    axis = attrs.get("axis", 0)
+    sizes = attrs.get("split") if sizes is None else sizes
+    if sizes is None:
+        raise _Unsupported
+    return list(np.split(x, np.cumsum(sizes)[:-1], axis))
+
+
+@op("Range")
+def _range(attrs, start, limit, delta, *, opset):
+    if abs(float(limit) - float(start)) > LIMIT * abs(float(delta)):
+        raise _Unsupported
+    return np.arange(start, limit, delta, dtype=start.dtype)
+
+
+@op("ConstantOfShape")
+def _constant_of_shape(attrs, shape, *, opset):
+    value = numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
+    if np.prod([float(d) for d in shape]) > LIMIT >> 3:
+        raise _Unsupported
+    return np.full([int(d) for d in shape], value.reshape(-1)[0], value.dtype)
+
+
+@op("Expand")
+def _expand(attrs, x, shape, *, opset):
+    if np.prod([float(d) for d in shape]) > LIMIT >> 3:
+        raise _Unsupported
+    return x * np.ones([int(d) for d in shape], x.dtype)
+
+
+@op("Tile")
+def _tile(attrs, x, repeats, *, opset):
+    if np.prod([float(d) for d in repeats]) * x.size > LIMIT >> 3:
+        raise _Unsupported
+    return np.tile(x, repeats)
+
+
+def _divide(a, b):
+    if np.issubdtype(np.asarray(a).dtype, np.integer):
+        return np.trunc(np.true_divide(a, b)).astype(a.dtype)
+    return np.divide(a, b)
+
+
+for _name, _function in {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": _divide,
+    "Equal": np.equal,
+    "Less": np.less,
+    "Greater": np.greater,
+    "LessOrEqual": np.less_equal,
+    "GreaterOrEqual": np.greater_equal,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Xor": np.logical_xor,
+    "Not": np.logical_not,
+    "Where": np.where,
+    "Neg": np.negative,
+    "Abs": np.abs,
+    "Floor": np.floor,
+    "Ceil": np.ceil,
+    "Sqrt": np.sqrt,
+    "Reciprocal": np.reciprocal,
+    "Exp": np.exp,
+    "Log": np.log,
+    "Sin": np.sin,
+    "Cos": np.cos,
+}.items():
+
+    def _call(attrs, *xs, opset, function=_function):
+        result = function(*xs)
+        return result.astype(xs[0].dtype) if function in (np.add, np.subtract, np.multiply) else result
+
+    TABLE[_name] = _call
+
+
+@op("Mod")
+def _mod(attrs, a, b, *, opset):
+    return np.fmod(a, b) if attrs.get("fmod") else np.mod(a, b)
+
+
+@op("Pow")
+def _pow(attrs, a, b, *, opset):
+    return np.power(a, b).astype(a.dtype)
+
+
+@op("Min")
+def _min(attrs, *xs, opset):
+    return np.minimum.reduce(np.broadcast_arrays(*xs))
+
+
+@op("Max")
+def _max(attrs, *xs, opset):
+    return np.maximum.reduce(np.broadcast_arrays(*xs))
+
+
+def _reduce(function):
+    def run(attrs, x, axes=None, *, opset):
+        axes = axes_of(attrs, axes)
+        axis = None if axes is None else tuple(axes)
+        return np.asarray(function(x, axis=axis, keepdims=bool(attrs.get("keepdims", 1)))).astype(x.dtype)
+
+    return run
+
+
+TABLE["ReduceProd"] = _reduce(np.prod)
+TABLE["ReduceSum"] = _reduce(np.sum)
+TABLE["ReduceMax"] = _reduce(np.max)
+TABLE["ReduceMin"] = _reduce(np.min)

@@ -1,0 +1,400 @@
+"""The editable view of an ONNX model: nodes, constants and who reads what.
+
+A `Graph` never changes the model it was made from. Edits are collected (a new value for one use of a
+constant, a changed node, an inserted or dropped node) and `export` writes them into a clone of the original
+protobuf. What no edit touches is copied byte for byte: metadata, doc strings, IR and opset, names, dynamic
+axes, value infos, quantization annotations, control-flow bodies, the order of nodes. So a round trip with no
+edit is lossless by construction, and there is no importer whose losses would have to be given back.
+
+Constants are one thing here, wherever the exporter put them: initializers, `Constant` nodes, and both behind
+Identity, Transpose, Reshape, Cast and the like (folded lazily, as numpy values). A constant is edited per
+*use* (node, input position), so initializers shared by several nodes need no special care.
+
+This module knows protobuf. It knows nothing of channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxprune.errors import ModelError
+from onnxprune.graph import evaluate
+
+Use = tuple[str, int]
+"""One use of a tensor: (first output name of the reading node, input position)."""
+
+DEFAULT_DOMAINS = ("", "ai.onnx")
+
+
+def node_key(node: onnx.NodeProto) -> str:
+    """The name a node goes by: its first non-empty output (node names may be missing or repeat)."""
+    return next((o for o in node.output if o), "")
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """All attributes of a node as Python values (tensors and graphs stay protobuf)."""
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def attr(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """One attribute of a node, or `default`."""
+    for a in node.attribute:
+        if a.name == name:
+            value = onnx.helper.get_attribute_value(a)
+            return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return default
+
+
+def set_attr(node: onnx.NodeProto, name: str, value: Any) -> None:
+    """Replace one attribute, in place and at its place; add it when missing."""
+    for a in node.attribute:
+        if a.name == name:
+            a.CopyFrom(onnx.helper.make_attribute(name, value))
+            return
+    node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies a control-flow node carries."""
+    for a in node.attribute:
+        if a.type == onnx.AttributeProto.GRAPH:
+            yield a.g
+        elif a.type == onnx.AttributeProto.GRAPHS:
+            yield from a.graphs
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the bodies of a control-flow node read from outside."""
+    names: set[str] = set()
+    stack = list(subgraphs(node))
+    while stack:
+        body = stack.pop()
+        inside = {i.name for i in body.input} | {t.name for t in body.initializer}
+        for n in body.node:
+            inside.update(n.output)
+        for n in body.node:
+            names.update(i for i in n.input if i and i not in inside)
+            stack.extend(subgraphs(n))
+        names.update(o.name for o in body.output if o.name not in inside)
+    return names
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """The opset of the default domain."""
+    return next((o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS), 0)
+
+
+def digest(model: onnx.ModelProto) -> str:
+    """SHA-256 over the model's bytes: what a plan was made for."""
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+class Graph:
+    """A model with its constants and consumers at hand, and the edits made so far.
+
+    Attributes:
+        model: the original, never edited.
+        nodes: node key -> node, in execution order. Nodes edited or inserted here are copies.
+    """
+
+    def __init__(self, model: onnx.ModelProto):
+        self.model = model
+        self.opset = opset(model)
+        self.nodes: dict[str, onnx.NodeProto] = {}
+        for node in model.graph.node:
+            key = node_key(node)
+            if not key:
+                raise ModelError(f"node {node.name!r} ({node.op_type}) has no output - remove it")
+            self.nodes[key] = node
+        self.producer = {o: k for k, n in self.nodes.items() for o in n.output if o}
+        self.initializers = {t.name: t for t in model.graph.initializer}
+        sparse = {t.values.name for t in model.graph.sparse_initializer}
+        self.inputs = tuple(i.name for i in model.graph.input if i.name not in self.initializers)
+        self.outputs = tuple(o.name for o in model.graph.output)
+        self.opaque = sparse
+        self._values: dict[str, np.ndarray | None] = {}
+        self._edits: dict[Use, np.ndarray] = {}
+        self._owned: set[str] = set()
+        self._after: dict[str, list[onnx.NodeProto]] = {}
+        self._dropped: set[str] = set()
+        self._added: dict[str, np.ndarray] = {}
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The value of `name` when it does not depend on the model's inputs, else None."""
+        if name in self._values:
+            return self._values[name]
+        # Depth first without recursion: chains of folded nodes may be long.
+        stack = [name]
+        while stack:
+            top = stack[-1]
+            if top in self._values:
+                stack.pop()
+            elif top in self.initializers:
+                self._values[top] = numpy_helper.to_array(self.initializers[top])
+            elif top not in self.producer or not evaluate.foldable(node := self.nodes[self.producer[top]]):
+                self._values[top] = None
+            elif waiting := [i for i in node.input if i and i not in self._values]:
+                stack.extend(waiting)
+            else:
+                operands = [self._values[i] if i else None for i in node.input]
+                fit = all(v is not None for v, i in zip(operands, node.input, strict=True) if i)
+                results = evaluate.evaluate(node, operands, self.opset) if fit else None
+                for k, o in enumerate(node.output):
+                    self._values[o] = None if results is None or k >= len(results) else results[k]
+        return self._values[name]
+
+    def consumers(self) -> dict[str, list[Use]]:
+        """Every tensor's uses by top-level nodes."""
+        found: dict[str, list[Use]] = {}
+        for key, node in self.nodes.items():
+            for i, name in enumerate(node.input):
+                if name:
+                    found.setdefault(name, []).append((key, i))
+        return found
+
+    def captured(self) -> dict[str, str]:
+        """Tensor name -> key of a control-flow node whose body reads it."""
+        return {name: key for key, node in self.nodes.items() for name in captured(node)}
+
+    # -- editing ------------------------------------------------------------------------------------------
+
+    def own(self, key: str) -> onnx.NodeProto:
+        """A copy of the node that may be edited, put in the node's place."""
+        if key not in self._owned:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(self.nodes[key])
+            self.nodes[key] = copy
+            self._owned.add(key)
+        return self.nodes[key]
+
+    def set_constant(self, use: Use, value: np.ndarray) -> None:
+        """Give one use of a constant a new value; other uses keep theirs."""
+        self._edits[use] = value
+
+    def value(self, use: Use) -> np.ndarray | None:
+        """The constant that a use reads, edits included."""
+        if use in self._edits:
+            return self._edits[use]
+        node = self.nodes[use[0]]
+        name = node.input[use[1]] if use[1] < len(node.input) else ""
+        return self.constant(name) if name else None
+
+    def add_constant(self, stem: str, value: np.ndarray) -> str:
+        """A new constant that no node reads yet. Returns its name."""
+        name = _Names(self).fresh(stem)
+        self._added[name] = value
+        return name
+
+    def insert_after(self, key: str, node: onnx.NodeProto) -> None:
+        """Put a new node behind the node `key`."""
+        self._after.setdefault(key, []).append(node)
+
+    def drop(self, key: str) -> None:
+        """Remove a node; its consumers must have been rewired."""
+        self._dropped.add(key)
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def export(self) -> onnx.ModelProto:
+        """The edited model: a clone of the original with the edits in it, dead constants removed."""
+        model = onnx.ModelProto()
+        if not (self._edits or self._owned or self._after or self._dropped):
+            model.CopyFrom(self.model)
+            return model
+        nodes = {k: n for k, n in self.nodes.items() if k not in self._dropped}
+        names = _Names(self)
+        replaced: dict[str, np.ndarray] = {}  # constants that keep their name
+        added: dict[str, np.ndarray] = dict(self._added)
+        rewired: dict[str, onnx.NodeProto] = {}
+        for name, group in _by_source(self, nodes).items():
+            values = [self._edits.get(use) for use in group]
+            edited = [v for v in values if v is not None]
+            if not edited:
+                continue
+            whole = len(edited) == len(values) and name not in names.captured and name not in self.outputs
+            alike = all(_identical(v, edited[0]) for v in edited[1:])
+            if whole and alike:
+                replaced[name] = edited[0]
+                continue
+            fresh: list[tuple[np.ndarray, str]] = []
+            for (key, i), value in zip(group, values, strict=True):
+                if value is None:
+                    continue
+                twin = next((n for v, n in fresh if _identical(v, value)), None)
+                if twin is None:
+                    twin = names.fresh(name)
+                    fresh.append((value, twin))
+                    added[twin] = value
+                if key not in rewired:
+                    rewired[key] = onnx.NodeProto()
+                    rewired[key].CopyFrom(nodes[key])
+                rewired[key].input[i] = twin
+        nodes.update(rewired)
+        _write(self, model, nodes, replaced, added)
+        return model
+
+
+class _Names:
+    """Hands out names no tensor of the graph has."""
+
+    def __init__(self, graph: Graph):
+        self.captured = set(graph.captured())
+        self.taken = set(graph.producer) | set(graph.initializers) | set(graph.inputs) | self.captured
+        self.taken |= set(graph._added)
+        for added in graph._after.values():
+            self.taken.update(o for n in added for o in n.output)
+
+    def fresh(self, stem: str) -> str:
+        k = 1
+        while f"{stem}_{k}" in self.taken:
+            k += 1
+        self.taken.add(f"{stem}_{k}")
+        return f"{stem}_{k}"
+
+
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
+    return a is b or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+
+
+def _by_source(graph: Graph, nodes: Mapping[str, onnx.NodeProto]) -> dict[str, list[Use]]:
+    """Constant name -> all its uses, in order, for the constants that have an edited use."""
+    sources = {nodes[key].input[i] for key, i in graph._edits if key in nodes}
+    found: dict[str, list[Use]] = {}
+    for key, node in nodes.items():
+        for i, name in enumerate(node.input):
+            if name in sources:
+                found.setdefault(name, []).append((key, i))
+    return found
+
+
+def _tensor(value: np.ndarray, name: str, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
+    tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+    if like is not None:
+        tensor.doc_string = like.doc_string
+        tensor.metadata_props.extend(like.metadata_props)
+    return tensor
+
+
+def _constant_node(value: np.ndarray, name: str) -> onnx.NodeProto:
+    return onnx.helper.make_node("Constant", [], [name], value=_tensor(value, name))
+
+
+def _write(
+    graph: Graph,
+    model: onnx.ModelProto,
+    nodes: dict[str, onnx.NodeProto],
+    replaced: dict[str, np.ndarray],
+    added: dict[str, np.ndarray],
+) -> None:
+    source = graph.model
+    for field, value in source.ListFields():
+        if field.name == "graph":
+            continue
+        if field.is_repeated:
+            getattr(model, field.name).MergeFrom(value)
+        elif field.type == field.TYPE_MESSAGE:
+            getattr(model, field.name).CopyFrom(value)
+        else:
+            setattr(model, field.name, value)
+    out, old = model.graph, source.graph
+    body: list[onnx.NodeProto] = []
+    # Before IR 4 an initializer had to be a graph input too: new constants become Constant nodes there.
+    as_nodes = source.ir_version < 4
+    if as_nodes:
+        body += [_constant_node(v, n) for n, v in added.items()]
+    folded = []  # a folded path whose every use got one new value: the path's end becomes an initializer
+    for key, node in nodes.items():
+        name = next((o for o in node.output if o in replaced), None)
+        if name is None:
+            body.append(node)
+        elif node.op_type == "Constant":
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            del copy.attribute[:]
+            copy.attribute.append(onnx.helper.make_attribute("value", _tensor(replaced[name], name)))
+            body.append(copy)
+        elif as_nodes:
+            body.append(_constant_node(replaced[name], name))
+        else:
+            folded.append(name)
+        body += graph._after.get(key, ())
+    body = _alive(body, set(graph.outputs), _originally_dead(graph))
+    out.node.extend(body)
+    used = {i for n in body for i in n.input} | {name for n in body for name in captured(n)}
+    used |= set(graph.outputs)
+    was_used = {i for n in old.node for i in n.input} | {name for n in old.node for name in captured(n)}
+    was_used |= set(graph.outputs)
+    for tensor in old.initializer:
+        if tensor.name in replaced:
+            out.initializer.append(_tensor(replaced[tensor.name], tensor.name, tensor))
+        elif tensor.name in used or tensor.name not in was_used:
+            out.initializer.append(tensor)
+    for name in folded:
+        out.initializer.append(_tensor(replaced[name], name))
+    if not as_nodes:
+        out.initializer.extend(_tensor(v, n) for n, v in added.items())
+    kept = {t.name for t in out.initializer}
+    for value in old.input:
+        if value.name in graph.initializers and value.name not in kept:
+            continue
+        out.input.append(value)
+        if value.name in replaced:
+            shape = out.input[-1].type.tensor_type.shape
+            del shape.dim[:]
+            for d in replaced[value.name].shape:
+                shape.dim.add().dim_value = d
+    for field, value in old.ListFields():
+        if field.name in ("node", "initializer", "input", "value_info"):
+            continue
+        if field.is_repeated:
+            getattr(out, field.name).MergeFrom(value)
+        else:
+            setattr(out, field.name, value)
+    _carry_value_info(old, out, replaced, added)
+
+
+def _carry_value_info(old: onnx.GraphProto, out: onnx.GraphProto, *changed: dict[str, np.ndarray]) -> None:
+    """Keep the value infos of tensors that are still there; sizes that the edits changed are given up
+    by `forget_sizes` (the caller knows them), stale ones of constants here."""
+    there = {o for n in out.node for o in n.output} | {t.name for t in out.initializer}
+    gone = {name for d in changed for name in d}
+    for info in old.value_info:
+        if info.name in there and info.name not in gone:
+            out.value_info.append(info)
+
+
+def forget_sizes(model: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) -> None:
+    """Write the new sizes of cut axes into the value infos, in place: {tensor: {axis: new size}}."""
+    for info in (*model.graph.value_info, *model.graph.output):
+        axes = sizes.get(info.name)
+        if axes and info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
+            dims = info.type.tensor_type.shape.dim
+            for axis, size in axes.items():
+                if axis < len(dims) and dims[axis].HasField("dim_value"):
+                    dims[axis].dim_value = size
+
+
+def _originally_dead(graph: Graph) -> set[str]:
+    """Keys of nodes that were dead before any edit: they stay, as everything we did not touch."""
+    nodes = list(graph.model.graph.node)
+    alive = {node_key(n) for n in _alive(nodes, set(graph.outputs), set())}
+    return {node_key(n) for n in nodes} - alive
+
+
+def _alive(nodes: list[onnx.NodeProto], outputs: set[str], keep: set[str]) -> list[onnx.NodeProto]:
+    """Nodes that an output depends on (one backward sweep over a sorted list)."""
+    needed, alive = set(outputs), []
+    for node in reversed(nodes):
+        if node_key(node) in keep or any(o in needed for o in node.output if o):
+            alive.append(node)
+            needed.update(i for i in node.input if i)
+            needed.update(captured(node))
+    return alive[::-1]

@@ -1,0 +1,67 @@
+"""Physically remove channels: the one place where a model loses weights.
+
+`cut` takes the analysis and the set of units that stay, and returns a new model in which every constant that
+carries a removed unit has lost those indices and every size that the graph spells out is right again. It
+computes nothing: the values that stay are the original's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxprune.channels.groups import Channels
+from onnxprune.channels.spelled import Cut, mend
+from onnxprune.errors import UnsupportedError
+from onnxprune.graph.model import Graph, forget_sizes, set_attr
+
+
+def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
+    """A clone of the graph's model without the units that are not alive.
+
+    Args:
+        graph: the graph that `channels` was found in; left unedited.
+        channels: the analysis.
+        alive: (unit_count + 1,) bool, as `Channels.alive` makes it.
+
+    Raises:
+        UnsupportedError: a size computed at run time would come out wrong (the analysis pins these, so this
+            is a last line of defence).
+    """
+    edited = Graph(graph.model)
+    sizes = Cut(channels, alive)
+    mends, conflicts = mend(graph, sizes)
+    if conflicts:
+        raise UnsupportedError(f"node {conflicts[0].node!r}: {conflicts[0].reason} - exclude its channels")
+    for use, axes in channels.params.items():
+        value = graph.value(use)
+        if value is None:
+            continue
+        for axis, units in axes.items():
+            keep = alive[units]
+            if not keep.all():
+                value = value.compress(keep, axis)
+        if value is not graph.value(use):
+            edited.set_constant(use, value)
+    for m in mends:
+        if m.attribute is None:
+            edited.set_constant(m.use, m.value)
+        elif m.attribute == "+split":
+            _add_split(edited, m.use[0], m.value)
+        else:
+            set_attr(edited.own(m.use[0]), m.attribute, m.value)
+    model = edited.export()
+    changed = {name: {axis: sizes.shapes[name][axis]} for name, (axis, _) in sizes.lines.items()}
+    forget_sizes(model, changed)
+    return model
+
+
+def _add_split(edited: Graph, key: str, sizes: np.ndarray) -> None:
+    """A Split into equal parts gets unequal ones: give it the operand that says so."""
+    node = edited.own(key)
+    for k in range(len(node.attribute) - 1, -1, -1):
+        if node.attribute[k].name == "num_outputs":
+            del node.attribute[k]
+    name = edited.add_constant(f"{key}_sizes", sizes)
+    del node.input[1:]
+    node.input.append(name)
