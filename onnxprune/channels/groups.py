@@ -98,6 +98,7 @@ class Channels:
         reads: use -> (axis, (length,) units): a product of two activations contracts these channels.
         unit_count: number of units.
         shapes: tensor name -> sizes in the run that was looked at.
+        derived: tensor name -> value, for what the graph computes from sizes.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -107,6 +108,7 @@ class Channels:
     reads: Mapping[Use, tuple[int, np.ndarray]]
     unit_count: int
     shapes: Mapping[str, tuple[int, ...]]
+    derived: Mapping[str, np.ndarray]
     seen_as: Mapping[Use, Use] = field(default_factory=dict)
 
     def alive(self, keep: Mapping[str, Iterable[int]]) -> np.ndarray:
@@ -119,13 +121,8 @@ class Channels:
         return alive
 
 
-def find_channels(graph: Graph, observed: Observed) -> Channels:
-    """Analyse a graph: channel groups, and reasons for all that is pinned."""
-    ties, flow = _walk(graph, observed)
-    return read_off(graph, observed, ties, flow)
-
-
-def _walk(graph: Graph, observed: Observed) -> tuple[Ties, dict[str, Ids]]:
+def walk_graph(graph: Graph, observed: Observed) -> tuple[Ties, dict[str, Ids]]:
+    """Carry ids through the graph, node by node. Returns the ties and the ids of every activation."""
     ties = Ties()
     walk = rules.Walk(graph, observed, ties)
     flow: dict[str, Ids] = {}
@@ -197,6 +194,7 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
         reads={u: v for u, v in reads.items() if (v[1] != PINNED).any()},
         unit_count=int(free.sum()),
         shapes=observed.shapes,
+        derived=observed.derived,
         seen_as={u: p.seen_as for u, p in ties.params.items() if p.seen_as},
     )
 
@@ -259,9 +257,8 @@ def _groups(
     rank = np.empty(len(order), int)
     rank[order] = np.arange(len(order))
     group_of = rank[group_of]
-    members: list[np.ndarray] = [np.flatnonzero(group_of == g) for g in range(len(order))] if len(order) < 64 else (
-        np.split(np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1])
-    )
+    by_group = np.argsort(group_of, kind="stable")
+    members = np.split(by_group, np.cumsum(np.bincount(group_of, minlength=len(order)))[:-1]) if count else []
     inside: list[list[Slice]] = [[] for _ in order]
     local = np.empty(count + 1, int)
     for units in members:

@@ -442,6 +442,12 @@ def reduction(walk: Walk, x: Value, given: Value = None) -> Ids:
         if axes is None or (not axes and not walk.attr("noop_with_empty_axes", 0)):
             axes = list(range(x.ndim))
     axes = [a % x.ndim for a in axes]
+    if op == "ReduceMean" and len(axes) == 1 and x.shape[axes[0]] > 1 and _is_norm(walk):
+        # Global response normalisation: the mean over channels of one norm a channel. A channel that goes
+        # leaves a zero behind; the cut keeps the divisor.
+        line = walk.channels(x, axes[0])
+        walk.ties.reads[(walk.key, 0)] = (axes[0], line)
+        return walk.dead(0, "a mean over channels")
     for a in axes:
         x = walk.ties.whole(x, a, f"{op} mixes the channels of this axis")
     if walk.attr("keepdims", 1):
@@ -450,6 +456,12 @@ def reduction(walk: Walk, x: Value, given: Value = None) -> Ids:
 
 
 # -- what moves indices about --------------------------------------------------------------------------------
+
+
+def _is_norm(walk: Walk) -> bool:
+    """Whether the operand is a norm over positions."""
+    producer = walk.graph.producer.get(walk.node.input[0])
+    return producer is not None and walk.graph.nodes[producer].op_type == "ReduceL2"
 
 
 @rule("Transpose")

@@ -43,7 +43,7 @@ class Cut:
     """The sizes of every activation once the units that are not alive have gone."""
 
     def __init__(self, channels: Channels, alive: np.ndarray):
-        self.channels, self.alive = channels, alive
+        self.channels, self.alive, self.before = channels, alive, channels.derived
         self.lines: dict[str, tuple[int, np.ndarray]] = {}
         self.shapes = dict(channels.shapes)
         for name, units in channels.flow.items():
@@ -72,7 +72,7 @@ def mend(graph: Graph, cut: Cut) -> tuple[list[Mend], list[Conflict]]:
         What to replace, and what cannot be mended.
     """
     mends: list[Mend] = []
-    wanted: list[tuple[str, int, np.ndarray]] = []  # operands computed at run time, and what they must be
+    wanted: dict[Use, np.ndarray | None] = {}  # operands computed at run time, and what they must be
     for key, node in graph.nodes.items():
         spell = SPELLS.get(node.op_type)
         if spell is None or not any(cut.changed(t) for t in (*node.input, *node.output)):
@@ -83,89 +83,110 @@ def mend(graph: Graph, cut: Cut) -> tuple[list[Mend], list[Conflict]]:
             elif graph.constant(node.input[where]) is not None:
                 mends.append(Mend((key, where), value))
             else:
-                wanted.append((key, where, value))
-    if not graph_has_sizes(graph):
+                wanted[key, where] = value
+        for i, name in enumerate(node.input):
+            if name in cut.before and (node.op_type, i) in TAKES_SIZES:
+                wanted.setdefault((key, i), cut.before[name])
+    if not cut.before:
         return mends, []
     return _follow(graph, cut, mends, wanted)
 
 
-def graph_has_sizes(graph: Graph) -> bool:
-    return any(n.op_type in ("Shape", "Size") for n in graph.nodes.values())
-
-
 def _follow(
-    graph: Graph, cut: Cut, mends: list[Mend], wanted: list[tuple[str, int, np.ndarray]]
+    graph: Graph, cut: Cut, mends: list[Mend], wanted: dict[Use, np.ndarray | None]
 ) -> tuple[list[Mend], list[Conflict]]:
-    before = follow(graph, cut.channels.shapes)
+    """Hold what the graph will compute against what is wanted."""
     after = follow(graph, cut.shapes)
+    static = follow(graph, _stirred(cut))
     conflicts: list[Conflict] = []
-    for key, i, value in wanted:
+    for (key, i), value in wanted.items():
         node = graph.nodes[key]
-        name = node.input[i]
-        now = after.get(name)
-        if now is not None and np.size(now) == value.size and ((value == ANY) | (value == np.ravel(now))).all():
-            continue
-        pieces = _pieces(graph, name, value, now)
+        pieces = None if value is None else _pieces(graph, cut, (key, i), value, after, static)
         if pieces is None:
-            conflicts.append(
-                Conflict(key, (node.input[0], node.output[0]), f"{node.op_type} takes a size computed at run time")
-            )
+            why = f"{node.op_type} takes a size computed at run time"
+            conflicts.append(Conflict(key, (node.input[0], node.output[0]), why))
         else:
             mends += pieces
-    fixed = {m.use: m.value for m in mends if m.attribute is None}
-    clash = _clashes(mends)
-    conflicts += [Conflict(k, tuple(graph.nodes[k].input[:1]), "two readers need different sizes") for k in clash]
+    for key in _clashes(mends):
+        conflicts.append(Conflict(key, tuple(graph.nodes[key].input[:1]), "two readers need different sizes"))
     # values computed from sizes that reach arithmetic on data must not change
     for key, node in graph.nodes.items():
-        if all(o in before or graph.constant(o) is not None for o in node.output if o):
+        if all(o in cut.before or graph.constant(o) is not None for o in node.output if o):
             continue
         for i, name in enumerate(node.input):
-            if name not in before or (node.op_type, i) in TAKES_SIZES or (key, i) in fixed:
+            if name not in cut.before or (key, i) in wanted or _equal(cut.before[name], after.get(name)):
                 continue
-            if name not in after or not _equal(before[name], after[name]):
-                roots = _roots(graph, name, before, cut)
+            if _equal(cut.before[name], static.get(name)):
+                mends.append(Mend((key, i), cut.before[name]))  # a property of the weights: freeze it
+            else:
+                roots = _roots(graph, name, cut.before, cut)
                 conflicts.append(Conflict(key, roots, f"its size is used as a value by {node.op_type}"))
     return mends, conflicts
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+def _stirred(cut: Cut) -> dict[str, tuple[int, ...]]:
+    """The sizes with every axis changed that carries no channels: what still comes out the same depends on
+    weights alone, whatever the batch or the image size."""
+    stirred = {}
+    for name, shape in cut.channels.shapes.items():
+        units = cut.channels.flow.get(name)
+        carried = [units is not None and k < units.ndim and units.shape[k] > 1 for k in range(len(shape))]
+        stirred[name] = tuple(d if c else 2 * d + 5 for d, c in zip(shape, carried, strict=True))
+    return stirred
+
+
+def _equal(a: np.ndarray, b: np.ndarray | None) -> bool:
+    if b is None:
+        return False
     return np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f"))
 
 
-ANY = -(2**62)
-"""In a wanted value: whatever stands there is right."""
-
-
-def _pieces(graph: Graph, name: str, value: np.ndarray, now: np.ndarray | None) -> list[Mend] | None:
-    """Mend the constants that a Concat puts into a computed shape; None when that is not enough."""
-    key = graph.producer.get(name)
-    if key is None:
-        return None
-    node = graph.nodes[key]
+def _pieces(
+    graph: Graph,
+    cut: Cut,
+    use: Use,
+    value: np.ndarray,
+    after: Mapping[str, np.ndarray],
+    static: Mapping[str, np.ndarray],
+) -> list[Mend] | None:
+    """What to mend so that an operand computed at run time comes out as wanted; None when nothing helps."""
+    name = graph.nodes[use[0]].input[use[1]]
+    now = after.get(name)
+    if _equal(value, now):
+        return []
+    if graph.constant(name) is not None or _equal(cut.before[name], static.get(name)):
+        return [Mend(use, np.asarray(value, graph_dtype(graph, cut, name)))]
+    node = graph.nodes[graph.producer[name]]
+    key = graph.producer[name]
     if node.op_type in ("Cast", "Identity"):
-        return _pieces(graph, node.input[0], value, now)
-    if node.op_type != "Concat":
-        return None
-    mends, position = [], 0
-    sizes = [graph.constant(i) for i in node.input]
-    if now is None:
-        return None
-    # every computed piece is one element unless told otherwise: shapes are joined from scalars
-    known = sum(v.size for v in sizes if v is not None)
-    unknown = sum(v is None for v in sizes)
-    if known + unknown != len(value):
-        return None
-    for i, piece in enumerate(sizes):
-        width = 1 if piece is None else piece.size
-        part, have = value[position : position + width], np.asarray(now)[position : position + width]
-        position += width
-        wrong = (part != ANY) & (part != have)
-        if not wrong.any():
-            continue
-        if piece is None:
+        return _pieces(graph, cut, (key, 0), value, after, static)
+    if node.op_type in ("Unsqueeze", "Squeeze", "Reshape"):
+        inner = cut.before.get(node.input[0])
+        if inner is None or np.size(inner) != np.size(value):
             return None
-        mends.append(Mend((key, i), np.where(wrong, part, piece.reshape(-1)).astype(piece.dtype).reshape(piece.shape)))
+        return _pieces(graph, cut, (key, 0), np.reshape(value, np.shape(inner)), after, static)
+    if node.op_type != "Concat" or np.ndim(value) != 1 or np.shape(now) != np.shape(value):
+        return None
+    mends: list[Mend] = []
+    position = 0
+    for i, piece in enumerate(node.input):
+        have = cut.before.get(piece, graph.constant(piece))
+        if have is None:
+            return None
+        part = value[position : position + have.size]
+        if not np.array_equal(part, now[position : position + have.size]):
+            fixed = _pieces(graph, cut, (key, i), part, after, static)
+            if fixed is None:
+                return None
+            mends += fixed
+        position += have.size
     return mends
+
+
+def graph_dtype(graph: Graph, cut: Cut, name: str) -> np.dtype:
+    """The element type of a size operand."""
+    value = cut.before.get(name, graph.constant(name))
+    return np.dtype(np.int64) if value is None else value.dtype
 
 
 def _clashes(mends: list[Mend]) -> list[str]:
@@ -211,11 +232,10 @@ def spells(op: str, *operands: int) -> Callable:
 
 
 def _operand(graph: Graph, cut: Cut, node: onnx.NodeProto, i: int) -> np.ndarray | None:
-    """The operand's value before the cut (constant or computed)."""
+    """The operand's value before the cut, constant or computed from sizes."""
     if i >= len(node.input) or not node.input[i]:
         return None
-    value = graph.constant(node.input[i])
-    return value
+    return cut.before.get(node.input[i], graph.constant(node.input[i]))
 
 
 def _target(graph: Graph, cut: Cut, node: onnx.NodeProto, i: int, leave: tuple[int, ...]) -> Spelled:
@@ -223,7 +243,7 @@ def _target(graph: Graph, cut: Cut, node: onnx.NodeProto, i: int, leave: tuple[i
     old, new = cut.channels.shapes[node.output[0]], cut.shapes[node.output[0]]
     given = _operand(graph, cut, node, i)
     if given is None:
-        return [(i, np.array([n if n != o else ANY for o, n in zip(old, new, strict=True)], np.int64))]
+        return [(i, None)]
     if len(given) != len(new):
         return []
     source = cut.shapes[node.input[0]]
@@ -269,7 +289,7 @@ def _resize(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     given, new = _operand(graph, cut, node, 3), cut.shapes[node.output[0]]
     old = cut.channels.shapes[node.output[0]]
     if given is None:
-        return [(3, np.array([new[a] if new[a] != old[a] else ANY for a in axes], np.int64))]
+        return [(3, None)]
     target = np.array([new[a] if new[a] != old[a] else s for a, s in zip(axes, given, strict=True)], given.dtype)
     return [] if np.array_equal(target, given) else [(3, target)]
 
@@ -284,12 +304,12 @@ def _slice(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     by_input = len(node.input) > 1
     read = lambda i, word: _operand(graph, cut, node, i) if by_input else attr(node, word)  # noqa: E731
     starts, ends, axes = read(1, "starts"), read(2, "ends"), read(3, "axes")
+    if starts is None or ends is None:  # computed from data
+        return [(1, None)]
     axes = list(range(len(starts if starts is not None else ends))) if axes is None else [int(a) % rank for a in axes]
     if axis not in axes:
         return []
     k = axes.index(axis)
-    if starts is None or ends is None:  # computed at run time: nothing but the whole axis comes out right
-        return [(1, np.full(1, ANY + 1)), (2, np.full(1, ANY + 1))]
     first, stop, _ = slice(int(starts[k]), int(ends[k])).indices(length)
     alive = cut.alive[line]
     new_first = int(alive[:first].sum())
@@ -329,10 +349,19 @@ def _gather(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     _, line = cut.lines[name]
     given = _operand(graph, cut, node, 1)
     if given is None:
-        return [(1, np.full(1, ANY + 1))]
+        return [(1, None)]
     alive = cut.alive[line]
     index = np.asarray(given) % len(line)
     return [(1, (np.cumsum(alive) - 1)[index[alive[index]]].astype(given.dtype))]
+
+
+@spells("ReduceMean")
+def _reduce_mean(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    """A mean over channels that were cut still divides by their old number."""
+    read = cut.channels.reads.get((key, 0))
+    if read is None or cut.alive[read[1]].all():
+        return []
+    return [("*scale", float(cut.alive[read[1]].mean()))]
 
 
 @spells("Tile", 1)

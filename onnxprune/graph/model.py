@@ -24,7 +24,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import evaluate
+from onnxprune.graph import evaluate, fold
 
 Use = tuple[str, int]
 """One use of a tensor: (first output name of the reading node, input position)."""
@@ -95,6 +95,17 @@ def digest(model: onnx.ModelProto) -> str:
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
+NEVER_CONSTANT = frozenset(
+    "DequantizeLinear QuantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial "
+    "Bernoulli If Loop Scan".split()
+)
+
+
+def _computable(node: onnx.NodeProto) -> bool:
+    """Whether the node is a constant once its operands are. Quantized constants stay quantized."""
+    return node.domain in DEFAULT_DOMAINS and node.op_type not in NEVER_CONSTANT
+
+
 class Graph:
     """A model with its constants and consumers at hand, and the edits made so far.
 
@@ -139,16 +150,21 @@ class Graph:
                 stack.pop()
             elif top in self.initializers:
                 self._values[top] = numpy_helper.to_array(self.initializers[top])
-            elif top not in self.producer or not evaluate.foldable(node := self.nodes[self.producer[top]]):
+            elif top not in self.producer or not _computable(node := self.nodes[self.producer[top]]):
                 self._values[top] = None
             elif waiting := [i for i in node.input if i and i not in self._values]:
                 stack.extend(waiting)
             else:
                 operands = [self._values[i] if i else None for i in node.input]
                 fit = all(v is not None for v, i in zip(operands, node.input, strict=True) if i)
-                results = evaluate.evaluate(node, operands, self.opset) if fit else None
+                results = None
+                if fit and evaluate.foldable(node):
+                    results = evaluate.evaluate(node, operands, self.opset)
+                elif fit and node.input:
+                    results = fold.run_node(node, operands, self.model)
                 for k, o in enumerate(node.output):
                     self._values[o] = None if results is None or k >= len(results) else results[k]
+                self._values.setdefault(top, None)  # a node whose output an edit has renamed
         return self._values[name]
 
     def consumers(self) -> dict[str, list[Use]]:
@@ -186,6 +202,10 @@ class Graph:
         node = self.nodes[use[0]]
         name = node.input[use[1]] if use[1] < len(node.input) else ""
         return self.constant(name) if name else None
+
+    def fresh(self, stem: str) -> str:
+        """A name that no tensor of the graph has."""
+        return _Names(self).fresh(stem)
 
     def add_constant(self, stem: str, value: np.ndarray) -> str:
         """A new constant that no node reads yet. Returns its name."""

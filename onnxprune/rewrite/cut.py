@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from onnxprune.channels.groups import Channels
-from onnxprune.channels.spelled import Cut, mend
+from onnxprune.channels import Channels, Cut, mend
 from onnxprune.errors import UnsupportedError
 from onnxprune.graph.model import Graph, forget_sizes, set_attr
 
@@ -46,6 +45,8 @@ def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
     for m in mends:
         if m.attribute is None:
             edited.set_constant(m.use, m.value)
+        elif m.attribute == "*scale":
+            _scale(edited, m.use[0], m.value)
         elif m.attribute == "+split":
             _add_split(edited, m.use[0], m.value)
         else:
@@ -65,3 +66,13 @@ def _add_split(edited: Graph, key: str, sizes: np.ndarray) -> None:
     name = edited.add_constant(f"{key}_sizes", sizes)
     del node.input[1:]
     node.input.append(name)
+
+
+def _scale(edited: Graph, key: str, factor: float) -> None:
+    """Multiply a node's output by a number, under the output's own name."""
+    node = edited.own(key)
+    name, inner = node.output[0], edited.fresh(f"{key}_unscaled")
+    like = next((v for i in node.input if (v := edited.constant(i)) is not None and v.dtype.kind == "f"), None)
+    scale = edited.add_constant(f"{key}_scale", np.asarray(factor, np.float32 if like is None else like.dtype))
+    node.output[0] = inner
+    edited.insert_after(key, onnx.helper.make_node("Mul", [inner, scale], [name]))

@@ -1,0 +1,620 @@
+"""ONNX Runtime, and the only place that makes its sessions.
+
+It knows how ORT is installed and how it misleads: `get_available_providers()` describes the build and not
+the machine, and a provider that cannot start is replaced by the CPU without an error. So a session is
+compared with what was asked for, and the nodes each provider took are counted. ORT is imported inside the
+functions: reading and writing models works without it.
+
+The CUDA, TensorRT and other accelerator paths are tested against a stand-in for the `onnxruntime` module;
+they have not been run on a GPU here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, ValueInfoProto, helper
+
+from onnxprune.errors import FileError, ModelError, ProviderError, UnsupportedError, UsageError
+from onnxprune.graph import files
+from onnxprune.graph.files import one_line
+
+PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+}
+_CPU = PROVIDERS["cpu"]
+_ALIASES = {name: alias for alias, name in PROVIDERS.items()}
+
+# Distributions that all install the same `onnxruntime` package, over one another.
+_DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-silicon",
+)
+
+
+def installed_distributions() -> tuple[str, ...]:
+    """The installed distributions that bring an `onnxruntime` package; more than one is a broken install."""
+    found = []
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.distribution(name)
+            found.append(name)
+    return tuple(found)
+
+
+def require_ort() -> ModuleType:
+    """The `onnxruntime` module.
+
+    Raises:
+        ProviderError: it is not installed, installed twice under two names, or does not load; with the
+            commands that help.
+    """
+    found = installed_distributions()
+    if len(found) > 1:
+        extra = "cpu" if "onnxruntime-gpu" not in found else "gpu"
+        raise ProviderError(
+            f"{' and '.join(found)} are both installed and overwrite each other; run "
+            f'`pip uninstall -y {" ".join(found)}` and then `pip install "onnxprune[{extra}]"`'
+        )
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        if found:
+            raise ProviderError(
+                one_line(
+                    f"{found[0]} is installed but does not load: {error}; run "
+                    f"`pip install --force-reinstall {found[0]}`"
+                )
+            ) from error
+        raise ProviderError(
+            "ONNX Runtime is not installed; run "
+            '`pip install "onnxprune[gpu]"` (NVIDIA GPU) or `pip install "onnxprune[cpu]"`'
+        ) from error
+
+
+def provider_name(alias: str) -> str:
+    """ORT's name of a provider: `cuda` gives `CUDAExecutionProvider`.
+
+    Raises:
+        UsageError: there is no such provider.
+    """
+    if alias in _ALIASES:
+        return alias
+    try:
+        return PROVIDERS[alias.lower()]
+    except KeyError:
+        raise UsageError(
+            one_line(f"unknown provider {alias!r}; choose from {', '.join(PROVIDERS)}")
+        ) from None
+
+
+@cache
+def refusal(ir_version: int, opset: int) -> str | None:
+    """Why the installed ORT does not run models of this IR version and opset, or None.
+
+    ORT says nowhere what it supports, so it is asked with a model of one node. None also when ORT is not
+    installed: then nobody knows.
+    """
+    try:
+        ort = require_ort()
+    except ProviderError:
+        return None
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", ports[:1], ports[1:])
+    probe = helper.make_model(graph, ir_version=ir_version, opset_imports=[helper.make_opsetid("", opset)])
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        ort.InferenceSession(probe.SerializeToString(), options, providers=[_CPU])
+    except Exception as error:
+        return _reason(error)
+    return None
+
+
+# --------------------------------------------------------------------------------------------- sessions
+
+
+class Session:
+    """A model, loaded and ready to run.
+
+    Attributes:
+        inputs: what `run` must be fed.
+        outputs: the names of what it returns.
+        providers: ORT's names, the first is the one that was asked for.
+        assignment: provider → number of nodes after ORT's optimisation; None on the CPU alone, or where this
+            ORT cannot tell.
+        name: what messages call the model.
+        raw: the `onnxruntime.InferenceSession`.
+    """
+
+    def __init__(
+        self,
+        raw: Any,
+        *,
+        name: str = "model",
+        assignment: dict[str, int] | None = None,
+        keep: object = None,
+    ) -> None:
+        self.raw = raw
+        self.name = name
+        self.assignment = assignment
+        self.inputs = tuple(_spec_of_session(port) for port in raw.get_inputs())
+        self.outputs = tuple(port.name for port in raw.get_outputs())
+        self.providers = tuple(raw.get_providers())
+        self._keep = keep  # the temporary folder that ORT may have mapped
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
+        """The named outputs, or all.
+
+        Raises:
+            ModelError: ORT refused the feeds or failed; one line with its reason.
+        """
+        try:
+            return list(self.raw.run(None if outputs is None else list(outputs), dict(feeds)))
+        except Exception as error:
+            given = ", ".join(f"{k} {getattr(v, 'dtype', '')}{list(np.shape(v))}" for k, v in feeds.items())
+            raise ModelError(
+                one_line(
+                    f"{self.name}: cannot be run with {given}: {_reason(error)}; check the inputs' shapes"
+                )
+            ) from error
+
+
+def open_session(
+    model: ModelProto | bytes | str | Path,
+    *,
+    providers: Sequence[str] = ("cpu",),
+    threads: int | None = None,
+    optimise: bool = True,
+    spinning: bool = True,
+    name: str = "model",
+) -> Session:
+    """A session on exactly the provider that was asked for.
+
+    Args:
+        model: in memory, serialised, or a path. A model too large for protobuf goes through a temporary file.
+        providers: short names, the wanted one first; the CPU takes the nodes that the others leave.
+        threads: for one operator; None leaves the choice to ORT.
+        optimise: whether ORT may fuse and fold.
+        spinning: whether idle threads burn cycles; off on a busy machine.
+        name: what messages call the model.
+
+    Raises:
+        ProviderError: a provider is not in this build, did not start, or took no node.
+        ModelError: ORT does not load the model.
+        FileError: `model` is a path and there is no such file.
+        UsageError: an unknown provider, or fewer than one thread.
+    """
+    if not providers:
+        raise UsageError(f"no provider given; choose from {', '.join(PROVIDERS)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; it must be at least 1")
+    wanted = list(dict.fromkeys(provider_name(alias) for alias in providers))
+    ort = require_ort()
+    _check_build(ort, wanted)
+    if isinstance(model, (str, Path)) and not Path(model).is_file():
+        raise FileError(one_line(f"{model}: there is no such file; check the path"))
+
+    def options() -> Any:
+        made = ort.SessionOptions()
+        made.log_severity_level = 3
+        levels = ort.GraphOptimizationLevel
+        made.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+        made.inter_op_num_threads = 1
+        if threads is not None:
+            made.intra_op_num_threads = threads
+        if not spinning:
+            made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return made
+
+    with contextlib.ExitStack() as undo:
+        source, keep = _loadable(model, undo)
+        if wanted == [_CPU]:
+            try:
+                raw = ort.InferenceSession(source, options(), providers=wanted)
+            except Exception as error:
+                raise ModelError(
+                    one_line(f"{name}: does not load in ONNX Runtime: {_reason(error)}")
+                ) from error
+            assignment = None
+        else:
+            raw, assignment = _accelerated(ort, source, options, wanted, name)
+        session = Session(raw, name=name, assignment=assignment, keep=keep)
+        undo.pop_all()
+    return session
+
+
+def _loadable(
+    model: ModelProto | bytes | str | Path, undo: contextlib.ExitStack
+) -> tuple[bytes | str, tempfile.TemporaryDirectory[str] | None]:
+    """What ORT can load, and the temporary folder that must outlive the session, if any."""
+    if isinstance(model, bytes):
+        return model, None
+    if isinstance(model, (str, Path)):
+        return str(model), None
+    if files.weight_bytes(model) <= files.MAX_PROTOBUF:
+        with contextlib.suppress(Exception):  # EncodeError or ValueError: too large after all
+            return model.SerializeToString(), None
+    folder = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+    undo.callback(folder.cleanup)
+    light = files.write_external(model, folder.name)
+    path = Path(folder.name, "model.onnx")
+    try:
+        path.write_bytes(light.SerializeToString())
+    except OSError as error:
+        raise FileError(one_line(f"{path}: cannot be written: {error.strerror}; free some space")) from error
+    return str(path), folder
+
+
+def _check_build(ort: ModuleType, wanted: Sequence[str]) -> None:
+    available = ort.get_available_providers()
+    for name in wanted:
+        if name in available:
+            continue
+        alias = _ALIASES[name]
+        have = ", ".join(_ALIASES.get(p, p) for p in available)
+        remedy = {
+            "cuda": 'run `pip uninstall -y onnxruntime` and `pip install "onnxprune[gpu]"`',
+            "tensorrt": 'run `pip uninstall -y onnxruntime` and `pip install "onnxprune[gpu]"`',
+            "openvino": "install onnxruntime-openvino instead of onnxruntime",
+            "directml": "install onnxruntime-directml instead of onnxruntime (Windows only)",
+            "coreml": "install onnxruntime on macOS",
+        }.get(alias, "reinstall onnxruntime")
+        raise ProviderError(
+            f"provider {alias} is not in onnxruntime {ort.__version__} (which has {have}); {remedy}"
+        )
+
+
+def _accelerated(
+    ort: ModuleType, source: bytes | str, options: Callable[[], Any], wanted: list[str], name: str
+) -> tuple[Any, dict[str, int] | None]:
+    """A session whose first provider really is the one asked for, and who took how many nodes.
+
+    Not run on a GPU here.
+    """
+    first, alias = wanted[0], _ALIASES[wanted[0]]
+    made = options()
+    with contextlib.suppress(Exception):  # an ORT too old to record it: then only the providers are compared
+        made.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    listed = wanted if _CPU in wanted else [*wanted, _CPU]
+    with _captured_stderr() as said:
+        if any(p in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]) for p in wanted):
+            preload = getattr(ort, "preload_dlls", None)
+            if preload is not None:
+                with contextlib.suppress(Exception):  # a missing library shows below, with ORT's own reason
+                    preload()
+        try:
+            # enable_fallback=0: otherwise ORT prints a banner and tries again on the CPU
+            raw = ort.InferenceSession(source, made, providers=listed, enable_fallback=0)
+        except Exception as error:
+            try:
+                ort.InferenceSession(source, options(), providers=[_CPU])
+            except Exception as fault:
+                raise ModelError(
+                    one_line(f"{name}: does not load in ONNX Runtime: {_reason(fault)}")
+                ) from fault
+            raise ProviderError(
+                one_line(f"{name}: provider {alias} does not start: {_reason(error)}; {_remedy(alias)}")
+            ) from error
+    got = list(raw.get_providers())
+    if not got or got[0] != first:
+        fallen = _ALIASES.get(got[0], got[0]) if got else "nothing"
+        why = f" ({_reason(said[0])})" if said and said[0] else ""
+        raise ProviderError(
+            one_line(
+                f"{name}: asked for {alias}, but ONNX Runtime fell back to {fallen}{why}; {_remedy(alias)}"
+            )
+        )
+    assignment = _assignment(raw)
+    if assignment is not None and not assignment.get(first):
+        spread = ", ".join(f"{_ALIASES.get(p, p)} {n}" for p, n in sorted(assignment.items())) or "nobody"
+        raise ProviderError(
+            one_line(
+                f"{name}: provider {alias} took no node (nodes by provider: {spread}); use --providers cpu"
+            )
+        )
+    return raw, assignment
+
+
+def _remedy(alias: str) -> str:
+    if alias in ("cuda", "tensorrt"):
+        return "check `nvidia-smi` and that CUDA and cuDNN fit onnxruntime-gpu, or use --providers cpu"
+    return "check its driver and libraries, or use --providers cpu"
+
+
+def _assignment(raw: Any) -> dict[str, int] | None:
+    """Provider → number of nodes, where this ORT records it."""
+    try:
+        parts = raw.get_provider_graph_assignment_info()
+        counts: dict[str, int] = {}
+        for part in parts:
+            counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    except Exception:  # an ORT without the method, or one that recorded nothing
+        return None
+    return counts or None
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[list[str]]:
+    """Collects what native code writes to file descriptor 2: there ORT tells why a provider did not start.
+
+    The list receives one string when the block ends. Other threads' words land there too, so the block is
+    kept short and only wraps the making of a session.
+    """
+    said: list[str] = []
+    try:
+        sys.stderr.flush()
+        saved = os.dup(2)
+    except (OSError, AttributeError, ValueError):  # no standard error at all
+        yield said
+        return
+    with tempfile.TemporaryFile() as shelf:
+        os.dup2(shelf.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            shelf.seek(0)
+            said.append(shelf.read(100_000).decode("utf-8", "replace").strip())
+
+
+def _reason(error: object) -> str:
+    """What ORT means, in one line: its codes, colours, source paths and C++ signatures left out."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line for line in text.splitlines() if line.strip()]
+    text = next((line for line in lines if "rror" in line), lines[0] if lines else type(error).__name__)
+    text = re.sub(r"^.*?\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^\d{4}-\d\d-\d\d [\d:.]+ ", "", text)
+    text = re.sub(r"\[E:onnxruntime:[^\]]*\] ", "", text)
+    text = re.sub(r"(/\S*)?/onnxruntime(_src)?/\S+:\d+ .*?\) (?=[A-Z])", "", text)
+    return one_line(text)[:300].rstrip(" .")
+
+
+# --------------------------------------------------------------------------------------------- inputs
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One graph input.
+
+    `shape` has one entry an axis: an int is fixed, a str is a symbolic length (equal names, equal lengths),
+    None is unknown. Exporters write unknown as -1, 0, `?` or an empty name.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...]
+
+
+def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
+    """The inputs that a caller must feed; those with a stored value (old models list weights) are left out.
+
+    An input whose rank is not declared is taken as an image batch: four unknown axes.
+
+    Raises:
+        UnsupportedError: an input is not a tensor.
+    """
+    stored = {t.name for t in model.graph.initializer}
+    stored |= {s.values.name for s in model.graph.sparse_initializer}
+    return tuple(_spec_of_port(port) for port in model.graph.input if port.name not in stored)
+
+
+def _spec_of_port(port: ValueInfoProto) -> InputSpec:
+    kind = port.type.WhichOneof("value")
+    if kind not in ("tensor_type", None):
+        raise UnsupportedError(
+            one_line(f"input {port.name!r} is a {kind}, not a tensor; nothing can feed it")
+        )
+    tensor = port.type.tensor_type
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type or onnx.TensorProto.FLOAT))
+    except (KeyError, ValueError, TypeError):
+        raise ModelError(
+            one_line(
+                f"input {port.name!r} has the unknown data type {tensor.elem_type}; export the model again"
+            )
+        ) from None
+    if not tensor.HasField("shape"):
+        return InputSpec(port.name, dtype, (None,) * 4)
+    shape = tuple(_axis(d.dim_value if d.HasField("dim_value") else d.dim_param) for d in tensor.shape.dim)
+    return InputSpec(port.name, dtype, shape)
+
+
+def _axis(length: int | str | None) -> int | str | None:
+    if isinstance(length, int):
+        return length if length > 0 else None
+    return length if length and length not in ("?", "-1") else None
+
+
+_ORT_TYPES = {
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "bool": "bool",
+    "string": "object",
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def _spec_of_session(port: Any) -> InputSpec:
+    match = re.fullmatch(r"tensor\((\w+)\)", port.type)
+    dtype = np.dtype(_ORT_TYPES.get(match[1], "object") if match else "object")
+    return InputSpec(port.name, dtype, tuple(_axis(d) for d in port.shape))
+
+
+def default_feed(
+    specs: Sequence[InputSpec],
+    *,
+    batch: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int | np.random.Generator = 0,
+    size: int = 224,
+) -> dict[str, np.ndarray]:
+    """Made-up data that fits the inputs: standard normal floats, zero integers, true booleans.
+
+    Dynamic axes, unless `shapes` gives them: axis 0 is the batch. Rank 4 and 5 are images or clips: axis 1 is
+    3 channels (when the last axis is fixed at 1, 3 or 4 the image is taken as NHWC and axis 1 is `size`), in
+    rank 5 axis 2 is 16 frames, and the rest are `size`. Every dynamic axis of rank 2 or 3 (tokens, features,
+    samples) is `size`. A symbolic length has the same value wherever it stands.
+
+    Args:
+        specs: from `input_specs` or `Session.inputs`.
+        batch: length of a dynamic axis 0.
+        shapes: whole shapes by input name.
+        seed: of the normal numbers, or a generator.
+        size: length of the other dynamic axes.
+
+    Returns:
+        An array for each input.
+
+    Raises:
+        UsageError: `shapes` names no input or contradicts a fixed axis.
+    """
+    shapes = dict(shapes or {})
+    unknown = set(shapes) - {spec.name for spec in specs}
+    if unknown:
+        names = ", ".join(spec.name for spec in specs)
+        raise UsageError(
+            one_line(f"shape given for {sorted(unknown)[0]!r}, which is no input; inputs: {names}")
+        )
+    generator = np.random.default_rng(seed)
+    lengths: dict[str, int] = {}
+    for spec in specs:
+        if spec.name in shapes:
+            _check_fits(spec, shapes[spec.name])
+            lengths.update(
+                (a, int(n)) for a, n in zip(spec.shape, shapes[spec.name], strict=True) if type(a) is str
+            )
+    feed = {}
+    for spec in specs:
+        shape = []
+        for at, axis in enumerate(spec.shape):
+            if spec.name in shapes:
+                length = int(shapes[spec.name][at])
+            elif isinstance(axis, int):
+                length = axis
+            else:
+                length = _guess(spec.shape, at, batch, size)
+                if axis is not None:
+                    length = lengths.setdefault(axis, length)
+            shape.append(length)
+        feed[spec.name] = _filled(shape, spec.dtype, generator)
+    return feed
+
+
+def _guess(shape: tuple[int | str | None, ...], at: int, batch: int, size: int) -> int:
+    rank = len(shape)
+    if at == 0:
+        return batch
+    if rank in (4, 5) and at == 1 and shape[-1] not in (1, 3, 4):
+        return 3
+    if rank == 5 and at == 2:
+        return 16
+    return size
+
+
+def _check_fits(spec: InputSpec, shape: Sequence[int]) -> None:
+    fits = len(shape) == len(spec.shape) and all(
+        int(n) > 0 and (not isinstance(axis, int) or axis == n)
+        for n, axis in zip(shape, spec.shape, strict=False)
+    )
+    if not fits:
+        known = ["?" if axis is None else axis for axis in spec.shape]
+        raise UsageError(one_line(f"shape {list(shape)} does not fit input {spec.name!r} of shape {known}"))
+
+
+def _filled(shape: Sequence[int], dtype: np.dtype, generator: np.random.Generator) -> np.ndarray:
+    if dtype.kind == "b":
+        return np.ones(shape, dtype)
+    if dtype.kind in "iu":
+        return np.zeros(shape, dtype)
+    if dtype.kind == "O":
+        return np.full(shape, "", dtype)
+    return generator.standard_normal(shape, dtype=np.float32).astype(
+        dtype
+    )  # "V": bfloat16 and smaller floats
+
+
+def with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """A copy of `model` that also returns the tensors `names`, after its own outputs.
+
+    The weights are copied once. Where the model declares a tensor's type it is used; ORT infers the others.
+
+    Raises:
+        UsageError: a name is not a tensor of the outermost graph.
+    """
+    graph = model.graph
+    declared = {port.name: port for port in graph.value_info}
+    declared |= {port.name: port for port in graph.input}
+    stored = {t.name: t for t in graph.initializer}
+    known = {name for node in graph.node for name in node.output if name} | set(declared) | set(stored)
+    present = {port.name for port in graph.output}
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for name in names:
+        if name in present:
+            continue
+        if name not in known:
+            raise UsageError(one_line(f"{name!r} is not a tensor of the model; check its spelling"))
+        if name in declared:
+            port = declared[name]
+        elif name in stored:
+            port = helper.make_tensor_value_info(name, stored[name].data_type, list(stored[name].dims))
+        else:
+            port = helper.make_empty_tensor_value_info(name)
+        copy.graph.output.append(port)
+        present.add(name)
+    return copy
+
+
+# --------------------------------------------------------------------------------------------- versions
+
+
+def versions() -> dict[str, str]:
+    """What a report must say about the machine and its software."""
+    found = installed_distributions()
+    try:
+        ort = f"{require_ort().__version__} ({found[0] if found else 'unknown distribution'})"
+    except ProviderError:
+        ort = " and ".join(found) if found else "not installed"
+    return {
+        "onnx": onnx.__version__,
+        "onnxruntime": ort,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return one_line(line.partition(":")[2])
+    return platform.processor() or platform.machine()
