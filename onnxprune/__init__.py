@@ -1,3 +1,36 @@
-"""onnxprune: a smaller, measurably faster ONNX file that keeps its accuracy, without retraining."""
+"""onnxprune: a smaller, measurably faster ONNX file that keeps its accuracy, without retraining.
+
+result = onnxprune.prune("model.onnx", ratio=0.5, calibration=batches)
+result.save("model.pruned.onnx")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from onnxprune.api import Settings, apply_plan, make_plan, open_model, prune
+    from onnxprune.errors import PruneError
+    from onnxprune.measure.calibration import ImageSpec
+    from onnxprune.measure.latency import bench
+    from onnxprune.plan import PrunePlan
+    from onnxprune.report.result import Result
+
+# Imported when first asked for: `onnxprune --help` must not wait for onnx and numpy.
+_HOMES = {
+    "prune": "api", "open_model": "api", "make_plan": "api", "apply_plan": "api", "Settings": "api",
+    "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "measure.latency",
+    "ImageSpec": "measure.calibration",
+}  # fmt: skip
+
+__all__ = [
+    "ImageSpec", "PruneError", "PrunePlan", "Result", "Settings", "apply_plan", "bench", "make_plan", "open_model",
+    "prune",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+    return getattr(import_module(f"onnxprune.{_HOMES[name]}"), name)

@@ -31,14 +31,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# ---------------------------------------------------------------------------------------------- moments
+# --------------------------------------------------------------------------------------------- moments
 
 
 @dataclass(frozen=True)
 class Moments:
     """Second moments of a design, `H` (d, d) and `G` (d, n), over `count` rows; they add up.
 
-    The intercept is the last row of both, so `H[-1, -1] == count` and `H[-1, :-1]` are the sums of the inputs.
+    The intercept is the last row of both, so `H[-1, -1] == count` and `H[-1, :-1]` is the sum of the inputs.
     """
 
     H: Array
@@ -117,7 +117,7 @@ def sample_positions(images: int, area: int, count: int, rng: np.random.Generato
     return rng.random((images, area)).argpartition(count, axis=1)[:, :count]
 
 
-# ---------------------------------------------------------------------------------------------- least squares
+# --------------------------------------------------------------------------------------- least squares
 
 
 class Ridge:
@@ -180,7 +180,7 @@ def rows_of(channels: np.ndarray, taps: int, inputs: int) -> np.ndarray:
     return np.append(inside, inputs * taps)
 
 
-# ---------------------------------------------------------------------------------------------- through a ReLU
+# -------------------------------------------------------------------------------------- through a ReLU
 
 
 def relu_target(wanted: np.ndarray, now: np.ndarray) -> np.ndarray:
@@ -252,14 +252,14 @@ def conv_norm2(kernel: np.ndarray, size: int = 16) -> float:
     """‖K‖², the largest squared singular value of a stride-1 conv (an upper bound for larger strides).
 
     Exact for circular borders (Sedghi, Gupta, Long, ICLR 2019: the SVD of the kernel's Fourier transform at
-    each frequency), which bounds zero-padded ones from above up to the sampling of `size` × `size` frequencies.
+    each frequency), which bounds zero-padded ones up to the sampling of `size` × `size` frequencies.
     `kernel`: (n, c, kh, kw).
     """
     spectrum = np.fft.fft2(np.asarray(kernel, dtype=np.float64), (size, size), axes=(2, 3))
     return float(np.square(np.linalg.norm(spectrum.transpose(2, 3, 0, 1), 2, axis=(2, 3)).max()))
 
 
-# ---------------------------------------------------------------------------------------------- elimination
+# ----------------------------------------------------------------------------------------- elimination
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class Reader:
         W: (c·taps + 1, n) weights that are optimal for H and the targets (`ridge(H, G)`), or the original
             ones. Multiply column j by the square root of output j's importance to weigh outputs.
         taps: kernel positions a channel.
-        scale: what one unit of squared error of this reader counts; 1 / ‖T − mean T‖² makes readers comparable.
+        scale: what a unit of squared error of this reader counts; 1 / ‖T − mean T‖² makes readers comparable.
     """
 
     H: Array
@@ -335,7 +335,7 @@ def eliminate(
 
 
 class _Elimination:
-    """State of one reader: `V` (d, d, Fortran order, updated in place) and `W` (d, n), removed rows zeroed."""
+    """State of one reader: `V` (d, d, Fortran order, updated in place) and `W` (d, n)."""
 
     def __init__(self, reader: Reader, lam: float) -> None:
         H = np.asarray(reader.H, dtype=np.float64)
@@ -386,7 +386,7 @@ class _Elimination:
         return self.scale * float(np.square(W_r).sum())
 
 
-# ---------------------------------------------------------------------------------------------- other selections
+# ------------------------------------------------------------------------------------ other selections
 
 
 def select_lasso(H: Array, W: Array, keep: int, *, taps: int = 1, slack: float = 0.1) -> NDArray[np.int64]:
@@ -396,7 +396,7 @@ def select_lasso(H: Array, W: Array, keep: int, *, taps: int = 1, slack: float =
 
     from moments alone: `⟨Z_i, Z_j⟩ = tr(W_iᵀ H_ij W_j)`, and `Y` is the sum of the unnormalised ones. α
     doubles from 1e-3 of the α that kills all, until fewer than `keep` are left, then bisects until the count
-    lies in [keep, (1 + slack)·keep]; the `keep` largest |β| stay, filled up by ⟨Z_i, Z_i⟩ if α jumps over them.
+    lies in [keep, (1 + slack)·keep]; the `keep` largest |β| stay, ties by ⟨Z_i, Z_i⟩.
 
     Args:
         H: (c·taps + 1, c·taps + 1), intercept last.
@@ -495,11 +495,11 @@ def cluster(
         labels = _cut(tree, c, width)
     else:
         labels = fcluster(tree, height, "distance")
-    medoids = []
+    chosen = []
     for label in np.unique(labels):
         inside = np.flatnonzero(labels == label)
-        medoids.append(inside[distance[np.ix_(inside, inside)].sum(1).argmin()])
-    medoids = np.sort(np.array(medoids, dtype=np.int64))
+        chosen.append(inside[distance[np.ix_(inside, inside)].sum(1).argmin()])
+    medoids = np.sort(np.array(chosen, dtype=np.int64))
     position = {labels[m]: i for i, m in enumerate(medoids)}
     return medoids, np.array([position[label] for label in labels], dtype=np.int64)
 
@@ -516,13 +516,13 @@ def _cut(tree: Array, c: int, width: int) -> NDArray[np.int64]:
 
 
 def merge_columns(W: np.ndarray, member_of: np.ndarray, medoids: np.ndarray) -> np.ndarray:
-    """(n, w, …) reader weights (n, c, …) with the columns of each cluster added onto its medoid: exact for twins."""
-    out = np.zeros((W.shape[0], len(medoids), *W.shape[2:]), W.dtype)
-    np.add.at(out, (slice(None), member_of), W)
-    return out
+    """(n, w, …) reader weights (n, c, …), each cluster's columns added onto its medoid: exact for twins."""
+    out = np.zeros((len(medoids), W.shape[0], *W.shape[2:]), W.dtype)
+    np.add.at(out, member_of, W.swapaxes(0, 1))
+    return out.swapaxes(0, 1)
 
 
-# ---------------------------------------------------------------------------------------------- statistics
+# ------------------------------------------------------------------------------------------ statistics
 
 
 def statistics(x: np.ndarray, axes: Iterable[int] = (0, 2, 3)) -> tuple[Array, Array]:

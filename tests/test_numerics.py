@@ -80,7 +80,7 @@ def test_ridge_survives(spoil):
 def naive_conv(x, kernel, strides, pads, dilations):
     top, left, bottom, right = pads
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    n, c, kh, kw = kernel.shape
+    n, _, kh, kw = kernel.shape
     ho = (x.shape[2] - (kh - 1) * dilations[0] - 1) // strides[0] + 1
     wo = (x.shape[3] - (kw - 1) * dilations[1] - 1) // strides[1] + 1
     out = np.zeros((len(x), n, ho, wo))

@@ -36,7 +36,9 @@ def _pin_conflicts(graph: Graph, channels: Channels, ties: Ties, flow: dict[str,
         return False
     broken = False
     for share in (0.5, 0.0):
-        keep = {g.name: range(max(1, min(g.width - 1, round(g.width * (1 - share))))) for g in channels.groups}
+        keep = {
+            g.name: range(max(1, min(g.width - 1, round(g.width * (1 - share))))) for g in channels.groups
+        }
         cut = Cut(channels, channels.alive(keep))
         for conflict in mend(graph, cut)[1]:
             tensors = [t for t in conflict.tensors if cut.changed(t)] or list(cut.lines)

@@ -84,6 +84,7 @@ class Pinned:
     count: int
     reason: str
     node: str
+    use: Use = ("", 0)
 
 
 @dataclass(frozen=True)
@@ -214,15 +215,13 @@ def _axes(param: Param, labels: np.ndarray, reason: np.ndarray) -> dict[int, Ids
     return axes
 
 
-def _reasons(
-    graph: Graph, use: Use, axis: int, why: np.ndarray, reasons: list[Reason]
-) -> list[Pinned]:
+def _reasons(graph: Graph, use: Use, axis: int, why: np.ndarray, reasons: list[Reason]) -> list[Pinned]:
     tensor = graph.nodes[use[0]].input[use[1]]
     found = []
     for index in np.unique(why[why != -1]):
         count = int((why == index).sum())
         r = reasons[index] if index >= 0 else Reason(use[0], tensor, axis, "no weight makes or reads it")
-        found.append(Pinned(tensor, axis, count, r.text, r.node))
+        found.append(Pinned(tensor, axis, count, r.text, r.node, use))
     return found
 
 
@@ -288,8 +287,16 @@ def removed_cuts(graph: Graph, channels: Channels, alive: np.ndarray) -> list[di
     def add(use: Use, axis: int, rank: int, units: np.ndarray) -> None:
         gone = np.flatnonzero(~alive[units])
         if len(gone) and use[0] in where:
-            cuts.append({"node": where[use[0]], "input": use[1], "axis": int(axis), "rank": rank,
-                         "length": len(units), "removed": [int(i) for i in gone]})
+            cuts.append(
+                {
+                    "node": where[use[0]],
+                    "input": use[1],
+                    "axis": int(axis),
+                    "rank": rank,
+                    "length": len(units),
+                    "removed": [int(i) for i in gone],
+                }
+            )
 
     for use, axes in channels.params.items():
         value = graph.constant(graph.nodes[use[0]].input[use[1]])

@@ -286,8 +286,11 @@ ELEMENTWISE = (
 @rule(*ELEMENTWISE)
 def elementwise(walk: Walk, *values: Value) -> Ids:
     rank = len(walk.out())
-    operands = [(_lift(v, rank), _lift_dims(walk.dims(i), rank))
-                for i, v in enumerate(values) if isinstance(v, np.ndarray)]
+    operands = [
+        (_lift(v, rank), _lift_dims(walk.dims(i), rank))
+        for i, v in enumerate(values)
+        if isinstance(v, np.ndarray)
+    ]
     params = [v for v in values if isinstance(v, Param)]
     return _meet(walk, operands, params, walk.out()) if operands else walk.dead()
 
@@ -383,8 +386,17 @@ def group_norm(walk: Walk, x: Value, scale: Value, bias: Value) -> Ids:
     return walk.place(channels, 1, x.ndim)
 
 
-@rule("LayerNormalization", "RMSNormalization", "Softmax", "LogSoftmax", "Hardmax", "LpNormalization",
-      "MeanVarianceNormalization", "CumSum", "CumProd")
+@rule(
+    "LayerNormalization",
+    "RMSNormalization",
+    "Softmax",
+    "LogSoftmax",
+    "Hardmax",
+    "LpNormalization",
+    "MeanVarianceNormalization",
+    "CumSum",
+    "CumProd",
+)
 def mixes(walk: Walk, x: Value, *params: Value) -> list[Ids]:
     """Operators that mix the elements of an axis: it stays whole."""
     op = walk.node.op_type
@@ -535,7 +547,11 @@ def concat(walk: Walk, *values: Value) -> Ids:
             ids.append(v)
     if not ids:
         return walk.dead()
-    sizes = [walk.dims(i)[axis] for i, v in enumerate(values) if isinstance(v, Param) or (v is not None and walk.dims(i)[axis] > 0)]
+    sizes = [
+        walk.dims(i)[axis]
+        for i, v in enumerate(values)
+        if isinstance(v, Param) or (v is not None and walk.dims(i)[axis] > 0)
+    ]
     for k in range(rank):
         if k != axis and walk.out()[k] > 1:
             stiff = [v for v in ids if v.shape[k] == 1]
@@ -546,8 +562,10 @@ def concat(walk: Walk, *values: Value) -> Ids:
         if all(v.size == 1 for v in ids):
             return ids[0]
         return ties.same(*ids)
-    wide = [np.broadcast_to(v, [s if k == axis else d for k, d in enumerate(v.shape)])
-            for v, s in zip(ids, sizes, strict=True)]
+    wide = [
+        np.broadcast_to(v, [s if k == axis else d for k, d in enumerate(v.shape)])
+        for v, s in zip(ids, sizes, strict=True)
+    ]
     joined = np.concatenate(wide, axis)
     ties.joints.append(joined)
     return joined
@@ -690,7 +708,12 @@ def einsum(walk: Walk, *values: Value) -> Ids:
     left, _, right = equation.partition("->")
     terms = left.split(",")
     why = "Einsum that is not a plain product of two operands"
-    if "..." in equation or not right or len(terms) != 2 or any(len(set(t)) != len(t) for t in (*terms, right)):
+    if (
+        "..." in equation
+        or not right
+        or len(terms) != 2
+        or any(len(set(t)) != len(t) for t in (*terms, right))
+    ):
         _pin_all(walk, why, *values)
         return walk.dead(0, why)
     weights = [i for i, v in enumerate(values) if isinstance(v, Param)]

@@ -138,7 +138,9 @@ def _stirred(cut: Cut) -> dict[str, tuple[int, ...]]:
 def _equal(a: np.ndarray, b: np.ndarray | None) -> bool:
     if b is None:
         return False
-    return np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f"))
+    return np.shape(a) == np.shape(b) and bool(
+        np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f")
+    )
 
 
 def _pieces(
@@ -290,7 +292,9 @@ def _resize(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     old = cut.channels.shapes[node.output[0]]
     if given is None:
         return [(3, None)]
-    target = np.array([new[a] if new[a] != old[a] else s for a, s in zip(axes, given, strict=True)], given.dtype)
+    target = np.array(
+        [new[a] if new[a] != old[a] else s for a, s in zip(axes, given, strict=True)], given.dtype
+    )
     return [] if np.array_equal(target, given) else [(3, target)]
 
 
@@ -306,7 +310,11 @@ def _slice(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     starts, ends, axes = read(1, "starts"), read(2, "ends"), read(3, "axes")
     if starts is None or ends is None:  # computed from data
         return [(1, None)]
-    axes = list(range(len(starts if starts is not None else ends))) if axes is None else [int(a) % rank for a in axes]
+    axes = (
+        list(range(len(starts if starts is not None else ends)))
+        if axes is None
+        else [int(a) % rank for a in axes]
+    )
     if axis not in axes:
         return []
     k = axes.index(axis)

@@ -195,6 +195,10 @@ class Graph:
         """Give one use of a constant a new value; other uses keep theirs."""
         self._edits[use] = value
 
+    def edited(self, use: Use) -> bool:
+        """Whether this use of a constant has a new value."""
+        return use in self._edits
+
     def value(self, use: Use) -> np.ndarray | None:
         """The constant that a use reads, edits included."""
         if use in self._edits:

@@ -117,9 +117,7 @@ def _run(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np.nd
     taps = [f"__shape_{k}" for k in range(len(names))]
     for name, tap in zip(names, taps, strict=True):
         tapped.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
-        tapped.graph.output.append(
-            onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None])
-        )
+        tapped.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
     if not names:
         return {}
     session = runtime.open_session(tapped, optimise=False, name="model")

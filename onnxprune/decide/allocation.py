@@ -1,0 +1,234 @@
+"""How many channels each group keeps, under one budget.
+
+Both allocations are one-parameter families of cuts, so the budget is met by bisection: `uniform` removes the
+same share of every group; `global` removes the channels whose normalised score per cost is lowest, wherever
+they are. Widths are rounded to what runs fast, and a last pass closes the gap that rounding left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.errors import UsageError
+from onnxprune.measure.cost import CostModel
+
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What widths are allowed.
+
+    Attributes:
+        round_to: kept widths are multiples of this; "auto" picks per group.
+        min_width: least width of a group.
+        include, exclude: regular expressions on group names; only groups that match `include` and not
+            `exclude` are cut.
+    """
+
+    round_to: int | str = "auto"
+    min_width: int = 1
+    include: str | None = None
+    exclude: str | None = None
+
+    def allows(self, group: ChannelGroup) -> bool:
+        try:
+            wanted = self.include is None or any(re.search(self.include, n) for n in _names(group))
+            barred = self.exclude is not None and any(re.search(self.exclude, n) for n in _names(group))
+        except re.error as error:
+            raise UsageError(f"not a regular expression: {error} - see --include and --exclude") from error
+        return wanted and not barred
+
+    def step(self, group: ChannelGroup) -> int:
+        """Widths of the group are multiples of this (or its full width).
+
+        "auto": ORT's CPU kernels pay for blocks of 16 channels and leave the blocked layout where a count is
+        not a multiple of 4 (depthwise convs then run 6-10x slower); narrow groups cannot afford 16.
+        """
+        size = int(np.bincount(_positions(group)).max()) if len(_positions(group)) else 1
+        if self.round_to != "auto":
+            step = int(self.round_to)
+        elif group.width * size < 8:
+            step = 1
+        else:
+            step = 16 if group.width * size >= 256 else 8 if group.width * size >= 128 else 4
+        # a unit that spans several channels (a group of a grouped conv) counts for all of them
+        return max(1, step // np.gcd(step, size))
+
+
+def _names(group: ChannelGroup) -> set[str]:
+    return {group.name} | {s.tensor for s in group.slices if s.role in ("writes", "within")}
+
+
+def _positions(group: ChannelGroup) -> np.ndarray:
+    maker = next(iter(group.weights), group.slices[0])
+    return maker.channel[maker.channel >= 0]
+
+
+class Ladder:
+    """A group's allowed widths and the order in which its channels go.
+
+    Attributes:
+        order: channels, most important first (ties: lower index first).
+        widths: allowed widths, ascending; the last is the full width.
+    """
+
+    def __init__(self, group: ChannelGroup, scores: np.ndarray, limits: Limits):
+        self.group = group
+        self.order = np.argsort(-scores, kind="stable")
+        step = limits.step(group)
+        least = min(group.width, max(1, limits.min_width))
+        widths = [w for w in range(step, group.width, step) if w >= least]
+        if not limits.allows(group):
+            widths = []
+        elif not widths and group.width > least and step > 1 and limits.round_to == "auto":
+            widths = [w for w in (group.width // 2,) if w >= least]
+        self.widths = [*widths, group.width]
+
+    def floor(self, width: float) -> int:
+        """The largest allowed width not above `width`, at least the smallest."""
+        return max((w for w in self.widths if w <= width + 1e-9), default=self.widths[0])
+
+    def nearest(self, width: float) -> int:
+        return min(self.widths, key=lambda w: (abs(w - width), w))
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The outcome: kept channels of every group, and how much of the cost is gone."""
+
+    keep: Mapping[str, tuple[int, ...]]
+    removed: float
+    asked: float
+
+    @property
+    def met(self) -> bool:
+        return self.removed >= self.asked - TOLERANCE
+
+
+def allocate(
+    channels: Channels,
+    scores: Mapping[str, np.ndarray],
+    cost: CostModel,
+    ratio: float,
+    *,
+    how: str = "global",
+    limits: Limits | None = None,
+) -> Allocation:
+    """Choose widths so that the share `ratio` of the cost goes.
+
+    Args:
+        channels: the analysis.
+        scores: (width,) importance of every group.
+        cost: what counts.
+        ratio: share to remove, 0 < ratio < 1.
+        how: "global" or "uniform".
+        limits: allowed widths.
+    """
+    if not 0 < ratio < 1:
+        raise UsageError(f"ratio {ratio} is not between 0 and 1 - 0.5 removes half")
+    if how not in FAMILIES:
+        raise UsageError(f"unknown allocation {how!r} - one of {', '.join(FAMILIES)}")
+    ladders = [Ladder(g, scores[g.name], limits or Limits()) for g in channels.groups]
+    widths_at = FAMILIES[how](ladders, scores, cost, channels)
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if cost.removed(_alive(channels, ladders, widths_at(middle))) < ratio:
+            low = middle
+        else:
+            high = middle
+    widths = _close_gap(channels, ladders, widths_at(low), widths_at(high), cost, ratio)
+    alive = _alive(channels, ladders, widths)
+    keep = {
+        ladder.group.name: tuple(int(c) for c in np.sort(ladder.order[:w]))
+        for ladder, w in zip(ladders, widths, strict=True)
+        if w < ladder.group.width
+    }
+    return Allocation(keep, cost.removed(alive), ratio)
+
+
+def _alive(channels: Channels, ladders: list[Ladder], widths: list[int]) -> np.ndarray:
+    alive = np.ones(channels.unit_count + 1, bool)
+    for ladder, width in zip(ladders, widths, strict=True):
+        alive[ladder.group.units[ladder.order[width:]]] = False
+    return alive
+
+
+def _close_gap(
+    channels: Channels,
+    ladders: list[Ladder],
+    above: list[int],
+    below: list[int],
+    cost: CostModel,
+    ratio: float,
+) -> list[int]:
+    """Walk from the widths just above the budget to those just below, group by group, and keep the closest."""
+    widths = list(above)
+    best, gap = list(below), abs(cost.removed(_alive(channels, ladders, below)) - ratio)
+    for k in np.argsort([a - b for a, b in zip(above, below, strict=True)], kind="stable"):
+        if above[k] == below[k]:
+            continue
+        widths[k] = below[k]
+        off = abs(cost.removed(_alive(channels, ladders, widths)) - ratio)
+        if off < gap:
+            best, gap = list(widths), off
+    if gap <= TOLERANCE / 2:
+        return best
+    # still off: single steps up or down on any ladder, greedily, largest gain first
+    for _ in range(4 * len(ladders)):
+        moves = []
+        for k, ladder in enumerate(ladders):
+            at = ladder.widths.index(best[k]) if best[k] in ladder.widths else 0
+            for to in (at - 1, at + 1):
+                if 0 <= to < len(ladder.widths):
+                    trial = list(best)
+                    trial[k] = ladder.widths[to]
+                    off = abs(cost.removed(_alive(channels, ladders, trial)) - ratio)
+                    moves.append((off, k, trial))
+        if not moves or min(moves)[0] >= gap - 1e-9:
+            return best
+        gap, _, best = min(moves)
+        if gap <= TOLERANCE / 2:
+            return best
+    return best
+
+
+Widths = Callable[[float], list[int]]
+
+
+def uniform(
+    ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostModel, channels: Channels
+) -> Widths:
+    """Every group keeps the share 1 - t of its channels."""
+    return lambda t: [ladder.nearest(ladder.group.width * (1 - t)) for ladder in ladders]
+
+
+def global_(
+    ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostModel, channels: Channels
+) -> Widths:
+    """One threshold for all: a channel's score is taken relative to its group's total (what share of what the
+    readers see it carries) and per share of the cost it saves. Ours."""
+    price = cost.per_unit(np.ones(channels.unit_count + 1, bool)) / max(cost.total, 1e-300)
+    worth, owner = [], []
+    for k, ladder in enumerate(ladders):
+        s = np.maximum(scores[ladder.group.name], 0)
+        s = s / max(s.sum(), 1e-300)
+        worth.append(s / np.maximum(price[ladder.group.units], 1e-12))
+        owner.append(np.full(len(s), k))
+    flat, owners = np.concatenate(worth), np.concatenate(owner)
+    order = np.argsort(flat, kind="stable")
+
+    def widths(t: float) -> list[int]:
+        gone = np.bincount(owners[order[: round(t * len(order))]], minlength=len(ladders))
+        return [ladder.nearest(ladder.group.width - g) for ladder, g in zip(ladders, gone, strict=True)]
+
+    return widths
+
+
+FAMILIES: dict[str, Callable[..., Widths]] = {"global": global_, "uniform": uniform}

@@ -1,0 +1,194 @@
+"""The linear layers of a graph: what they cost and where their outputs can be corrected.
+
+Conv, ConvTranspose, Gemm and MatMul hold nearly all of a CNN's arithmetic. This module describes each as a
+linear map (multiply-accumulates, weight, bias, the tensor behind which a channel-wise affine correction can be
+folded), so that cost, statistics and repair need no operator types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune.graph.model import Graph, Use, attr
+
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that multiplies.
+
+    Attributes:
+        key: the node.
+        op: its operator.
+        weight: the use of its weight, None when both operands are activations.
+        macs: multiply-accumulates for the sizes observed.
+    """
+
+    key: str
+    op: str
+    weight: Use | None
+    macs: float
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Where `a·y + b` per output channel can be folded in without a new node.
+
+    Attributes:
+        key: the layer's node.
+        tensor: the activation that the correction applies to.
+        axis: its channel axis.
+        scales: uses (with their channel axis) to multiply by `a`.
+        shift: use (with axis) to become `a·v + b`; None: the layer has no bias yet.
+        nodes: the nodes in between, last first: `tensor` is the output of the first.
+    """
+
+    key: str
+    tensor: str
+    axis: int
+    scales: tuple[tuple[Use, int], ...]
+    shift: tuple[Use, int] | None
+
+
+def layers(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
+    """Every multiplying node with its cost, in execution order.
+
+    Multiply-accumulates: Conv prod(out)·prod(w[1:]); ConvTranspose prod(in)·prod(w[1:]); Gemm and MatMul
+    prod(out)·contracted.
+    """
+    found = []
+    for key, node in graph.nodes.items():
+        if node.op_type not in LINEAR or node.domain not in ("", "ai.onnx") or node.output[0] not in shapes:
+            continue
+        if graph.constant(node.output[0]) is not None:
+            continue
+        x, w, out = (_size(graph, key, i, shapes) for i in (0, 1, None))
+        if x is None or w is None or out is None:
+            continue
+        if node.op_type == "Conv":
+            macs = _volume(out) * _volume(w[1:])
+        elif node.op_type == "ConvTranspose":
+            macs = _volume(x) * _volume(w[1:])
+        else:
+            macs = _volume(out) * (x[0] if attr(node, "transA", 0) else x[-1] if x else 1)
+        side = 1 if graph.constant(node.input[1]) is not None else 0
+        weight = (key, side) if graph.constant(node.input[side]) is not None else None
+        found.append(Layer(key, node.op_type, weight, float(macs)))
+    return found
+
+
+def _size(
+    graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    """The size of an operand (its own, for constants) or of the output."""
+    node = graph.nodes[key]
+    if i is None:
+        return shapes.get(node.output[0])
+    value = graph.value((key, i))
+    return value.shape if value is not None else shapes.get(node.input[i])
+
+
+def _volume(shape: tuple[int, ...]) -> float:
+    return float(np.prod([float(d) for d in shape]))
+
+
+def writes_axis(node: onnx.NodeProto, side: int) -> int:
+    """The weight axis of a layer's output channels (ungrouped ConvTranspose; others always)."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if attr(node, "transB", 0) else 1
+    return 1 if side == 1 else 0
+
+
+def affine(
+    graph: Graph, layer: Layer, consumers: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...]]
+) -> Affine | None:
+    """Where a correction of the layer's output can be folded, or None (grouped ConvTranspose, quantized,
+    activations on both sides, a MatMul with its weight on the left)."""
+    node = graph.nodes[layer.key]
+    if layer.weight is None or (node.op_type == "ConvTranspose" and attr(node, "group", 1) > 1):
+        return None
+    if node.op_type == "MatMul" and layer.weight[1] == 0:
+        return None
+    weight = graph.value(layer.weight)
+    out = shapes[node.output[0]]
+    if weight is None or weight.dtype.kind != "f" or (node.op_type == "MatMul" and weight.ndim != 2):
+        return None
+    axis = 1 if node.op_type in ("Conv", "ConvTranspose", "Gemm") else len(out) - 1
+    width = out[axis]
+    scales = [(layer.weight, writes_axis(node, layer.weight[1]))]
+    tensor = node.output[0]
+    follower = _only_reader(graph, consumers, tensor)
+    if follower is not None:
+        key, position = follower
+        reader = graph.nodes[key]
+        if reader.op_type == "BatchNormalization" and position == 0 and not attr(reader, "training_mode", 0):
+            if all(_floats(graph, (key, i), width) for i in (1, 2)):
+                return Affine(layer.key, reader.output[0], axis, (((key, 1), 0),), ((key, 2), 0))
+        has_bias = len(node.input) > 2 and bool(node.input[2])
+        if reader.op_type == "Add" and not has_bias:
+            other = (key, 1 - position)
+            at = _channel_axis(graph.value(other), axis, len(out), width)
+            if at is not None and shapes.get(reader.output[0]) == out:
+                return Affine(layer.key, reader.output[0], axis, tuple(scales), (other, at))
+    if node.op_type == "MatMul":
+        return None
+    if len(node.input) > 2 and node.input[2]:
+        bias = graph.value((layer.key, 2))
+        if bias is None or bias.dtype.kind != "f" or bias.size != width:
+            return None
+        if node.op_type == "Gemm" and (attr(node, "beta", 1.0) != 1.0 or attr(node, "alpha", 1.0) != 1.0):
+            return None
+        return Affine(layer.key, tensor, axis, tuple(scales), ((layer.key, 2), bias.ndim - 1))
+    return Affine(layer.key, tensor, axis, tuple(scales), None)
+
+
+def _only_reader(graph: Graph, consumers: Mapping[str, list[Use]], tensor: str) -> Use | None:
+    uses = consumers.get(tensor, [])
+    return uses[0] if len(uses) == 1 and tensor not in graph.outputs else None
+
+
+def _floats(graph: Graph, use: Use, width: int) -> bool:
+    value = graph.value(use)
+    return value is not None and value.dtype.kind == "f" and value.shape == (width,)
+
+
+def _channel_axis(value: np.ndarray | None, axis: int, rank: int, width: int) -> int | None:
+    """The axis of a broadcast constant that is the channel axis, when it has no other."""
+    if value is None or value.dtype.kind != "f" or value.size != width or value.ndim > rank:
+        return None
+    at = axis - (rank - value.ndim)
+    return at if at >= 0 and value.shape[at] == width else None
+
+
+def scale_along(value: np.ndarray, factor: np.ndarray, axis: int) -> np.ndarray:
+    """`value` times `factor` along one axis, in the value's own type."""
+    shape = [1] * value.ndim
+    shape[axis] = -1
+    return (value.astype(np.float64) * factor.reshape(shape)).astype(value.dtype)
+
+
+def shift_along(value: np.ndarray, factor: np.ndarray, offset: np.ndarray, axis: int) -> np.ndarray:
+    """`factor·value + offset` along one axis, in the value's own type."""
+    shape = [1] * value.ndim
+    shape[axis] = -1
+    return (value.astype(np.float64) * factor.reshape(shape) + offset.reshape(shape)).astype(value.dtype)
+
+
+def add_bias(graph: Graph, key: str, bias: np.ndarray) -> None:
+    """Give a Conv, ConvTranspose or Gemm without bias one."""
+    node = graph.own(key)
+    name = graph.fresh(f"{key}_bias")
+    if len(node.input) < 3:
+        node.input.append(name)
+    else:
+        node.input[2] = name
+    graph.set_constant((key, 2), bias)

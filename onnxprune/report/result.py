@@ -1,0 +1,108 @@
+"""The outcome of a pruning run: the model, what it cost and costs, and the evidence.
+
+Knows how to become JSON (versioned; equal bytes for equal input and seed unless latency was measured) and a
+screenful of text. Saving is atomic.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxprune.channels import Pinned
+from onnxprune.graph import files, runtime
+from onnxprune.measure.cost import Cost
+from onnxprune.measure.latency import BenchResult
+from onnxprune.measure.verify import Fidelity, Surgery
+from onnxprune.plan import PrunePlan
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `onnxprune.prune` gives back.
+
+    Attributes:
+        model: the pruned model.
+        source: the original's path, if it came from a file.
+        before, after: costs.
+        surgery: worst error of the cut against the masked original, before repair.
+        fidelity: agreement with the original on held-out samples; None without calibration data.
+        latency: original against pruned, interleaved; None when it was not measured.
+        plan: what was kept.
+        cuts: what was removed, for anyone to check: {node, input, axis, rank, length, removed}.
+        pinned: what could not be cut, and why.
+        groups: (name, width before, width after) of every channel group.
+        repair: the repair that was applied.
+        warnings: what the user should know.
+    """
+
+    model: onnx.ModelProto
+    source: Path | None
+    before: Cost
+    after: Cost
+    surgery: Surgery
+    fidelity: Fidelity | None
+    latency: BenchResult | None
+    plan: PrunePlan
+    cuts: tuple[Mapping[str, Any], ...]
+    pinned: tuple[Pinned, ...]
+    groups: tuple[tuple[str, int, int], ...]
+    repair: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def macs_removed(self) -> float:
+        """Share of the multiply-accumulates that is gone."""
+        return 1 - self.after.macs / self.before.macs if self.before.macs else 0.0
+
+    def save(self, path: str | PathLike[str], *, force: bool = False) -> Path:
+        """Write the model: whole or not at all, after a run in ONNX Runtime.
+
+        Raises:
+            FileError: the path exists (and not `force`), is the original, or cannot be written.
+        """
+        target = Path(path)
+        sources = [] if self.source is None else [self.source, *files.external_files(self.source)]
+
+        def runs(written: Path) -> None:
+            runtime.open_session(written, name=target.name)
+
+        files.atomic_write(self.model, target, force=force, sources=sources, verify=runs)
+        return target
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the model, as plain values."""
+        return {
+            "schema": SCHEMA,
+            "kind": "onnxprune result",
+            "model_digest": self.plan.model_digest,
+            "settings": dict(self.plan.settings) | {"repair": self.repair},
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "macs_removed": self.macs_removed,
+            "surgery": {**asdict(self.surgery), "exact": self.surgery.exact},
+            "fidelity": None if self.fidelity is None else asdict(self.fidelity),
+            "latency": None if self.latency is None else self.latency.to_json(),
+            "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],
+            "pinned": [asdict(p) for p in self.pinned],
+            "warnings": list(self.warnings),
+            "cuts": list(self.cuts),
+        }
+
+    def to_json(self) -> str:
+        """The result as JSON text."""
+        return json.dumps(self.to_dict(), allow_nan=False) + "\n"
+
+    def summary(self) -> str:
+        """One screen of plain text: what was done, and the evidence."""
+        from onnxprune.report.terminal import summary
+
+        return summary(self)

@@ -1,0 +1,131 @@
+"""Two networks, run side by side in pieces: the original and the one being repaired.
+
+Forward repairs look at layer k of the pruned network after layers 1..k-1 were repaired. Running the whole
+network once per layer would cost depth² ; here each network is executed once, segment by segment, and what a
+later segment needs is kept for all samples (in memory up to a limit, on disk beyond it). Weights may change
+between segments, which is the point.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune.graph import runtime
+from onnxprune.graph.model import Graph, captured
+
+Feeds = Mapping[str, np.ndarray]
+MEMORY = 1 << 30
+"""Bytes of live activations kept in memory per network; the rest is memory-mapped."""
+
+
+class Runner:
+    """Executes a graph piece by piece on all samples.
+
+    Args:
+        graph: the network; its constants are read when a segment runs, edits included.
+        batches: the samples, as lists of feeds.
+        threads: ORT threads.
+    """
+
+    def __init__(self, graph: Graph, batches: Sequence[Feeds], *, threads: int | None = None):
+        self.graph, self.threads = graph, threads
+        self.keys = [
+            k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)
+        ]
+        self.index = {k: i for i, k in enumerate(self.keys)}
+        self.position = 0
+        self.live: dict[str, list[np.ndarray]] = {
+            name: [np.asarray(b[name]) for b in batches] for name in graph.inputs
+        }
+        self.count = len(batches)
+        self.last_use: dict[str, int] = {}
+        for i, key in enumerate(self.keys):
+            node = graph.nodes[key]
+            for name in (*node.input, *captured(node)):
+                self.last_use[name] = i
+        for name in graph.outputs:
+            self.last_use[name] = len(self.keys)
+        self.made_at = {o: i for i, k in enumerate(self.keys) for o in graph.nodes[k].output if o}
+        self.held = 0
+        self.files: list = []
+
+    def until(self, tensor: str) -> list[np.ndarray]:
+        """Run up to the node that makes `tensor`. Returns its values, one array a batch."""
+        if tensor not in self.live:
+            self._run(self.made_at[tensor] + 1, tensor)
+        return self.live[tensor]
+
+    def _run(self, stop: int, wanted: str) -> None:
+        keys = self.keys[self.position : stop]
+        inside = {o for k in keys for o in self.graph.nodes[k].output if o}
+        outputs = [o for o in inside if self.last_use.get(o, -1) >= stop or o == wanted]
+        order = {name: i for i, name in enumerate(o for k in keys for o in self.graph.nodes[k].output)}
+        outputs.sort(key=order.__getitem__)
+        model, inputs = self._segment(keys, inside, outputs)
+        session = runtime.open_session(model, threads=self.threads, name="segment")
+        results: dict[str, list[np.ndarray]] = {o: [] for o in outputs}
+        for b in range(self.count):
+            values = session.run({i: self.live[i][b] for i in inputs}, outputs)
+            for o, v in zip(outputs, values, strict=True):
+                results[o].append(self._keep(v))
+        self.live.update(results)
+        self.position = stop
+        for name in [n for n in self.live if self.last_use.get(n, -1) < stop and n != wanted]:
+            for v in self.live.pop(name):
+                self.held -= 0 if isinstance(v, np.memmap) else v.nbytes
+
+    def _keep(self, value: np.ndarray) -> np.ndarray:
+        if self.held + value.nbytes <= MEMORY or value.nbytes < 1 << 16:
+            self.held += value.nbytes
+            return value
+        file = tempfile.TemporaryFile(prefix="onnxprune-")  # noqa: SIM115 - lives as long as the array
+        mapped = np.memmap(file, value.dtype, "w+", shape=value.shape)
+        mapped[...] = value
+        return mapped
+
+    def _segment(
+        self, keys: Sequence[str], inside: set[str], outputs: Sequence[str]
+    ) -> tuple[onnx.ModelProto, list[str]]:
+        """A model of these nodes alone, with the constants as they are now."""
+        graph, nodes, constants = self.graph, [], {}
+        inputs: list[str] = []
+        for key in keys:
+            node = onnx.NodeProto()
+            node.CopyFrom(graph.nodes[key])
+            for i, name in enumerate(graph.nodes[key].input):
+                value = graph.value((key, i)) if name else None
+                if value is not None:
+                    own = name if not graph.edited((key, i)) else f"{key}::{i}"
+                    constants[own] = value
+                    node.input[i] = own
+                elif name and name not in inside and name not in inputs:
+                    inputs.append(name)
+            for name in captured(node):
+                value = graph.constant(name)
+                if value is not None:
+                    constants[name] = value
+                elif name not in inside and name not in inputs:
+                    inputs.append(name)
+            nodes.append(node)
+        ports = [_port(name, self.live[name][0]) for name in inputs]
+        initializers = [
+            numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), n) for n, v in constants.items()
+        ]
+        body = helper.make_graph(
+            nodes, "segment", ports, [helper.make_empty_tensor_value_info(o) for o in outputs], initializers
+        )
+        source = graph.model
+        return helper.make_model(
+            body, opset_imports=source.opset_import, ir_version=source.ir_version
+        ), inputs
+
+
+def _port(name: str, value: np.ndarray) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(
+        name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
+    )

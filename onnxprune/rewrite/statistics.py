@@ -1,0 +1,113 @@
+"""Statistics repair: give every layer's output the mean and spread it had.
+
+Cutting channels shifts what later layers see. For each layer in forward order, per output channel,
+
+    a = σ_o / σ_p      b = μ_o − a·μ_p
+
+are folded into its weight and bias (or into the BatchNormalization behind it), so that the pruned network's
+activation has the original's mean and standard deviation over the calibration samples. `methods.md` §8; works
+with BN folded or not, needs no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Channels, Cut
+from onnxprune.graph.layers import Affine, add_bias, affine, layers, scale_along, shift_along
+from onnxprune.graph.model import Graph
+from onnxprune.rewrite.lockstep import Feeds, Runner
+
+MOST = 10.0
+"""A channel is scaled by at most this: what hardly varies any more cannot be brought back by scaling."""
+
+
+def repair_statistics(
+    original: Graph,
+    pruned: onnx.ModelProto,
+    channels: Channels,
+    alive: np.ndarray,
+    batches: Sequence[Feeds],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> onnx.ModelProto:
+    """The pruned model with corrected statistics.
+
+    Args:
+        original: the network before the cut.
+        pruned: the network after it.
+        channels: the analysis of the original.
+        alive: (unit_count + 1,) bool, what was kept.
+        batches: calibration feeds.
+        threads: ORT threads.
+        progress: called with (layers done, layers).
+    """
+    graph, cut = Graph(pruned), Cut(channels, alive)
+    consumers = graph.consumers()
+    places = [affine(graph, layer, consumers, cut.shapes) for layer in layers(graph, cut.shapes)]
+    places = [p for p in places if p is not None and p.tensor in original.producer]
+    before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
+    for k, place in enumerate(places):
+        if progress:
+            progress(k, len(places))
+        kept = _kept(cut, place)
+        mean_o, std_o = _moments(before.until(place.tensor), place.axis)
+        mean_p, std_p = _moments(after.until(place.tensor), place.axis)
+        mean_o, std_o = mean_o[kept], std_o[kept]
+        a = np.where(std_p > 1e-6 * std_o.max(initial=1e-12), std_o / np.maximum(std_p, 1e-30), 1.0)
+        a = np.clip(a, 0.0, MOST)
+        b = mean_o - a * mean_p
+        fold(graph, place, a, b)
+        _apply(after, place, a, b)
+    return graph.export()
+
+
+def fold(graph: Graph, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
+    """Fold `a·y + b` per channel into the constants of a layer."""
+    for use, axis in place.scales:
+        value = graph.value(use)
+        assert value is not None
+        graph.set_constant(use, scale_along(value, a, axis))
+    if place.shift is None:
+        weight = graph.value(place.scales[0][0])
+        assert weight is not None
+        add_bias(graph, place.key, b.astype(weight.dtype))
+    else:
+        use, axis = place.shift
+        value = graph.value(use)
+        assert value is not None
+        graph.set_constant(use, shift_along(value, a, b, axis))
+
+
+def _kept(cut: Cut, place: Affine) -> np.ndarray:
+    """Indices of the original's channels that the pruned tensor still has."""
+    if place.tensor in cut.lines:
+        axis, line = cut.lines[place.tensor]
+        if axis == place.axis:
+            return np.flatnonzero(cut.alive[line])
+    return np.arange(cut.shapes[place.tensor][place.axis])
+
+
+def _moments(values: Sequence[np.ndarray], axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per channel over all batches, in float64."""
+    count, total, square = 0, np.float64(0), np.float64(0)
+    for v in values:
+        other = tuple(k for k in range(v.ndim) if k != axis)
+        total = total + v.sum(axis=other, dtype=np.float64)
+        square = square + np.einsum(v, list(range(v.ndim)), v, list(range(v.ndim)), [axis], dtype=np.float64)
+        count += v.size // v.shape[axis]
+    mean = np.asarray(total) / count
+    return mean, np.sqrt(np.maximum(np.asarray(square) / count - mean**2, 0))
+
+
+def _apply(runner: Runner, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
+    """Correct the values that were already computed for later segments."""
+    shape = [1] * runner.live[place.tensor][0].ndim
+    shape[place.axis] = -1
+    for v in runner.live[place.tensor]:
+        v *= a.reshape(shape).astype(v.dtype)
+        v += b.reshape(shape).astype(v.dtype)
