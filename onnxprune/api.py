@@ -7,6 +7,7 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -17,7 +18,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels, ChannelGroup, Cut, find_channels, removed_cuts
-from onnxprune.decide.allocation import Limits, allocate
+from onnxprune.decide.allocation import FAMILIES, Limits, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.errors import BudgetError, ModelError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
@@ -80,11 +81,17 @@ class Settings:
             raise UsageError(f"ratio {self.ratio} is not between 0 and 1; 0.5 removes half")
         _one_of("criterion", self.criterion, CRITERIA)
         _one_of("repair", self.repair, REPAIRS)
+        _one_of("allocation", self.allocation, FAMILIES)
         _one_of("of", self.of, ("macs", "params", "channels"))
         for method in self.methods:
             _one_of("method", method, METHODS)
         if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
             raise UsageError("widths and their rounding are at least 1")
+        for pattern in filter(None, (self.include, self.exclude)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
 def _one_of(what: str, value: str | None, known: Sequence[str] | Mapping[str, Any]) -> None:

@@ -16,14 +16,16 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed
 
 
-def find_channels(graph: Graph, observed: Observed) -> Channels:
+def find_channels(graph: Graph, observed: Observed, *, prune_statistics: bool = False) -> Channels:
     """Channel groups, and a reason for everything that is pinned.
 
     Args:
         graph: the graph, unedited.
         observed: sizes of every tensor, from one run.
+        prune_statistics: also cut axes over which a normalization takes its mean: the cut is then inexact, and
+            `Channels.inexact` names the nodes.
     """
-    ties, flow = walk_graph(graph, observed)
+    ties, flow = walk_graph(graph, observed, prune_statistics)
     while True:
         channels = read_off(graph, observed, ties, flow)
         if not _pin_conflicts(graph, channels, ties, flow):

@@ -8,13 +8,13 @@ appear on the very same axes, so they are alike and compete with each other. Eve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from onnxprune.channels import rules
-from onnxprune.channels.ties import READS, WRITES, Ids, Param, Reason, Ties, carrying_axis
+from onnxprune.channels import quantized, rules
+from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, carrying_axis
 from onnxprune.graph.model import Graph, Use, node_key
 from onnxprune.graph.shapes import Observed
 
@@ -100,6 +100,9 @@ class Channels:
         unit_count: number of units.
         shapes: tensor name -> sizes in the run that was looked at.
         derived: tensor name -> value, for what the graph computes from sizes.
+        unlisted: uses that `params` cuts but that are no operand of arithmetic: scales and zero points, and
+            quantized weights, which appear a second time under the uses of their dequantized value.
+        inexact: nodes whose statistics change with every cut (only with `prune_statistics`).
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -110,7 +113,8 @@ class Channels:
     unit_count: int
     shapes: Mapping[str, tuple[int, ...]]
     derived: Mapping[str, np.ndarray]
-    seen_as: Mapping[Use, Use] = field(default_factory=dict)
+    unlisted: frozenset[Use] = frozenset()
+    inexact: tuple[str, ...] = ()
 
     def alive(self, keep: Mapping[str, Iterable[int]]) -> np.ndarray:
         """(unit_count + 1,) bool, from the kept channels of every group; the last entry stands for pinned."""
@@ -122,11 +126,14 @@ class Channels:
         return alive
 
 
-def walk_graph(graph: Graph, observed: Observed) -> tuple[Ties, dict[str, Ids]]:
+def walk_graph(
+    graph: Graph, observed: Observed, prune_statistics: bool = False
+) -> tuple[Ties, dict[str, Ids]]:
     """Carry ids through the graph, node by node. Returns the ties and the ids of every activation."""
     ties = Ties()
-    walk = rules.Walk(graph, observed, ties)
+    walk = rules.Walk(graph, observed, ties, prune_statistics)
     flow: dict[str, Ids] = {}
+    made: dict[str, Param] = {}  # quantized constants, seen through DequantizeLinear
     for name in graph.inputs:
         ties.where = ties.tensor = name
         flow[name] = ties.dead_end(len(observed.shapes.get(name, ())), "model input")
@@ -134,26 +141,37 @@ def walk_graph(graph: Graph, observed: Observed) -> tuple[Ties, dict[str, Ids]]:
         if all(graph.constant(o) is not None for o in node.output if o):
             continue  # folded
         walk.at(node)
-        values: list[rules.Value] = []
-        for i, name in enumerate(node.input):
-            if not name:
-                values.append(None)
-            elif name in flow:
-                values.append(flow[name])
-            elif (constant := graph.constant(name)) is not None:
-                values.append(Param(ties, (walk.key, i), constant.shape))
-            else:  # an opaque constant (sparse), or a name from an outer scope
-                values.append(ties.dead_end(len(observed.shapes.get(name, ())), "not a plain tensor"))
-        for name, ids in zip(node.output, rules.apply(walk, values), strict=True):
-            if name:
-                flow[name] = ids
+        values = [_operand(walk, i, name, flow, made) for i, name in enumerate(node.input)]
+        for name, value in zip(node.output, rules.apply(walk, values), strict=True):
+            if isinstance(value, Param):
+                made[name] = value
+            elif name:
+                flow[name] = value
     outputs = {name: "model output" for name in graph.outputs}
     inner = {name: f"read inside the body of {key}" for name, key in graph.captured().items()}
     for name, why in {**inner, **outputs}.items():
+        ties.where = ties.tensor = name
         if name in flow:
-            ties.where = ties.tensor = name
             ties.pin(flow[name], why)
+        elif name in made:
+            rules.keep_whole(ties, why, made[name])
     return ties, flow
+
+
+def _operand(walk: rules.Walk, i: int, name: str, flow: dict[str, Ids], made: dict[str, Param]) -> rules.Value:
+    """What a rule gets for one input: ids, a constant, or None."""
+    if not name:
+        return None
+    if name in flow:
+        return flow[name]
+    if name in made:
+        if walk.node.op_type not in quantized.QUANTIZERS:
+            made[name].seen.append((walk.key, i))
+        return made[name]
+    if (constant := walk.graph.constant(name)) is not None:
+        return Param(walk.ties, (walk.key, i), constant.shape)
+    # an opaque constant (sparse), or a name from an outer scope
+    return walk.ties.dead_end(len(walk.observed.shapes.get(name, ())), "not a plain tensor")
 
 
 def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids]) -> Channels:
@@ -182,11 +200,15 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
             found = units(ids)
             if (found != PINNED).any():
                 params.setdefault(use, {})[axis] = found
-            if param.roles.get(axis) in (WRITES, READS):
+            if axis in param.roles and (param.roles[axis] != WITHIN or len(param.shape) > 1):
                 pinned += _reasons(graph, use, axis, reason_of[labels[ids]], ties.reasons)
     carried = {name: units(ids) for name, ids in flow.items()}
     reads = {use: (axis, units(ids)) for use, (axis, ids) in ties.reads.items()}
     groups = _groups(graph, ties, params, carried, int(free.sum()))
+    for p in (*ties.params.values(), *ties.views):  # as the readers of the dequantized values know them
+        mine = params.get(p.use, {})
+        seen = {p.perm.index(a) if p.perm else a: u for a, u in mine.items()}
+        params.update({use: seen for use in p.seen if seen})
     return Channels(
         groups=groups,
         pinned=tuple(pinned),
@@ -196,7 +218,8 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
         unit_count=int(free.sum()),
         shapes=observed.shapes,
         derived=observed.derived,
-        seen_as={u: p.seen_as for u, p in ties.params.items() if p.seen_as},
+        unlisted=frozenset(ties.quantizers) | {u for u, p in ties.params.items() if p.seen},
+        inexact=tuple(dict.fromkeys(ties.inexact)),
     )
 
 
@@ -299,10 +322,10 @@ def removed_cuts(graph: Graph, channels: Channels, alive: np.ndarray) -> list[di
             )
 
     for use, axes in channels.params.items():
-        value = graph.constant(graph.nodes[use[0]].input[use[1]])
-        rank = 0 if value is None else value.ndim
-        for axis, units in axes.items():
-            add(channels.seen_as.get(use, use), axis, rank, units)
+        if use not in channels.unlisted:
+            rank = len(channels.shapes[graph.nodes[use[0]].input[use[1]]])
+            for axis, units in axes.items():
+                add(use, axis, rank, units)
     for use, (axis, units) in channels.reads.items():
         rank = len(channels.shapes[graph.nodes[use[0]].input[use[1]]])
         add(use, axis, rank, units)

@@ -12,7 +12,7 @@ Softmax over channels does not), or it must contract them with weights that can 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from onnxprune.graph.shapes import Observed
 Value = Ids | Param | None
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
+CONTRIB: set[tuple[str, str]] = {("com.microsoft", "Gelu"), ("com.microsoft", "QuickGelu")}
+"""Operators of other domains that a rule was written for."""
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
@@ -42,8 +44,9 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
 class Walk:
     """What a rule may ask: the node, sizes, constants, and the ties."""
 
-    def __init__(self, graph: Graph, observed: Observed, ties: Ties):
+    def __init__(self, graph: Graph, observed: Observed, ties: Ties, prune_statistics: bool = False):
         self.graph, self.observed, self.ties = graph, observed, ties
+        self.prune_statistics = prune_statistics
         self.node = onnx.NodeProto()
         self.key = ""
 
@@ -90,6 +93,12 @@ class Walk:
         length = self.dims(i)[axis]
         return self.ties.along(x, axis, length, f"{self.node.op_type} works across this axis")
 
+    def statistics(self) -> bool:
+        """Whether the node's statistics over channels may change; notes that they do."""
+        if self.prune_statistics:
+            self.ties.inexact.append(self.key)
+        return self.prune_statistics
+
     def place(self, ids: Ids, axis: int, rank: int) -> Ids:
         """A tensor of the given rank whose `axis` carries `ids`."""
         shape = [1] * rank
@@ -97,19 +106,17 @@ class Walk:
         return ids.reshape(shape)
 
 
-def apply(walk: Walk, values: list[Value]) -> list[Ids]:
+def apply(walk: Walk, values: list[Value]) -> list[Ids | Param]:
     """Run the rule of the walk's node; without one, pin."""
     node, op = walk.node, walk.node.op_type
-    known = node.domain in ("", "ai.onnx") and op in RULES
+    known = op in RULES and (node.domain in ("", "ai.onnx") or (node.domain, op) in CONTRIB)
     sized = all(o in walk.observed.shapes for o in node.output if o)
     if not known or not sized:
         why = f"{op} is not known to onnxprune" if not known else f"sizes of {op} are not known"
-        for x in values:
-            if isinstance(x, np.ndarray):
-                walk.fixed(x, why)
+        pin_all(walk, why, *values)
         return [walk.dead(i, why) for i in range(len(node.output))]
     if values and isinstance(values[0], Param) and op not in TAKES_CONSTANTS:
-        _pin_all(walk, f"{op} of a constant", *values)
+        pin_all(walk, f"{op} of a constant", *values)
         return [walk.dead(i, f"{op} of a constant") for i in range(len(node.output))]
     result = RULES[op](walk, *values)
     results = list(result) if isinstance(result, (tuple, list)) else [result]
@@ -121,7 +128,7 @@ def apply(walk: Walk, values: list[Value]) -> list[Ids]:
 # -- weighted operators -----------------------------------------------------------------------------------
 
 
-def _bias(walk: Walk, b: Value, out: Ids, axis: int = -1) -> None:
+def tie_bias(walk: Walk, b: Value, out: Ids, axis: int = -1) -> None:
     """A bias over output channels."""
     if isinstance(b, Param) and b.shape and b.shape[axis] == len(out) and len(out) > 1:
         walk.ties.same(out, b.axis(axis))
@@ -149,9 +156,9 @@ def _grouped(walk: Walk, x: Ids, out: Ids, inner: Ids, groups: int) -> None:
 
 @rule("Conv")
 def conv(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value) -> Ids:
-    rank, why = len(walk.out()), "Conv has weights that are computed at run time"
+    rank, why = len(walk.out()), "Conv has weights that are computed at run time, or a constant input"
     if not isinstance(w, Param) or not isinstance(x, np.ndarray):
-        _pin_all(walk, why, x, w)
+        pin_all(walk, why, x, w)
         return walk.dead(0, why)
     ties, groups = walk.ties, walk.attr("group", 1)
     channels = walk.channels(x, 1)
@@ -161,15 +168,15 @@ def conv(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value) -> Ids:
     else:
         out, inner = w.axis(0, WITHIN if w.shape[1] == 1 else WRITES), w.axis(1, READS, walk.node.input[0])
         _grouped(walk, channels, out, inner, groups)
-    _bias(walk, b, out)
+    tie_bias(walk, b, out)
     return walk.place(out, 1, rank)
 
 
 @rule("ConvTranspose")
 def conv_transpose(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value) -> Ids:
-    rank, why = len(walk.out()), "ConvTranspose has weights that are computed at run time"
+    rank, why = len(walk.out()), "ConvTranspose has weights that are computed at run time, or a constant input"
     if not isinstance(w, Param) or not isinstance(x, np.ndarray):
-        _pin_all(walk, why, x, w)
+        pin_all(walk, why, x, w)
         return walk.dead(0, why)
     ties, groups = walk.ties, walk.attr("group", 1)
     channels = walk.channels(x, 1)
@@ -187,7 +194,7 @@ def conv_transpose(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value
         else:
             ties.same(grid, grid[:1])
             out = np.tile(within, groups)
-    _bias(walk, b, out)
+    tie_bias(walk, b, out)
     return walk.place(out, 1, rank)
 
 
@@ -195,31 +202,39 @@ def conv_transpose(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value
 def gemm(walk: Walk, a: Value, b: Value, c: Value = None) -> Ids:
     if not isinstance(b, Param) or not isinstance(a, np.ndarray):
         why = "Gemm has weights that are computed at run time"
-        _pin_all(walk, why, a, b)
+        pin_all(walk, why, a, b)
         return walk.dead(0, why)
     turned = int(bool(walk.attr("transB", 0)))
     contracted = 0 if walk.attr("transA", 0) else 1
     inner, out = b.axis(turned, READS, walk.node.input[0]), b.axis(1 - turned, WRITES)
     walk.ties.same(walk.channels(a, contracted), inner)
-    _bias(walk, c, out)
+    tie_bias(walk, c, out)
     return walk.place(out, 1, 2)
 
 
-def _pin_all(walk: Walk, why: str, *values: Value) -> None:
+def keep_whole(ties: Ties, why: str, *values: Value) -> None:
+    """Pin ids, and every axis of a weight."""
     for v in values:
         if isinstance(v, np.ndarray):
-            walk.fixed(v, why)
+            ties.pin(v, why)
+        elif isinstance(v, Param) and len(v.shape) > 1:
+            for axis in range(len(v.shape)):
+                ties.pin(v.axis(axis, WRITES), why, axis)
+
+
+def pin_all(walk: Walk, why: str, *values: Value) -> None:
+    keep_whole(walk.ties, why, *values)
 
 
 @rule("MatMul")
 def matmul(walk: Walk, x: Value, y: Value) -> Ids:
     if isinstance(x, np.ndarray) and isinstance(y, Param) and len(y.shape) == 2 and x.ndim >= 2:
-        return _matmul_weight(walk, x, 0, x.ndim - 1, y, 1)
+        return matmul_weight(walk, x, 0, x.ndim - 1, y, 1)
     if isinstance(y, np.ndarray) and isinstance(x, Param) and len(x.shape) == 2 and y.ndim >= 2:
-        return _matmul_weight(walk, y, 1, y.ndim - 2, x, 0)
+        return matmul_weight(walk, y, 1, y.ndim - 2, x, 0)
     if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)) or min(x.ndim, y.ndim) < 2:
-        why = "MatMul with a constant of more than two axes or with a vector"
-        _pin_all(walk, why, x, y)
+        why = "MatMul with a constant that has not two axes"
+        pin_all(walk, why, x, y)
         return walk.dead(0, why)
     # Both computed at run time: what is contracted goes on both sides or on neither.
     ties = walk.ties
@@ -236,13 +251,13 @@ def matmul(walk: Walk, x: Value, y: Value) -> Ids:
     return _meet(walk, [(x, (*dx[:-1], 1)), (y, (*dy[:-2], 1, dy[-1]))], [], walk.out())
 
 
-def _matmul_weight(walk: Walk, x: Ids, i: int, contracted: int, w: Param, out_axis: int) -> Ids:
+def matmul_weight(walk: Walk, x: Ids, i: int, contracted: int, w: Param, out_axis: int) -> Ids:
     """Activation times weight, on either side."""
     inner, rank = 1 - out_axis, x.ndim
     passing = [k for k in range(rank) if k != contracted and x.shape[k] > 1]
     if passing and x.shape[contracted] == 1:
         # channels lie along another axis (an MLP-mixer's token mixing): they pass, the weight stays
-        walk.ties.tensor = walk.node.input[1 - i]
+        pin_all(walk, "MatMul works along positions here, not along channels", w)
         return x
     columns = w.axis(inner, READS, walk.node.input[i])
     rows = w.axis(out_axis, WRITES)
@@ -256,9 +271,10 @@ def recurrent(walk: Walk, x: Value, w: Value, *rest: Value) -> list[Ids]:
     if isinstance(x, np.ndarray):
         if isinstance(w, Param):
             walk.ties.same(walk.channels(x, 2), w.axis(2, READS, walk.node.input[0]))
+            walk.ties.pin(w.axis(1, WRITES), why, 1)
         else:
             walk.fixed(x, f"{walk.node.op_type} has weights that are computed at run time")
-    _pin_all(walk, why, *rest)
+    pin_all(walk, why, *rest)
     return [walk.dead(i, why) for i in range(len(walk.node.output))]
 
 
@@ -267,13 +283,13 @@ def recurrent(walk: Walk, x: Value, w: Value, *rest: Value) -> list[Ids]:
 UNARY = (
     "Relu LeakyRelu Elu Celu Selu Sigmoid HardSigmoid HardSwish Swish Mish Tanh Softplus Softsign Gelu Erf Exp "
     "Log Sqrt Reciprocal Abs Neg Floor Ceil Round Sign Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh "
-    "Not IsNaN IsInf ThresholdedRelu Shrink Identity Cast Dropout Clip BitwiseNot"
+    "Not IsNaN IsInf ThresholdedRelu Shrink Identity Cast Dropout Clip BitwiseNot QuickGelu"
 ).split()
 
 
 @rule(*UNARY)
 def unary(walk: Walk, x: Value, *bounds: Value) -> list[Ids]:
-    _pin_all(walk, f"{walk.node.op_type} bound computed at run time", *bounds)
+    pin_all(walk, f"{walk.node.op_type} bound computed at run time", *bounds)
     return [x] * len(walk.node.output) if isinstance(x, np.ndarray) else []
 
 
@@ -284,11 +300,13 @@ ELEMENTWISE = (
 
 
 @rule(*ELEMENTWISE)
-def elementwise(walk: Walk, *values: Value) -> Ids:
+def elementwise(walk: Walk, *values: Value, at: Sequence[int] | None = None) -> Ids:
+    """`at`: the input positions of the values, when not the first ones."""
     rank = len(walk.out())
+    places = range(len(values)) if at is None else at
     operands = [
         (_lift(v, rank), _lift_dims(walk.dims(i), rank))
-        for i, v in enumerate(values)
+        for i, v in zip(places, values, strict=True)
         if isinstance(v, np.ndarray)
     ]
     params = [v for v in values if isinstance(v, Param)]
@@ -350,7 +368,8 @@ def _carried(ids: Ids) -> int:
     return sum(d > 1 for d in ids.shape)
 
 
-TAKES_CONSTANTS = {*ELEMENTWISE, "MatMul", "Gemm", "Conv", "ConvTranspose", "Concat", "Gather", "Einsum"}
+TAKES_CONSTANTS = {*ELEMENTWISE, "MatMul", "Gemm", "Conv", "ConvTranspose", "Concat", "Gather", "Einsum",
+                   "Transpose"}
 """Operators whose first operand may be a constant; their rules say what that means."""
 
 
@@ -363,7 +382,7 @@ def batch_norm(walk: Walk, x: Value, *params: Value) -> list[Ids]:
         return []
     channels = walk.channels(x, 1)
     for p in params:
-        _bias(walk, p, channels)
+        tie_bias(walk, p, channels)
     return [walk.place(channels, 1, x.ndim)]
 
 
@@ -378,7 +397,10 @@ def group_norm(walk: Walk, x: Value, scale: Value, bias: Value) -> Ids:
         return walk.dead()
     channels, groups = walk.channels(x, 1), walk.attr("num_groups")
     grid = channels.reshape(groups, -1)
-    walk.ties.same(grid, grid[:, :1])  # whole groups: the statistics of the others do not change
+    if walk.statistics():
+        walk.ties.same(grid, grid[:1])  # index j of every group
+    else:
+        walk.ties.same(grid, grid[:, :1])  # whole groups: the statistics of the others do not change
     for p in (scale, bias):
         if isinstance(p, Param):
             own = p.axis(0)
@@ -412,9 +434,19 @@ def mixes(walk: Walk, x: Value, *params: Value) -> list[Ids]:
     elif op in ("CumSum", "CumProd"):
         given = walk.value(1)
         axes = list(range(x.ndim)) if given is None else [int(given.reshape(-1)[0]) % x.ndim]
+    if op in STATISTICS and any(x.shape[a] > 1 for a in axes) and walk.statistics():
+        return [_meet(walk, [(x, walk.dims(0))], [p for p in params if isinstance(p, Param)], walk.out())]
     for a in axes:
-        x = walk.ties.whole(x, a, f"{op} mixes the channels of this axis")
+        x = walk.ties.whole(x, a, f"{op} mixes the channels of this axis{_remedy(op)}")
     return [x]
+
+
+STATISTICS = {"LayerNormalization", "RMSNormalization", "MeanVarianceNormalization", "ReduceMean", "ReduceL2"}
+"""Operators whose statistics over channels still make sense when some have gone."""
+
+
+def _remedy(op: str) -> str:
+    return " - prune_statistics cuts it, inexactly" if op in STATISTICS else ""
 
 
 @rule("LRN")
@@ -460,8 +492,11 @@ def reduction(walk: Walk, x: Value, given: Value = None) -> Ids:
         line = walk.channels(x, axes[0])
         walk.ties.reads[(walk.key, 0)] = (axes[0], line)
         return walk.dead(0, "a mean over channels")
+    crossed = [a for a in axes if x.shape[a] > 1]
+    if op in STATISTICS and crossed and x.size == x.shape[crossed[0]] and walk.statistics():
+        return walk.dead(0, "a statistic over channels")
     for a in axes:
-        x = walk.ties.whole(x, a, f"{op} mixes the channels of this axis")
+        x = walk.ties.whole(x, a, f"{op} mixes the channels of this axis{_remedy(op)}")
     if walk.attr("keepdims", 1):
         return x
     return x.reshape([d for k, d in enumerate(x.shape) if k not in axes])
@@ -477,8 +512,8 @@ def _is_norm(walk: Walk) -> bool:
 
 
 @rule("Transpose")
-def transpose(walk: Walk, x: Value) -> Ids:
-    return np.transpose(x, walk.attr("perm"))
+def transpose(walk: Walk, x: Value) -> Ids | Param:
+    return x.turned(walk.attr("perm")) if isinstance(x, Param) else np.transpose(x, walk.attr("perm"))
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -533,35 +568,30 @@ def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[i
 
 
 @rule("Concat")
-def concat(walk: Walk, *values: Value) -> Ids:
+def concat(walk: Walk, *values: Value, at: Sequence[int] | None = None) -> Ids:
+    """`at`: the input positions of the values, when not the first ones."""
     ties, rank = walk.ties, len(walk.out())
     axis = walk.attr("axis", 1) % rank
     why = "Concat joins it with an axis that cannot be cut"
     carrying = {k for v in values if isinstance(v, np.ndarray) for k in range(rank) if v.shape[k] > 1}
-    ids = []
-    for v, i in zip(values, range(len(values)), strict=True):
+    ids, sizes = [], []
+    for i, v in zip(range(len(values)) if at is None else at, values, strict=True):
+        if v is None or walk.dims(i)[axis] == 0:
+            continue
+        sizes.append(walk.dims(i)[axis])
         if isinstance(v, Param):
-            own = v.joint(sorted(carrying)) if carrying else ties.dead_end(rank, "constant")
-            ids.append(own)
-        elif v is not None and walk.dims(i)[axis] > 0:
+            ids.append(v.joint(sorted(carrying)) if carrying else ties.dead_end(rank, "constant"))
+        else:
             ids.append(v)
     if not ids:
         return walk.dead()
-    sizes = [
-        walk.dims(i)[axis]
-        for i, v in enumerate(values)
-        if isinstance(v, Param) or (v is not None and walk.dims(i)[axis] > 0)
-    ]
     for k in range(rank):
         if k != axis and walk.out()[k] > 1:
             stiff = [v for v in ids if v.shape[k] == 1]
             if stiff:
                 ids = [ties.whole(v, k, why, stiff[0]) for v in ids]
-    if all(v.shape[axis] == 1 for v in ids):
-        # joined along positions: the channels of all of them are the same
-        if all(v.size == 1 for v in ids):
-            return ids[0]
-        return ties.same(*ids)
+    if all(v.shape[axis] == 1 for v in ids):  # joined along positions: the channels of all are the same
+        return ids[0] if all(v.size == 1 for v in ids) else ties.same(*ids)
     wide = [
         np.broadcast_to(v, [s if k == axis else d for k, d in enumerate(v.shape)])
         for v, s in zip(ids, sizes, strict=True)
@@ -621,13 +651,15 @@ def gather(walk: Walk, x: Value, indices: Value) -> Ids:
     axis, index = walk.attr("axis", 0), walk.value(1)
     if isinstance(x, Param):  # an embedding: its columns are channels
         if isinstance(indices, Param) or len(x.shape) != 2 or axis % 2 != 0:
+            pin_all(walk, "Gather of a constant", x)
             return walk.dead()
         rank = len(walk.out())
+        walk.ties.pin(x.axis(0, WRITES), "rows of an embedding are looked up by the model's input", 0)
         return walk.place(x.axis(1, WRITES), rank - 1, rank)
     if not isinstance(x, np.ndarray):
         return walk.dead()
     axis %= x.ndim
-    _pin_all(walk, "used as an index", indices)
+    pin_all(walk, "used as an index", indices)
     shape = np.shape(index) if index is not None else walk.dims(1)
     if x.shape[axis] > 1 and index is not None and len(shape) == 1 and x.size == x.shape[axis]:
         return x.take(np.asarray(index), axis)  # picks or reorders channels: the index is mended at the cut
@@ -652,7 +684,7 @@ def tile(walk: Walk, x: Value, repeats: Value) -> Ids:
 def pad(walk: Walk, x: Value, *rest: Value) -> Ids:
     if not isinstance(x, np.ndarray):
         return walk.dead()
-    _pin_all(walk, "used as padding", *rest)
+    pin_all(walk, "used as padding", *rest)
     pads = walk.attr("pads") if walk.value(1) is None else walk.value(1)
     if walk.attr("mode", "constant") != "constant" or pads is None or walk.value(3) is not None:
         return _resized(walk, x, "Pad changes this axis")
@@ -692,7 +724,7 @@ def space_to_depth(walk: Walk, x: Value) -> Ids:
 
 @rule("RoiAlign", "MaxRoiPool")
 def roi_align(walk: Walk, x: Value, *rest: Value) -> Ids:
-    _pin_all(walk, "used as regions", *rest)
+    pin_all(walk, "used as regions", *rest)
     return walk.place(walk.channels(x, 1), 1, 4) if isinstance(x, np.ndarray) else walk.dead()
 
 
@@ -714,12 +746,13 @@ def einsum(walk: Walk, *values: Value) -> Ids:
         or len(terms) != 2
         or any(len(set(t)) != len(t) for t in (*terms, right))
     ):
-        _pin_all(walk, why, *values)
+        pin_all(walk, why, *values)
         return walk.dead(0, why)
     weights = [i for i, v in enumerate(values) if isinstance(v, Param)]
     if len(weights) == 1:
         return _einsum_weight(walk, values, terms, right, weights[0])
-    if weights or not all(isinstance(v, np.ndarray) for v in values):
+    if weights:
+        pin_all(walk, why, *values)
         return walk.dead(0, why)
     return _einsum_activations(walk, values, terms, right)
 
@@ -736,6 +769,7 @@ def _einsum_weight(walk: Walk, values: tuple[Value, ...], terms: list[str], righ
         ties.same(ids, w.axis(own.index(summed[0]), READS, walk.node.input[1 - i]))
         rows = w.axis(own.index(made[0]), WRITES)
         return walk.place(rows, right.index(made[0]), len(right))
+    pin_all(walk, "Einsum with this constant is not a plain product over channels", w)
     for k, c in enumerate(letters):
         if c in own or c not in right:
             x = ties.whole(x, k, "Einsum works across this axis")

@@ -380,12 +380,14 @@ def _nothing(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
 
 
 @spells("Conv")
+@spells("ConvInteger")
+@spells("QLinearConv")
 def _conv(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     groups = attr(node, "group", 1)
     if groups == 1 or not cut.changed(node.input[0]):
         return []
     width = cut.shapes[node.input[0]][1]
-    per_group = cut.channels.params.get((key, 1), {}).get(1)
+    per_group = cut.channels.params.get((key, 3 if node.op_type == "QLinearConv" else 1), {}).get(1)
     before = cut.channels.shapes[node.input[0]][1] // groups
     now = before if per_group is None else int(cut.alive[per_group].sum())
     return [] if width // now == groups else [("group", width // now)]
@@ -405,7 +407,7 @@ def _conv_transpose(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> S
 @spells("GroupNormalization")
 def _group_norm(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     groups = attr(node, "num_groups")
-    if not cut.changed(node.input[0]):
+    if not cut.changed(node.input[0]) or key in cut.channels.inexact:
         return []
     size = cut.channels.shapes[node.input[0]][1] // groups
     return [("num_groups", cut.shapes[node.input[0]][1] // size)]

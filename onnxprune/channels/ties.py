@@ -22,7 +22,7 @@ This module knows arrays and reasons. It knows no operator.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,8 +49,8 @@ class Param:
         roles: axis -> WRITES (rows: one per channel made), READS (columns: one per channel read), WITHIN.
         reads: axis -> the activation whose channels that axis contracts with.
         whole: ids with the parameter's rank, for biases and scales; filled by `joint`.
-        twins: further constants cut together with this one: (use, own axis, axis of this one).
-        seen_as: the use that a reader of the *dequantized* value makes of it, when that is another node.
+        seen: uses of the value that this constant has behind DequantizeLinear; they are cut with it.
+        source: the constant that this one is a view of, transposed by `perm`.
     """
 
     ties: Ties
@@ -60,27 +60,47 @@ class Param:
     roles: dict[int, str] = field(default_factory=dict)
     reads: dict[int, str] = field(default_factory=dict)
     whole: Ids | None = None
-    twins: list[tuple[Use, int, int]] = field(default_factory=list)
-    seen_as: Use | None = None
+    seen: list[Use] = field(default_factory=list)
+    source: Param | None = None
+    perm: tuple[int, ...] = ()
 
     def axis(self, axis: int, role: str = WITHIN, reads: str | None = None) -> Ids:
         """Ids of one axis of a weight, (length,), independent of its other axes."""
         axis %= len(self.shape)
+        if self.source is not None:
+            return self.source.axis(self.perm[axis], role, reads)
         if axis not in self.axes:
             self.axes[axis] = self.ties.fresh(self.shape[axis])
             self.roles[axis] = role
-            if reads is not None:
-                self.reads[axis] = reads
             self.ties.params.setdefault(self.use, self)
+        if self.roles[axis] == WITHIN:  # what quantizes it came first
+            self.roles[axis] = role
+        if reads is not None:
+            self.reads.setdefault(axis, reads)
         return self.axes[axis]
 
     def joint(self, axes: Iterable[int]) -> Ids:
         """Ids of the parameter as a whole, carried by `axes` only."""
-        shape = [d if i in set(axes) else 1 for i, d in enumerate(self.shape)]
+        if self.source is not None:
+            return self.source.joint([self.perm[a] for a in axes]).transpose(self.perm)
+        carried = {a % len(self.shape) for a in axes}
+        shape = [d if i in carried else 1 for i, d in enumerate(self.shape)]
         self.whole = self.ties.fresh(int(np.prod(shape))).reshape(shape)
+        for axis, ids in self.axes.items():
+            self.ties.same(self.whole, ids.reshape([-1 if i == axis else 1 for i in range(len(shape))]))
         self.ties.joints.append(self.whole)
         self.ties.params.setdefault(self.use, self)
         return self.whole
+
+    def turned(self, perm: Sequence[int] | None) -> Param:
+        """A transposed view: what is said of it is said of this constant."""
+        order = tuple(reversed(range(len(self.shape)))) if perm is None else tuple(perm)
+        shape = tuple(self.shape[k] for k in order)
+        if self.source is not None:
+            order = tuple(self.perm[k] for k in order)
+        view = Param(self.ties, self.use, shape, source=self.source or self, perm=order)
+        self.ties.views.append(view)
+        return view
 
 
 @dataclass(frozen=True)
@@ -105,6 +125,9 @@ class Ties:
         self.params: dict[Use, Param] = {}
         self.reads: dict[Use, tuple[int, Ids]] = {}
         self.joints: list[Ids] = []
+        self.views: list[Param] = []
+        self.quantizers: set[Use] = set()
+        self.inexact: list[str] = []
         self.where = ""
         self.tensor = ""
 
@@ -223,8 +246,3 @@ def carrying_axis(labels: np.ndarray) -> int | None:
         if (labels == first).all():
             return k
     return None
-
-
-def names(mapping: Mapping[Use, Param]) -> list[str]:
-    """For messages: the uses in a readable form."""
-    return [f"{key}[{i}]" for key, i in mapping]

@@ -1,9 +1,15 @@
-"""What a person reads: one screen about a result."""
+"""What a person reads: one screen about a result, a table, and how far the work is.
+
+Only the standard library at the top: the command line imports this before it knows what it is asked.
+"""
 
 from __future__ import annotations
 
+import textwrap
+import time
 import unicodedata
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from onnxprune.report.result import Result
@@ -27,7 +33,45 @@ def change(before: float, after: float) -> str:
     return f"{(after / before - 1) * 100:+.1f}%" if before else ""
 
 
-def summary(result: Result) -> str:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    align: str,
+    *,
+    most: int | None = None,
+    width: int | None = None,
+) -> str:
+    """Aligned columns, two blanks apart.
+
+    Args:
+        head: titles.
+        rows: cells, safe to print.
+        align: "<" or ">" for each column.
+        most: show so many rows and say how many there are more.
+        width: columns of the terminal; the first column gives way when it is too narrow.
+    """
+    shown = rows if most is None or len(rows) <= most else rows[:most]
+    sizes = [max(len(r[k]) for r in (head, *shown)) for k in range(len(head))]
+    if width is not None:
+        sizes[0] = max(12, min(sizes[0], width - sum(sizes[1:]) - 2 * (len(head) - 1)))
+    lines = []
+    for row in (head, *shown):
+        cells = [_shortened(row[0], sizes[0]), *row[1:]]
+        lines.append("  ".join(f"{c:{a}{n}}" for c, a, n in zip(cells, align, sizes, strict=True)).rstrip())
+    if len(shown) < len(rows):
+        lines.append(f"… and {len(rows) - len(shown)} more (use -v)")
+    return "\n".join(lines) + "\n"
+
+
+def _shortened(text: str, size: int) -> str:
+    """`text` in `size` columns, its middle left out: both ends of a tensor's name matter."""
+    if len(text) <= size:
+        return text
+    tail = (size - 1) * 2 // 3
+    return f"{text[: size - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     """The summary of a pruning run, about twenty lines."""
     b, a = result.before, result.after
     rows = [
@@ -69,5 +113,89 @@ def summary(result: Result) -> str:
     top = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]
     if top:
         lines.append("kept whole   " + "; ".join(f"{plain(r)} ({n})" for r, n in top))
-    lines += [f"warning      {plain(w)}" for w in result.warnings]
-    return "\n".join(lines) + "\n"
+    if warnings:
+        lines += [f"warning      {plain(w)}" for w in result.warnings]
+    return "\n".join(_wrapped(line, width) for line in lines) + "\n"
+
+
+def _wrapped(line: str, width: int) -> str:
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * 13,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=len(line) > width,
+    )
+
+
+class Status:
+    """How far the work is, on standard error: a bar on a terminal, a line a phase with `verbose`."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.now = "start"
+        self.verbose = self.quiet = False
+        self._began = time.monotonic()
+        self._bars: Any = None
+        self._bar: Any = None
+
+    def set(self, *, quiet: bool, verbose: bool) -> None:
+        """How much to say."""
+        self.quiet, self.verbose = quiet, verbose and not quiet
+
+    def phase(self, name: str) -> None:
+        """A new phase begins."""
+        if name == self.now:
+            return
+        self.now = name
+        if self.verbose:
+            self.say(f"{time.monotonic() - self._began:6.1f} s  {name}")
+        if self._wants_bars():
+            if self._bars is None:
+                self._bars = _bars(self.stream)
+                self._bars.start()
+            if self._bar is not None:
+                self._bars.remove_task(self._bar)
+            self._bar = self._bars.add_task(plain(name), total=None)
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """`done` of `total` in a phase: what the API calls."""
+        self.phase(phase)
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """One line on standard error."""
+        line = f"onnxprune: {plain(' '.join(text.split()) if text.startswith('error') else text)}"
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self.stream, flush=True)
+
+    def fail(self, text: str) -> None:
+        """The last line: what went wrong."""
+        self.close()
+        self.say(f"error: {text}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = self._bar = None
+
+    def _wants_bars(self) -> bool:
+        return not self.quiet and self.stream.isatty()
+
+
+def _bars(stream: TextIO) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<12}", markup=False),
+        BarColumn(40),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(file=stream), transient=True)

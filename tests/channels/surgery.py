@@ -127,7 +127,7 @@ def _zero_point(node: onnx.NodeProto, position: int, values: dict[str, np.ndarra
     zero = values[node.input[at]] if at is not None and at < len(node.input) else np.zeros((), np.int8)
     if zero.size > 1 and node.op_type in ("QLinearConv", "ConvInteger"):
         return zero.reshape(-1, 1, 1, 1)
-    return zero
+    return zero.reshape(-1, 1) if zero.size > 1 and node.op_type == "QGemm" else zero
 
 
 def find(
@@ -179,7 +179,10 @@ def assert_explained(graph: Graph, channels: Channels) -> None:
     for p in channels.pinned:
         assert p.reason and p.node, p
         covered[p.use, p.axis] = covered.get((p.use, p.axis), 0) + p.count
+    added = {i for n in graph.nodes.values() if n.op_type == "Add" for i in n.input}
     for key, node in graph.nodes.items():
+        if key in added and node.op_type == "DequantizeLinear":
+            continue  # a table or a bias: no axis of its own makes or reads channels
         for i, axis in WEIGHT_AXES.get(node.op_type, ()):
             if i >= len(node.input) or node.op_type == "Gemm" and i == 2:
                 continue

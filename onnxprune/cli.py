@@ -1,0 +1,691 @@
+"""The command line: parse, call the API, print.
+
+Standard output carries the result and nothing else; progress, warnings and errors go to standard error. An
+error is one line and an exit code (`errors.py`). At the top only the standard library is imported, so that
+`--help` answers at once. Nothing is decided here that the Python API could not do as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from onnxprune import __version__
+from onnxprune.errors import BudgetError, CalibrationError, FileError, ModelError, PruneError, UsageError
+from onnxprune.report.terminal import Status, change, plain, si, summary, table
+
+if TYPE_CHECKING:
+    from onnxprune.api import Settings, Subject
+    from onnxprune.plan import PrunePlan
+    from onnxprune.report.result import Result
+
+ROWS = 40  # of a table, without -v
+
+ABOUT = """\
+Prune a CNN given as an ONNX file: a smaller, faster ONNX file with nearly the same outputs.
+
+  onnxprune MODEL --ratio 0.5 --calib samples.npz [-o OUT]     the main job
+  onnxprune inspect MODEL                                      what can be pruned, and why not the rest
+  onnxprune plan MODEL ... -o plan.json                        decide, and write the decision down
+  onnxprune apply MODEL PLAN [--calib SAMPLES] [-o OUT]        carry a plan out
+  onnxprune verify ORIGINAL PRUNED --plan PLAN [--calib ...]   check a pruned file
+  onnxprune bench A [B ...]                                    latency side by side
+
+`onnxprune COMMAND --help` tells the options of a command; those of the main job are:
+"""
+EXITS = """\
+exit codes: 0 done, 1 our bug, 2 usage, 3 bad model, 4 bad samples, 5 nothing to prune, 6 ratio or check
+missed, 7 reading or writing failed, 8 provider not available, 130 interrupted, 143 terminated
+"""
+
+
+# ---- options ---------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are ours: one line, exit code 2."""
+
+    def __init__(self, name: str, usage: str, about: str, epilog: str | None = None):
+        super().__init__(
+            prog=f"onnxprune {name}".strip(),
+            usage=f"onnxprune {usage}",
+            description=about,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=27, width=100),
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def _sizes(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    try:
+        shape = tuple(int(n) for n in sizes.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not name or not shape or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=1,3,224,224")
+    return name, shape
+
+
+def _round_to(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _add_samples(parser: Parser) -> None:
+    group = parser.add_argument_group("samples")
+    add = group.add_argument
+    add("--calib", metavar="SAMPLES", help="unlabelled: .npz, .npy, a folder, or file.py:function")
+    add("--samples", type=int, metavar="N", help="use at most N samples")
+    add("--image", metavar="SPEC", help="for a folder of images: size=224x224,mean=0.5,std=0.5,...")
+    add(
+        "--input-shape",
+        type=_sizes,
+        action="append",
+        default=[],
+        metavar="NAME=N,...",
+        help="sizes of an input with dynamic axes (repeatable)",
+    )
+
+
+def _add_decisions(parser: Parser) -> None:
+    add = parser.add_argument_group("what to remove").add_argument
+    add("--ratio", type=float, default=0.5, metavar="R", help="share to remove (default 0.5)")
+    add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
+    add("--criterion", metavar="NAME", help="activation (default), l1, l2 or random")
+    add("--allocation", default="uniform", metavar="NAME", help="uniform (default) or global")
+    add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
+    add("--min-width", type=int, default=1, metavar="N", help="no group gets narrower than N")
+    add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
+    add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
+    add("--methods", type=_words, default=("channels",), metavar="LIST", help="kinds of edits (channels)")
+    add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
+
+
+def _add_output(parser: Parser, written: str = "NAME.pruned.onnx beside the input") -> None:
+    add = parser.add_argument_group("result").add_argument
+    add("-o", "--output", metavar="FILE", help=f"where to write (default {written})")
+    add("--force", action="store_true", help="replace an existing file")
+
+
+def _add_making(parser: Parser) -> None:
+    add = parser.add_argument_group("repair and timing").add_argument
+    add("--repair", metavar="NAME", help="statistics (default with --calib) or none")
+    add(
+        "--bench",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure latency (default: with --calib, without --json)",
+    )
+
+
+def _add_general(parser: Parser, *, json_help: str = "print one JSON object instead of text") -> None:
+    add = parser.add_argument_group("general").add_argument
+    add("--json", action="store_true", help=json_help)
+    add("--threads", type=int, metavar="N", help="threads of ONNX Runtime")
+    add("--seed", type=int, metavar="N", help="for everything random (default 0)")
+    add("-q", "--quiet", action="store_true", help="only errors on standard error")
+    add("-v", "--verbose", action="store_true", help="name the phases; full tables")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--version", action="version", version=f"onnxprune {__version__}")
+
+
+def _prune_parser(name: str = "") -> Parser:
+    about = "The main job: decide, cut, repair, check, measure, write." if name else ABOUT
+    usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
+    parser = Parser(name, usage, about, EXITS)
+    parser.add_argument("model", metavar="MODEL", help="an .onnx file; it is never changed")
+    _add_decisions(parser)
+    _add_samples(parser)
+    _add_making(parser)
+    _add_output(parser)
+    parser.add_argument("--dry-run", action="store_true", help="analyse and plan; write nothing")
+    parser.add_argument("--plan-out", metavar="FILE", help="write the plan too, as JSON")
+    _add_general(parser)
+    return parser
+
+
+def _inspect_parser() -> Parser:
+    parser = Parser("inspect", "inspect MODEL [options]", "What can be pruned, and why the rest cannot.")
+    parser.add_argument("model", metavar="MODEL")
+    _add_samples(parser)
+    _add_general(parser)
+    return parser
+
+
+def _plan_parser() -> Parser:
+    about = "Decide which channels go, and write that down as JSON (without -o: on standard output)."
+    parser = Parser("plan", "plan MODEL [--ratio R] [--calib SAMPLES] [-o plan.json] [options]", about)
+    parser.add_argument("model", metavar="MODEL")
+    _add_decisions(parser)
+    _add_samples(parser)
+    _add_output(parser, "standard output")
+    _add_general(parser, json_help="print the plan, also when -o writes it")
+    return parser
+
+
+def _apply_parser() -> Parser:
+    about = "Carry a plan out: the same bytes as the command that made it."
+    parser = Parser("apply", "apply MODEL PLAN [--calib SAMPLES] [-o OUT] [options]", about)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out")
+    _add_samples(parser)
+    _add_making(parser)
+    _add_output(parser)
+    _add_general(parser)
+    return parser
+
+
+def _verify_parser() -> Parser:
+    about = (
+        "Check a pruned file: the plan's cut computes what the masked original computes (surgery), the\n"
+        "file has the sizes that the plan says, and its outputs stay close to the original's (fidelity)."
+    )
+    parser = Parser("verify", "verify ORIGINAL PRUNED --plan PLAN [--calib SAMPLES] [options]", about)
+    parser.add_argument("model", metavar="ORIGINAL")
+    parser.add_argument("pruned", metavar="PRUNED")
+    parser.add_argument("--plan", required=True, metavar="PLAN", help="what was kept")
+    parser.add_argument("--min-cosine", type=float, metavar="X", help="fail (exit 6) below this cosine")
+    parser.add_argument("--min-top1", type=float, metavar="X", help="fail (exit 6) below this agreement")
+    parser.add_argument(
+        "--all", action="store_true", help="use every sample, not only the quarter held out when pruning"
+    )
+    _add_samples(parser)
+    _add_general(parser)
+    return parser
+
+
+def _bench_parser() -> Parser:
+    about = "Time models side by side, interleaved; the first is the baseline."
+    parser = Parser("bench", "bench A [B ...] [options]", about)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="for a dynamic batch axis")
+    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="at least 10 (default 40)")
+    parser.add_argument("--time-budget", type=float, metavar="S", help="stop after so many seconds")
+    parser.add_argument(
+        "--providers",
+        type=_words,
+        default=("cpu",),
+        metavar="LIST",
+        help="cpu (default), cuda, tensorrt, openvino, coreml, directml",
+    )
+    parser.add_argument(
+        "--input-shape", type=_sizes, action="append", default=[], metavar="NAME=N,...", help="input sizes"
+    )
+    _add_general(parser)
+    return parser
+
+
+# ---- commands --------------------------------------------------------------------------------------------
+
+
+def _prune(args: argparse.Namespace, status: Status) -> None:
+    if args.dry_run and (args.output or args.plan_out):
+        raise UsageError("--dry-run writes nothing; drop -o and --plan-out, or use `onnxprune plan`")
+    _check_samples(args)
+    from onnxprune import api
+
+    settings = _settings(args)
+    output = _output(args)
+    if not args.dry_run:
+        _check_outputs(args, output, args.plan_out)
+    subject = _open(args, status)
+    status.phase("plan")
+    plan = api.make_plan(subject, settings, status.progress)
+    if args.dry_run:
+        _show_plan(args, subject, plan, "dry run, nothing written")
+        return
+    result = _make(args, subject, plan, settings, status)
+    if args.plan_out:
+        _write_text(plan.to_json(), args.plan_out, args)
+    _show_result(args, result, output, status)
+
+
+def _apply(args: argparse.Namespace, status: Status) -> None:
+    _check_samples(args)
+    from onnxprune import api
+
+    output = _output(args)
+    _check_outputs(args, output, sources=[args.plan])
+    plan = _read_plan(args.plan)
+    settings = api.Settings(repair=args.repair, seed=_seed(args, plan), threads=args.threads)
+    subject = _open(args, status)
+    result = _make(args, subject, plan, settings, status)
+    _show_result(args, result, output, status)
+
+
+def _plan(args: argparse.Namespace, status: Status) -> None:
+    _check_samples(args)
+    from onnxprune import api
+
+    settings = _settings(args)
+    if args.output:
+        _check_outputs(args, args.output)
+    subject = _open(args, status)
+    status.phase("plan")
+    plan = api.make_plan(subject, settings, status.progress)
+    status.close()
+    if args.output:
+        _write_text(plan.to_json(), args.output, args)
+    if args.json or not args.output:
+        _print(plan.to_json())
+    else:
+        _show_plan(args, subject, plan, f"wrote {plain(args.output)}")
+
+
+def _inspect(args: argparse.Namespace, status: Status) -> None:
+    _check_samples(args)
+    from onnxprune.inspection import inspection, render
+
+    subject = _open(args, status)
+    status.phase("count")
+    found = inspection(subject)
+    status.close()
+    _print(_json(found) if args.json else render(found, None if args.verbose else ROWS, _width()))
+
+
+def _verify(args: argparse.Namespace, status: Status) -> None:
+    _check_samples(args)
+    if not args.calib and (args.min_cosine is not None or args.min_top1 is not None):
+        raise UsageError("--min-cosine and --min-top1 need samples; give --calib")
+    from dataclasses import asdict
+
+    from onnxprune import api
+    from onnxprune.graph import files
+    from onnxprune.inspection import recheck
+    from onnxprune.measure.verify import check_fidelity
+
+    plan = _read_plan(args.plan)
+    subject = _open(args, status)
+    pruned = files.read_model(args.pruned)
+    status.phase("surgery")
+    surgery, sizes = recheck(subject, plan, pruned)
+    fidelity = None
+    if subject.calibration is not None:
+        status.phase("fidelity")
+        data = subject.calibration
+        held = data if args.all else data.split(seed=_seed(args, plan))[1]
+        fidelity = check_fidelity(subject.model, pruned, held.batches(api.BATCH), held_out=not held.shared)
+    status.close()
+    missed = list(sizes[:1])
+    if not surgery.exact:
+        missed.append(f"the cut differs from the masked original by {surgery.worst:.1e}")
+    if fidelity is not None and args.min_cosine is not None and not fidelity.cosine >= args.min_cosine:
+        missed.append(f"cosine {fidelity.cosine:.4f} is below {args.min_cosine:g}")
+    if fidelity is not None and args.min_top1 is not None:
+        if fidelity.top1 is None:
+            raise UsageError("--min-top1 needs a model whose output is a vector of scores")
+        if not fidelity.top1 >= args.min_top1:
+            missed.append(f"top-1 agreement {fidelity.top1:.1%} is below {args.min_top1:.1%}")
+    if args.json:
+        content = {
+            "schema": 1,
+            "kind": "onnxprune verification",
+            "surgery": {**asdict(surgery), "exact": surgery.exact},
+            "sizes_match": not sizes,
+            "fidelity": None if fidelity is None else asdict(fidelity),
+            "missed": missed,
+        }
+        _print(_json(content))
+    else:
+        _print(_verification(surgery, sizes, fidelity, every=args.all))
+    if missed:
+        raise BudgetError(f"{args.pruned}: {'; '.join(missed)}")
+
+
+def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: bool) -> str:
+    exact = "exact" if surgery.exact else "NOT exact"
+    lines = [
+        f"surgery      {exact}: worst error {surgery.worst:.1e} against the masked original",
+        f"sizes        {'NOT as planned: ' + plain(sizes[0]) if sizes else 'as planned'}",
+    ]
+    if fidelity is None:
+        lines.append("fidelity     not checked; give --calib")
+    else:
+        top1 = "" if fidelity.top1 is None else f"top-1 agreement {fidelity.top1:.1%}, "
+        kind = "samples" if every else "held-out samples"
+        lines.append(
+            f"fidelity     {top1}cosine {fidelity.cosine:.4f}, SQNR {fidelity.sqnr_db:.1f} dB "
+            f"on {fidelity.samples} {kind}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _bench(args: argparse.Namespace, status: Status) -> None:
+    from onnxprune.graph import files
+    from onnxprune.measure.latency import bench
+
+    for path in args.models:
+        status.phase(f"read {path}")
+        files.read_model(path)
+    status.phase("bench")
+    result = bench(
+        args.models,
+        batch=args.batch,
+        shapes=_shapes(args),
+        providers=args.providers,
+        threads=1 if args.threads is None else args.threads,
+        rounds=args.rounds,
+        time_budget_s=args.time_budget,
+        seed=args.seed or 0,
+        progress=lambda done, total: status.progress("bench", done, total),
+    )
+    status.close()
+    if args.json:
+        _print(_json(result.to_json()))
+        return
+    from rich.console import Console
+
+    from onnxprune.report.bench import render
+
+    width = None if sys.stdout.isatty() else 120
+    Console(file=sys.stdout, highlight=False, width=width).print(render(result))
+
+
+COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, Status], None]]] = {
+    "prune": (partial(_prune_parser, "prune"), _prune),
+    "inspect": (_inspect_parser, _inspect),
+    "plan": (_plan_parser, _plan),
+    "apply": (_apply_parser, _apply),
+    "verify": (_verify_parser, _verify),
+    "bench": (_bench_parser, _bench),
+}
+
+
+# ---- steps that commands share ---------------------------------------------------------------------------
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from onnxprune.api import Settings
+
+    return Settings(
+        ratio=args.ratio,
+        of=args.of,
+        criterion=args.criterion,
+        allocation=args.allocation,
+        repair=getattr(args, "repair", None),
+        round_to=args.round_to,
+        min_width=args.min_width,
+        include=args.include,
+        exclude=args.exclude,
+        methods=args.methods,
+        best_effort=args.best_effort,
+        seed=args.seed or 0,
+        threads=args.threads,
+    )
+
+
+def _check_samples(args: argparse.Namespace) -> None:
+    if not args.calib:
+        for option in ("samples", "image"):
+            if getattr(args, option) is not None:
+                raise UsageError(f"--{option} says how to read samples; give --calib too")
+        if getattr(args, "repair", None) not in (None, "none"):
+            raise UsageError(f"--repair {args.repair} needs samples; give --calib")
+
+
+def _shapes(args: argparse.Namespace) -> dict[str, tuple[int, ...]] | None:
+    return dict(args.input_shape) or None
+
+
+def _output(args: argparse.Namespace) -> str:
+    if args.output:
+        return str(args.output)
+    model = Path(args.model)
+    return str(model.with_name(f"{model.stem if model.suffix == '.onnx' else model.name}.pruned.onnx"))
+
+
+def _check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequence[str] = ()) -> None:
+    """Refuse an output before the work is done."""
+    from onnxprune.graph import files
+
+    given = [args.model, *sources, *([args.calib] if args.calib and Path(args.calib).exists() else [])]
+    if not Path(args.model).exists():
+        return  # reading it says so better
+    for output in filter(None, outputs):
+        files.ensure_writable(output, force=args.force, sources=given)
+        folder = Path(output).parent
+        if not os.access(folder, os.W_OK):
+            raise FileError(f"{output}: the folder {folder} cannot be written to; choose another")
+    if len({os.path.realpath(o) for o in outputs if o}) < len([o for o in outputs if o]):
+        raise UsageError("the model and the plan cannot go to one file; choose another --plan-out")
+
+
+def _open(args: argparse.Namespace, status: Status) -> Subject:
+    from onnxprune import api
+
+    image = None
+    if args.image is not None:
+        from onnxprune.measure.calibration import ImageSpec
+
+        image = ImageSpec.parse(args.image)
+    status.phase("analyse")
+    return api.open_model(
+        args.model, calibration=args.calib, input_shapes=_shapes(args), samples=args.samples, image=image
+    )
+
+
+def _make(
+    args: argparse.Namespace, subject: Subject, plan: PrunePlan, settings: Settings, status: Status
+) -> Result:
+    from onnxprune import api
+
+    bench = args.bench if args.bench is not None else bool(args.calib) and not args.json
+    status.phase("cut")
+    result = api.apply_plan(subject, plan, settings, bench=bench, progress=status.progress)
+    status.phase("write")
+    result.save(_output(args), force=args.force)
+    return result
+
+
+def _seed(args: argparse.Namespace, plan: PrunePlan) -> int:
+    """The plan's seed, so that the same samples are held out; --seed overrides it."""
+    stored = plan.settings.get("seed", 0)
+    return args.seed if args.seed is not None else stored if isinstance(stored, int) else 0
+
+
+def _read_plan(path: str) -> PrunePlan:
+    from onnxprune.plan import PrunePlan
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise UsageError(f"{path}: not a plan; write one with `onnxprune plan MODEL`") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(f"{path}: cannot be read: {reason}; check the path") from error
+    try:
+        return PrunePlan.from_json(text)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: not a plan; write one with `onnxprune plan MODEL`") from error
+
+
+def _write_text(text: str, path: str, args: argparse.Namespace) -> None:
+    from onnxprune.graph import files
+
+    files.atomic_write_text(text, path, force=args.force, sources=[args.model])
+
+
+# ---- printing --------------------------------------------------------------------------------------------
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, allow_nan=False) + "\n"
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None when the output goes elsewhere and must not be cut."""
+    if not sys.stdout.isatty():
+        return None
+    import shutil
+
+    return shutil.get_terminal_size((100, 40)).columns
+
+
+def _show_result(args: argparse.Namespace, result: Result, output: str, status: Status) -> None:
+    status.close()
+    if not args.quiet:
+        for text in result.warnings:
+            status.say(f"warning: {text}")
+    if args.json:
+        _print(result.to_json())
+    else:
+        _print(summary(result, warnings=False, width=min(_width() or 100, 120)))
+        _print(f"wrote        {plain(output)}\n")
+        if getattr(args, "plan_out", None):
+            _print(f"             {plain(args.plan_out)}\n")
+
+
+def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, ending: str) -> None:
+    """What the plan would do: totals, and the groups that it cuts."""
+    from onnxprune.measure.cost import CostModel
+
+    channels = subject.channels
+    keep = plan.keep()
+    alive = channels.alive(keep)
+    totals = {
+        of: (model.total, model(alive))
+        for of in ("macs", "params")
+        for model in [CostModel(subject.graph, channels, of)]
+    }
+    groups = [(g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups]
+    if args.json:
+        content = {
+            "schema": 1,
+            "kind": "onnxprune dry run",
+            "macs": dict(zip(("before", "after"), totals["macs"], strict=True)),
+            "params": dict(zip(("before", "after"), totals["params"], strict=True)),
+            "groups": [{"name": n, "before": b, "after": a} for n, b, a in groups],
+            "plan": json.loads(plan.to_json()),
+        }
+        _print(_json(content))
+        return
+    rows = [("", "original", "planned", "change")]
+    for title, of in (("MACs", "macs"), ("parameters", "params")):
+        before, after = totals[of]
+        rows.append((title, si(before), si(after), change(before, after)))
+    _print("\n".join(f"{r[0]:<12}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows) + "\n\n")
+    cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]
+    more = None if args.verbose else ROWS
+    _print(table(("group", "width", "kept", "change"), cut, "<>>>", most=more, width=_width()))
+    _print(f"\n{len(cut)} of {len(groups)} groups would be cut; {ending}\n")
+
+
+# ---- from the outside in ---------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; never raises."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a name that the terminal cannot spell must not stop us
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    status = Status(sys.stderr)
+    debug = "--debug" in argv
+    try:
+        with _terminated(), warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            try:
+                _dispatch(argv, status)
+                sys.stdout.flush()
+            finally:
+                status.close()
+        return 0
+    except SystemExit as stop:  # --help, --version, SIGTERM
+        code = stop.code if isinstance(stop.code, int) else 0
+        if code == 143:
+            status.fail(f"terminated while: {status.now}")
+        return code
+    except BrokenPipeError:  # the reader of our output has gone: whatever was to be written is
+        with contextlib.suppress(Exception):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except BaseException as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        code, text = _explain(error, status.now)
+        status.fail(text)
+        return code
+
+
+def _dispatch(argv: list[str], status: Status) -> None:
+    if not argv:
+        raise UsageError("no model given; try `onnxprune MODEL --ratio 0.5`, or `onnxprune --help`")
+    if argv[0] in COMMANDS:
+        make_parser, command = COMMANDS[argv[0]]
+        parser, rest = make_parser(), argv[1:]
+    else:
+        parser, command, rest = _prune_parser(), _prune, argv
+    args = parser.parse_intermixed_args(rest)
+    status.set(quiet=args.quiet, verbose=args.verbose)
+    command(args, status)
+
+
+def _explain(error: BaseException, phase: str) -> tuple[int, str]:
+    """Exit code and words for whatever stopped us."""
+    if isinstance(error, PruneError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"interrupted while: {phase}"
+    if isinstance(error, MemoryError):
+        remedy = "use fewer --samples or a machine with more"
+        code = CalibrationError.exit_code if phase in ("plan", "calibrate", "repair") else ModelError.exit_code
+        return code, f"out of memory while: {phase}; {remedy}"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return FileError.exit_code, f"{where}{error.strerror or error}; check the path and its permissions"
+    return 1, (
+        f"unexpected {type(error).__name__} while: {phase}: {error}; this is our bug: please report it with "
+        f"what --debug prints"
+    )
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM becomes SystemExit(143), so that temporary files are removed on the way out."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise SystemExit(143)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Questions that change nothing: what could be pruned in a model, and does a pruned file keep to its plan?
+
+On the floor of `api`: it uses the rooms and prints nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.api import Subject
+from onnxprune.channels import removed_cuts
+from onnxprune.decide.allocation import Limits
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.graph import runtime
+from onnxprune.graph.model import Graph, opset
+from onnxprune.graph.shapes import observe
+from onnxprune.measure.cost import CostModel
+from onnxprune.measure.verify import Surgery, check_surgery
+from onnxprune.plan import PrunePlan
+from onnxprune.report.terminal import plain, si, table
+from onnxprune.rewrite.cut import cut
+
+SAMPLES = 8  # that the surgery check looks at
+
+
+def inspection(subject: Subject) -> dict[str, Any]:
+    """Totals, groups and pins as plain values, ready for JSON."""
+    model, channels = subject.model, subject.channels
+    cost, limits = CostModel(subject.graph, channels), Limits()
+    groups = []
+    for g in channels.groups:
+        alive = np.ones(channels.unit_count + 1, bool)
+        alive[g.units] = False
+        groups.append(
+            {
+                "name": g.name,
+                "width": g.width,
+                "step": min(limits.step(g), g.width),
+                "macs": cost.total - cost(alive),
+                "makers": sorted({s.use[0] for s in g.weights}),
+                "readers": sorted({s.use[0] for s in g.readers}),
+            }
+        )
+    reasons: dict[str, list[dict[str, Any]]] = {}
+    for p in channels.pinned:
+        where = {"node": p.node, "tensor": p.tensor, "axis": p.axis, "channels": p.count}
+        reasons.setdefault(p.reason, []).append(where)
+    pinned = [
+        {"reason": reason, "channels": sum(w["channels"] for w in where), "where": where}
+        for reason, where in reasons.items()
+    ]
+    before = subject.cost()
+    return {
+        "schema": 1,
+        "kind": "onnxprune inspection",
+        "model_digest": subject.digest,
+        "ir_version": model.ir_version,
+        "opset": opset(model),
+        "nodes": len(model.graph.node),
+        "params": before.params,
+        "macs": before.macs,
+        "bytes": before.bytes,
+        "inputs": [
+            {"name": s.name, "dtype": str(s.dtype), "shape": list(s.shape), "run_with": _shape(subject, s.name)}
+            for s in runtime.input_specs(model)
+        ],
+        "outputs": [{"name": o.name, "run_gave": _shape(subject, o.name)} for o in model.graph.output],
+        "groups": groups,
+        "pinned": sorted(pinned, key=lambda p: (-p["channels"], p["reason"])),
+    }
+
+
+def _shape(subject: Subject, name: str) -> list[int]:
+    return [int(n) for n in subject.channels.shapes.get(name, ())]
+
+
+def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
+    """`inspection` as text; tables stop after `most` rows."""
+    lines = [
+        f"nodes        {found['nodes']}, opset {found['opset']}, IR version {found['ir_version']}",
+        f"cost         {si(found['macs'])} MACs, {si(found['params'])} parameters, {si(found['bytes'])}B",
+    ]
+    for one in found["inputs"]:
+        declared = ", ".join("?" if n is None else plain(str(n)) for n in one["shape"])
+        run = "x".join(map(str, one["run_with"]))
+        lines.append(f"input        {plain(one['name'])}: {one['dtype']} ({declared}), run with {run}")
+    for one in found["outputs"]:
+        lines.append(f"output       {plain(one['name'])}: {'x'.join(map(str, one['run_gave'])) or 'scalar'}")
+    groups = [
+        (
+            plain(g["name"]),
+            str(g["width"]),
+            str(g["step"]),
+            f"{g['macs'] / found['macs']:.1%}" if found["macs"] else "",
+            str(len(g["makers"])),
+            str(len(g["readers"])),
+        )
+        for g in found["groups"]
+    ]
+    heading = f"\n{len(groups)} groups of coupled channels can be cut (MACs: the share that depends on them)\n"
+    text = "\n".join(lines) + "\n" + heading
+    if groups:
+        head = ("group", "width", "step", "MACs", "makers", "readers")
+        text += table(head, groups, "<>>>>>", most=most, width=width)
+    if found["pinned"]:
+        text += "\nkept whole\n"
+        for p in found["pinned"]:
+            text += f"  {plain(p['reason'])} ({p['channels']} channels)\n"
+            places = [f"{plain(w['tensor'])} axis {w['axis']}, at {plain(w['node'])}" for w in p["where"]]
+            shown = places if most is None else places[:3]
+            text += "".join(f"    {place}\n" for place in shown)
+            if len(shown) < len(places):
+                text += f"    … and {len(places) - len(shown)} more (use -v)\n"
+    return text
+
+
+def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple[Surgery, tuple[str, ...]]:
+    """(surgery of the plan cut afresh, what in `pruned` has other sizes than the plan says).
+
+    Repair changes weights, so the file itself cannot be compared with the masked original: the plan is cut
+    again without repair and that is compared; of the file only the sizes of every tensor are.
+
+    Raises:
+        UsageError: the plan was made for another model.
+    """
+    channels = subject.channels
+    known = {g.name: g.width for g in channels.groups}
+    if plan.model_digest != subject.digest or any(known.get(e.group) != e.width for e in plan.edits):
+        raise UsageError(
+            "the plan was made for another model; write one for this model with `onnxprune plan`"
+        )
+    alive = channels.alive(plan.keep())
+    fresh = cut(subject.graph, channels, alive)
+    cuts = removed_cuts(subject.graph, channels, alive)
+    probe = subject.feeds if subject.calibration is None else subject.calibration.first(SAMPLES)
+    surgery = check_surgery(subject.model, fresh, cuts, [probe])
+    planned = observe(Graph(fresh), subject.feeds).shapes
+    try:
+        found = observe(Graph(pruned), subject.feeds).shapes
+    except ModelError as error:
+        return surgery, (f"it does not run like the original: {error}",)
+    trouble = []
+    for node in fresh.graph.node:
+        for name in node.output:
+            if name in planned and name not in found:
+                trouble.append(f"tensor {name!r} is missing")
+            elif name in planned and planned[name] != found[name]:
+                trouble.append(f"tensor {name!r} is {list(found[name])}, the plan says {list(planned[name])}")
+    return surgery, tuple(trouble)

@@ -1,0 +1,384 @@
+"""Random small graphs out of an operator table: whatever is cut, the result equals the masked original.
+
+Every entry of the table appends a few nodes to a net that grows from one image, and hands the new map on. A
+graph is 3 to 10 entries and a head. ONNXPRUNE_GRAPHS sets how many graphs are tried (default 500).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from random import Random
+
+import numpy as np
+import onnx
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from tests.channels import surgery
+
+COUNT = int(os.environ.get("ONNXPRUNE_GRAPHS", "500"))
+TABLE: list[Callable[[Net, str], str]] = []
+
+
+class Net:
+    """A growing graph: nodes, weights, and the maps (1, C, H, W) that an entry may read."""
+
+    def __init__(self, rnd: Random):
+        self.rnd, self.numbers = rnd, np.random.default_rng(rnd.randrange(1 << 30))
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, np.ndarray] = {}
+        self.maps: dict[str, tuple[int, int]] = {"x": (3, 8)}
+        self.count = 0
+
+    def name(self, stem: str = "t") -> str:
+        self.count += 1
+        return f"{stem}{self.count}"
+
+    def op(self, op: str, *inputs: str, outputs: int = 1, **attrs: object) -> str | list[str]:
+        outs = [self.name() for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), outs, **attrs))
+        return outs[0] if outputs == 1 else outs
+
+    def ints(self, *values: int) -> str:
+        name = self.name("i")
+        self.weights[name] = np.array(values, np.int64)
+        return name
+
+    def weight(self, *shape: int) -> str:
+        """A float weight: fresh or shared with an earlier one, plain, in a Constant node, or behind a path."""
+        alike = [n for n, v in self.weights.items() if v.shape == shape and v.dtype == np.float32]
+        if alike and self.rnd.random() < 0.25:
+            return self.rnd.choice(alike)
+        name = self.name("w")
+        fan = max(1, int(np.prod(shape[1:])))
+        value = (self.numbers.standard_normal(shape) / np.sqrt(fan) * 1.4).astype(np.float32)
+        way = self.rnd.randrange(8)
+        if way == 0:
+            self.nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value)))
+            return name
+        self.weights[name] = value
+        if way == 1:
+            return self.op("Identity", name)
+        if way == 2:
+            order = list(range(len(shape)))[::-1]
+            self.weights[name] = np.ascontiguousarray(value.transpose(order))
+            return self.op("Transpose", name, perm=order)
+        if way == 3:
+            self.weights[name] = value.reshape(-1)
+            return self.op("Reshape", name, self.ints(*shape))
+        return name
+
+    def add(self, name: str, channels: int, size: int) -> str:
+        self.maps[name] = (channels, size)
+        return name
+
+    def conv(self, x: str, out: int, kernel: int = 1, group: int = 1) -> str:
+        channels, size = self.maps[x]
+        inputs = [x, self.weight(out, channels // group, kernel, kernel)]
+        if self.rnd.random() < 0.5:
+            inputs.append(self.weight(out))
+        y = self.op("Conv", *inputs, group=group, pads=[kernel // 2] * 4)
+        return self.add(y, out, size)
+
+    def like(self, x: str, channels: int) -> str:
+        """Some map of the size of x with so many channels: an earlier one, or a conv of x."""
+        size = self.maps[x][1]
+        fits = [m for m, s in self.maps.items() if s == (channels, size)]
+        return self.rnd.choice(fits) if fits and self.rnd.random() < 0.7 else self.conv(x, channels)
+
+
+def entry(function: Callable[[Net, str], str]) -> Callable[[Net, str], str]:
+    TABLE.append(function)
+    return function
+
+
+@entry
+def conv(net: Net, x: str) -> str:
+    return net.conv(x, net.rnd.choice((2, 4, 6, 8, 12)), net.rnd.choice((1, 3)))
+
+
+@entry
+def grouped(net: Net, x: str) -> str:
+    channels = net.maps[x][0]
+    groups = net.rnd.choice([g for g in (1, 2, 3, 4, 6) if channels % g == 0])
+    return net.conv(x, groups * net.rnd.randint(1, 4), 3, groups)
+
+
+@entry
+def depthwise(net: Net, x: str) -> str:
+    channels = net.maps[x][0]
+    return net.conv(x, channels * net.rnd.choice((1, 1, 2)), 3, channels)
+
+
+@entry
+def transposed(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    group = net.rnd.choice([g for g in (1, 2, channels) if channels % g == 0])
+    out = net.rnd.choice((1, 2, 3))
+    y = net.op("ConvTranspose", x, net.weight(channels, out, 3, 3), group=group, pads=[1] * 4)
+    return net.add(y, out * group, size)
+
+
+@entry
+def batch_norm(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    var = net.name("w")
+    net.weights[var] = net.numbers.uniform(0.5, 1.5, channels).astype(np.float32)
+    y = net.op("BatchNormalization", x, *(net.weight(channels) for _ in range(3)), var)
+    return net.add(y, channels, size)
+
+
+@entry
+def unary(net: Net, x: str) -> str:
+    return net.add(net.op(net.rnd.choice(("Relu", "Sigmoid", "Tanh", "HardSwish")), x), *net.maps[x])
+
+
+@entry
+def residual(net: Net, x: str) -> str:
+    return net.add(net.op(net.rnd.choice(("Add", "Mul", "Max")), x, net.like(x, net.maps[x][0])), *net.maps[x])
+
+
+@entry
+def constant(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    shape = net.rnd.choice(((channels, 1, 1), (1, channels, 1, 1), (size,), (1, channels, size, size), (1,)))
+    return net.add(net.op(net.rnd.choice(("Add", "Mul", "Sub")), x, net.weight(*shape)), channels, size)
+
+
+@entry
+def prelu(net: Net, x: str) -> str:
+    return net.add(net.op("PRelu", x, net.weight(net.maps[x][0], 1, 1)), *net.maps[x])
+
+
+@entry
+def concat(net: Net, x: str) -> str:
+    size = net.maps[x][1]
+    others = [m for m, s in net.maps.items() if s[1] == size]
+    parts = [x, *net.rnd.choices(others, k=net.rnd.randint(1, 2))]
+    total = sum(net.maps[p][0] for p in parts)
+    if total > 24:
+        return x
+    return net.add(net.op("Concat", *parts, axis=net.rnd.choice((1, -3))), total, size)
+
+
+@entry
+def split(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    if channels < 2:
+        return x
+    first = net.rnd.randint(1, channels - 1)
+    if channels % 2 == 0 and net.rnd.random() < 0.5:
+        first = channels // 2
+        a, b = net.op("Split", x, axis=1, num_outputs=2, outputs=2)
+    else:
+        a, b = net.op("Split", x, net.ints(first, channels - first), axis=1, outputs=2)
+    net.add(a, first, size)
+    return net.add(b, channels - first, size)
+
+
+@entry
+def slice_(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    first = net.rnd.randint(0, channels - 1)
+    last = net.rnd.randint(first + 1, channels)
+    start = net.rnd.choice((first, first - channels))
+    end = net.rnd.choice((last, last - channels if last < channels else (1 << 31) - 1))
+    return net.add(net.op("Slice", x, net.ints(start), net.ints(end), net.ints(1)), last - first, size)
+
+
+@entry
+def gather(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    index = net.rnd.choices(range(-channels, channels), k=net.rnd.randint(2, channels + 1))
+    return net.add(net.op("Gather", x, net.ints(*index), axis=1), len(index), size)
+
+
+@entry
+def shuffle(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    groups = net.rnd.choice([g for g in (2, 3, 4) if channels % g == 0] or [1])
+    a = net.op("Reshape", x, net.ints(net.rnd.choice((0, -1)), groups, channels // groups, size, size))
+    b = net.op("Transpose", a, perm=[0, 2, 1, 3, 4])
+    return net.add(net.op("Reshape", b, net.ints(0, net.rnd.choice((channels, -1)), size, size)), channels, size)
+
+
+@entry
+def squeeze_excite(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    p = net.add(net.op("GlobalAveragePool", x), channels, 1)
+    s = net.op("Sigmoid", net.conv(net.op_map("Relu", net.conv(p, 2)), channels))
+    return net.add(net.op("Mul", x, s), channels, size)
+
+
+def _op_map(net: Net, op: str, x: str) -> str:
+    return net.add(net.op(op, x), *net.maps[x])
+
+
+Net.op_map = _op_map  # type: ignore[attr-defined]
+
+
+@entry
+def pooled(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    if size < 4:
+        return x
+    op = net.rnd.choice(("MaxPool", "AveragePool"))
+    return net.add(net.op(op, x, kernel_shape=[2, 2], strides=[2, 2]), channels, size // 2)
+
+
+@entry
+def resized(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    if size > 8:
+        return x
+    y = net.op("Resize", x, "", "", net.ints(1, channels, 2 * size, 2 * size), mode="nearest")
+    return net.add(y, channels, 2 * size)
+
+
+@entry
+def depth_space(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    if channels % 4 == 0 and size <= 8:
+        y = net.op("DepthToSpace", x, blocksize=2, mode=net.rnd.choice(("DCR", "CRD")))
+        return net.add(y, channels // 4, size * 2)
+    if size % 2 == 0 and channels <= 6:
+        return net.add(net.op("SpaceToDepth", x, blocksize=2), channels * 4, size // 2)
+    return x
+
+
+@entry
+def channels_last(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    t = net.op("Transpose", x, perm=[0, 2, 3, 1])
+    y = net.op("Add", net.op("Mul", t, net.weight(channels)), net.weight(1, 1, 1, channels))
+    if net.rnd.random() < 0.3:
+        y = net.op("LayerNormalization", y, net.weight(channels), net.weight(channels))
+    elif net.rnd.random() < 0.5:
+        wide = net.rnd.choice((4, 8))
+        h = net.op("Relu", net.op("Add", net.op("MatMul", y, net.weight(channels, wide)), net.weight(wide)))
+        y = net.op("Add", y, net.op("MatMul", h, net.weight(wide, channels)))
+    return net.add(net.op("Transpose", y, perm=[0, 3, 1, 2]), channels, size)
+
+
+@entry
+def group_norm(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    groups = net.rnd.choice([g for g in (1, 2, 3, 4) if channels % g == 0])
+    r = net.op("Reshape", x, net.ints(0, groups, -1))
+    n = net.op("InstanceNormalization", r, net.weight(groups), net.weight(groups))
+    return net.add(net.op("Reshape", n, net.ints(0, channels, size, size)), channels, size)
+
+
+@entry
+def padded(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    before, after = net.rnd.randint(0, 2), net.rnd.randint(0, 2)
+    y = net.op("Pad", x, net.ints(0, before, 0, 0, 0, after, 0, 0))
+    return net.add(y, channels + before + after, size)
+
+
+@entry
+def tiled(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    if channels > 8:
+        return x
+    return net.add(net.op("Tile", x, net.ints(1, 2, 1, 1)), 2 * channels, size)
+
+
+@entry
+def gate(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    if channels % 2:
+        return x
+    a, b = net.op("Split", x, axis=1, num_outputs=2, outputs=2)
+    return net.add(net.op("Mul", a, net.op("Sigmoid", b)), channels // 2, size)
+
+
+@entry
+def spatial_gate(net: Net, x: str) -> str:
+    y = net.op(net.rnd.choice(("ReduceMean", "ReduceMax")), x, net.ints(1))
+    return net.add(net.op("Mul", x, net.op("Sigmoid", y)), *net.maps[x])
+
+
+@entry
+def view(net: Net, x: str) -> str:
+    """Flatten and back by sizes that the graph computes."""
+    channels, size = net.maps[x]
+    s = net.op("Shape", x)
+    n = net.op("Slice", s, net.ints(0), net.ints(1))
+    c = net.op("Slice", s, net.ints(1), net.ints(2)) if net.rnd.random() < 0.5 else net.ints(channels)
+    f = net.op("Reshape", x, net.op("Concat", n, c, net.ints(-1), axis=0))
+    if net.rnd.random() < 0.5:
+        f = net.op("MatMul", net.weight(channels, channels), f)
+    return net.add(net.op("Reshape", f, s), channels, size)
+
+
+@entry
+def attention(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    if size > 8:
+        return x
+    heads, width = net.rnd.choice((1, 2)), net.rnd.choice((2, 4))
+    tokens = net.op("Transpose", net.op("Reshape", x, net.ints(0, channels, -1)), perm=[0, 2, 1])
+    inner = heads * width
+    packed = net.op("MatMul", tokens, net.weight(channels, 3 * inner))
+    packed = net.op("Add", packed, net.weight(3 * inner))
+    parts = net.op("Split", packed, axis=-1, num_outputs=3, outputs=3)
+    q, k, v = (net.op("Reshape", p, net.ints(0, 0, heads, width)) for p in parts)
+    q, v = (net.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, v))
+    scores = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 2, 3, 1])), axis=-1)
+    mixed = net.op("Transpose", net.op("MatMul", scores, v), perm=[0, 2, 1, 3])
+    y = net.op("MatMul", net.op("Reshape", mixed, net.ints(0, 0, inner)), net.weight(inner, channels))
+    y = net.op("Transpose", net.op("Add", y, tokens), perm=[0, 2, 1])
+    return net.add(net.op("Reshape", y, net.ints(0, channels, size, size)), channels, size)
+
+
+def head(net: Net, x: str) -> str:
+    """To a dense layer: pooled, or flattened in either order."""
+    channels, size = net.maps[x]
+    way = net.rnd.randrange(4)
+    if way == 0:
+        f, wide = net.op("Flatten", net.op("GlobalAveragePool", x)), channels
+    elif way == 1:
+        f, wide = net.op("Reshape", net.op("ReduceMean", x, net.ints(2, 3)), net.ints(-1, channels)), channels
+    elif way == 2:
+        f, wide = net.op("Flatten", x), channels * size * size
+    else:
+        t = net.op("Transpose", x, perm=[0, 2, 3, 1])
+        f, wide = net.op("Reshape", t, net.ints(1, -1)), channels * size * size
+    hidden = net.op("Relu", net.op("Gemm", f, net.weight(6, wide), net.weight(6), transB=1))
+    return net.op("Gemm", hidden, net.weight(6, 5))
+
+
+def random_model(rnd: Random) -> onnx.ModelProto:
+    net = Net(rnd)
+    x = net.conv("x", rnd.choice((4, 6, 8, 12)), 3)
+    for _ in range(rnd.randint(3, 10)):
+        x = rnd.choice(TABLE)(net, rnd.choice([x, x, x, *list(net.maps)[1:]]))
+    out = head(net, x)
+    graph = helper.make_graph(
+        net.nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_empty_tensor_value_info(out)],
+        [numpy_helper.from_array(v, n) for n, v in net.weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@settings(
+    max_examples=COUNT,
+    derandomize="ONNXPRUNE_GRAPHS" not in os.environ,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.randoms(use_true_random=False), st.integers(0, 1 << 16))
+def test_random_graphs(rnd: Random, seed: int) -> None:
+    model = random_model(rnd)
+    graph, channels = surgery.find(model)
+    surgery.assert_explained(graph, channels)
+    for how in ("half", seed):
+        surgery.assert_exact(model, graph, channels, how)
