@@ -1,11 +1,12 @@
 """The analysis: walk the graph, read off the groups, and try the result out.
 
-Sizes that a graph computes at run time cannot be judged by a rule. So the analysis makes two trial cuts on
-paper (half of every group, one channel of every group) and follows the sizes; what would come out wrong is
-pinned, and the groups are read off again.
+Sizes that a graph computes at run time cannot be judged by a rule. So the analysis makes a few trial cuts
+on paper and follows the sizes; what would come out wrong is pinned, and the groups are read off again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -32,22 +33,30 @@ def find_channels(graph: Graph, observed: Observed, *, prune_statistics: bool = 
             return channels
 
 
+def _trials(channels: Channels) -> Iterator[np.ndarray]:
+    """Half of every group, all but one of every group, and two random counts: groups of one width must not
+    pass for each other."""
+    rng = np.random.default_rng(0)
+    shares = [np.full(len(channels.groups), share) for share in (0.5, 1.0)]
+    for share in (*shares, *rng.random((2, len(channels.groups)))):
+        keep = {
+            g.name: range(max(1, min(g.width - 1, round(g.width * s))))
+            for g, s in zip(channels.groups, share, strict=True)
+        }
+        yield channels.alive(keep)
+
+
 def _pin_conflicts(graph: Graph, channels: Channels, ties: Ties, flow: dict[str, np.ndarray]) -> bool:
-    """Try two cuts; pin what they break. Returns whether anything was pinned."""
+    """Try some cuts; pin what they break. Returns whether anything was pinned."""
     if not channels.derived:
         return False
-    broken = False
-    for share in (0.5, 0.0):
-        keep = {
-            g.name: range(max(1, min(g.width - 1, round(g.width * (1 - share))))) for g in channels.groups
-        }
-        cut = Cut(channels, channels.alive(keep))
-        for conflict in mend(graph, cut)[1]:
-            tensors = [t for t in conflict.tensors if cut.changed(t)] or list(cut.lines)
-            for name in tensors:
+    for alive in _trials(channels):
+        cut = Cut(channels, alive)
+        conflicts = mend(graph, cut)[1]
+        for conflict in conflicts:
+            for name in [t for t in conflict.tensors if cut.changed(t)] or list(cut.lines):
                 ties.where, ties.tensor = conflict.node, name
                 ties.pin(flow[name], conflict.reason)
-            broken = True
-        if broken:
-            break
-    return broken
+        if conflicts:
+            return True
+    return False
