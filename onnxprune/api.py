@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import Channels, ChannelGroup, Cut, find_channels, removed_cuts
+from onnxprune.channels import ChannelGroup, Channels, Cut, find_channels, removed_cuts
 from onnxprune.decide.allocation import FAMILIES, Limits, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.errors import BudgetError, ModelError, UnsupportedError, UsageError
@@ -27,7 +27,7 @@ from onnxprune.graph.shapes import observe
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.stats import Moments, moments
-from onnxprune.measure.verify import Fidelity, Surgery, check_fidelity, check_surgery
+from onnxprune.measure.verify import check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
@@ -139,7 +139,7 @@ def open_model(
         ModelError, CalibrationError, FileError: what was given cannot be used.
     """
     path = None if isinstance(model, onnx.ModelProto) else Path(model)
-    proto = files.check_model(model) if isinstance(model, onnx.ModelProto) else files.read_model(model)
+    proto = files.check_model(model) if isinstance(model, onnx.ModelProto) else files.read_model(Path(model))
     specs = runtime.input_specs(proto)
     data = None
     if calibration is not None:
@@ -168,9 +168,7 @@ def make_plan(subject: Subject, settings: Settings, progress: Progress | None = 
     scores = score(name, channels.groups, subject.graph, seen, settings.seed)
     limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
     if not any(limits.allows(g) for g in channels.groups):
-        raise UsageError(
-            "--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups"
-        )
+        raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
     cost = CostModel(subject.graph, channels, settings.of)
     found = allocate(channels, scores, cost, settings.ratio, how=settings.allocation, limits=limits)
     if not found.met and not settings.best_effort:
@@ -230,16 +228,12 @@ def apply_plan(
     """
     settings = settings or Settings()
     if plan.model_digest != subject.digest:
-        raise UsageError(
-            "the plan was made for another model; write one for this model with `onnxprune plan`"
-        )
+        raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     channels, data = subject.channels, subject.calibration
     known = {g.name: g.width for g in channels.groups}
     for e in plan.edits:
         if known.get(e.group) != e.width:
-            raise UsageError(
-                f"the plan names group {e.group!r} with {e.width} channels, which the model lacks"
-            )
+            raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
     alive = channels.alive(plan.keep())
     pruned = cut_channels(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
@@ -247,9 +241,7 @@ def apply_plan(
     probe = [subject.feeds] if held is None else [held.first(8)]
     surgery = check_surgery(subject.model, pruned, cuts, probe)
     if not surgery.exact:
-        raise BudgetError(
-            f"the cut model differs from the masked original by {surgery.worst:.1e}; please report it"
-        )
+        raise BudgetError(f"the cut model differs from the masked original by {surgery.worst:.1e}; please report it")
     warnings = list(subject.warnings)
     repair = settings.repair or ("statistics" if fit is not None else "none")
     if repair != "none" and fit is None:
@@ -267,9 +259,7 @@ def apply_plan(
         )
     fidelity = None
     if held is not None:
-        fidelity = check_fidelity(
-            subject.model, pruned, _counted(held, "verify", progress), held_out=not held.shared
-        )
+        fidelity = check_fidelity(subject.model, pruned, _counted(held, "verify", progress), held_out=not held.shared)
     sizes = Cut(channels, alive).shapes
     after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), pruned.ByteSize())
     result = Result(
@@ -283,18 +273,14 @@ def apply_plan(
         plan=plan,
         cuts=tuple(cuts),
         pinned=channels.pinned,
-        groups=tuple(
-            (g.name, g.width, len(plan.keep().get(g.name, range(g.width)))) for g in channels.groups
-        ),
+        groups=tuple((g.name, g.width, len(plan.keep().get(g.name, range(g.width)))) for g in channels.groups),
         repair=repair,
         warnings=tuple(warnings),
     )
     return measure_latency(result, subject, settings, progress) if bench else result
 
 
-def measure_latency(
-    result: Result, subject: Subject, settings: Settings, progress: Progress | None = None
-) -> Result:
+def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
     """Time the original against the pruned model, interleaved, and add the outcome to the result."""
     from onnxprune.measure.latency import bench
 
@@ -375,9 +361,7 @@ def prune(
         chosen = Settings(ratio=ratio, **settings)
     except TypeError as error:
         raise UsageError(f"prune(): {str(error).removeprefix('Settings.__init__() ')}") from error
-    subject = open_model(
-        model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image
-    )
+    subject = open_model(model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image)
     plan = make_plan(subject, chosen, progress)
     return apply_plan(subject, plan, chosen, bench=bench, progress=progress)
 

@@ -240,8 +240,8 @@ def _bench_parser() -> Parser:
 
 
 def _prune(args: argparse.Namespace, status: Status) -> None:
-    if args.dry_run and (args.output or args.plan_out):
-        raise UsageError("--dry-run writes nothing; drop -o and --plan-out, or use `onnxprune plan`")
+    if args.dry_run and args.plan_out:
+        raise UsageError("--dry-run writes nothing; drop --plan-out, or use `onnxprune plan`")
     _check_samples(args)
     from onnxprune import api
 
@@ -382,7 +382,7 @@ def _bench(args: argparse.Namespace, status: Status) -> None:
     result = bench(
         args.models,
         batch=args.batch,
-        shapes=_shapes(args),
+        shapes=dict(_shapes(args) or {}) or None,
         providers=args.providers,
         threads=1 if args.threads is None else args.threads,
         rounds=args.rounds,
@@ -444,7 +444,7 @@ def _check_samples(args: argparse.Namespace) -> None:
             raise UsageError(f"--repair {args.repair} needs samples; give --calib")
 
 
-def _shapes(args: argparse.Namespace) -> dict[str, tuple[int, ...]] | None:
+def _shapes(args: argparse.Namespace) -> dict[str, Sequence[int]] | None:
     return dict(args.input_shape) or None
 
 
@@ -485,9 +485,7 @@ def _open(args: argparse.Namespace, status: Status) -> Subject:
     )
 
 
-def _make(
-    args: argparse.Namespace, subject: Subject, plan: PrunePlan, settings: Settings, status: Status
-) -> Result:
+def _make(args: argparse.Namespace, subject: Subject, plan: PrunePlan, settings: Settings, status: Status) -> Result:
     from onnxprune import api
 
     bench = args.bench if args.bench is not None else bool(args.calib) and not args.json
@@ -590,7 +588,7 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, endi
     for title, of in (("MACs", "macs"), ("parameters", "params")):
         before, after = totals[of]
         rows.append((title, si(before), si(after), change(before, after)))
-    _print("\n".join(f"{r[0]:<12}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows) + "\n\n")
+    _print("\n".join(f"{r[0]:<13}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows) + "\n\n")
     cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]
     more = None if args.verbose else ROWS
     _print(table(("group", "width", "kept", "change"), cut, "<>>>", most=more, width=_width()))
@@ -657,9 +655,9 @@ def _explain(error: BaseException, phase: str) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, f"interrupted while: {phase}"
     if isinstance(error, MemoryError):
+        kind = CalibrationError if phase in ("calibrate", "repair", "fidelity") else ModelError
         remedy = "use fewer --samples or a machine with more"
-        code = CalibrationError.exit_code if phase in ("plan", "calibrate", "repair") else ModelError.exit_code
-        return code, f"out of memory while: {phase}; {remedy}"
+        return kind.exit_code, f"out of memory while: {phase}; {remedy}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return FileError.exit_code, f"{where}{error.strerror or error}; check the path and its permissions"

@@ -64,10 +64,15 @@ def inspection(subject: Subject) -> dict[str, Any]:
         "macs": before.macs,
         "bytes": before.bytes,
         "inputs": [
-            {"name": s.name, "dtype": str(s.dtype), "shape": list(s.shape), "run_with": _shape(subject, s.name)}
+            {
+                "name": s.name,
+                "dtype": str(s.dtype),
+                "shape": list(s.shape),
+                "ran": _shape(subject, s.name),
+            }
             for s in runtime.input_specs(model)
         ],
-        "outputs": [{"name": o.name, "run_gave": _shape(subject, o.name)} for o in model.graph.output],
+        "outputs": [{"name": o.name, "ran": _shape(subject, o.name)} for o in model.graph.output],
         "groups": groups,
         "pinned": sorted(pinned, key=lambda p: (-p["channels"], p["reason"])),
     }
@@ -85,10 +90,10 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
     ]
     for one in found["inputs"]:
         declared = ", ".join("?" if n is None else plain(str(n)) for n in one["shape"])
-        run = "x".join(map(str, one["run_with"]))
+        run = "x".join(map(str, one["ran"]))
         lines.append(f"input        {plain(one['name'])}: {one['dtype']} ({declared}), run with {run}")
     for one in found["outputs"]:
-        lines.append(f"output       {plain(one['name'])}: {'x'.join(map(str, one['run_gave'])) or 'scalar'}")
+        lines.append(f"output       {plain(one['name'])}: {'x'.join(map(str, one['ran'])) or 'scalar'}")
     groups = [
         (
             plain(g["name"]),
@@ -100,7 +105,7 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
         )
         for g in found["groups"]
     ]
-    heading = f"\n{len(groups)} groups of coupled channels can be cut (MACs: the share that depends on them)\n"
+    heading = f"\n{len(groups)} groups of channels can be cut (MACs: the share that depends on them)\n"
     text = "\n".join(lines) + "\n" + heading
     if groups:
         head = ("group", "width", "step", "MACs", "makers", "readers")
@@ -129,9 +134,7 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
     channels = subject.channels
     known = {g.name: g.width for g in channels.groups}
     if plan.model_digest != subject.digest or any(known.get(e.group) != e.width for e in plan.edits):
-        raise UsageError(
-            "the plan was made for another model; write one for this model with `onnxprune plan`"
-        )
+        raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     alive = channels.alive(plan.keep())
     fresh = cut(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)

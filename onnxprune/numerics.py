@@ -233,11 +233,7 @@ def propagate_target(
     flat = residual.transpose(0, 2, 3, 1).reshape(-1, n)
     for i in range(kh):
         for j in range(kw):
-            part = (
-                (flat @ kernel[:, :, i, j].astype(residual.dtype))
-                .reshape(images, ho, wo, c)
-                .transpose(0, 3, 1, 2)
-            )
+            part = (flat @ kernel[:, :, i, j].astype(residual.dtype)).reshape(images, ho, wo, c).transpose(0, 3, 1, 2)
             y, x = i * dilations[0], j * dilations[1]
             out[
                 :,
@@ -426,9 +422,9 @@ def select_lasso(H: Array, W: Array, keep: int, *, taps: int = 1, slack: float =
     y = (vectors.T @ gain) / np.sqrt(values)
 
     def beta(alpha: float) -> Array:
-        return lasso_path(
-            design, y, alphas=[alpha * top / c], precompute=cross, Xy=gain, max_iter=2000, tol=1e-4
-        )[1][:, 0]
+        return lasso_path(design, y, alphas=[alpha * top / c], precompute=cross, Xy=gain, max_iter=2000, tol=1e-4)[1][
+            :, 0
+        ]
 
     low, high = 0.0, 1e-3
     best = b = beta(high)

@@ -31,9 +31,7 @@ class KeepChannels:
 
     def __post_init__(self) -> None:
         if not self.keep or list(self.keep) != sorted(set(self.keep)):
-            raise UsageError(
-                f"plan: group {self.group!r} must keep at least one channel, ascending, none twice"
-            )
+            raise UsageError(f"plan: group {self.group!r} must keep at least one channel, ascending, none twice")
         if self.keep[0] < 0 or self.keep[-1] >= self.width:
             raise UsageError(f"plan: group {self.group!r} has channels 0 to {self.width - 1}")
 
@@ -80,9 +78,7 @@ class PrunePlan:
             if content.get("kind") != "onnxprune plan":
                 raise UsageError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
             if content["schema"] > SCHEMA:
-                raise UsageError(
-                    f"the plan has schema {content['schema']}, this onnxprune reads {SCHEMA} - upgrade"
-                )
+                raise UsageError(f"the plan has schema {content['schema']}, this onnxprune reads {SCHEMA} - upgrade")
             edits = []
             for e in content["edits"]:
                 if e["edit"] != "keep_channels":
@@ -92,6 +88,4 @@ class PrunePlan:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
-            raise UsageError(
-                f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`"
-            ) from error
+            raise UsageError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error

@@ -210,8 +210,7 @@ def test_two_readers_add_up():
         readers.append(nm.Reader(m.H, nm.ridge(m.H, m.G, 0.0), 1, s))
     order, errors = nm.eliminate(readers, lam=1e-11)
     brute = [
-        sum(s * lstsq_error(np.delete(x, g, axis=1), y) for y, s in zip(ys, scales, strict=True))
-        for g in range(5)
+        sum(s * lstsq_error(np.delete(x, g, axis=1), y) for y, s in zip(ys, scales, strict=True)) for g in range(5)
     ]
     assert order[0] == int(np.argmin(brute)) and np.isclose(errors[4], min(brute), rtol=1e-4)
     with pytest.raises(ValueError, match="disagree"):

@@ -22,9 +22,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 # ---- nets: Sequential at the top, so that names in the ONNX file count the layers --------------------------
 
 
-def conv_bn(
-    c_in: int, c_out: int, k: int = 3, stride: int = 1, groups: int = 1, relu: bool = True
-) -> nn.Sequential:
+def conv_bn(c_in: int, c_out: int, k: int = 3, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Sequential:
     conv = nn.Conv2d(c_in, c_out, k, stride, k // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(c_out), *([nn.ReLU()] if relu else []))
 
@@ -40,9 +38,7 @@ class Basic(nn.Module):
         super().__init__()
         self.a = conv_bn(c_in, c_out, stride=stride)
         self.b = conv_bn(c_out, c_out, relu=False)
-        self.sc = (
-            nn.Identity() if (c_in, stride) == (c_out, 1) else conv_bn(c_in, c_out, 1, stride, relu=False)
-        )
+        self.sc = nn.Identity() if (c_in, stride) == (c_out, 1) else conv_bn(c_in, c_out, 1, stride, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.b(self.a(x)) + self.sc(x))
@@ -108,9 +104,7 @@ def top1(net: nn.Module, x: Tensor, y: Tensor, bf16: bool = False) -> float:
         return float(torch.cat([net(part).argmax(1) for part in x.split(500)]).eq(y).float().mean())
 
 
-def train(
-    net: nn.Module, x: Tensor, y: Tensor, valid: tuple[Tensor, Tensor], args: argparse.Namespace
-) -> None:
+def train(net: nn.Module, x: Tensor, y: Tensor, valid: tuple[Tensor, Tensor], args: argparse.Namespace) -> None:
     per_epoch = max(len(x) // args.batch, 1)
     steps = args.steps or args.epochs * per_epoch
     decayed = [p for p in net.parameters() if p.ndim > 1]
@@ -132,9 +126,7 @@ def train(
         schedule.step()
         if step % per_epoch == 0 or step == steps:
             score, seconds = top1(net, *valid, args.bf16), time.monotonic() - began
-            print(
-                f"step {step}/{steps}: loss {loss:.3f}, {score:.2%} validation, {seconds:.0f} s", flush=True
-            )
+            print(f"step {step}/{steps}: loss {loss:.3f}, {score:.2%} validation, {seconds:.0f} s", flush=True)
 
 
 # ---- export ------------------------------------------------------------------------------------------------
@@ -171,9 +163,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--bf16", action="store_true", help="bfloat16 and channels-last: twice as fast on a CPU"
-    )
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 and channels-last: twice as fast on a CPU")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)

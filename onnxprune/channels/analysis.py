@@ -34,14 +34,17 @@ def find_channels(graph: Graph, observed: Observed, *, prune_statistics: bool = 
 
 
 def _trials(channels: Channels) -> Iterator[np.ndarray]:
-    """Half of every group, all but one of every group, and two random counts: groups of one width must not
-    pass for each other."""
-    rng = np.random.default_rng(0)
-    shares = [np.full(len(channels.groups), share) for share in (0.5, 1.0)]
-    for share in (*shares, *rng.random((2, len(channels.groups)))):
+    """Cuts to try: half of every group; all but one of every group; and for every bit of a group's number, half
+    of the groups that have it, so that no group's size can pass for that of another."""
+    count = len(channels.groups)
+    every = np.ones(count, bool)
+    for bit in range(-2, count.bit_length()):
+        share = 1.0 if bit == -1 else 0.5
+        chosen = every if bit < 0 else (np.arange(count) >> bit & 1).astype(bool)
         keep = {
-            g.name: range(max(1, min(g.width - 1, round(g.width * s))))
-            for g, s in zip(channels.groups, share, strict=True)
+            g.name: range(max(1, min(g.width - 1, round(g.width * share))))
+            for g, there in zip(channels.groups, chosen, strict=True)
+            if there
         }
         yield channels.alive(keep)
 

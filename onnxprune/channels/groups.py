@@ -116,6 +116,11 @@ class Channels:
     unlisted: frozenset[Use] = frozenset()
     inexact: tuple[str, ...] = ()
 
+    @cached_property
+    def lines(self) -> dict[str, tuple[int, np.ndarray]]:
+        """Activation name -> (axis that carries its channels, (length,) unit per index), where any may go."""
+        return _lines(self.flow)
+
     def alive(self, keep: Mapping[str, Iterable[int]]) -> np.ndarray:
         """(unit_count + 1,) bool, from the kept channels of every group; the last entry stands for pinned."""
         alive = np.ones(self.unit_count + 1, bool)
@@ -126,9 +131,7 @@ class Channels:
         return alive
 
 
-def walk_graph(
-    graph: Graph, observed: Observed, prune_statistics: bool = False
-) -> tuple[Ties, dict[str, Ids]]:
+def walk_graph(graph: Graph, observed: Observed, prune_statistics: bool = False) -> tuple[Ties, dict[str, Ids]]:
     """Carry ids through the graph, node by node. Returns the ties and the ids of every activation."""
     ties = Ties()
     walk = rules.Walk(graph, observed, ties, prune_statistics)
@@ -147,6 +150,7 @@ def walk_graph(
                 made[name] = value
             elif name:
                 flow[name] = value
+    ties.joints += flow.values()
     outputs = {name: "model output" for name in graph.outputs}
     inner = {name: f"read inside the body of {key}" for name, key in graph.captured().items()}
     for name, why in {**inner, **outputs}.items():
@@ -181,7 +185,7 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
     per_use = {use: _axes(p, labels, reason) for use, p in ties.params.items()}
     # only components that some weight makes or reads are worth a unit
     worth = np.zeros(len(reason), bool)
-    for use, p in ties.params.items():
+    for p in ties.params.values():
         for axis, ids in p.axes.items():
             if p.roles[axis] != "within":
                 worth[labels[ids]] = True
@@ -248,6 +252,16 @@ def _reasons(graph: Graph, use: Use, axis: int, why: np.ndarray, reasons: list[R
     return found
 
 
+def _lines(flow: Mapping[str, np.ndarray]) -> dict[str, tuple[int, np.ndarray]]:
+    found: dict[str, tuple[int, np.ndarray]] = {}
+    for name, units in flow.items():
+        if units.ndim and (units != PINNED).any():
+            axis = carrying_axis(units)
+            assert axis is not None, f"{name} would not stay a box"
+            found[name] = (axis, np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)[:, 0])
+    return found
+
+
 def _groups(
     graph: Graph,
     ties: Ties,
@@ -262,11 +276,8 @@ def _groups(
         name = graph.nodes[use[0]].input[use[1]]
         for axis, units in axes.items():
             slots.append((name, use, axis, units, p.roles.get(axis, "within"), p.reads.get(axis)))
-    for name, units in flow.items():
-        axis = carrying_axis(units)
-        if axis is not None and units.ndim and (units != PINNED).any():
-            line = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)[:, 0]
-            slots.append((name, ("", 0), axis, line, "carries", None))
+    for name, (axis, line) in _lines(flow).items():
+        slots.append((name, ("", 0), axis, line, "carries", None))
     # a unit's signature: the sum of a random number for each slot that it is in
     rng = np.random.default_rng(0)
     marks = rng.integers(1, 2**63, len(slots), dtype=np.uint64)

@@ -51,6 +51,7 @@ def quantize(walk: Walk, x: Value, scale: Value, zero: Value = None, *rest: Valu
     if all(int(np.prod(walk.dims(i))) == 1 for i in range(1, len(walk.node.input))):
         return x
     axis = walk.attr("axis", 1) % rank if rank > 1 else 0
+    assert x is not None
     ids = x.axis(axis) if isinstance(x, Param) else walk.channels(x, axis)
     _quantizers(walk, ids, scale, zero)
     return x if isinstance(x, Param) else walk.place(ids, axis, rank)
@@ -64,8 +65,18 @@ def dynamic(walk: Walk, x: Value) -> list[Ids]:
 
 
 @rule("QLinearConv")
-def qlinear_conv(walk: Walk, x: Value, xs: Value, xz: Value, w: Value, ws: Value, wz: Value, ys: Value, yz: Value,
-                 b: Value = None) -> Ids:
+def qlinear_conv(
+    walk: Walk,
+    x: Value,
+    xs: Value,
+    xz: Value,
+    w: Value,
+    ws: Value,
+    wz: Value,
+    ys: Value,
+    yz: Value,
+    b: Value = None,
+) -> Ids:
     y = conv(walk, x, w, b)
     _quantizers(walk, y.reshape(-1), *(v for v in (ws, wz) if isinstance(v, Param) and v.shape))
     return y
@@ -99,8 +110,9 @@ def _integer_product(walk: Walk, a: Value, b: Value, *params: Value) -> Ids:
 
 
 @rule("QGemm")
-def qgemm(walk: Walk, a: Value, as_: Value, az: Value, b: Value, bs: Value, bz: Value, c: Value = None,
-          *out: Value) -> Ids:
+def qgemm(
+    walk: Walk, a: Value, as_: Value, az: Value, b: Value, bs: Value, bz: Value, c: Value = None, *out: Value
+) -> Ids:
     y = gemm(walk, a, b, c)
     _quantizers(walk, y.reshape(-1), bs, bz)
     return y

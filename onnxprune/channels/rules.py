@@ -174,7 +174,10 @@ def conv(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value) -> Ids:
 
 @rule("ConvTranspose")
 def conv_transpose(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value) -> Ids:
-    rank, why = len(walk.out()), "ConvTranspose has weights that are computed at run time, or a constant input"
+    rank, why = (
+        len(walk.out()),
+        "ConvTranspose has weights that are computed at run time, or a constant input",
+    )
     if not isinstance(w, Param) or not isinstance(x, np.ndarray):
         pin_all(walk, why, x, w)
         return walk.dead(0, why)
@@ -321,9 +324,7 @@ def _lift_dims(dims: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return (1,) * (rank - len(dims)) + tuple(dims)
 
 
-def _meet(
-    walk: Walk, operands: list[tuple[Ids, tuple[int, ...]]], params: list[Param], out: tuple[int, ...]
-) -> Ids:
+def _meet(walk: Walk, operands: list[tuple[Ids, tuple[int, ...]]], params: list[Param], out: tuple[int, ...]) -> Ids:
     """Operands meet element by element, broadcasting: shared axes are the same channels.
 
     An operand of true size 1 on an axis says nothing about it. One that has the axis in full but carries no
@@ -368,8 +369,17 @@ def _carried(ids: Ids) -> int:
     return sum(d > 1 for d in ids.shape)
 
 
-TAKES_CONSTANTS = {*ELEMENTWISE, "MatMul", "Gemm", "Conv", "ConvTranspose", "Concat", "Gather", "Einsum",
-                   "Transpose"}
+TAKES_CONSTANTS = {
+    *ELEMENTWISE,
+    "MatMul",
+    "Gemm",
+    "Conv",
+    "ConvTranspose",
+    "Concat",
+    "Gather",
+    "Einsum",
+    "Transpose",
+}
 """Operators whose first operand may be a constant; their rules say what that means."""
 
 
@@ -450,7 +460,7 @@ def _remedy(op: str) -> str:
 
 
 @rule("LRN")
-def lrn(walk: Walk, x: Value) -> Ids:
+def lrn(walk: Walk, x: Ids) -> Ids:
     return walk.ties.whole(x, 1, "LRN mixes neighbouring channels")
 
 
@@ -467,8 +477,7 @@ def pool(walk: Walk, x: Value) -> list[Ids]:
 
 
 REDUCTIONS = (
-    "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum "
-    "ReduceLogSumExp"
+    "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp"
 ).split()
 
 
@@ -512,7 +521,7 @@ def _is_norm(walk: Walk) -> bool:
 
 
 @rule("Transpose")
-def transpose(walk: Walk, x: Value) -> Ids | Param:
+def transpose(walk: Walk, x: Ids | Param) -> Ids | Param:
     return x.turned(walk.attr("perm")) if isinstance(x, Param) else np.transpose(x, walk.attr("perm"))
 
 
@@ -550,9 +559,12 @@ def _spread_too_wide(walk: Walk, x: Ids, full: list[int], target: list[int]) -> 
 
 def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """The least runs of axes that a reshape turns into each other: [(axes before, axes after), …]."""
-    found, i, j = [], 0, 0
+    found: list[tuple[list[int], list[int]]] = []
+    i, j = 0, 0
     while i < len(before) or j < len(after):
-        ins, outs, p, q = [], [], 1, 1
+        ins: list[int] = []
+        outs: list[int] = []
+        p = q = 1
         while not (ins or outs) or p != q:
             if (p <= q and i < len(before)) or j >= len(after):
                 p *= before[i]
@@ -706,7 +718,7 @@ def resize(walk: Walk, x: Value, *rest: Value) -> Ids:
 
 
 @rule("DepthToSpace")
-def depth_to_space(walk: Walk, x: Value) -> Ids:
+def depth_to_space(walk: Walk, x: Ids) -> Ids:
     r, ids = walk.attr("blocksize"), walk.channels(x, 1)
     if walk.attr("mode", "DCR") == "DCR":
         grid = ids.reshape(r * r, -1)
@@ -718,7 +730,7 @@ def depth_to_space(walk: Walk, x: Value) -> Ids:
 
 
 @rule("SpaceToDepth")
-def space_to_depth(walk: Walk, x: Value) -> Ids:
+def space_to_depth(walk: Walk, x: Ids) -> Ids:
     return walk.place(np.tile(walk.channels(x, 1), walk.attr("blocksize") ** 2), 1, 4)
 
 
@@ -740,12 +752,7 @@ def einsum(walk: Walk, *values: Value) -> Ids:
     left, _, right = equation.partition("->")
     terms = left.split(",")
     why = "Einsum that is not a plain product of two operands"
-    if (
-        "..." in equation
-        or not right
-        or len(terms) != 2
-        or any(len(set(t)) != len(t) for t in (*terms, right))
-    ):
+    if "..." in equation or not right or len(terms) != 2 or any(len(set(t)) != len(t) for t in (*terms, right)):
         pin_all(walk, why, *values)
         return walk.dead(0, why)
     weights = [i for i, v in enumerate(values) if isinstance(v, Param)]

@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 
 from onnxprune.channels.groups import Channels
-from onnxprune.channels.ties import carrying_axis
 from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.graph.shapes import follow
 
@@ -46,16 +45,13 @@ class Cut:
         self.channels, self.alive, self.before = channels, alive, channels.derived
         self.lines: dict[str, tuple[int, np.ndarray]] = {}
         self.shapes = dict(channels.shapes)
-        for name, units in channels.flow.items():
-            if units.ndim == 0 or not (~alive[units]).any():
-                continue
-            axis = carrying_axis(units)
-            assert axis is not None, f"{name} would not stay a box"
-            line = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)[:, 0]
-            self.lines[name] = (axis, line)
-            shape = list(self.shapes[name])
-            shape[axis] = int(alive[line].sum())
-            self.shapes[name] = tuple(shape)
+        for name, (axis, line) in channels.lines.items():
+            kept = int(alive[line].sum())
+            if kept < len(line):
+                self.lines[name] = (axis, line)
+                shape = list(self.shapes[name])
+                shape[axis] = kept
+                self.shapes[name] = tuple(shape)
 
     def changed(self, name: str) -> bool:
         return name in self.lines
@@ -138,9 +134,7 @@ def _stirred(cut: Cut) -> dict[str, tuple[int, ...]]:
 def _equal(a: np.ndarray, b: np.ndarray | None) -> bool:
     if b is None:
         return False
-    return np.shape(a) == np.shape(b) and bool(
-        np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f")
-    )
+    return np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f"))
 
 
 def _pieces(
@@ -167,7 +161,7 @@ def _pieces(
         if inner is None or np.size(inner) != np.size(value):
             return None
         return _pieces(graph, cut, (key, 0), np.reshape(value, np.shape(inner)), after, static)
-    if node.op_type != "Concat" or np.ndim(value) != 1 or np.shape(now) != np.shape(value):
+    if now is None or node.op_type != "Concat" or np.ndim(value) != 1 or np.shape(now) != np.shape(value):
         return None
     mends: list[Mend] = []
     position = 0
@@ -292,9 +286,7 @@ def _resize(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     old = cut.channels.shapes[node.output[0]]
     if given is None:
         return [(3, None)]
-    target = np.array(
-        [new[a] if new[a] != old[a] else s for a, s in zip(axes, given, strict=True)], given.dtype
-    )
+    target = np.array([new[a] if new[a] != old[a] else s for a, s in zip(axes, given, strict=True)], given.dtype)
     return [] if np.array_equal(target, given) else [(3, target)]
 
 
@@ -310,11 +302,7 @@ def _slice(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     starts, ends, axes = read(1, "starts"), read(2, "ends"), read(3, "axes")
     if starts is None or ends is None:  # computed from data
         return [(1, None)]
-    axes = (
-        list(range(len(starts if starts is not None else ends)))
-        if axes is None
-        else [int(a) % rank for a in axes]
-    )
+    axes = list(range(len(starts if starts is not None else ends))) if axes is None else [int(a) % rank for a in axes]
     if axis not in axes:
         return []
     k = axes.index(axis)

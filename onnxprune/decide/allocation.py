@@ -202,16 +202,12 @@ def _close_gap(
 Widths = Callable[[float], list[int]]
 
 
-def uniform(
-    ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostModel, channels: Channels
-) -> Widths:
+def uniform(ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostModel, channels: Channels) -> Widths:
     """Every group keeps the share 1 - t of its channels."""
     return lambda t: [ladder.nearest(ladder.group.width * (1 - t)) for ladder in ladders]
 
 
-def global_(
-    ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostModel, channels: Channels
-) -> Widths:
+def global_(ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostModel, channels: Channels) -> Widths:
     """One threshold for all: a channel's score is taken relative to its group's total (what share of what the
     readers see it carries) and per share of the cost it saves. Ours."""
     price = cost.per_unit(np.ones(channels.unit_count + 1, bool)) / max(cost.total, 1e-300)

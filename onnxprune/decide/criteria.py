@@ -82,7 +82,8 @@ def makers(group: ChannelGroup) -> tuple[Slice, ...]:
 @criterion("l1")
 def l1(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
     """Sum of |w| over the filters that make the channel (Li et al., ICLR 2017)."""
-    return sum(gather(s, group.width, per_index(evidence.weight(s.use), s.axis, 1)) for s in makers(group))
+    sizes = [gather(s, group.width, per_index(evidence.weight(s.use), s.axis, 1)) for s in makers(group)]
+    return np.sum(sizes, axis=0)
 
 
 @criterion("l2")

@@ -38,9 +38,7 @@ def foldable(node: onnx.NodeProto) -> bool:
     return node.domain in ("", "ai.onnx") and node.op_type in TABLE
 
 
-def evaluate(
-    node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset: int
-) -> list[np.ndarray] | None:
+def evaluate(node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
     """The node's outputs for constant operands, or None when this table cannot tell."""
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     try:

@@ -293,9 +293,7 @@ def _load_external(tensors: list[tuple[str, TensorProto]], label: str, base: Pat
             if tensor.data_location != TensorProto.EXTERNAL:
                 continue
             if base is None:
-                _bad(
-                    label, f"tensor {name!r} is still in an external file; load it before, or pass its folder"
-                )
+                _bad(label, f"tensor {name!r} is still in an external file; load it before, or pass its folder")
             entries = {e.key: e.value for e in tensor.external_data}
             location = entries.get("location", "")
             trouble = _shape_trouble(tensor)
@@ -358,9 +356,7 @@ def _open_external(base: Path, location: str, name: str, label: str) -> int:
         fd = os.open(spot, flags)
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"fails: {error.strerror}"
-        raise ModelError(
-            one_line(f"{label}: {where}, and that file {reason}; keep it beside the model")
-        ) from error
+        raise ModelError(one_line(f"{label}: {where}, and that file {reason}; keep it beside the model")) from error
     info = os.fstat(fd)
     trouble = ""
     if not stat.S_ISREG(info.st_mode) or (info.st_ino, info.st_dev) != (before.st_ino, before.st_dev):
@@ -406,9 +402,7 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return tuple(
-        path.parent / name for name in sorted(names, key=str) if isinstance(name, str) and "\0" not in name
-    )
+    return tuple(path.parent / name for name in sorted(names, key=str) if isinstance(name, str) and "\0" not in name)
 
 
 # --------------------------------------------------------------------------------------------- tensors
@@ -691,10 +685,7 @@ def _check_nodes(walk: _Walk, label: str) -> None:
             continue
         group = 1
         for attribute in node.attribute:
-            if (
-                attribute.name in ("strides", "dilations", "kernel_shape")
-                and min(attribute.ints, default=1) < 1
-            ):
+            if attribute.name in ("strides", "dilations", "kernel_shape") and min(attribute.ints, default=1) < 1:
                 _bad(
                     label,
                     f"{_called(node)} has {attribute.name} {list(attribute.ints)}; each must be at least 1",
@@ -1053,9 +1044,7 @@ def atomic_write(
     model = check_model(model, name=str(path))
     payload = None
     if weight_bytes(model) <= MAX_PROTOBUF:
-        with contextlib.suppress(
-            Exception
-        ):  # EncodeError or ValueError: the nodes made it too large after all
+        with contextlib.suppress(Exception):  # EncodeError or ValueError: the nodes made it too large after all
             payload = model.SerializeToString()
     placed: list[Path] = []
     try:
@@ -1076,9 +1065,7 @@ def atomic_write(
         raise
 
 
-def atomic_write_text(
-    text: str, path: str | Path, *, force: bool = False, sources: Iterable[str | Path] = ()
-) -> None:
+def atomic_write_text(text: str, path: str | Path, *, force: bool = False, sources: Iterable[str | Path] = ()) -> None:
     """Writes `text` as UTF-8 to `path`, whole or not at all.
 
     Args:
@@ -1116,9 +1103,7 @@ def ensure_writable(path: str | Path, *, force: bool = False, sources: Iterable[
         if _same_file(path, source):
             raise FileError(one_line(f"{path}: is the input {source} itself; choose another output"))
         if taken and any(_same_file(path, extra) for extra in external_files(source)):
-            raise FileError(
-                one_line(f"{path}: holds the weights of the input {source}; choose another output")
-            )
+            raise FileError(one_line(f"{path}: holds the weights of the input {source}; choose another output"))
     if path.is_dir():
         raise FileError(one_line(f"{path}: is a folder; name a file"))
     if taken and not force:

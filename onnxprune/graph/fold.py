@@ -31,9 +31,7 @@ def run_node(
             helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
             for k, v in feeds.items()
         ]
-        graph = helper.make_graph(
-            [node], "constant", ports, [helper.make_empty_tensor_value_info(o) for o in outputs]
-        )
+        graph = helper.make_graph([node], "constant", ports, [helper.make_empty_tensor_value_info(o) for o in outputs])
         single = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
         values = dict(zip(outputs, runtime.open_session(single, threads=1).run(feeds, outputs), strict=True))
     except (PruneError, ValueError, KeyError, TypeError):

@@ -82,9 +82,7 @@ def layers(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
     return found
 
 
-def _size(
-    graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[int, ...] | None:
+def _size(graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
     """The size of an operand (its own, for constants) or of the output."""
     node = graph.nodes[key]
     if i is None:

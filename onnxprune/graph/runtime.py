@@ -106,9 +106,7 @@ def provider_name(alias: str) -> str:
     try:
         return PROVIDERS[alias.lower()]
     except KeyError:
-        raise UsageError(
-            one_line(f"unknown provider {alias!r}; choose from {', '.join(PROVIDERS)}")
-        ) from None
+        raise UsageError(one_line(f"unknown provider {alias!r}; choose from {', '.join(PROVIDERS)}")) from None
 
 
 @cache
@@ -178,9 +176,7 @@ class Session:
         except Exception as error:
             given = ", ".join(f"{k} {getattr(v, 'dtype', '')}{list(np.shape(v))}" for k, v in feeds.items())
             raise ModelError(
-                one_line(
-                    f"{self.name}: cannot be run with {given}: {_reason(error)}; check the inputs' shapes"
-                )
+                one_line(f"{self.name}: cannot be run with {given}: {_reason(error)}; check the inputs' shapes")
             ) from error
 
 
@@ -237,9 +233,7 @@ def open_session(
             try:
                 raw = ort.InferenceSession(source, options(), providers=wanted)
             except Exception as error:
-                raise ModelError(
-                    one_line(f"{name}: does not load in ONNX Runtime: {_reason(error)}")
-                ) from error
+                raise ModelError(one_line(f"{name}: does not load in ONNX Runtime: {_reason(error)}")) from error
             assignment = None
         else:
             raw, assignment = _accelerated(ort, source, options, wanted, name)
@@ -284,9 +278,7 @@ def _check_build(ort: ModuleType, wanted: Sequence[str]) -> None:
             "directml": "install onnxruntime-directml instead of onnxruntime (Windows only)",
             "coreml": "install onnxruntime on macOS",
         }.get(alias, "reinstall onnxruntime")
-        raise ProviderError(
-            f"provider {alias} is not in onnxruntime {ort.__version__} (which has {have}); {remedy}"
-        )
+        raise ProviderError(f"provider {alias} is not in onnxruntime {ort.__version__} (which has {have}); {remedy}")
 
 
 def _accelerated(
@@ -314,9 +306,7 @@ def _accelerated(
             try:
                 ort.InferenceSession(source, options(), providers=[_CPU])
             except Exception as fault:
-                raise ModelError(
-                    one_line(f"{name}: does not load in ONNX Runtime: {_reason(fault)}")
-                ) from fault
+                raise ModelError(one_line(f"{name}: does not load in ONNX Runtime: {_reason(fault)}")) from fault
             raise ProviderError(
                 one_line(f"{name}: provider {alias} does not start: {_reason(error)}; {_remedy(alias)}")
             ) from error
@@ -325,17 +315,13 @@ def _accelerated(
         fallen = _ALIASES.get(got[0], got[0]) if got else "nothing"
         why = f" ({_reason(said[0])})" if said and said[0] else ""
         raise ProviderError(
-            one_line(
-                f"{name}: asked for {alias}, but ONNX Runtime fell back to {fallen}{why}; {_remedy(alias)}"
-            )
+            one_line(f"{name}: asked for {alias}, but ONNX Runtime fell back to {fallen}{why}; {_remedy(alias)}")
         )
     assignment = _assignment(raw)
     if assignment is not None and not assignment.get(first):
         spread = ", ".join(f"{_ALIASES.get(p, p)} {n}" for p, n in sorted(assignment.items())) or "nobody"
         raise ProviderError(
-            one_line(
-                f"{name}: provider {alias} took no node (nodes by provider: {spread}); use --providers cpu"
-            )
+            one_line(f"{name}: provider {alias} took no node (nodes by provider: {spread}); use --providers cpu")
         )
     return raw, assignment
 
@@ -427,17 +413,13 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
 def _spec_of_port(port: ValueInfoProto) -> InputSpec:
     kind = port.type.WhichOneof("value")
     if kind not in ("tensor_type", None):
-        raise UnsupportedError(
-            one_line(f"input {port.name!r} is a {kind}, not a tensor; nothing can feed it")
-        )
+        raise UnsupportedError(one_line(f"input {port.name!r} is a {kind}, not a tensor; nothing can feed it"))
     tensor = port.type.tensor_type
     try:
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type or onnx.TensorProto.FLOAT))
     except (KeyError, ValueError, TypeError):
         raise ModelError(
-            one_line(
-                f"input {port.name!r} has the unknown data type {tensor.elem_type}; export the model again"
-            )
+            one_line(f"input {port.name!r} has the unknown data type {tensor.elem_type}; export the model again")
         ) from None
     if not tensor.HasField("shape"):
         return InputSpec(port.name, dtype, (None,) * 4)
@@ -499,17 +481,13 @@ def default_feed(
     unknown = set(shapes) - {spec.name for spec in specs}
     if unknown:
         names = ", ".join(spec.name for spec in specs)
-        raise UsageError(
-            one_line(f"shape given for {sorted(unknown)[0]!r}, which is no input; inputs: {names}")
-        )
+        raise UsageError(one_line(f"shape given for {sorted(unknown)[0]!r}, which is no input; inputs: {names}"))
     generator = np.random.default_rng(seed)
     lengths: dict[str, int] = {}
     for spec in specs:
         if spec.name in shapes:
             _check_fits(spec, shapes[spec.name])
-            lengths.update(
-                (a, int(n)) for a, n in zip(spec.shape, shapes[spec.name], strict=True) if type(a) is str
-            )
+            lengths.update((a, int(n)) for a, n in zip(spec.shape, shapes[spec.name], strict=True) if type(a) is str)
     feed = {}
     for spec in specs:
         shape = []
@@ -540,8 +518,7 @@ def _guess(shape: tuple[int | str | None, ...], at: int, batch: int, size: int) 
 
 def _check_fits(spec: InputSpec, shape: Sequence[int]) -> None:
     fits = len(shape) == len(spec.shape) and all(
-        int(n) > 0 and (not isinstance(axis, int) or axis == n)
-        for n, axis in zip(shape, spec.shape, strict=False)
+        int(n) > 0 and (not isinstance(axis, int) or axis == n) for n, axis in zip(shape, spec.shape, strict=False)
     )
     if not fits:
         known = ["?" if axis is None else axis for axis in spec.shape]
@@ -555,9 +532,7 @@ def _filled(shape: Sequence[int], dtype: np.dtype, generator: np.random.Generato
         return np.zeros(shape, dtype)
     if dtype.kind == "O":
         return np.full(shape, "", dtype)
-    return generator.standard_normal(shape, dtype=np.float32).astype(
-        dtype
-    )  # "V": bfloat16 and smaller floats
+    return generator.standard_normal(shape, dtype=np.float32).astype(dtype)  # "V": bfloat16 and smaller floats
 
 
 def with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:

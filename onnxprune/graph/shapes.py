@@ -53,7 +53,7 @@ def follow(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
             if shape is None or graph.constant(node.output[0]) is not None:
                 continue
             # a view with zero strides: only its shape is looked at
-            operands = [np.broadcast_to(np.zeros((), np.int8), shape)]
+            operands: list[np.ndarray | None] = [np.broadcast_to(np.zeros((), np.int8), shape)]
         else:
             if not any(i in derived for i in node.input):
                 continue

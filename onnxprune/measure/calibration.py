@@ -131,9 +131,7 @@ class ImageSpec:
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or name not in known:
-                raise UsageError(
-                    f"image: {part!r} is not name=value with a name of {', '.join(sorted(known))}"
-                )
+                raise UsageError(f"image: {part!r} is not name=value with a name of {', '.join(sorted(known))}")
             try:
                 if name == "size":
                     values[name] = tuple(int(side) for side in value.lower().split("x"))
@@ -180,9 +178,7 @@ class Calibration:
         if not total:
             raise CalibrationError(f"{source}: no samples; give at least one")
         if total < self._unit:
-            raise CalibrationError(
-                f"{source}: {total} samples, but the model's batch is fixed at {self._unit}"
-            )
+            raise CalibrationError(f"{source}: {total} samples, but the model's batch is fixed at {self._unit}")
         self._rows = np.arange(total if limit is None else min(total, max(limit, self._unit)))
 
     def __len__(self) -> int:
@@ -273,9 +269,7 @@ class Calibration:
             made += 1
             yield self._layout.join(pending)
         if not made:
-            raise CalibrationError(
-                f"{self.source}: no {least} samples in a row of one shape, the model's batch"
-            )
+            raise CalibrationError(f"{self.source}: no {least} samples in a row of one shape, the model's batch")
 
 
 # ---- what fits a model -----------------------------------------------------------------------------------
@@ -344,9 +338,7 @@ class _Layout:
                     " check the order of the axes and the preprocessing"
                 )
         if len(set(counts.values())) > 1:
-            raise CalibrationError(
-                f"{name}: inputs differ in their number of samples: {counts}; cut them alike"
-            )
+            raise CalibrationError(f"{name}: inputs differ in their number of samples: {counts}; cut them alike")
         return _Entry(name, next(iter(counts.values()), 1), given)
 
     def sample(self, loaded: Arrays, at: int, where: str) -> Arrays:
@@ -359,21 +351,16 @@ class _Layout:
             with np.errstate(over="ignore"):  # an overflow is an Inf, and found as one
                 cast = array.astype(dtype, copy=False)
             if _is_float(dtype) and not np.isfinite(cast).all():
-                raise CalibrationError(
-                    f"{where}: input {name!r} holds NaN or Inf; drop it or mend its preprocessing"
-                )
+                raise CalibrationError(f"{where}: input {name!r} holds NaN or Inf; drop it or mend its preprocessing")
             if dtype.kind in "ui" and not np.array_equal(cast, array):
-                raise CalibrationError(
-                    f"{where}: input {name!r} has {array.dtype} values beyond {dtype}; clip them"
-                )
+                raise CalibrationError(f"{where}: input {name!r} has {array.dtype} values beyond {dtype}; clip them")
             sample[name] = cast
         return sample
 
     def alike(self, one: Arrays, other: Arrays) -> bool:
         """Whether two samples fit one batch: shapes agree, and so do inputs that have no batch axis."""
         return bool(self.batched) and all(
-            one[name].shape == other[name].shape
-            and (name in self.batched or np.array_equal(one[name], other[name]))
+            one[name].shape == other[name].shape and (name in self.batched or np.array_equal(one[name], other[name]))
             for name in one
         )
 
@@ -462,9 +449,7 @@ class _Reader:
             return self.enough(map(self.npy, arrays))
         if images := sorted(child for child in path.rglob("*") if child.suffix.lower() in IMAGES):
             return self.images(images)
-        raise CalibrationError(
-            f"{self.title}: no .npy, test_data_set_* or images in this folder; give {KINDS}"
-        )
+        raise CalibrationError(f"{self.title}: no .npy, test_data_set_* or images in this folder; give {KINDS}")
 
     def single(self, name: str) -> str:
         if len(self.layout.inputs) == 1:
@@ -505,9 +490,7 @@ class _Reader:
                     raise CalibrationError(f"{name}: two members are named {key!r}; save it again")
                 members[key] = info
             chosen = self.keyed(name, members)
-            return self.layout.entry(
-                name, {key: self.member(path, archive, key, chosen[key]) for key in chosen}
-            )
+            return self.layout.entry(name, {key: self.member(path, archive, key, chosen[key]) for key in chosen})
 
     def member(self, path: Path, archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> _Lazy:
         where = f"{_shown(path)}: input {key!r}"
@@ -559,9 +542,7 @@ class _Reader:
         name = _shown(path)
         with _saying(name):
             if path.stat().st_size > self.max_bytes:
-                raise CalibrationError(
-                    f"{name}: {path.stat().st_size:,} bytes, the cap is {self.max_bytes:,}"
-                )
+                raise CalibrationError(f"{name}: {path.stat().st_size:,} bytes, the cap is {self.max_bytes:,}")
             tensor = onnx.TensorProto()
             tensor.ParseFromString(path.read_bytes())
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
@@ -586,9 +567,7 @@ class _Reader:
         if self.limit is not None and self.limit < len(paths):
             paths = [paths[i] for i in np.linspace(0, len(paths) - 1, self.limit).round().astype(int)]
         return [
-            self.layout.entry(
-                _shown(path), {key: _Lazy(spec.shape, dtype, partial(_read_image, path, spec, dtype))}
-            )
+            self.layout.entry(_shown(path), {key: _Lazy(spec.shape, dtype, partial(_read_image, path, spec, dtype))})
             for path in paths
         ]
 
@@ -599,9 +578,7 @@ class _Reader:
             module = ModuleType(f"onnxprune_samples_{path.stem}")
             sys.modules[module.__name__] = module  # dataclasses look their module up by name
             module.__file__ = str(path)
-            exec(
-                compile(path.read_bytes(), path, "exec"), module.__dict__
-            )  # an import would leave a __pycache__
+            exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # an import would leave a __pycache__
             function = getattr(module, name, None)
             if not callable(function):
                 raise CalibrationError(f"{self.title}: no function {name!r} in it; check the name")
@@ -704,9 +681,7 @@ def _read_header(where: str, file: IO[bytes], size: int) -> _Header:
     wide = magic[6] > 1
     length = int.from_bytes(file.read(4 if wide else 2), "little")
     if length > HEADER_BYTES or magic[6] > 2:
-        raise CalibrationError(
-            f"{where}: a header of {length:,} bytes, format {magic[6]}; save plain numbers"
-        )
+        raise CalibrationError(f"{where}: a header of {length:,} bytes, format {magic[6]}; save plain numbers")
     text = file.read(length)
     start = 8 + (4 if wide else 2) + length
     read = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
@@ -716,9 +691,7 @@ def _read_header(where: str, file: IO[bytes], size: int) -> _Header:
         raise CalibrationError(f"{where}: not a header of an .npy array: {_line(error)}") from error
     header = _Header(shape, dtype, fortran, start)
     if dtype.hasobject:
-        raise CalibrationError(
-            f"{where} holds pickled Python objects, which are never loaded; save plain numbers"
-        )
+        raise CalibrationError(f"{where} holds pickled Python objects, which are never loaded; save plain numbers")
     if min(shape, default=1) < 0 or header.bytes > size - start:
         raise CalibrationError(
             f"{where}: the header says {_shape(shape)} {dtype}, {header.bytes:,} bytes, but"
@@ -732,9 +705,7 @@ def _check_pointer(where: str, lead: bytes) -> None:
         raise CalibrationError(f"{where}: a Git LFS pointer, not the data; run git lfs pull")
 
 
-def _unpack(
-    where: str, path: Path, info: zipfile.ZipInfo, header: _Header, shape: tuple[int, ...]
-) -> np.ndarray:
+def _unpack(where: str, path: Path, info: zipfile.ZipInfo, header: _Header, shape: tuple[int, ...]) -> np.ndarray:
     """The first rows of a compressed member, in memory or, where they are many, in a temporary file."""
     left = math.prod(shape) * header.dtype.itemsize
     store = _Store()

@@ -69,7 +69,11 @@ class CostModel:
         self.of = of
         terms = {"macs": _mac_terms, "params": _param_terms, "channels": _channel_terms}[of](graph, channels)
         self.base = np.array([t[0] for t in terms])
-        rows, columns, values, fixed, owner = [], [], [], [], []
+        rows: list[np.ndarray] = []
+        columns: list[np.ndarray] = []
+        values: list[np.ndarray] = []
+        fixed: list[float] = []
+        owner: list[int] = []
         for k, (_, factors) in enumerate(terms):
             for line in factors:
                 there = line[line >= 0]
@@ -115,9 +119,10 @@ def _mac_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.nd
         if layer.weight is not None:
             factors = list(channels.params.get(layer.weight, {}).values())
         else:
-            factors = [_line(channels.flow.get(layer.key))]
+            made = _line(channels.flow.get(layer.key))
+            factors = [] if made is None else [made]
             factors += [line for use in ((layer.key, 0), (layer.key, 1)) for _, line in _read(channels, use)]
-        terms.append((layer.macs, [f for f in factors if f is not None]))
+        terms.append((layer.macs, factors))
     return terms
 
 

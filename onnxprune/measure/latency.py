@@ -106,9 +106,7 @@ class BenchResult:
     load_start: tuple[float, ...] | None  # load average over 1, 5, 15 minutes; None where the system has none
     load_end: tuple[float, ...] | None
     rounds: int  # that ran
-    interrupted: (
-        int  # samples, of rounds x (models + 1), that lost their core to another process in every attempt
-    )
+    interrupted: int  # samples, of rounds x (models + 1), that lost their core to another process in every attempt
     rounds_asked: int
     time_budget_s: float | None
     elapsed_s: float
@@ -154,9 +152,7 @@ def bench(
     if batch < 1:
         raise UsageError(f"batch must be at least 1, not {batch}")
     if rounds < MIN_ROUNDS:
-        raise UsageError(
-            f"rounds must be at least {MIN_ROUNDS}, not {rounds} - fewer say nothing about noise"
-        )
+        raise UsageError(f"rounds must be at least {MIN_ROUNDS}, not {rounds} - fewer say nothing about noise")
     if time_budget_s is not None and not time_budget_s > 0:
         raise UsageError(f"the time budget must be positive, not {time_budget_s} s")
     start = time.perf_counter()
@@ -166,9 +162,7 @@ def bench(
     spin = threads == 1 if spinning is None else spinning  # one thread has nobody to wait for
 
     def open_one(model: Model, name: str) -> Session:
-        return open_session(
-            model, providers=providers, threads=threads, optimise=True, spinning=spin, name=name
-        )
+        return open_session(model, providers=providers, threads=threads, optimise=True, spinning=spin, name=name)
 
     sessions = [open_one(model, name) for model, name in zip(models, labels, strict=True)]
     source = labels[0] if feeds is None else "the feeds given"
@@ -187,9 +181,7 @@ def bench(
         warm = [run.warm_up(share) for run in runs]
         per_sample = [max(1, math.ceil(SAMPLE_MS / best)) for _, best in warm]
         per_sample[-1] = per_sample[0]  # or A/A would compare two block lengths
-        times, interrupted = _rounds(
-            runs, per_sample, round_orders(len(runs), rounds, seed), deadline, progress
-        )
+        times, interrupted = _rounds(runs, per_sample, round_orders(len(runs), rounds, seed), deadline, progress)
     copies = [run.copies_ms() for run in runs[:-1]]
 
     done = len(times)
@@ -200,8 +192,7 @@ def bench(
             for i, (name, model) in enumerate(zip(labels, models, strict=True))
         ),
         comparisons=tuple(
-            _compare(labels[0], labels[i], times[:, 0], times[:, i], noise, seed)
-            for i in range(1, len(labels))
+            _compare(labels[0], labels[i], times[:, 0], times[:, i], noise, seed) for i in range(1, len(labels))
         ),
         noise=noise,
         threads=threads,
@@ -411,8 +402,7 @@ def _check_inputs(session: Session, feeds: Mapping[str, NDArray[Any]], name: str
                 one_line(f"{name}: input {key} is {dtype}, but {source}: {array.dtype} - cast one of them")
             )
         fits = len(spec.shape) == array.ndim and all(
-            not isinstance(size, int) or size == given
-            for size, given in zip(spec.shape, array.shape, strict=True)
+            not isinstance(size, int) or size == given for size, given in zip(spec.shape, array.shape, strict=True)
         )
         if not fits:
             raise UsageError(

@@ -70,7 +70,7 @@ def moments(
     tapped.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in outputs)
     session = runtime.open_session(tapped, threads=threads, name="calibration pass")
     total = 0.0
-    sums = [np.float64(0)] * len(outputs)
+    sums: list[np.ndarray] = [np.zeros(1)] * len(outputs)
     for feeds in batches:
         weight = float(len(next(iter(feeds.values())))) if feeds else 1.0
         total += weight

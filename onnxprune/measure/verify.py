@@ -76,7 +76,7 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping]) -> onnx.ModelProto:
         shield = helper.make_node("Mul", [name, f"__mask_{k}"], [f"__masked_{k}"])
         shields.setdefault(cut["node"], []).append(shield)
         node.input[cut["input"]] = f"__masked_{k}"
-    ordered = []
+    ordered: list[onnx.NodeProto] = []
     for node in model.graph.node:
         ordered += shields.get(node_key(node), ())
         ordered.append(node)
@@ -124,9 +124,7 @@ def check_surgery(
         for name, a, b in zip(right.outputs, left.run(dict(feeds)), right.run(dict(feeds)), strict=True):
             a, b = np.asarray(a), np.asarray(b)
             if a.shape != b.shape:
-                raise BudgetError(
-                    f"output {name!r}: shape {a.shape} became {b.shape} - please report this model"
-                )
+                raise BudgetError(f"output {name!r}: shape {a.shape} became {b.shape} - please report this model")
             if a.size and a.dtype.kind == "f":
                 error = np.abs(a.astype(np.float64) - b).max() / (np.abs(a).max() + 1e-12)
                 worst = max(worst, float(error) if np.isfinite(error) else np.inf)

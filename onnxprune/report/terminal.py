@@ -89,7 +89,7 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
                 change(b.latency_ms, a.latency_ms),
             )
         )
-    lines = [f"{r[0]:<12}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows]
+    lines = [f"{r[0]:<13}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows]
     lines.append("")
     if result.latency is not None:
         c = result.latency.comparisons[0]
@@ -102,9 +102,7 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
         f = result.fidelity
         top1 = "" if f.top1 is None else f"top-1 agreement {f.top1:.1%}, "
         held = "held-out samples" if f.held_out else "samples that were also fitted on"
-        lines.append(
-            f"fidelity     {top1}cosine {f.cosine:.4f}, SQNR {f.sqnr_db:.1f} dB on {f.samples} {held}"
-        )
+        lines.append(f"fidelity     {top1}cosine {f.cosine:.4f}, SQNR {f.sqnr_db:.1f} dB on {f.samples} {held}")
     cut = [(n, x, y) for n, x, y in result.groups if y < x]
     lines.append(f"groups       {len(cut)} of {len(result.groups)} cut; repair: {result.repair}")
     reasons: dict[str, int] = {}
@@ -157,17 +155,17 @@ class Status:
                 self._bars.start()
             if self._bar is not None:
                 self._bars.remove_task(self._bar)
-            self._bar = self._bars.add_task(plain(name), total=None)
+            self._bar = self._bars.add_task(plain(name), total=None, count="")
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """`done` of `total` in a phase: what the API calls."""
         self.phase(phase)
         if self._bars is not None:
-            self._bars.update(self._bar, completed=done, total=total)
+            self._bars.update(self._bar, completed=done, total=total, count=f"{done}/{total}")
 
     def say(self, text: str) -> None:
         """One line on standard error."""
-        line = f"onnxprune: {plain(' '.join(text.split()) if text.startswith('error') else text)}"
+        line = f"onnxprune: {plain(text)}"
         if self._bars is not None:
             self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -176,7 +174,7 @@ class Status:
     def fail(self, text: str) -> None:
         """The last line: what went wrong."""
         self.close()
-        self.say(f"error: {text}")
+        self.say(f"error: {' '.join(text.split())}")
 
     def close(self) -> None:
         """Take the bar away."""
@@ -190,12 +188,12 @@ class Status:
 
 def _bars(stream: TextIO) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description:<12}", markup=False),
         BarColumn(40),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]:>9}", markup=False),
         TimeElapsedColumn(),
     )
     return Progress(*columns, console=Console(file=stream), transient=True)

@@ -72,11 +72,7 @@ def _scale(edited: Graph, key: str, factor: float) -> None:
     """Multiply a node's output by a number, under the output's own name."""
     node = edited.own(key)
     name, inner = node.output[0], edited.fresh(f"{key}_unscaled")
-    like = next(
-        (v for i in node.input if (v := edited.constant(i)) is not None and v.dtype.kind == "f"), None
-    )
-    scale = edited.add_constant(
-        f"{key}_scale", np.asarray(factor, np.float32 if like is None else like.dtype)
-    )
+    like = next((v for i in node.input if (v := edited.constant(i)) is not None and v.dtype.kind == "f"), None)
+    scale = edited.add_constant(f"{key}_scale", np.asarray(factor, np.float32 if like is None else like.dtype))
     node.output[0] = inner
     edited.insert_after(key, onnx.helper.make_node("Mul", [inner, scale], [name]))

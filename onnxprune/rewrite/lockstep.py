@@ -34,14 +34,10 @@ class Runner:
 
     def __init__(self, graph: Graph, batches: Sequence[Feeds], *, threads: int | None = None):
         self.graph, self.threads = graph, threads
-        self.keys = [
-            k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)
-        ]
+        self.keys = [k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)]
         self.index = {k: i for i, k in enumerate(self.keys)}
         self.position = 0
-        self.live: dict[str, list[np.ndarray]] = {
-            name: [np.asarray(b[name]) for b in batches] for name in graph.inputs
-        }
+        self.live: dict[str, list[np.ndarray]] = {name: [np.asarray(b[name]) for b in batches] for name in graph.inputs}
         self.count = len(batches)
         self.last_use: dict[str, int] = {}
         for i, key in enumerate(self.keys):
@@ -83,7 +79,7 @@ class Runner:
         if self.held + value.nbytes <= MEMORY or value.nbytes < 1 << 16:
             self.held += value.nbytes
             return value
-        file = tempfile.TemporaryFile(prefix="onnxprune-")  # noqa: SIM115 - lives as long as the array
+        file = tempfile.TemporaryFile(prefix="onnxprune-")
         mapped = np.memmap(file, value.dtype, "w+", shape=value.shape)
         mapped[...] = value
         return mapped
@@ -120,12 +116,8 @@ class Runner:
             nodes, "segment", ports, [helper.make_empty_tensor_value_info(o) for o in outputs], initializers
         )
         source = graph.model
-        return helper.make_model(
-            body, opset_imports=source.opset_import, ir_version=source.ir_version
-        ), inputs
+        return helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version), inputs
 
 
 def _port(name: str, value: np.ndarray) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(
-        name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim
-    )
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)

@@ -48,8 +48,8 @@ def repair_statistics(
     """
     graph, cut = Graph(pruned), Cut(channels, alive)
     consumers = graph.consumers()
-    places = [affine(graph, layer, consumers, cut.shapes) for layer in layers(graph, cut.shapes)]
-    places = [p for p in places if p is not None and p.tensor in original.producer]
+    found = [affine(graph, layer, consumers, cut.shapes) for layer in layers(graph, cut.shapes)]
+    places = [p for p in found if p is not None and p.tensor in original.producer]
     before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
     for k, place in enumerate(places):
         if progress:

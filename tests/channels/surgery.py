@@ -102,9 +102,7 @@ def masked(model: onnx.ModelProto, cuts: list[dict]) -> onnx.ModelProto:
         stem = f"__{k}"
         if name in values and values[name].dtype != np.float32:
             keep = mask.reshape(shape) != 0
-            values[stem] = np.where(keep, values[name], _zero_point(node, position, values)).astype(
-                values[name].dtype
-            )
+            values[stem] = np.where(keep, values[name], _zero_point(node, position, values)).astype(values[name].dtype)
             model.graph.initializer.append(numpy_helper.from_array(values[stem], stem))
         else:
             model.graph.initializer.append(numpy_helper.from_array(mask.reshape(shape), stem + "_mask"))
@@ -130,9 +128,7 @@ def _zero_point(node: onnx.NodeProto, position: int, values: dict[str, np.ndarra
     return zero.reshape(-1, 1) if zero.size > 1 and node.op_type == "QGemm" else zero
 
 
-def find(
-    model: onnx.ModelProto, feeds: dict[str, np.ndarray] | None = None, **options
-) -> tuple[Graph, Channels]:
+def find(model: onnx.ModelProto, feeds: dict[str, np.ndarray] | None = None, **options) -> tuple[Graph, Channels]:
     graph = Graph(model)
     return graph, find_channels(graph, observe(graph, feeds or feeds_of(model)), **options)
 
@@ -192,7 +188,7 @@ def assert_explained(graph: Graph, channels: Channels) -> None:
         if key in added and node.op_type == "DequantizeLinear":
             continue  # a table or a bias: no axis of its own makes or reads channels
         for i, axis in WEIGHT_AXES.get(node.op_type, ()):
-            if i >= len(node.input) or node.op_type == "Gemm" and i == 2:
+            if i >= len(node.input) or (node.op_type == "Gemm" and i == 2):
                 continue
             value = graph.constant(node.input[i])
             if value is None or value.ndim <= axis or value.shape[axis] == 1:

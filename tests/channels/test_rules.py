@@ -31,9 +31,7 @@ def row(name: str, text: str, widths: list[int], *pins: str, opset: int = 18) ->
     ROWS.append(Row(name, text, widths, pins, opset))
 
 
-def net(
-    name: str, weights: str, body: str, widths: list[int], *pins: str, read: int = 8, opset: int = 18
-) -> None:
+def net(name: str, weights: str, body: str, widths: list[int], *pins: str, read: int = 8, opset: int = 18) -> None:
     """A row that is the middle of the small net."""
     weights = f", {weights}" if weights else ""
     text = f"""(float[N,3,8,8] x) => (float[] y)

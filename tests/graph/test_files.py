@@ -31,9 +31,7 @@ def conv() -> ModelProto:
     model = parser.parse_model(CONV)
     rng = np.random.default_rng(0)
     for name, shape in (("w", (4, 3, 1, 1)), ("c", (1, 4, 1, 1))):
-        model.graph.initializer.append(
-            numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name)
-        )
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))
     return model
 
 
@@ -499,9 +497,7 @@ def fail(error):
 
 @pytest.mark.parametrize("limit", [10**9, 10], ids=["one file", "external"])
 @pytest.mark.parametrize("existed", [False, True])
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), SystemExit(143), ModelError("no"), RuntimeError("bug")]
-)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ModelError("no"), RuntimeError("bug")])
 def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch, limit, existed, error):
     monkeypatch.setattr(files, "MAX_PROTOBUF", limit)
     monkeypatch.setattr(files, "EXTERNAL_THRESHOLD", 10)

@@ -219,9 +219,7 @@ class Machine(SimpleNamespace):
     def InferenceSession(self, model, options, providers, enable_fallback=1):
         self.fallback.append(enable_fallback)
         if self.dead:
-            os.write(
-                2, b"\x1b[31m2025-01-01 10:00 [E:onnxruntime:Default, x.cc:1 F] Error: no libcudnn.so.9\n"
-            )
+            os.write(2, b"\x1b[31m2025-01-01 10:00 [E:onnxruntime:Default, x.cc:1 F] Error: no libcudnn.so.9\n")
         if providers[0] in self.raises:
             raise self.raises[providers[0]]
         return FakeSession(self, options, providers)

@@ -88,9 +88,7 @@ def one_set(tmp):
 
 
 def script(tmp, body):
-    (tmp / "neighbour.py").write_text(
-        "import numpy as np\nX = np.arange(96, dtype='f4').reshape(6, 1, 4, 4)\n"
-    )
+    (tmp / "neighbour.py").write_text("import numpy as np\nX = np.arange(96, dtype='f4').reshape(6, 1, 4, 4)\n")
     (tmp / "s.py").write_text(f"def samples():\n    from neighbour import X\n    {body}\n")
     return f"{tmp / 's.py'}:samples"
 
@@ -446,8 +444,7 @@ def test_a_limit_unpacks_no_more(tmp_path):
 
 def test_a_python_file_leaves_no_cache(tmp_path):
     open_calibration(
-        saved(tmp_path, "s.py", b"import numpy as np\ndef f(): return np.ones((1,1,4,4), 'f4')").as_posix()
-        + ":f",
+        saved(tmp_path, "s.py", b"import numpy as np\ndef f(): return np.ones((1,1,4,4), 'f4')").as_posix() + ":f",
         ONE,
     )
     assert os.listdir(tmp_path) == ["s.py"]
@@ -564,10 +561,7 @@ def test_image_spec_in_full():
 @pytest.mark.parametrize(
     "text",
     ["", "size", "size=4", "size=4xa", "size=0x4", "size=4x4,colour=rgb", "size=4x4,order=hsv", "mean=1"]
-    + [
-        f"size=4x4,{part}"
-        for part in ("mean=a", "mean=1:2", "mean=nan", "std=0", "scale=0", "crop=2", "fit=zoom")
-    ],
+    + [f"size=4x4,{part}" for part in ("mean=a", "mean=1:2", "mean=nan", "std=0", "scale=0", "crop=2", "fit=zoom")],
 )
 def test_image_spec_refuses(text):
     with pytest.raises(UsageError, match="image: "):

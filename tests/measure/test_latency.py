@@ -167,9 +167,7 @@ def test_the_result_says_what_ran(tmp_path):
     path = tmp_path / "net.onnx"
     onnx.save(conv_net(16), path)
     seen = []
-    result = bench(
-        [path, path], batch=3, rounds=12, seed=5, progress=lambda done, asked: seen.append((done, asked))
-    )
+    result = bench([path, path], batch=3, rounds=12, seed=5, progress=lambda done, asked: seen.append((done, asked)))
     first = result.timings[0]
     assert (first.name, first.path, result.timings[1].name) == ("net", str(path), "net (2)")
     assert first.min_ms <= first.p50_ms <= first.p90_ms <= first.p99_ms
@@ -400,9 +398,7 @@ def shown(result) -> str:
 
 
 def test_the_table_names_models_verdicts_and_conditions(fakes):
-    result = bench(
-        ["4", "0.25", "4.01"], feeds=fakes.feeds, names=["slow", "[fast]", "equal"], time_budget_s=1e3
-    )
+    result = bench(["4", "0.25", "4.01"], feeds=fakes.feeds, names=["slow", "[fast]", "equal"], time_budget_s=1e3)
     text = shown(result)
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "baseline" in rows["slow"] and "16.000x" in rows["[fast]"] and "faster" in rows["[fast]"]

@@ -1,0 +1,183 @@
+"""The command line on the model and samples that the project ships."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune.cli import main
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "benchmarks/models/resnet20_fmnist.onnx"
+CALIB = ROOT / "benchmarks/data/calib.npz"
+TEST = ROOT / "benchmarks/data/test.npz"
+
+
+def run(capsys, *argv):
+    try:
+        code = main([str(a) for a in argv])
+    except SystemExit as stop:
+        code = stop.code
+    out = capsys.readouterr()
+    return code or 0, out.out, out.err
+
+
+def accuracy(path):
+    import onnxruntime
+
+    data = np.load(TEST)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return float((session.run(None, {"x": data["x"]})[0].argmax(1) == data["labels"]).mean())
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory):
+    """The main job, twice: (model path, stdout of --json) of both runs."""
+    folder, runs = tmp_path_factory.mktemp("job"), []
+    for k in (1, 2):
+        out = folder / f"p{k}.onnx"
+        command = [
+            sys.executable,
+            "-m",
+            "onnxprune.cli",
+            MODEL,
+            "--ratio",
+            "0.5",
+            "--calib",
+            CALIB,
+            "-o",
+            out,
+            "--json",
+        ]
+        runs.append((out, subprocess.run(command, capture_output=True, check=True).stdout))
+    return runs
+
+
+def test_main_job_halves_the_macs_and_keeps_the_accuracy(pruned):
+    path, text = pruned[0]
+    result = json.loads(text)
+    assert abs(result["macs_removed"] - 0.5) <= 0.01
+    assert result["surgery"]["exact"] and result["fidelity"]["held_out"]
+    assert accuracy(MODEL) > 0.92
+    assert accuracy(path) >= 0.84  # magnitude pruning without repair leaves about 0.1 at these widths
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_without_repair_the_accuracy_is_gone(capsys, tmp_path):
+    out = tmp_path / "p.onnx"
+    code, *_ = run(capsys, MODEL, "--ratio", 0.5, "--repair", "none", "--criterion", "l1", "-o", out)
+    assert code == 0 and accuracy(out) < 0.5
+
+
+def test_same_seed_same_bytes(pruned):
+    (first, text), (second, again) = pruned
+    assert text == again
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_json_is_complete_and_versioned(pruned):
+    result = json.loads(pruned[0][1])
+    assert result["schema"] == 1
+    assert {"before", "after", "cuts", "pinned", "groups", "fidelity", "surgery", "settings"} <= set(result)
+    assert set(result["cuts"][0]) == {"node", "input", "axis", "rank", "length", "removed"}
+
+
+def test_plan_then_apply_gives_the_same_bytes(capsys, tmp_path, pruned):
+    plan, out = tmp_path / "plan.json", tmp_path / "p.onnx"
+    assert run(capsys, "plan", MODEL, "--ratio", 0.5, "--calib", CALIB, "-o", plan)[0] == 0
+    assert run(capsys, "apply", MODEL, plan, "--calib", CALIB, "-o", out, "--no-bench")[0] == 0
+    assert out.read_bytes() == pruned[0][0].read_bytes()
+    code, text, _ = run(capsys, "verify", MODEL, out, "--plan", plan, "--calib", CALIB)
+    assert code == 0 and "surgery" in text
+
+
+def test_dry_run_writes_nothing(capsys, tmp_path):
+    code, text, _ = run(capsys, MODEL, "--ratio", 0.5, "--dry-run", "-o", tmp_path / "p.onnx")
+    assert code == 0 and text and not list(tmp_path.iterdir())
+
+
+def test_inspect_names_groups_and_reasons(capsys):
+    code, text, _ = run(capsys, "inspect", MODEL)
+    assert code == 0 and "1.a.0.weight" in text and "model output" in text
+
+
+def test_bench_json(capsys):
+    code, text, _ = run(capsys, "bench", MODEL, MODEL, "--json")
+    assert code == 0 and json.loads(text)["comparisons"][0]["verdict"] == "no measurable change"
+
+
+def test_help_is_short_and_quick():
+    best, lines = 9.0, 0
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "onnxprune.cli", "--help"], capture_output=True, check=True)
+        best, lines = min(best, time.perf_counter() - start), len(done.stdout.splitlines())
+    assert lines <= 60
+    assert best < 0.4  # 0.2 s on a quiet machine; CI machines are not
+
+
+BAD = [
+    ("ratio above one", ["--ratio", "1.5"], 2, "ratio"),
+    ("ratio not a number", ["--ratio", "half"], 2, "ratio"),
+    ("unknown criterion", ["--criterion", "magic"], 2, "magic"),
+    ("bad regular expression", ["--exclude", "("], 2, "regular expression"),
+    ("missing samples", ["--calib", "nowhere.npz"], 4, "nowhere.npz"),
+    ("wrong input name", ["--calib", "name"], 4, "x"),
+    ("wrong shape", ["--calib", "shape"], 4, "shape"),
+    ("a sample is not a number", ["--calib", "nan"], 4, "3"),
+    ("out of reach", ["--ratio", "0.9999"], 6, "can go"),
+]
+
+
+@pytest.mark.parametrize(("case", "argv", "code", "says"), BAD, ids=[b[0] for b in BAD])
+def test_bad_input(capsys, tmp_path, case, argv, code, says):
+    rng = np.random.default_rng(0)
+    good = rng.standard_normal((8, 1, 28, 28)).astype(np.float32)
+    nan = good.copy()
+    nan[3, 0, 5, 5] = np.nan
+    made = {"name": {"image": good, "other": good}, "shape": {"x": good[:, :, :27]}, "nan": {"x": nan}}
+    if argv[-1] in made:
+        np.savez(tmp_path / "s.npz", **made[argv[-1]])
+        argv = [*argv[:-1], str(tmp_path / "s.npz")]
+    before, there = hashlib.sha256(MODEL.read_bytes()).digest(), sorted(tmp_path.iterdir())
+    got, out, err = run(capsys, MODEL, *argv, "-o", tmp_path / "p.onnx")
+    lines = [line for line in err.strip().splitlines() if line]
+    assert got == code, err
+    assert says in lines[-1] and "Traceback" not in err and not out
+    assert hashlib.sha256(MODEL.read_bytes()).digest() == before
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_missing_model(capsys, tmp_path):
+    code, _, err = run(capsys, tmp_path / "none.onnx", "--ratio", 0.5)
+    assert code == 7 and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("alias", ["same", "link"])
+def test_output_is_input(capsys, tmp_path, alias):
+    model = tmp_path / "m.onnx"
+    model.write_bytes(MODEL.read_bytes())
+    out = model
+    if alias == "link":
+        out = tmp_path / "l.onnx"
+        out.symlink_to(model)
+    code, *_ = run(capsys, model, "--ratio", 0.5, "-o", out, "--force")
+    assert code == 7 and model.read_bytes() == MODEL.read_bytes()
+
+
+def test_an_existing_output_is_refused(capsys, tmp_path):
+    out = tmp_path / "p.onnx"
+    out.write_bytes(b"mine")
+    assert run(capsys, MODEL, "--ratio", 0.5, "-o", out)[0] == 7
+    assert out.read_bytes() == b"mine"
+    assert run(capsys, MODEL, "--ratio", 0.5, "-o", out, "--force")[0] == 0
+
+
+def test_provider_that_is_not_there(capsys):
+    assert run(capsys, "bench", MODEL, "--providers", "coreml")[0] == 8
