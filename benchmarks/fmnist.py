@@ -36,12 +36,13 @@ def main() -> None:
         ("L1, no repair", {"criterion": "l1", "repair": "none"}),
         ("L1 + statistics", {"criterion": "l1"}),
         ("activation + statistics (default)", {}),
+        ("activation + refit", {"repair": "refit"}),
     ]
     print(f"| {Path(args.model).stem} | MACs removed | top-1 | speed-up, 1 thread |\n|---|---|---|---|")
     print(f"| original | 0% | {top1(args.model, data):.1%} | |")
     for ratio in (0.3, 0.5, 0.65):
         for name, settings in rows:
-            r = onnxprune.prune(args.model, ratio, calibration=args.calib, bench=not settings, **settings)
+            r = onnxprune.prune(args.model, ratio, calibration=args.calib, bench="criterion" not in settings, **settings)
             c = r.latency.comparisons[0] if r.latency else None
             speed = f"{c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}]" if c else ""
             print(f"| {name} | {r.macs_removed:.1%} | {top1(r.model, data):.1%} | {speed} |", flush=True)

@@ -31,9 +31,10 @@ from onnxprune.measure.verify import check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
+from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 
-REPAIRS = ("none", "statistics")
+REPAIRS = ("none", "statistics", "refit")
 METHODS = ("channels",)
 BATCH = 32
 REPAIR_SAMPLES = 512
@@ -52,7 +53,7 @@ class Settings:
         of: what counts: "macs", "params" or "channels".
         criterion: how channels are ranked; None: "activation".
         allocation: "global" or "uniform".
-        repair: "none", "statistics"; None: statistics when there are samples.
+        repair: "none", "statistics" or "refit"; None: statistics when there are samples.
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
@@ -87,6 +88,8 @@ class Settings:
             _one_of("method", method, METHODS)
         if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
             raise UsageError("widths and their rounding are at least 1")
+        if self.seed < 0 or (self.threads is not None and self.threads < 1):
+            raise UsageError("the seed is at least 0, the number of threads at least 1")
         for pattern in filter(None, (self.include, self.exclude)):
             try:
                 re.compile(pattern)
@@ -251,12 +254,11 @@ def apply_plan(
             "no calibration data: scores are from weights alone, nothing was repaired, and accuracy "
             "will suffer; give --calib with a few hundred unlabelled samples"
         )
-    elif repair == "statistics":
+    elif repair != "none":
         batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
         report = (lambda k, n: progress("repair", k, n)) if progress else None
-        pruned = repair_statistics(
-            subject.graph, pruned, channels, alive, batches, threads=settings.threads, progress=report
-        )
+        mend = refit if repair == "refit" else repair_statistics
+        pruned = mend(subject.graph, pruned, channels, alive, batches, threads=settings.threads, progress=report)
     fidelity = None
     if held is not None:
         fidelity = check_fidelity(subject.model, pruned, _counted(held, "verify", progress), held_out=not held.shared)

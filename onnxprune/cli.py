@@ -88,6 +88,12 @@ def _round_to(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
+def _seed_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -130,7 +136,7 @@ def _add_output(parser: Parser, written: str = "NAME.pruned.onnx beside the inpu
 
 def _add_making(parser: Parser) -> None:
     add = parser.add_argument_group("repair and timing").add_argument
-    add("--repair", metavar="NAME", help="statistics (default with --calib) or none")
+    add("--repair", metavar="NAME", help="statistics (default with --calib), refit or none")
     add(
         "--bench",
         action=argparse.BooleanOptionalAction,
@@ -143,7 +149,7 @@ def _add_general(parser: Parser, *, json_help: str = "print one JSON object inst
     add = parser.add_argument_group("general").add_argument
     add("--json", action="store_true", help=json_help)
     add("--threads", type=int, metavar="N", help="threads of ONNX Runtime")
-    add("--seed", type=int, metavar="N", help="for everything random (default 0)")
+    add("--seed", type=_seed_number, metavar="N", help="for everything random (default 0)")
     add("-q", "--quiet", action="store_true", help="only errors on standard error")
     add("-v", "--verbose", action="store_true", help="name the phases; full tables")
     add("--debug", action="store_true", help="show the traceback of an error")

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,12 @@ def test_main_job_halves_the_macs_and_keeps_the_accuracy(pruned):
     onnx.checker.check_model(str(path), full_check=True)
 
 
+def test_refit_brings_the_accuracy_back(capsys, tmp_path):
+    out = tmp_path / "p.onnx"
+    code, *_ = run(capsys, MODEL, "--calib", CALIB, "--repair", "refit", "--no-bench", "-o", out)
+    assert code == 0 and accuracy(out) >= 0.905  # statistics alone: about 0.86
+
+
 def test_without_repair_the_accuracy_is_gone(capsys, tmp_path):
     out = tmp_path / "p.onnx"
     code, *_ = run(capsys, MODEL, "--ratio", 0.5, "--repair", "none", "--criterion", "l1", "-o", out)
@@ -115,11 +121,12 @@ def test_bench_json(capsys):
 def test_help_is_short_and_quick():
     best, lines = 9.0, 0
     for _ in range(5):
-        start = time.perf_counter()
+        # CPU seconds, not wall: the machine may be busy with something else
+        start = sum(os.times()[2:4])
         done = subprocess.run([sys.executable, "-m", "onnxprune.cli", "--help"], capture_output=True, check=True)
-        best, lines = min(best, time.perf_counter() - start), len(done.stdout.splitlines())
+        best, lines = min(best, sum(os.times()[2:4]) - start), len(done.stdout.splitlines())
     assert lines <= 60
-    assert best < 0.4  # 0.2 s on a quiet machine; CI machines are not
+    assert best <= 0.2
 
 
 BAD = [

@@ -234,9 +234,9 @@ def test_elimination_of_a_wide_conv_is_quick():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1500, c * taps)).astype(np.float32)
     m = nm.moments(x, x[:, :n])
-    start = time.perf_counter()
+    start = time.process_time()  # CPU seconds: the machine may be busy with something else
     order, errors = nm.eliminate([nm.Reader(m.H, rng.normal(size=(c * taps + 1, n)), taps)])
-    assert time.perf_counter() - start < 8 and len(order) == c and (np.diff(errors) <= 1e-6).all()
+    assert time.process_time() - start < 8 and len(order) == c and (np.diff(errors) <= 1e-6).all()
 
 
 # ------------------------------------------------------------------------------------------ other selections

@@ -204,7 +204,7 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
             found = units(ids)
             if (found != PINNED).any():
                 params.setdefault(use, {})[axis] = found
-            if axis in param.roles and (param.roles[axis] != WITHIN or len(param.shape) > 1):
+            if len(ids) > 1 and axis in param.roles and (param.roles[axis] != WITHIN or len(param.shape) > 1):
                 pinned += _reasons(graph, use, axis, reason_of[labels[ids]], ties.reasons)
     carried = {name: units(ids) for name, ids in flow.items()}
     reads = {use: (axis, units(ids)) for use, (axis, ids) in ties.reads.items()}

@@ -379,6 +379,7 @@ TAKES_CONSTANTS = {
     "Gather",
     "Einsum",
     "Transpose",
+    "Expand",
 }
 """Operators whose first operand may be a constant; their rules say what that means."""
 
@@ -639,10 +640,12 @@ def slice_(walk: Walk, x: Value, *rest: Value) -> Ids:
             continue
         if (piece.step or 1) != 1:
             x = walk.ties.whole(x, k, "Slice takes every n-th or reverses")
+        elif walk.out()[k] == 1 and x.size > x.shape[k]:  # q, k or v of a packed tensor
+            x = walk.ties.whole(x, k, "Slice takes one of them")
         else:
             x = x[(slice(None),) * k + (piece,)]
-            if x.shape[k] == 1:  # a single channel is taken out: it must stay
-                walk.fixed(x, "Slice takes a single channel")
+            if x.shape[k] == 1:
+                walk.fixed(x, "Slice takes a single channel out, which must stay")
     return x
 
 
@@ -681,6 +684,11 @@ def gather(walk: Walk, x: Value, indices: Value) -> Ids:
 
 @rule("Expand")
 def expand(walk: Walk, x: Value, shape: Value) -> Ids:
+    if isinstance(x, Param):  # a class token, one for every image
+        wide = [k for k, d in enumerate(x.shape) if d > 1]
+        if not wide or math.prod(x.shape) > LIMIT:
+            return walk.dead(0, "Expand of a constant")
+        x = x.joint(wide)
     return _lift(x, len(walk.out())) if isinstance(x, np.ndarray) else walk.dead()
 
 

@@ -299,7 +299,8 @@ def _by_source(graph: Graph, nodes: Mapping[str, onnx.NodeProto]) -> dict[str, l
     return found
 
 
-def _tensor(value: np.ndarray, name: str, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
+def tensor_of(value: np.ndarray, name: str, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
+    """A tensor of the file format; `like` lends its doc string and metadata."""
     tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
     if like is not None:
         tensor.doc_string = like.doc_string
@@ -308,7 +309,7 @@ def _tensor(value: np.ndarray, name: str, like: onnx.TensorProto | None = None) 
 
 
 def _constant_node(value: np.ndarray, name: str) -> onnx.NodeProto:
-    return onnx.helper.make_node("Constant", [], [name], value=_tensor(value, name))
+    return onnx.helper.make_node("Constant", [], [name], value=tensor_of(value, name))
 
 
 def _write(
@@ -343,7 +344,7 @@ def _write(
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
             del copy.attribute[:]
-            copy.attribute.append(onnx.helper.make_attribute("value", _tensor(replaced[name], name)))
+            copy.attribute.append(onnx.helper.make_attribute("value", tensor_of(replaced[name], name)))
             body.append(copy)
         elif as_nodes:
             body.append(_constant_node(replaced[name], name))
@@ -358,13 +359,13 @@ def _write(
     was_used |= set(graph.outputs)
     for tensor in old.initializer:
         if tensor.name in replaced:
-            out.initializer.append(_tensor(replaced[tensor.name], tensor.name, tensor))
+            out.initializer.append(tensor_of(replaced[tensor.name], tensor.name, tensor))
         elif tensor.name in used or tensor.name not in was_used:
             out.initializer.append(tensor)
     for name in folded:
-        out.initializer.append(_tensor(replaced[name], name))
+        out.initializer.append(tensor_of(replaced[name], name))
     if not as_nodes:
-        out.initializer.extend(_tensor(v, n) for n, v in added.items())
+        out.initializer.extend(tensor_of(v, n) for n, v in added.items())
     kept = {t.name for t in out.initializer}
     for value in old.input:
         if value.name in graph.initializers and value.name not in kept:

@@ -54,16 +54,21 @@ def repair_statistics(
     for k, place in enumerate(places):
         if progress:
             progress(k, len(places))
-        kept = _kept(cut, place)
-        mean_o, std_o = _moments(before.until(place.tensor), place.axis)
-        mean_p, std_p = _moments(after.until(place.tensor), place.axis)
-        mean_o, std_o = mean_o[kept], std_o[kept]
-        a = np.where(std_p > 1e-6 * std_o.max(initial=1e-12), std_o / np.maximum(std_p, 1e-30), 1.0)
-        a = np.clip(a, 0.0, MOST)
-        b = mean_o - a * mean_p
-        fold(graph, place, a, b)
-        _apply(after, place, a, b)
+        correct_statistics(graph, cut, place, before, after)
     return graph.export()
+
+
+def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Runner, after: Runner) -> None:
+    """Give one layer's output the mean and standard deviation it had."""
+    kept = kept_channels(cut, place)
+    mean_o, std_o = _moments(before.until(place.tensor), place.axis)
+    mean_p, std_p = _moments(after.until(place.tensor), place.axis)
+    mean_o, std_o = mean_o[kept], std_o[kept]
+    a = np.where(std_p > 1e-6 * std_o.max(initial=1e-12), std_o / np.maximum(std_p, 1e-30), 1.0)
+    a = np.clip(a, 0.0, MOST)
+    b = mean_o - a * mean_p
+    fold(graph, place, a, b)
+    _apply(after, place, a, b)
 
 
 def fold(graph: Graph, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
@@ -83,7 +88,7 @@ def fold(graph: Graph, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
         graph.set_constant(use, shift_along(value, a, b, axis))
 
 
-def _kept(cut: Cut, place: Affine) -> np.ndarray:
+def kept_channels(cut: Cut, place: Affine) -> np.ndarray:
     """Indices of the original's channels that the pruned tensor still has."""
     if place.tensor in cut.lines:
         axis, line = cut.lines[place.tensor]

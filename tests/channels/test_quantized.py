@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxprune.channels import removed_cuts
+from onnxprune.rewrite.cut import cut
 from tests.channels import surgery
 from tests.channels.test_rules import Row
 
@@ -75,7 +77,6 @@ row("QDQ, scales in blocks", f"""(float[1,8] x) => (float[] y)
 row("QDQ, a dequantized weight is an output too", f"""(float[1,3,8,8] x) => (float[] y, float[] d)
     <{S}, int8[8,3,3,3] w, float[4,8,1,1] v> {{ d = DequantizeLinear(w, s) h = Conv(x, d) y = Conv(h, v) }}""", [],
     "model output")
-LIN = "uint8 z = {128}, uint8[8,3,3,3] w, int8 zs = {0}"
 row("QLinearConv", f"""(uint8[1,3,8,8] x) => (uint8[] y)
     <{S}, uint8 z = {{128}}, int8[8,3,3,3] w, float[8] exact_w, int8[8] zw, int32[8] b, float t = {{2.0}},
      int8[8,1,3,3] d, float[8] exact_d, int8[8] zd, int8[6,4,1,1] g, int8[4,6,1,1] v, int8 zv = {{2}}>
@@ -154,9 +155,6 @@ def test_what_onnxruntime_quantizes(tmp_path, form: str, per_channel: bool) -> N
     graph, channels = surgery.find(quantized)
     assert sorted(g.width for g in channels.groups) == [8], channels.pinned
     alive = channels.alive(surgery.choose(channels, "half"))
-    from onnxprune.channels import removed_cuts
-    from onnxprune.rewrite.cut import cut
-
     pruned = cut(graph, channels, alive)
     feeds = surgery.feeds_of(quantized, seed=9)
     (wanted,) = surgery.run(surgery.masked(quantized, removed_cuts(graph, channels, alive)), feeds)

@@ -1,0 +1,87 @@
+"""The README is true: its Python runs, its options exist, its files are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from onnxprune import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def command(marker):
+    return re.search(rf"<!-- command: {marker} -->\n```\w*\n(.*?)\n```", README, re.S)[1]
+
+
+def test_the_python_runs(tmp_path, monkeypatch, capsys):
+    (snippet,) = blocks("python")
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert (tmp_path / "pruned.onnx").is_file()
+    assert "MACs" in capsys.readouterr().out
+
+
+def options():
+    known = set()
+    for make_parser, _ in cli.COMMANDS.values():
+        for action in make_parser()._actions:
+            known.update(action.option_strings)
+    return known
+
+
+def test_every_option_exists():
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", README)))
+    assert named - options() == set()
+    assert len(named) > 10  # the pattern finds them at all
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_named(name):
+    assert name == "prune" or f"onnxprune {name} " in README
+
+
+@pytest.mark.parametrize("marker", ["main job", "tests"])
+def test_commands_are_one_line_and_complete(marker):
+    text = command(marker)
+    assert "\n" not in text and text.startswith("python3 -m venv ")
+    for path in re.findall(r"benchmarks/\S+", text):
+        assert (ROOT / path).is_file()
+
+
+def test_the_main_command_is_understood():
+    words = command("main job").split("/onnxprune ")[1].split()
+    args = cli._prune_parser().parse_args(words)
+    assert args.ratio == 0.5 and args.calib == "benchmarks/data/calib.npz"
+
+
+def test_the_summary_is_ours(capsys, tmp_path):
+    """The first lines of the shown summary hold no time: they come out again, to the last digit."""
+    words = command("main job").split("/onnxprune ")[1].replace("benchmarks/", f"{ROOT}/benchmarks/").split()
+    assert cli.main([*words, "--no-bench", "-o", str(tmp_path / "p.onnx")]) == 0
+    shown = README.split("## What you see")[1].split("```")[1]
+    fresh = capsys.readouterr().out.splitlines()
+    for line in (line for line in fresh if line.startswith(("MACs", "parameters", "groups", "kept"))):
+        assert line in shown, "the README's summary is out of date"
+
+
+def test_the_map_names_files_that_exist():
+    for path in re.findall(r"^\| `(onnxprune/[^`]*|[a-z]+/)`", README, re.M):
+        assert (ROOT / path).exists(), path
+
+
+def test_exit_codes_are_those_of_the_code():
+    from onnxprune import errors
+
+    codes = {e.exit_code for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.PruneError)}
+    assert codes <= {int(n) for n in re.findall(r"(\d) \w+", README.split("Exit codes:")[1].split("traceback")[0])}
+
+
+def test_no_path_of_a_machine():
+    assert not re.search(r"/(home|work|root|Users|tmp)/", README)
