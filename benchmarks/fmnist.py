@@ -42,7 +42,8 @@ def main() -> None:
     print(f"| original | 0% | {top1(args.model, data):.1%} | |")
     for ratio in (0.3, 0.5, 0.65):
         for name, settings in rows:
-            r = onnxprune.prune(args.model, ratio, calibration=args.calib, bench="criterion" not in settings, **settings)
+            timed = "criterion" not in settings
+            r = onnxprune.prune(args.model, ratio, calibration=args.calib, bench=timed, **settings)
             c = r.latency.comparisons[0] if r.latency else None
             speed = f"{c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}]" if c else ""
             print(f"| {name} | {r.macs_removed:.1%} | {top1(r.model, data):.1%} | {speed} |", flush=True)

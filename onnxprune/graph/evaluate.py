@@ -24,6 +24,10 @@ class _Unsupported(Exception):
     pass
 
 
+# A malformed node is not ours to report: it is merely not constant.
+_CANNOT = (_Unsupported, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+
+
 def op(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         for name in names:
@@ -41,10 +45,14 @@ def foldable(node: onnx.NodeProto) -> bool:
 def evaluate(node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
     """The node's outputs for constant operands, or None when this table cannot tell."""
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if opset < 7 and "broadcast" in attrs:
+        return None  # aligned by an attribute, not from the right
+    if node.op_type == "Split":
+        attrs["outputs"] = len(node.output)
     try:
         with np.errstate(all="ignore"):
             result = TABLE[node.op_type](attrs, *operands, opset=opset)
-    except (_Unsupported, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError):
+    except _CANNOT:
         return None
     return result if isinstance(result, list) else [np.asarray(result)]
 
@@ -71,14 +79,28 @@ def _constant(attrs, *, opset):
     raise _Unsupported
 
 
-@op("Identity", "Dropout")
-def _identity(attrs, x, *rest, opset):
+@op("Identity")
+def _identity(attrs, x, *, opset):
+    return x
+
+
+@op("Dropout")
+def _dropout(attrs, x, ratio=None, training=None, *, opset):
+    if training is not None and np.any(training) or opset < 7 and not attrs.get("is_test"):
+        raise _Unsupported
     return x
 
 
 @op("Cast")
 def _cast(attrs, x, *, opset):
-    return x.astype(helper.tensor_dtype_to_np_dtype(attrs["to"]))
+    dtype = helper.tensor_dtype_to_np_dtype(attrs["to"])
+    if dtype.kind not in "biuf" or x.dtype.kind not in "biuf":
+        raise _Unsupported  # strings; small floats, which saturate
+    if dtype.kind in "iu" and x.dtype.kind == "f":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if not np.all((x >= low) & (x <= high)):
+            raise _Unsupported  # undefined
+    return x.astype(dtype)
 
 
 @op("Transpose")
@@ -96,8 +118,9 @@ def _reshape(attrs, x, shape=None, *, opset):
 
 @op("Flatten")
 def _flatten(attrs, x, *, opset):
-    axis = attrs.get("axis", 1) % (x.ndim + 1)
-    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+    axis = attrs.get("axis", 1)
+    axis += x.ndim if axis < 0 else 0
+    return x.reshape(int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis:])))
 
 
 @op("Squeeze")
@@ -150,10 +173,10 @@ def slices(attrs, shape, starts=None, ends=None, axes=None, steps=None) -> tuple
     cut = [slice(None)] * len(shape)
     for s, e, a, p in zip(starts, ends, axes, steps, strict=True):
         dim, s, e, p = shape[int(a)], int(s), int(e), int(p)
-        if p < 0 and e < -dim:  # ONNX: everything down to the first element
-            cut[int(a)] = slice(s, None, p)
-        else:
-            cut[int(a)] = slice(s, e, p)
+        if p < 0:  # unlike numpy: a start before the first element is the first element
+            s = max(s, -dim)
+        # ONNX: everything down to the first element
+        cut[int(a)] = slice(s, None if p < 0 and e < -dim else e, p)
     return tuple(cut)
 
 
@@ -161,16 +184,22 @@ def slices(attrs, shape, starts=None, ends=None, axes=None, steps=None) -> tuple
 def _split(attrs, x, sizes=None, *, opset):
     axis = attrs.get("axis", 0)
     sizes = attrs.get("split") if sizes is None else sizes
-    if sizes is None:
+    if sizes is None:  # equal parts, the last may be smaller
+        parts, length = attrs.get("num_outputs", attrs["outputs"]), x.shape[axis]
+        part = -(-length // parts)
+        sizes = [part] * (parts - 1) + [length - part * (parts - 1)]
+    if sum(sizes) != x.shape[axis] or min(sizes) < 0:
         raise _Unsupported
     return list(np.split(x, np.cumsum(sizes)[:-1], axis))
 
 
 @op("Range")
 def _range(attrs, start, limit, delta, *, opset):
-    if abs(float(limit) - float(start)) > LIMIT * abs(float(delta)):
+    first, last, step = start.item(), limit.item(), delta.item()
+    if abs(last - first) > LIMIT * abs(step) or not step:
         raise _Unsupported
-    return np.arange(start, limit, delta, dtype=start.dtype)
+    count = max(0, int(np.ceil((last - first) / step)))
+    return (first + np.arange(count) * step).astype(start.dtype)
 
 
 @op("ConstantOfShape")
@@ -183,9 +212,10 @@ def _constant_of_shape(attrs, shape, *, opset):
 
 @op("Expand")
 def _expand(attrs, x, shape, *, opset):
+    shape = np.broadcast_shapes(x.shape, tuple(int(d) for d in shape))
     if np.prod([float(d) for d in shape]) > LIMIT >> 3:
         raise _Unsupported
-    return x * np.ones([int(d) for d in shape], x.dtype)
+    return np.broadcast_to(x, shape)
 
 
 @op("Tile")
@@ -196,8 +226,11 @@ def _tile(attrs, x, repeats, *, opset):
 
 
 def _divide(a, b):
-    if np.issubdtype(np.asarray(a).dtype, np.integer):
-        return np.trunc(np.true_divide(a, b)).astype(a.dtype)
+    if a.dtype.kind in "iu":  # rounds towards zero, exactly
+        if not np.all(b):
+            raise _Unsupported
+        floor = np.floor_divide(a, b)
+        return (floor + ((floor < 0) & (floor * b != a))).astype(a.dtype)
     return np.divide(a, b)
 
 
@@ -229,14 +262,15 @@ for _name, _function in {
 }.items():
 
     def _call(attrs, *xs, opset, function=_function):
-        result = function(*xs)
-        return result.astype(xs[0].dtype) if function in (np.add, np.subtract, np.multiply) else result
+        return function(*xs)
 
     TABLE[_name] = _call
 
 
 @op("Mod")
 def _mod(attrs, a, b, *, opset):
+    if a.dtype.kind in "iu" and not np.all(b):
+        raise _Unsupported
     return np.fmod(a, b) if attrs.get("fmod") else np.mod(a, b)
 
 
@@ -258,7 +292,9 @@ def _max(attrs, *xs, opset):
 def _reduce(function):
     def run(attrs, x, axes=None, *, opset):
         axes = axes_of(attrs, axes)
-        axis = None if axes is None else tuple(axes)
+        if not axes and attrs.get("noop_with_empty_axes"):
+            return x
+        axis = tuple(axes) if axes else None
         return np.asarray(function(x, axis=axis, keepdims=bool(attrs.get("keepdims", 1)))).astype(x.dtype)
 
     return run

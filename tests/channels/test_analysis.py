@@ -143,5 +143,5 @@ def test_ten_thousand_nodes() -> None:
     pruned = cut(graph, channels, channels.alive(surgery.choose(channels, "half")))
     spent = time.process_time() - start
     assert len(channels.groups) == 1431
-    assert spent < 20, f"{spent:.1f} s"
+    assert spent < 30, f"{spent:.1f} s"
     surgery.run(pruned, surgery.feeds_of(model))

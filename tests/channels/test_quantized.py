@@ -46,7 +46,7 @@ row("QDQ, grouped and depthwise", f"""(float[1,3,8,8] x) => (float[] y)
     <{S}, int8[8,3,3,3] w, int8[8,1,3,3] d, float[8] exact_d, int8[12,4,1,1] g, float[12] exact_g, int8[4,12,1,1] v>
     {{ dw = DequantizeLinear(w, s) dd = DequantizeLinear<axis=0>(d, exact_d) dg = DequantizeLinear<axis=0>(g, exact_g)
        h = Conv(x, dw) a = Conv<group=8>(h, dd) b = Conv<group=2>(a, dg) dv = DequantizeLinear(v, s) y = Conv(b, dv) }}""",
-    [4, 6], "whole groups")
+    [4, 6])
 row("QDQ, transposed conv, scales along axis 1", f"""(float[1,3,8,8] x) => (float[] y)
     <{S}, int8[8,3,3,3] w, int8[8,6,2,2] t, float[6] exact_t, int8[4,6,1,1] v>
     {{ dw = DequantizeLinear(w, s) h = Conv(x, dw) dt = DequantizeLinear<axis=1>(t, exact_t)
