@@ -86,7 +86,7 @@ def _identity(attrs, x, *, opset):
 
 @op("Dropout")
 def _dropout(attrs, x, ratio=None, training=None, *, opset):
-    if training is not None and np.any(training) or opset < 7 and not attrs.get("is_test"):
+    if (training is not None and np.any(training)) or (opset < 7 and not attrs.get("is_test")):
         raise _Unsupported
     return x
 
@@ -94,7 +94,9 @@ def _dropout(attrs, x, ratio=None, training=None, *, opset):
 @op("Cast")
 def _cast(attrs, x, *, opset):
     dtype = helper.tensor_dtype_to_np_dtype(attrs["to"])
-    if dtype.kind not in "biuf" or x.dtype.kind not in "biuf":
+    plain = dtype.kind in "biuf"
+    widened = dtype.kind == "f" and x.dtype.kind == "V"
+    if not ((plain and x.dtype.kind in "biuf") or widened or dtype.name == "bfloat16"):
         raise _Unsupported  # strings; small floats, which saturate
     if dtype.kind in "iu" and x.dtype.kind == "f":
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max

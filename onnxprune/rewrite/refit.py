@@ -8,7 +8,8 @@ least squares in place of their solver; `methods.md` §1-2, 8):
 
 Z_o is the original output behind BatchNormalization, s the other operand of a residual add, so a branch also
 repairs its shortcut. Where a ReLU follows, entries that the original leaves negative need only stay negative
-(`numerics.relu_target`). What is not dense (depthwise, grouped, transposed) gets its statistics back instead.
+(`numerics.relu_target`). What is not dense (depthwise, grouped, transposed), or has too few samples to learn from,
+gets its statistics back instead.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ POSITIONS = 64
 """Output positions sampled per image."""
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
+ROWS_PER_INPUT = 4
+"""With fewer sampled rows than this per input of the layer, least squares would learn the samples by heart."""
 LAMBDA = 1e-4
 """Ridge, relative to the mean square of the inputs."""
 
@@ -79,7 +82,8 @@ def refit(
         if not _dense(graph, place):
             correct_statistics(graph, cut, place, before, after)
             continue
-        _refit_layer(graph, cut, place, _shortcut(graph, consumers, place), before, after, rng)
+        if not _refit_layer(graph, cut, place, _shortcut(graph, consumers, place), before, after, rng):
+            correct_statistics(graph, cut, place, before, after)
     return graph.export()
 
 
@@ -116,7 +120,8 @@ def _refit_layer(
     before: Runner,
     after: Runner,
     rng: np.random.Generator,
-) -> None:
+) -> bool:
+    """Refit one layer in place; False, and nothing done, when there are too few samples for it."""
     node = graph.nodes[place.key]
     inputs, targets = after.until(node.input[0]), before.until(place.tensor)
     kept = kept_channels(cut, place)
@@ -141,8 +146,8 @@ def _refit_layer(
         wanted.append(_rows(z, place.axis, positions))
         carried.append(np.broadcast_to(s, wanted[-1].shape))
     x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
-    if len(x) < 2:
-        return
+    if len(x) < ROWS_PER_INPUT * x.shape[1]:
+        return False
     moments = numerics.moments(x, z - s)
     # fewer samples than inputs: lean on the weights that were there
     lam = LAMBDA * max(1.0, 10.0 * x.shape[1] / len(x))
@@ -158,6 +163,7 @@ def _refit_layer(
             products = np.vstack([x.T @ target, target.sum(axis=0, dtype=np.float64)])
             solution = solver.solve(products, anchor)
     _write(graph, node, place, weight, solution)
+    return True
 
 
 def _relu_follows(graph: Graph, runner: Runner, tensor: str) -> bool:

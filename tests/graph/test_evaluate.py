@@ -1,5 +1,6 @@
 """Every entry of the table gives what ONNX Runtime gives; what the table cannot tell, it does not guess."""
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -214,7 +215,6 @@ CANNOT = [
     ("Dropout", {}, [F], 6),
     ("Cast", {"to": TensorProto.STRING}, [F]),
     ("Cast", {"to": TensorProto.FLOAT8E4M3FN}, [F]),
-    ("Cast", {"to": TensorProto.BFLOAT16}, [F]),
     ("Cast", {"to": TensorProto.INT32}, [np.float32([np.nan])]),
     ("Cast", {"to": TensorProto.INT32}, [np.float32([1e20])]),
     ("Reshape", {}, [F, i64(4, 4)]),
@@ -263,6 +263,16 @@ def test_fold_runs_a_node_that_the_table_does_not_know():
 
 def test_fold_leaves_out_what_is_not_asked_for():
     model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[1] x) => (float[1] x) {}')
-    node = helper.make_node("TopK", ["a", "k"], ["top", ""])
-    top, where = fold.run_node(node, [M, i64(1)], model)
-    assert top.tolist() == [7] and where is None
+    node = helper.make_node("LayerNormalization", ["a", "scale"], ["y", "", "deviation"])
+    y, mean, deviation = fold.run_node(node, [F, P[0]], model)
+    assert y.shape == F.shape and mean is None and deviation.shape == (2, 1)
+
+
+def test_small_floats_cast_exactly():
+    values = np.array([1.5, -0.25, 448.0], np.float32)
+    for name in ("bfloat16", "float8_e4m3fn"):
+        small = values.astype(getattr(ml_dtypes, name))
+        (got,) = evaluate.evaluate(node_of("Cast", [small], {"to": TensorProto.FLOAT}), [small], 19)
+        assert got.dtype == np.float32 and got.tolist() == values.tolist()
+    (got,) = evaluate.evaluate(node_of("Cast", [values], {"to": TensorProto.BFLOAT16}), [values], 19)
+    assert got.dtype == ml_dtypes.bfloat16 and got.tolist() == values.tolist()
