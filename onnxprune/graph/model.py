@@ -135,6 +135,7 @@ class Graph:
         self._after: dict[str, list[onnx.NodeProto]] = {}
         self._dropped: set[str] = set()
         self._added: dict[str, np.ndarray] = {}
+        self._reserved: set[str] | None = None
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -185,14 +186,17 @@ class Graph:
     def own(self, key: str) -> onnx.NodeProto:
         """A copy of the node that may be edited, put in the node's place."""
         if key not in self._owned:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(self.nodes[key])
-            self.nodes[key] = copy
+            self.nodes[key] = _copy(self.nodes[key])
             self._owned.add(key)
         return self.nodes[key]
 
     def set_constant(self, use: Use, value: np.ndarray) -> None:
         """Give one use of a constant a new value; other uses keep theirs."""
+        key, i = use
+        if i >= len(self.nodes[key].input) or not self.nodes[key].input[i]:  # an optional operand, left out so far
+            node = self.own(key)
+            node.input.extend([""] * (i + 1 - len(node.input)))
+            node.input[i] = self.fresh(f"{key}_{i}")
         self._edits[use] = value
 
     def edited(self, use: Use) -> bool:
@@ -208,12 +212,18 @@ class Graph:
         return self.constant(name) if name else None
 
     def fresh(self, stem: str) -> str:
-        """A name that no tensor of the graph has."""
-        return _Names(self).fresh(stem)
+        """A name that no tensor of the graph or of a body has, and that is handed out only once."""
+        if self._reserved is None:
+            self._reserved = _all_names(self.model.graph)
+        k = 1
+        while f"{stem}_{k}" in self._reserved:
+            k += 1
+        self._reserved.add(f"{stem}_{k}")
+        return f"{stem}_{k}"
 
     def add_constant(self, stem: str, value: np.ndarray) -> str:
         """A new constant that no node reads yet. Returns its name."""
-        name = _Names(self).fresh(stem)
+        name = self.fresh(stem)
         self._added[name] = value
         return name
 
@@ -233,55 +243,68 @@ class Graph:
         if not (self._edits or self._owned or self._after or self._dropped):
             model.CopyFrom(self.model)
             return model
-        nodes = {k: n for k, n in self.nodes.items() if k not in self._dropped}
-        names = _Names(self)
+        nodes = self._edited_nodes()
+        inner = self.captured()
         replaced: dict[str, np.ndarray] = {}  # constants that keep their name
         added: dict[str, np.ndarray] = dict(self._added)
-        rewired: dict[str, onnx.NodeProto] = {}
         for name, group in _by_source(self, nodes).items():
             values = [self._edits.get(use) for use in group]
-            edited = [v for v in values if v is not None]
-            if not edited:
+            first = next(v for v in values if v is not None)
+            alike = all(v is not None and _identical(v, first) for v in values)
+            if alike and name not in inner and name not in self.outputs and self._replaceable(name, nodes):
+                (replaced if name in self.producer or name in self.initializers else added)[name] = first
                 continue
-            whole = len(edited) == len(values) and name not in names.captured and name not in self.outputs
-            alike = all(_identical(v, edited[0]) for v in edited[1:])
-            if whole and alike:
-                replaced[name] = edited[0]
-                continue
-            fresh: list[tuple[np.ndarray, str]] = []
+            twins: list[tuple[np.ndarray, str]] = []
             for (key, i), value in zip(group, values, strict=True):
                 if value is None:
                     continue
-                twin = next((n for v, n in fresh if _identical(v, value)), None)
+                twin = next((n for v, n in twins if _identical(v, value)), None)
                 if twin is None:
-                    twin = names.fresh(name)
-                    fresh.append((value, twin))
+                    twin = self.fresh(name)
+                    twins.append((value, twin))
                     added[twin] = value
-                if key not in rewired:
-                    rewired[key] = onnx.NodeProto()
-                    rewired[key].CopyFrom(nodes[key])
-                rewired[key].input[i] = twin
-        nodes.update(rewired)
+                nodes[key] = _copy(nodes[key])
+                nodes[key].input[i] = twin
         _write(self, model, nodes, replaced, added)
         return model
 
+    def _edited_nodes(self) -> dict[str, onnx.NodeProto]:
+        """The nodes that stay and those inserted, in order."""
+        found: dict[str, onnx.NodeProto] = {}
+        for key, node in self.nodes.items():
+            if key not in self._dropped:
+                found[key] = node
+            # An inserted node may take over the output, and so the key, of the node before it.
+            found.update((f"{key}\0{i}", n) for i, n in enumerate(self._after.get(key, ())))
+        return found
 
-class _Names:
-    """Hands out names no tensor of the graph has."""
+    def _replaceable(self, name: str, nodes: Mapping[str, onnx.NodeProto]) -> bool:
+        """Whether the tensor may become another constant under its own name: nothing else is made with it."""
+        if name in self.inputs:
+            return False
+        node = nodes.get(self.producer.get(name, ""))
+        return node is None or [o for o in node.output if o] == [name]
 
-    def __init__(self, graph: Graph):
-        self.captured = set(graph.captured())
-        self.taken = set(graph.producer) | set(graph.initializers) | set(graph.inputs) | self.captured
-        self.taken |= set(graph._added)
-        for added in graph._after.values():
-            self.taken.update(o for n in added for o in n.output)
 
-    def fresh(self, stem: str) -> str:
-        k = 1
-        while f"{stem}_{k}" in self.taken:
-            k += 1
-        self.taken.add(f"{stem}_{k}")
-        return f"{stem}_{k}"
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _all_names(graph: onnx.GraphProto) -> set[str]:
+    """Every tensor name, those inside bodies too: a body may not shadow an outer name."""
+    names: set[str] = set()
+    stack = [graph]
+    while stack:
+        body = stack.pop()
+        names.update(v.name for v in (*body.input, *body.output, *body.value_info, *body.initializer))
+        names.update(t.values.name for t in body.sparse_initializer)
+        for node in body.node:
+            names.update(node.input)
+            names.update(node.output)
+            stack.extend(subgraphs(node))
+    return names
 
 
 def _identical(a: np.ndarray, b: np.ndarray) -> bool:
@@ -303,13 +326,24 @@ def tensor_of(value: np.ndarray, name: str, like: onnx.TensorProto | None = None
     """A tensor of the file format; `like` lends its doc string and metadata."""
     tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
     if like is not None:
-        tensor.doc_string = like.doc_string
+        if like.HasField("doc_string"):  # an empty one is not the same as none
+            tensor.doc_string = like.doc_string
         tensor.metadata_props.extend(like.metadata_props)
     return tensor
 
 
 def _constant_node(value: np.ndarray, name: str) -> onnx.NodeProto:
     return onnx.helper.make_node("Constant", [], [name], value=tensor_of(value, name))
+
+
+def _refilled(node: onnx.NodeProto, value: np.ndarray) -> onnx.NodeProto:
+    """A Constant node with another value."""
+    copy = _copy(node)
+    like = next((a.t for a in node.attribute if a.name == "value"), None)
+    del copy.attribute[:]
+    tensor = tensor_of(value, node.output[0] if like is None else like.name, like)
+    copy.attribute.append(onnx.helper.make_attribute("value", tensor))
+    return copy
 
 
 def _write(
@@ -321,14 +355,8 @@ def _write(
 ) -> None:
     source = graph.model
     for field, value in source.ListFields():
-        if field.name == "graph":
-            continue
-        if field.is_repeated:
-            getattr(model, field.name).MergeFrom(value)
-        elif field.type == field.TYPE_MESSAGE:
-            getattr(model, field.name).CopyFrom(value)
-        else:
-            setattr(model, field.name, value)
+        if field.name != "graph":
+            _put(model, field.name, value)
     out, old = model.graph, source.graph
     body: list[onnx.NodeProto] = []
     # Before IR 4 an initializer had to be a graph input too: new constants become Constant nodes there.
@@ -336,21 +364,16 @@ def _write(
     if as_nodes:
         body += [_constant_node(v, n) for n, v in added.items()]
     folded = []  # a folded path whose every use got one new value: the path's end becomes an initializer
-    for key, node in nodes.items():
+    for node in nodes.values():
         name = next((o for o in node.output if o in replaced), None)
         if name is None:
             body.append(node)
         elif node.op_type == "Constant":
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            del copy.attribute[:]
-            copy.attribute.append(onnx.helper.make_attribute("value", tensor_of(replaced[name], name)))
-            body.append(copy)
+            body.append(_refilled(node, replaced[name]))
         elif as_nodes:
             body.append(_constant_node(replaced[name], name))
         else:
             folded.append(name)
-        body += graph._after.get(key, ())
     body = _alive(body, set(graph.outputs), _originally_dead(graph))
     out.node.extend(body)
     used = {i for n in body for i in n.input} | {name for n in body for name in captured(n)}
@@ -371,29 +394,37 @@ def _write(
         if value.name in graph.initializers and value.name not in kept:
             continue
         out.input.append(value)
-        if value.name in replaced:
-            shape = out.input[-1].type.tensor_type.shape
-            del shape.dim[:]
-            for d in replaced[value.name].shape:
-                shape.dim.add().dim_value = d
     for field, value in old.ListFields():
-        if field.name in ("node", "initializer", "input", "value_info"):
-            continue
-        if field.is_repeated:
-            getattr(out, field.name).MergeFrom(value)
-        else:
-            setattr(out, field.name, value)
-    _carry_value_info(old, out, replaced, added)
+        if field.name not in ("node", "initializer", "input", "value_info"):
+            _put(out, field.name, value)
+    # Sizes of activations that the edits changed are for `forget_sizes`: the caller knows them.
+    gone = _made(old) - _made(out)
+    out.value_info.extend(v for v in old.value_info if v.name not in gone)
+    for info in (*out.input, *out.value_info):
+        if info.name in replaced and info.type.tensor_type.HasField("shape"):
+            _resize(info.type.tensor_type.shape, replaced[info.name].shape)
 
 
-def _carry_value_info(old: onnx.GraphProto, out: onnx.GraphProto, *changed: dict[str, np.ndarray]) -> None:
-    """Keep the value infos of tensors that are still there; sizes that the edits changed are given up
-    by `forget_sizes` (the caller knows them), stale ones of constants here."""
-    there = {o for n in out.node for o in n.output} | {t.name for t in out.initializer}
-    gone = {name for d in changed for name in d}
-    for info in old.value_info:
-        if info.name in there and info.name not in gone:
-            out.value_info.append(info)
+def _put(message: Any, field: str, value: Any) -> None:
+    """Set one field of a message, repeated, a message itself or plain."""
+    if hasattr(value, "MergeFrom"):
+        getattr(message, field).MergeFrom(value)
+    else:
+        setattr(message, field, value)
+
+
+def _resize(declared: onnx.TensorShapeProto, shape: tuple[int, ...]) -> None:
+    """Write the sizes that differ."""
+    if len(declared.dim) != len(shape):
+        del declared.dim[:]
+        declared.dim.extend(onnx.TensorShapeProto.Dimension() for _ in shape)
+    for dim, size in zip(declared.dim, shape, strict=True):
+        if dim.dim_value != size:
+            dim.dim_value = size
+
+
+def _made(graph: onnx.GraphProto) -> set[str]:
+    return {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer}
 
 
 def forget_sizes(model: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) -> None:

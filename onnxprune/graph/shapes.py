@@ -14,17 +14,19 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune.errors import ModelError, PruneError
+from onnxprune.errors import PruneError
 from onnxprune.graph import evaluate, runtime
-from onnxprune.graph.model import Graph
+from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, captured, tensor_of
 
 Shape = tuple[int, ...]
 
-NOT_TENSORS = frozenset(
-    "SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SplitToSequence SequenceMap Optional "
-    "OptionalGetElement ConcatFromSequence_ ReverseSequence_ Constant".split()
+MAY_YIELD_SEQUENCES = frozenset(
+    "If Loop Scan SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceMap SplitToSequence Optional "
+    "OptionalGetElement StringSplit".split()
 )
-BODIES = frozenset(("If", "Loop", "Scan"))
+LARGE = 1024
+"""Elements from which a weight is fed instead of stored."""
+FED = frozenset(np.dtype(t) for t in ("float16", "float32", "float64", "int8", "uint8", "int32"))
 
 
 @dataclass(frozen=True)
@@ -84,51 +86,100 @@ def observe(graph: Graph, feeds: Mapping[str, np.ndarray]) -> Observed:
     Raises:
         ModelError: the model does not run on these inputs.
     """
-    skip = depends_on_sizes(graph)
-    names: list[str] = []
-    bodies: list[str] = []
-    for node in graph.nodes.values():
-        if node.op_type in NOT_TENSORS:
-            continue
-        for o in node.output:
-            if o and o not in skip and graph.constant(o) is None:
-                (bodies if node.op_type in BODIES or node.domain not in ("", "ai.onnx") else names).append(o)
     shapes: dict[str, Shape] = {k: tuple(v.shape) for k, v in feeds.items()}
-    try:
-        shapes.update(_run(graph.model, [*names, *bodies], feeds))
-    except PruneError:
-        # a body may yield a sequence, which has no shape: leave those out
-        if not bodies:
-            raise
-        shapes.update(_run(graph.model, names, feeds))
+    shapes |= {t.values.name: tuple(t.dims) for t in graph.model.graph.sparse_initializer}
     for node in graph.nodes.values():
         for name in (*node.input, *node.output):
             if name and name not in shapes and (value := graph.constant(name)) is not None:
                 shapes[name] = value.shape
+    computed = depends_on_sizes(graph)
+    unseen = [o for n in graph.nodes.values() for o in n.output if o and o not in shapes]
+    shapes |= _run(graph, [o for o in unseen if o not in computed], feeds)
     derived = follow(graph, shapes)
-    shapes.update({k: np.shape(v) for k, v in derived.items()})
+    # What looked like shape arithmetic but is beyond the table still has a size: a second run tells.
+    beyond = [o for o in unseen if o in computed and o not in derived]
+    if beyond:
+        shapes |= _run(graph, beyond, feeds)
+        derived = follow(graph, shapes)
+    shapes |= {k: np.shape(v) for k, v in derived.items()}
     return Observed(shapes, derived)
 
 
-def _run(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, Shape]:
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(model)
-    del tapped.graph.output[:]
-    taps = [f"__shape_{k}" for k in range(len(names))]
-    for name, tap in zip(names, taps, strict=True):
-        tapped.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
-        tapped.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
+def _run(graph: Graph, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, Shape]:
+    """The sizes of the tensors `names`, those that are no tensors (sequences, maps) left out."""
+    names = _tensors_only(graph, names)
     if not names:
         return {}
-    session = runtime.open_session(tapped, optimise=False, name="model")
-    try:
-        values = session.run(dict(feeds), taps)
-    except PruneError:
-        raise
-    except Exception as error:
-        sizes = ", ".join(f"{k}{list(v.shape)}" for k, v in feeds.items())
-        line = str(error).strip().splitlines()[0][:300]
-        raise ModelError(
-            f"the model does not run on {sizes}: {line} - give sizes that it takes with --input-shape NAME=1,3,H,W"
-        ) from error
+    light, weights = _fed_with_weights(graph, set(feeds))
+    if weights:
+        try:
+            return _tap(light, names, {**weights, **feeds})
+        except PruneError:
+            pass  # a kernel may want its weights constant: then in full, and its word counts
+    full = onnx.ModelProto()
+    full.CopyFrom(graph.model)
+    return _tap(full, names, feeds)
+
+
+def _tensors_only(graph: Graph, names: Sequence[str]) -> list[str]:
+    """Without the names whose type is a sequence, an optional or a map. Only models that could have some are
+    inferred; a name whose type nobody knows is taken for a tensor."""
+    if all(n.op_type not in MAY_YIELD_SEQUENCES and n.domain in DEFAULT_DOMAINS for n in graph.nodes.values()):
+        return list(names)
+    light, _ = _fed_with_weights(graph, set())
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    other = {v.name for v in (*inferred.value_info, *inferred.output) if not v.type.HasField("tensor_type")}
+    return [n for n in names if n not in other]
+
+
+def _fed_with_weights(graph: Graph, fed: set[str]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The model without its constant nodes, and its large weights, to be fed as further inputs.
+
+    Weights in the file are copied four times on their way into a session, weights that are fed not once.
+    """
+    source = graph.model
+    light = onnx.ModelProto(ir_version=source.ir_version)
+    light.opset_import.extend(source.opset_import)
+    light.functions.extend(source.functions)
+    out = light.graph
+    out.name = source.graph.name or "model"
+    nodes = [n for n in graph.nodes.values() if any(o and graph.constant(o) is None for o in n.output)]
+    out.node.extend(nodes)
+    out.input.extend(source.graph.input)
+    out.output.extend(source.graph.output)
+    out.sparse_initializer.extend(source.graph.sparse_initializer)
+    present = {i.name for i in out.input}
+    weights: dict[str, np.ndarray] = {}
+    made = {o for n in nodes for o in n.output}
+    read = dict.fromkeys(i for n in nodes for i in (*n.input, *sorted(captured(n))) if i)
+    for name in dict.fromkeys((*read, *graph.outputs, *sorted(present & graph.initializers.keys()))):
+        value = None if name in made or name in fed else graph.constant(name)
+        if value is None:
+            continue
+        if value.size >= LARGE and value.dtype in FED:
+            weights[name] = value
+            if name not in present:
+                kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+                out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
+        elif name in graph.initializers:
+            out.initializer.append(graph.initializers[name])
+        else:
+            if source.ir_version < 4 and name not in present:
+                kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+                out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
+            out.initializer.append(tensor_of(value, name))
+    return light, weights
+
+
+def _tap(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, Shape]:
+    """Sizes in one run; `model` is used up."""
+    del model.graph.output[:]
+    taps = [f"__shape_{k}" for k in range(len(names))]
+    # ORT starts with the last leaf: in this order every tap runs as soon as its tensor is there, and no
+    # activation waits for it (10x in time and memory on a deep net).
+    for name, tap in zip(reversed(names), reversed(taps), strict=True):
+        model.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
+        model.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
+    session = runtime.open_session(model, optimise=False, spinning=False)
+    values = session.run(feeds, taps)
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}

@@ -34,7 +34,9 @@ def by_ort(node, inputs, opset):
     ]
     outs = [helper.make_empty_tensor_value_info(o) for o in node.output]
     model = helper.make_model(
-        helper.make_graph([node], "one", ports, outs), opset_imports=[helper.make_opsetid("", opset)], ir_version=8
+        helper.make_graph([node], "one", ports, outs),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
     )
     return open_session(model, optimise=False, threads=1).run(feeds)
 
