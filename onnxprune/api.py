@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import ChannelGroup, Channels, Cut, find_channels, removed_cuts
+from onnxprune.channels import ChannelGroup, Channels, Cut, common_reasons, find_channels, removed_cuts
 from onnxprune.decide.allocation import FAMILIES, Limits, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.errors import BudgetError, ModelError, UnsupportedError, UsageError
@@ -26,6 +26,7 @@ from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
+from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.stats import Moments, moments
 from onnxprune.measure.verify import check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
@@ -230,13 +231,8 @@ def apply_plan(
         BudgetError: the cut model differs from the masked original (our bug: nothing is returned).
     """
     settings = settings or Settings()
-    if plan.model_digest != subject.digest:
-        raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
+    _check_plan(subject, plan)
     channels, data = subject.channels, subject.calibration
-    known = {g.name: g.width for g in channels.groups}
-    for e in plan.edits:
-        if known.get(e.group) != e.width:
-            raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
     alive = channels.alive(plan.keep())
     pruned = cut_channels(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
@@ -255,10 +251,7 @@ def apply_plan(
             "will suffer; give --calib with a few hundred unlabelled samples"
         )
     elif repair != "none":
-        batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
-        report = (lambda k, n: progress("repair", k, n)) if progress else None
-        mend = refit if repair == "refit" else repair_statistics
-        pruned = mend(subject.graph, pruned, channels, alive, batches, threads=settings.threads, progress=report)
+        pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
     fidelity = None
     if held is not None:
         fidelity = check_fidelity(subject.model, pruned, _counted(held, "verify", progress), held_out=not held.shared)
@@ -282,13 +275,37 @@ def apply_plan(
     return measure_latency(result, subject, settings, progress) if bench else result
 
 
+def _check_plan(subject: Subject, plan: PrunePlan) -> None:
+    """Refuse a plan that was made for another model."""
+    if plan.model_digest != subject.digest:
+        raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
+    known = {g.name: g.width for g in subject.channels.groups}
+    for e in plan.edits:
+        if known.get(e.group) != e.width:
+            raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
+
+
+def _repaired(
+    subject: Subject,
+    pruned: onnx.ModelProto,
+    alive: np.ndarray,
+    fit: Calibration,
+    repair: str,
+    settings: Settings,
+    progress: Progress | None,
+) -> onnx.ModelProto:
+    """The pruned model after the repair of that name, fitted on `fit`."""
+    batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
+    report = (lambda k, n: progress("repair", k, n)) if progress else None
+    mend = refit if repair == "refit" else repair_statistics
+    return mend(subject.graph, pruned, subject.channels, alive, batches, threads=settings.threads, progress=report)
+
+
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
     """Time the original against the pruned model, interleaved, and add the outcome to the result."""
-    from onnxprune.measure.latency import bench
-
     feeds = {k: v[:1] if _dynamic_batch(subject, k) else v for k, v in subject.feeds.items()}
     report = (lambda k, n: progress("bench", k, n)) if progress else None
-    timed = bench(
+    timed = time_models(
         [subject.model, result.model],
         names=["original", "pruned"],
         feeds=feeds,
@@ -317,10 +334,7 @@ def _dynamic_batch(subject: Subject, name: str) -> bool:
 
 def why_not(channels: Channels, most: int = 3) -> str:
     """The most common reasons for what is pinned, in words."""
-    count: dict[str, int] = {}
-    for p in channels.pinned:
-        count[p.reason] = count.get(p.reason, 0) + p.count
-    top = sorted(count.items(), key=lambda item: (-item[1], item[0]))[:most]
+    top = common_reasons(channels.pinned, most)
     return "; ".join(f"{reason} ({n} channels)" for reason, n in top) or "it has no weights that we know"
 
 

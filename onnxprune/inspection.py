@@ -1,6 +1,6 @@
 """Questions that change nothing: what could be pruned in a model, and does a pruned file keep to its plan?
 
-On the floor of `api`: it uses the rooms and prints nothing.
+One floor above `api`: it uses the rooms and prints nothing.
 """
 
 from __future__ import annotations

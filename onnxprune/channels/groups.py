@@ -87,6 +87,14 @@ class Pinned:
     use: Use = ("", 0)
 
 
+def common_reasons(pinned: Iterable[Pinned], most: int = 3) -> list[tuple[str, int]]:
+    """The most common reasons and how many channels each keeps, most first."""
+    count: dict[str, int] = {}
+    for p in pinned:
+        count[p.reason] = count.get(p.reason, 0) + p.count
+    return sorted(count.items(), key=lambda item: (-item[1], item[0]))[:most]
+
+
 @dataclass(frozen=True)
 class Channels:
     """What can be cut, and what cannot.
@@ -100,6 +108,7 @@ class Channels:
         unit_count: number of units.
         shapes: tensor name -> sizes in the run that was looked at.
         derived: tensor name -> value, for what the graph computes from sizes.
+        lines: activation name -> (axis that carries its channels, (length,) unit per index), where any may go.
         unlisted: uses that `params` cuts but that are no operand of arithmetic: scales and zero points, and
             quantized weights, which appear a second time under the uses of their dequantized value.
         inexact: nodes whose statistics change with every cut (only with `prune_statistics`).
@@ -113,13 +122,9 @@ class Channels:
     unit_count: int
     shapes: Mapping[str, tuple[int, ...]]
     derived: Mapping[str, np.ndarray]
+    lines: Mapping[str, tuple[int, np.ndarray]]
     unlisted: frozenset[Use] = frozenset()
     inexact: tuple[str, ...] = ()
-
-    @cached_property
-    def lines(self) -> dict[str, tuple[int, np.ndarray]]:
-        """Activation name -> (axis that carries its channels, (length,) unit per index), where any may go."""
-        return _lines(self.flow)
 
     def alive(self, keep: Mapping[str, Iterable[int]]) -> np.ndarray:
         """(unit_count + 1,) bool, from the kept channels of every group; the last entry stands for pinned."""
@@ -208,7 +213,8 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
                 pinned += _reasons(graph, use, axis, reason_of[labels[ids]], ties.reasons)
     carried = {name: units(ids) for name, ids in flow.items()}
     reads = {use: (axis, units(ids)) for use, (axis, ids) in ties.reads.items()}
-    groups = _groups(graph, ties, params, carried, int(free.sum()))
+    lines = _lines(carried)
+    groups = _groups(graph, ties, params, lines, int(free.sum()))
     for p in (*ties.params.values(), *ties.views):  # as the readers of the dequantized values know them
         mine = params.get(p.use, {})
         seen = {p.perm.index(a) if p.perm else a: u for a, u in mine.items()}
@@ -222,6 +228,7 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
         unit_count=int(free.sum()),
         shapes=observed.shapes,
         derived=observed.derived,
+        lines=lines,
         unlisted=frozenset(ties.quantizers) | {u for u, p in ties.params.items() if p.seen},
         inexact=tuple(dict.fromkeys(ties.inexact)),
     )
@@ -266,7 +273,7 @@ def _groups(
     graph: Graph,
     ties: Ties,
     params: Mapping[Use, Mapping[int, np.ndarray]],
-    flow: Mapping[str, np.ndarray],
+    lines: Mapping[str, tuple[int, np.ndarray]],
     count: int,
 ) -> tuple[ChannelGroup, ...]:
     """Units with the same set of (tensor, axis) form a group."""
@@ -276,7 +283,7 @@ def _groups(
         name = graph.nodes[use[0]].input[use[1]]
         for axis, units in axes.items():
             slots.append((name, use, axis, units, p.roles.get(axis, "within"), p.reads.get(axis)))
-    for name, (axis, line) in _lines(flow).items():
+    for name, (axis, line) in lines.items():
         slots.append((name, ("", 0), axis, line, "carries", None))
     # a unit's signature: the sum of a random number for each slot that it is in
     rng = np.random.default_rng(0)

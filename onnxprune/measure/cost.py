@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 
 from onnxprune.channels import Channels
 from onnxprune.graph.layers import layers
-from onnxprune.graph.model import Graph, Use
+from onnxprune.graph.model import Graph
 
 
 @dataclass(frozen=True)
@@ -119,26 +119,11 @@ def _mac_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.nd
         if layer.weight is not None:
             factors = list(channels.params.get(layer.weight, {}).values())
         else:
-            made = _line(channels.flow.get(layer.key))
-            factors = [] if made is None else [made]
-            factors += [line for use in ((layer.key, 0), (layer.key, 1)) for _, line in _read(channels, use)]
+            made = channels.lines.get(layer.key)
+            contracted = channels.reads.get((layer.key, 0))
+            factors = [found[1] for found in (made, contracted) if found is not None]
         terms.append((layer.macs, factors))
     return terms
-
-
-def _read(channels: Channels, use: Use) -> list[tuple[int, np.ndarray]]:
-    return [channels.reads[use]] if use in channels.reads else []
-
-
-def _line(units: np.ndarray | None) -> np.ndarray | None:
-    """The units along the axis that carries them."""
-    if units is None or units.size == 0 or (units < 0).all():
-        return None
-    for k in range(units.ndim):
-        first = np.moveaxis(units, k, 0).reshape(units.shape[k], -1)
-        if (first == first[:, :1]).all():
-            return first[:, 0]
-    return None
 
 
 def _param_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.ndarray]]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from onnxprune.channels import Pinned
+from onnxprune.channels import Pinned, common_reasons
 from onnxprune.graph import files, runtime
 from onnxprune.measure.cost import Cost
 from onnxprune.measure.latency import BenchResult
@@ -62,6 +62,10 @@ class Result:
     def macs_removed(self) -> float:
         """Share of the multiply-accumulates that is gone."""
         return 1 - self.after.macs / self.before.macs if self.before.macs else 0.0
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """The most common reasons for what stayed whole, and how many channels each keeps."""
+        return common_reasons(self.pinned)
 
     def save(self, path: str | PathLike[str], *, force: bool = False) -> Path:
         """Write the model: whole or not at all, after a run in ONNX Runtime.

@@ -105,10 +105,7 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
         lines.append(f"fidelity     {top1}cosine {f.cosine:.4f}, SQNR {f.sqnr_db:.1f} dB on {f.samples} {held}")
     cut = [(n, x, y) for n, x, y in result.groups if y < x]
     lines.append(f"groups       {len(cut)} of {len(result.groups)} cut; repair: {result.repair}")
-    reasons: dict[str, int] = {}
-    for p in result.pinned:
-        reasons[p.reason] = reasons.get(p.reason, 0) + p.count
-    top = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:3]
+    top = result.reasons()
     if top:
         lines.append("kept whole   " + "; ".join(f"{plain(r)} ({n})" for r, n in top))
     if warnings:

@@ -48,7 +48,6 @@ class Runner:
             self.last_use[name] = len(self.keys)
         self.made_at = {o: i for i, k in enumerate(self.keys) for o in graph.nodes[k].output if o}
         self.held = 0
-        self.files: list = []
 
     def until(self, tensor: str) -> list[np.ndarray]:
         """Run up to the node that makes `tensor`. Returns its values, one array a batch."""

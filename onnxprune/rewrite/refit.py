@@ -22,10 +22,10 @@ import onnx
 
 from onnxprune import numerics
 from onnxprune.channels import Channels, Cut
-from onnxprune.graph.layers import Affine, add_bias, affine, layers
+from onnxprune.graph.layers import Affine, add_bias
 from onnxprune.graph.model import Graph, attr
 from onnxprune.rewrite.lockstep import Feeds, Runner
-from onnxprune.rewrite.statistics import correct_statistics, kept_channels
+from onnxprune.rewrite.statistics import correct_statistics, correctable, kept_channels
 
 POSITIONS = 64
 """Output positions sampled per image."""
@@ -70,19 +70,13 @@ def refit(
     """
     graph, cut = Graph(pruned), Cut(channels, alive)
     consumers = graph.consumers()
-    found = [affine(graph, layer, consumers, cut.shapes) for layer in layers(graph, cut.shapes)]
-    places = [p for p in found if p is not None and p.tensor in original.producer]
     before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
     rng = np.random.default_rng(seed)
-    for k, place in enumerate(places):
-        if progress:
-            progress(k, len(places))
+    for place in correctable(original, graph, cut, progress):
         if after.index[place.key] < after.position:
             continue  # a statistics correction further on has run it already
-        if not _dense(graph, place):
-            correct_statistics(graph, cut, place, before, after)
-            continue
-        if not _refit_layer(graph, cut, place, _shortcut(graph, consumers, place), before, after, rng):
+        shortcut = _shortcut(graph, consumers, place)
+        if not (_dense(graph, place) and _refit_layer(graph, cut, place, shortcut, before, after, rng)):
             correct_statistics(graph, cut, place, before, after)
     return graph.export()
 

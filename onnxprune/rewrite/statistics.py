@@ -11,7 +11,7 @@ with BN folded or not, needs no labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -47,15 +47,23 @@ def repair_statistics(
         progress: called with (layers done, layers).
     """
     graph, cut = Graph(pruned), Cut(channels, alive)
+    before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
+    for place in correctable(original, graph, cut, progress):
+        correct_statistics(graph, cut, place, before, after)
+    return graph.export()
+
+
+def correctable(
+    original: Graph, graph: Graph, cut: Cut, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Affine]:
+    """The places of the pruned graph where a layer's output can be corrected, in forward order."""
     consumers = graph.consumers()
     found = [affine(graph, layer, consumers, cut.shapes) for layer in layers(graph, cut.shapes)]
     places = [p for p in found if p is not None and p.tensor in original.producer]
-    before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
     for k, place in enumerate(places):
         if progress:
             progress(k, len(places))
-        correct_statistics(graph, cut, place, before, after)
-    return graph.export()
+        yield place
 
 
 def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Runner, after: Runner) -> None:
