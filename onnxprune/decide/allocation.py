@@ -119,6 +119,7 @@ def allocate(
     *,
     how: str = "global",
     limits: Limits | None = None,
+    damages: Mapping[str, np.ndarray] | None = None,
 ) -> Allocation:
     """Choose widths so that the share `ratio` of the cost goes.
 
@@ -127,14 +128,19 @@ def allocate(
         scores: (width,) importance of every group.
         cost: what counts.
         ratio: share to remove, 0 < ratio < 1.
-        how: "global" or "uniform".
+        how: "adaptive", "global" or "uniform".
         limits: allowed widths.
+        damages: (width + 1,) damage to the outputs at every width of every group, for "adaptive".
     """
     if not 0 < ratio < 1:
         raise UsageError(f"ratio {ratio} is not between 0 and 1 - 0.5 removes half")
-    if how not in FAMILIES:
-        raise UsageError(f"unknown allocation {how!r} - one of {', '.join(FAMILIES)}")
+    if how not in ALLOCATIONS:
+        raise UsageError(f"unknown allocation {how!r} - one of {', '.join(ALLOCATIONS)}")
     ladders = [Ladder(g, scores[g.name], limits or Limits()) for g in channels.groups]
+    if how == "adaptive":
+        if damages is None:
+            raise UsageError("the adaptive allocation needs samples; give --calib, or --allocation uniform")
+        return _allocation(channels, ladders, adaptive(channels, ladders, damages, cost, ratio), cost, ratio)
     widths_at = FAMILIES[how](ladders, scores, cost, channels)
     low, high = 0.0, 1.0
     for _ in range(40):
@@ -144,6 +150,13 @@ def allocate(
         else:
             high = middle
     widths = _close_gap(channels, ladders, widths_at(low), widths_at(high), cost, ratio)
+    return _allocation(channels, ladders, widths, cost, ratio)
+
+
+def _allocation(
+    channels: Channels, ladders: list[Ladder], widths: list[int], cost: CostModel, ratio: float
+) -> Allocation:
+    """The kept channels at those widths."""
     alive = _alive(channels, ladders, widths)
     keep = {
         ladder.group.name: tuple(int(c) for c in np.sort(ladder.order[:w]))
@@ -199,6 +212,62 @@ def _close_gap(
     return best
 
 
+def adaptive(
+    channels: Channels,
+    ladders: list[Ladder],
+    damages: Mapping[str, np.ndarray],
+    cost: CostModel,
+    ratio: float,
+) -> list[int]:
+    """Widths of least total damage: greedy, always the step that does least damage per cost saved.
+
+    A step may go down several widths at once where the curve is flat further on (the lower convex hull). What
+    a step saves is exact at the current widths of all other groups. At the end, steps that turn out not to be
+    needed are taken back, the dearest first.
+    """
+    hulls = [_hull(ladder, damages[ladder.group.name]) for ladder in ladders]
+    first = np.array([ladder.group.units[0] for ladder in ladders])
+    at = np.array([len(ladder.widths) - 1 for ladder in ladders])
+
+    def widths() -> list[int]:
+        return [ladder.widths[i] for ladder, i in zip(ladders, at, strict=True)]
+
+    while True:
+        alive = _alive(channels, ladders, widths())
+        if cost.removed(alive) >= ratio:
+            break
+        price = np.maximum(cost.per_unit(alive)[first], 1e-12 * cost.total / max(1, channels.unit_count))
+        dear = np.array([hull[i][1] for hull, i in zip(hulls, at, strict=True)]) / price
+        k = int(np.argmin(dear))
+        if not np.isfinite(dear[k]):
+            break
+        at[k] = hulls[k][at[k]][0]
+    while True:
+        gains = []
+        for k, ladder in enumerate(ladders):
+            if at[k] + 1 < len(ladder.widths):
+                at[k] += 1
+                fits = cost.removed(_alive(channels, ladders, widths())) >= ratio
+                at[k] -= 1
+                d = damages[ladder.group.name]
+                if fits:
+                    gains.append((d[ladder.widths[at[k]]] - d[ladder.widths[at[k] + 1]], -k))
+        if not gains:
+            return widths()
+        at[-max(gains)[1]] += 1
+
+
+def _hull(ladder: Ladder, damage: np.ndarray) -> list[tuple[int, float]]:
+    """For every allowed width the best next one below it and the damage per channel of going there."""
+    steps: list[tuple[int, float]] = [(0, np.inf)]
+    for i in range(1, len(ladder.widths)):
+        here = ladder.widths[i]
+        slopes = [(damage[w] - damage[here]) / (here - w) for w in ladder.widths[:i]]
+        j = int(np.argmin(slopes))
+        steps.append((j, max(float(slopes[j]), 1e-30)))
+    return steps
+
+
 Widths = Callable[[float], list[int]]
 
 
@@ -228,3 +297,4 @@ def global_(ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostM
 
 
 FAMILIES: dict[str, Callable[..., Widths]] = {"global": global_, "uniform": uniform}
+ALLOCATIONS = ("adaptive", *FAMILIES)

@@ -190,3 +190,31 @@ def add_bias(graph: Graph, key: str, bias: np.ndarray) -> None:
     else:
         node.input[2] = name
     graph.set_constant((key, 2), bias)
+
+
+def normalization(graph: Graph, place: Affine) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """The BatchNormalization that a layer writes through: its key, and (slope, deviation) per channel."""
+    if place.shift is None or place.shift[0][1] != 2 or place.shift[0][0] == place.key:
+        return None
+    key = place.shift[0][0]
+    scale, var = graph.value((key, 1)), graph.value((key, 4))
+    assert scale is not None and var is not None
+    deviation = np.sqrt(var.astype(np.float64) + attr(graph.nodes[key], "epsilon", 1e-5))
+    return key, scale / deviation, deviation
+
+
+def fold(graph: Graph, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
+    """Fold `a·y + b` per channel into the constants of a layer."""
+    for use, axis in place.scales:
+        value = graph.value(use)
+        assert value is not None
+        graph.set_constant(use, scale_along(value, a, axis))
+    if place.shift is None:
+        weight = graph.value(place.scales[0][0])
+        assert weight is not None
+        add_bias(graph, place.key, b.astype(weight.dtype))
+    else:
+        use, axis = place.shift
+        value = graph.value(use)
+        assert value is not None
+        graph.set_constant(use, shift_along(value, a, b, axis))

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels, Cut
-from onnxprune.graph.layers import Affine, add_bias, affine, layers, scale_along, shift_along
+from onnxprune.graph.layers import Affine, affine, fold, layers
 from onnxprune.graph.model import Graph
 from onnxprune.rewrite.lockstep import Feeds, Runner
 
@@ -77,23 +77,6 @@ def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Runner, af
     b = mean_o - a * mean_p
     fold(graph, place, a, b)
     _apply(after, place, a, b)
-
-
-def fold(graph: Graph, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
-    """Fold `a·y + b` per channel into the constants of a layer."""
-    for use, axis in place.scales:
-        value = graph.value(use)
-        assert value is not None
-        graph.set_constant(use, scale_along(value, a, axis))
-    if place.shift is None:
-        weight = graph.value(place.scales[0][0])
-        assert weight is not None
-        add_bias(graph, place.key, b.astype(weight.dtype))
-    else:
-        use, axis = place.shift
-        value = graph.value(use)
-        assert value is not None
-        graph.set_constant(use, shift_along(value, a, b, axis))
 
 
 def kept_channels(cut: Cut, place: Affine) -> np.ndarray:
