@@ -23,7 +23,7 @@ import onnx
 
 from onnxprune import numerics
 from onnxprune.channels import Channels, Cut
-from onnxprune.graph.layers import Affine
+from onnxprune.graph.layers import Affine, with_biases
 from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.measure.designs import WIDEST, rows_of
 from onnxprune.rewrite.fitting import LayerFit, Rows, centred_anchor
@@ -72,7 +72,8 @@ def refit(
         seed: of the sampled positions.
         progress: called with (layers done, layers).
     """
-    graph, cut = Graph(pruned), Cut(channels, alive)
+    cut = Cut(channels, alive)
+    graph = Graph(with_biases(pruned, cut.changed))
     before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
     walk = _Walk(graph, cut, before, after, np.random.default_rng(seed))
     places = list(correctable(original, graph, cut))
