@@ -119,7 +119,7 @@ class Subject:
     def cost(self) -> Cost:
         """The original's cost."""
         macs = count_macs(self.graph, self.channels.shapes)
-        return Cost(count_params(self.model), macs, self.model.ByteSize())
+        return Cost(count_params(self.model), macs, files.byte_size(self.model))
 
 
 def open_model(
@@ -256,7 +256,7 @@ def apply_plan(
     if held is not None:
         fidelity = check_fidelity(subject.model, pruned, _counted(held, "verify", progress), held_out=not held.shared)
     sizes = Cut(channels, alive).shapes
-    after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), pruned.ByteSize())
+    after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), files.byte_size(pruned))
     result = Result(
         model=pruned,
         source=subject.path,

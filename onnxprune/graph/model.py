@@ -24,7 +24,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import evaluate, fold
+from onnxprune.graph import evaluate, files, fold
 
 Use = tuple[str, int]
 """One use of a tensor: (first output name of the reading node, input position)."""
@@ -92,7 +92,10 @@ def opset(model: onnx.ModelProto) -> int:
 
 def digest(model: onnx.ModelProto) -> str:
     """SHA-256 over the model's bytes: what a plan was made for."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    told = hashlib.sha256()
+    for part in files.serialized(model):
+        told.update(part)
+    return told.hexdigest()
 
 
 NEVER_CONSTANT = frozenset(

@@ -74,7 +74,7 @@ class Result:
             FileError: the path exists (and not `force`), is the original, or cannot be written.
         """
         target = Path(path)
-        sources = [] if self.source is None else [self.source, *files.external_files(self.source)]
+        sources = [] if self.source is None else [self.source]
 
         def runs(written: Path) -> None:
             runtime.open_session(written, name=target.name)
