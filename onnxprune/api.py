@@ -271,6 +271,7 @@ def apply_plan(
         groups=tuple((g.name, g.width, len(plan.keep().get(g.name, range(g.width)))) for g in channels.groups),
         repair=repair,
         warnings=tuple(warnings),
+        feeds=subject.feeds,
     )
     return measure_latency(result, subject, settings, progress) if bench else result
 

@@ -1333,7 +1333,7 @@ def write_external(
     """
     folder = Path(folder)
     temporary = folder / f".onnxprune-{secrets.token_hex(8)}.tmp"
-    light = _without_initializers(model)
+    light = without_initializers(model)
     digest = hashlib.sha256()
     spots: list[tuple[TensorProto, int, int]] = []
     try:
@@ -1379,7 +1379,7 @@ def _describe(copy: TensorProto, tensor: TensorProto) -> None:
         copy.metadata_props.extend(tensor.metadata_props)
 
 
-def _without_initializers(model: ModelProto) -> ModelProto:
+def without_initializers(model: ModelProto) -> ModelProto:
     """A copy of all but `graph.initializer`, whose weights are never copied."""
     light = ModelProto()
     _copy_but(model, light, "graph")
@@ -1411,5 +1411,6 @@ __all__: Sequence[str] = (
     "read_model",
     "serialized",
     "weight_bytes",
+    "without_initializers",
     "write_external",
 )
