@@ -233,7 +233,8 @@ def apply_plan(
     settings = settings or Settings()
     _check_plan(subject, plan)
     channels, data = subject.channels, subject.calibration
-    alive = channels.alive(plan.keep())
+    keep = plan.keep()
+    alive = channels.alive(keep)
     pruned = cut_channels(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
@@ -268,7 +269,7 @@ def apply_plan(
         plan=plan,
         cuts=tuple(cuts),
         pinned=channels.pinned,
-        groups=tuple((g.name, g.width, len(plan.keep().get(g.name, range(g.width)))) for g in channels.groups),
+        groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups),
         repair=repair,
         warnings=tuple(warnings),
         feeds=subject.feeds,

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.errors import UsageError
-from onnxprune.measure.cost import CostModel
+from onnxprune.measure.cost import CostModel, Running
 
 TOLERANCE = 0.01
 
@@ -171,32 +171,41 @@ def _close_gap(
     """Walk from the widths just above the budget to those just below, group by group, and keep the closest."""
     widths = list(above)
     best, gap = list(below), abs(cost.removed(_alive(channels, ladders, below)) - ratio)
+    running = Running(cost, _alive(channels, ladders, above))
     for k in np.argsort([a - b for a, b in zip(above, below, strict=True)], kind="stable"):
         if above[k] == below[k]:
             continue
         widths[k] = below[k]
-        off = abs(cost.removed(_alive(channels, ladders, widths)) - ratio)
+        _resize(running, ladders[k], widths[k])
+        off = abs(running.removed() - ratio)
         if off < gap:
             best, gap = list(widths), off
     if gap <= TOLERANCE / 2:
         return best
     # still off: single steps up or down on any ladder, greedily, largest gain first
+    running = Running(cost, _alive(channels, ladders, best))
     for _ in range(4 * len(ladders)):
         moves = []
         for k, ladder in enumerate(ladders):
             at = ladder.widths.index(best[k]) if best[k] in ladder.widths else 0
             for to in (at - 1, at + 1):
                 if 0 <= to < len(ladder.widths):
-                    trial = list(best)
-                    trial[k] = ladder.widths[to]
-                    off = abs(cost.removed(_alive(channels, ladders, trial)) - ratio)
-                    moves.append((off, k, trial))
+                    _resize(running, ladder, ladder.widths[to])
+                    moves.append((abs(running.removed() - ratio), k, ladder.widths[to]))
+            _resize(running, ladder, best[k])
         if not moves or min(moves)[0] >= gap - 1e-9:
             return best
-        gap, _, best = min(moves)
+        gap, k, width = min(moves)
+        best[k] = width
+        _resize(running, ladders[k], width)
         if gap <= TOLERANCE / 2:
             return best
     return best
+
+
+def _resize(running: Running, ladder: Ladder, width: int) -> None:
+    """Keep the `width` most important channels of one group."""
+    running.set(ladder.group.units[ladder.order], np.arange(len(ladder.order)) < width)
 
 
 Widths = Callable[[float], list[int]]

@@ -1260,29 +1260,52 @@ def _parts(model: ModelProto) -> Iterator[bytes | TensorProto]:
     stored = GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
     yield _fields(model, lambda number: number < graph)
     if model.HasField("graph"):
-        tensors = [_tensor_parts(t) for t in model.graph.initializer]
-        sizes = [sum(_nbytes(p) if isinstance(p, TensorProto) else len(p) for p in parts) for parts in tensors]
         head = _fields(model.graph, lambda number: number < stored)
         tail = _fields(model.graph, lambda number: number > stored)
-        inside = sum(1 + len(_varint(size)) + size for size in sizes)
-        yield _varint(graph << 3 | 2) + _varint(len(head) + inside + len(tail)) + head
-        for parts, size in zip(tensors, sizes, strict=True):
-            yield _varint(stored << 3 | 2) + _varint(size)
-            yield from parts
+        inside = [part for run in _runs(model.graph.initializer) for part in _stored_parts(run)]
+        size = sum(_nbytes(p) if isinstance(p, TensorProto) else len(p) for p in (head, *inside, tail))
+        yield _varint(graph << 3 | 2) + _varint(size) + head
+        yield from inside
         yield tail
     yield _fields(model, lambda number: number > graph)
 
 
+def _runs(tensors: Iterable[TensorProto]) -> Iterator[list[TensorProto]]:
+    """The tensors, in order: large ones alone, small ones together."""
+    run: list[TensorProto] = []
+    for tensor in tensors:
+        if tensor.data_type in _BITS and _nbytes(tensor) >= LARGE_TENSOR:
+            if run:
+                yield run
+            yield [tensor]
+            run = []
+        else:
+            run.append(tensor)
+    if run:
+        yield run
+
+
+def _stored_parts(run: list[TensorProto]) -> list[bytes | TensorProto]:
+    """One or more entries of `graph.initializer`, serialised, with a tensor in the place of its raw data."""
+    parts = _tensor_parts(run[0]) if len(run) == 1 else None
+    if parts is None:
+        return [bytes(GraphProto(initializer=run).SerializeToString(deterministic=True))]
+    key = GraphProto.DESCRIPTOR.fields_by_name["initializer"].number << 3 | 2
+    size = sum(_nbytes(p) if isinstance(p, TensorProto) else len(p) for p in parts)
+    return [_varint(key) + _varint(size), *parts]
+
+
+LARGE_TENSOR = 1 << 14
 _BEFORE_DATA, _AFTER_DATA = ("data_type", "name"), ("doc_string",)
 _OTHER_DATA = "external_data float_data int32_data string_data int64_data double_data uint64_data".split()
 
 
-def _tensor_parts(tensor: TensorProto) -> list[bytes | TensorProto]:
-    """A stored tensor, serialised, with itself in the place of its raw data."""
+def _tensor_parts(tensor: TensorProto) -> list[bytes | TensorProto] | None:
+    """A tensor, serialised, with itself in the place of its raw data; None when it has none, or more than these."""
     plain = tensor.HasField("raw_data") and tensor.data_type in _BITS
     plain = plain and not (tensor.HasField("segment") or tensor.HasField("data_location"))
     if not plain or any(getattr(tensor, name) for name in _OTHER_DATA):
-        return [bytes(tensor.SerializeToString(deterministic=True))]
+        return None
     head, tail = TensorProto(dims=tensor.dims), TensorProto(metadata_props=tensor.metadata_props)
     for bare, names in ((head, _BEFORE_DATA), (tail, _AFTER_DATA)):
         for name in names:

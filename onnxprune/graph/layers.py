@@ -87,6 +87,9 @@ def _size(graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int,
     node = graph.nodes[key]
     if i is None:
         return shapes.get(node.output[0])
+    name = node.input[i]
+    if name in graph.initializers and not graph.edited((key, i)):
+        return tuple(graph.initializers[name].dims)
     value = graph.value((key, i))
     return value.shape if value is not None else shapes.get(node.input[i])
 

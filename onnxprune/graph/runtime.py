@@ -216,6 +216,8 @@ def open_session(
         raise FileError(one_line(f"{model}: there is no such file; check the path"))
 
     shared = _Shared()
+    # What ORT does instead of packing takes it time that grows with the square of the number of weights.
+    few = isinstance(model, ModelProto) and len(model.graph.initializer) <= FEW_WEIGHTS
 
     def options() -> Any:
         made = ort.SessionOptions()
@@ -227,7 +229,7 @@ def open_session(
         made.inter_op_num_threads = 1
         if threads is not None:
             made.intra_op_num_threads = threads
-        if not optimise:  # such a session runs once or twice: packing the weights would cost more than it saves
+        if not optimise and few:  # it runs once or twice: packing the weights would cost more than it saves
             made.add_session_config_entry("session.disable_prepacking", "1")
         if not spinning:
             made.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -258,6 +260,7 @@ class _Shared:
     bytes_: list[bytes] = field(default_factory=list)
 
 
+FEW_WEIGHTS = 2000
 SHARED_BYTES = 1 << 23
 """Bytes of weights from which they are handed to ORT beside the model."""
 

@@ -113,6 +113,51 @@ class CostModel:
         return np.asarray(self.fractions.T @ slope).ravel()
 
 
+class Running:
+    """The cost of one set of living channels, kept up to date while a few change: the very numbers of
+    `CostModel`, at the price of the terms that the change touches.
+
+    Attributes:
+        alive: (unit_count + 1,) bool; change it with `set` only.
+    """
+
+    def __init__(self, cost: CostModel, alive: np.ndarray):
+        self.cost, self.alive = cost, alive.copy()
+        self.terms = cost.per_term(alive)
+        self.first = np.searchsorted(cost.owner, np.arange(len(cost.base) + 1))
+        self.by_unit = cost.fractions.tocsc()
+
+    def removed(self) -> float:
+        """The share of the cost that is gone."""
+        return 1 - float(self.terms.sum()) / self.cost.total if self.cost.total else 0.0
+
+    def set(self, units: np.ndarray, alive: np.ndarray) -> None:
+        """Let the units live or go, (k,) bool."""
+        changed = units[self.alive[units] != alive]
+        self.alive[units] = alive
+        if not len(changed) or not len(self.cost.owner):
+            return
+        touched = self.by_unit.indices[_ranges(self.by_unit.indptr, changed)]
+        terms = np.unique(self.cost.owner[touched])
+        rows = _ranges(self.first, terms)
+        entries = _ranges(self.cost.fractions.indptr, rows)
+        lengths = np.diff(self.cost.fractions.indptr)[rows]
+        weights = self.cost.fractions.data[entries] * self.alive[self.cost.fractions.indices[entries]]
+        # summed and multiplied one by one, in the order of the sparse product: equal to the last bit
+        living = np.bincount(np.repeat(np.arange(len(rows)), lengths), weights=weights, minlength=len(rows))
+        product = np.ones(len(terms))
+        owner = np.repeat(np.arange(len(terms)), np.diff(self.first)[terms])
+        np.multiply.at(product, owner, self.cost.fixed[rows] + living)
+        self.terms[terms] = self.cost.base[terms] * product
+
+
+def _ranges(starts: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """The numbers starts[k] … starts[k + 1] - 1 for every k in `which`, one after the other."""
+    low, lengths = starts[which], starts[which + 1] - starts[which]
+    ends = np.cumsum(lengths)
+    return np.repeat(low - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
 def _mac_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.ndarray]]]:
     terms = []
     for layer in layers(graph, channels.shapes):
