@@ -7,6 +7,7 @@ folded), so that cost, statistics and repair need no operator types.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ def _size(graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int,
 
 
 def _volume(shape: tuple[int, ...]) -> float:
-    return float(np.prod([float(d) for d in shape]))
+    return math.prod((float(d) for d in shape), start=1.0)
 
 
 def writes_axis(node: onnx.NodeProto, side: int) -> int:

@@ -7,6 +7,7 @@ so any candidate set of channels is priced exactly in one sparse product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def count_params(model: onnx.ModelProto) -> int:
 
 def _size(tensor: onnx.TensorProto) -> int:
     weightless = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
-    size = int(np.prod([int(d) for d in tensor.dims]))
+    size = math.prod(tensor.dims)
     return 0 if tensor.data_type in weightless or size < 2 else size
 
 

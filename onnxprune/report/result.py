@@ -24,6 +24,8 @@ from onnxprune.measure.verify import Fidelity, Surgery
 from onnxprune.plan import PrunePlan
 
 SCHEMA = 1
+MANY_NODES = 5000
+"""Nodes from which the written file is loaded without ORT's fusions: their time grows with the square of it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Result:
         sources = [] if self.source is None else [self.source]
 
         def runs(written: Path) -> None:
-            session = runtime.open_session(written, spinning=False, name=target.name)
+            few = len(self.model.graph.node) <= MANY_NODES
+            session = runtime.open_session(written, optimise=few, spinning=False, name=target.name)
             if self.feeds is not None:
                 session.run(self.feeds)
 
