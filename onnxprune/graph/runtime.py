@@ -156,6 +156,7 @@ class Session:
         name: str = "model",
         assignment: dict[str, int] | None = None,
         keep: object = None,
+        shared: object = None,
     ) -> None:
         self.raw = raw
         self.name = name
@@ -164,6 +165,7 @@ class Session:
         self.outputs = tuple(port.name for port in raw.get_outputs())
         self.providers = tuple(raw.get_providers())
         self._keep = keep  # the temporary folder that ORT may have mapped
+        self._shared = shared  # weights that ORT reads where they are
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
         """The named outputs, or all.
@@ -246,7 +248,7 @@ def open_session(
             assignment = None
         else:
             raw, assignment = _accelerated(ort, source, options, wanted, name)
-        session = Session(raw, name=name, assignment=assignment, keep=(keep, shared))
+        session = Session(raw, name=name, assignment=assignment, keep=keep, shared=shared)
         undo.pop_all()
     return session
 
