@@ -136,7 +136,7 @@ class Subject:
     def cost(self) -> Cost:
         """The original's cost."""
         macs = count_macs(self.graph, self.channels.shapes)
-        return Cost(count_params(self.model), macs, self.model.ByteSize())
+        return Cost(count_params(self.model), macs, files.byte_size(self.model))
 
 
 def open_model(
@@ -263,7 +263,8 @@ def apply_plan(
     settings = settings or Settings()
     _check_plan(subject, plan)
     channels, data = subject.channels, subject.calibration
-    alive = channels.alive(plan.keep())
+    keep = plan.keep()
+    alive = channels.alive(keep)
     pruned = cut_channels(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
@@ -286,7 +287,7 @@ def apply_plan(
     if held is not None:
         fidelity = check_fidelity(subject.model, pruned, _counted(held, "verify", progress), held_out=not held.shared)
     sizes = Cut(channels, alive).shapes
-    after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), pruned.ByteSize())
+    after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), files.byte_size(pruned))
     result = Result(
         model=pruned,
         source=subject.path,
@@ -298,9 +299,10 @@ def apply_plan(
         plan=plan,
         cuts=tuple(cuts),
         pinned=channels.pinned,
-        groups=tuple((g.name, g.width, len(plan.keep().get(g.name, range(g.width)))) for g in channels.groups),
+        groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups),
         repair=repair,
         warnings=tuple(warnings),
+        feeds=subject.feeds,
     )
     return measure_latency(result, subject, settings, progress) if bench else result
 

@@ -17,7 +17,7 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph, opset
 from onnxprune.graph.shapes import observe
-from onnxprune.measure.cost import CostModel
+from onnxprune.measure.cost import CostModel, Running
 from onnxprune.measure.verify import Surgery, check_surgery
 from onnxprune.plan import PrunePlan
 from onnxprune.report.terminal import plain, si, table
@@ -30,16 +30,18 @@ def inspection(subject: Subject) -> dict[str, Any]:
     """Totals, groups and pins as plain values, ready for JSON."""
     model, channels = subject.model, subject.channels
     cost, limits = CostModel(subject.graph, channels), Limits()
+    running = Running(cost, np.ones(channels.unit_count + 1, bool))
     groups = []
     for g in channels.groups:
-        alive = np.ones(channels.unit_count + 1, bool)
-        alive[g.units] = False
+        running.set(g.units, np.zeros(g.width, bool))
+        gone = cost.total - float(running.terms.sum())
+        running.set(g.units, np.ones(g.width, bool))
         groups.append(
             {
                 "name": g.name,
                 "width": g.width,
                 "step": min(limits.step(g), g.width),
-                "macs": cost.total - cost(alive),
+                "macs": gone,
                 "makers": sorted({s.use[0] for s in g.weights}),
                 "readers": sorted({s.use[0] for s in g.readers}),
             }

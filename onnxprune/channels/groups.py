@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from onnxprune.channels import quantized, rules
-from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, carrying_axis
+from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, carrying_axis, distinct
 from onnxprune.graph.model import Graph, Use, node_key
 from onnxprune.graph.shapes import Observed
 
@@ -252,7 +252,7 @@ def _axes(param: Param, labels: np.ndarray, reason: np.ndarray) -> dict[int, Ids
 def _reasons(graph: Graph, use: Use, axis: int, why: np.ndarray, reasons: list[Reason]) -> list[Pinned]:
     tensor = graph.nodes[use[0]].input[use[1]]
     found = []
-    for index in np.unique(why[why != -1]):
+    for index in distinct(why[why != -1]):
         count = int((why == index).sum())
         r = reasons[index] if index >= 0 else Reason(use[0], tensor, axis, "no weight makes or reads it")
         found.append(Pinned(tensor, axis, count, r.text, r.node, use))
@@ -289,7 +289,7 @@ def _groups(
     rng = np.random.default_rng(0)
     marks = rng.integers(1, 2**63, len(slots), dtype=np.uint64)
     signature = np.zeros(count, np.uint64)
-    present = [np.unique(s[3][s[3] != PINNED]) for s in slots]
+    present = [distinct(s[3][s[3] != PINNED]) for s in slots]
     for mark, units in zip(marks, present, strict=True):
         signature[units] += mark
     _, first, group_of = np.unique(signature, return_index=True, return_inverse=True)
@@ -305,7 +305,7 @@ def _groups(
         local[units] = np.arange(len(units))
     for (name, use, axis, units, role, reads), there in zip(slots, present, strict=True):
         own = group_of[units]
-        for g in np.unique(group_of[there]):
+        for g in distinct(group_of[there]):
             channel = np.where((units != PINNED) & (own == g), local[units], -1)
             inside[g].append(Slice(name, use, axis, channel, role, reads))
     taken: dict[str, int] = {}

@@ -17,7 +17,7 @@ import onnx
 
 from onnxprune.channels.groups import Channels
 from onnxprune.graph.model import Graph, Use, attr
-from onnxprune.graph.shapes import follow
+from onnxprune.graph.shapes import Observed, follow
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ def mend(graph: Graph, cut: Cut) -> tuple[list[Mend], list[Conflict]]:
     """
     mends: list[Mend] = []
     wanted: dict[Use, np.ndarray | None] = {}  # operands computed at run time, and what they must be
-    for key, node in graph.nodes.items():
-        spell = SPELLS.get(node.op_type)
-        if spell is None or not any(cut.changed(t) for t in (*node.input, *node.output)):
+    for key, node, spell, tensors in graph.once("spelling", graph, lambda: _spelling(graph)):
+        if cut.lines.keys().isdisjoint(tensors):
             continue
         for where, value in spell(graph, cut, key, node):
             if isinstance(where, str):
@@ -88,12 +87,22 @@ def mend(graph: Graph, cut: Cut) -> tuple[list[Mend], list[Conflict]]:
     return _follow(graph, cut, mends, wanted)
 
 
+def _spelling(graph: Graph) -> list[tuple[str, onnx.NodeProto, Spell, tuple[str, ...]]]:
+    """The nodes that may spell sizes, with all their tensors."""
+    return [
+        (key, node, SPELLS[node.op_type], (*node.input, *node.output))
+        for key, node in graph.nodes.items()
+        if node.op_type in SPELLS
+    ]
+
+
 def _follow(
     graph: Graph, cut: Cut, mends: list[Mend], wanted: dict[Use, np.ndarray | None]
 ) -> tuple[list[Mend], list[Conflict]]:
     """Hold what the graph will compute against what is wanted."""
-    after = follow(graph, cut.shapes)
-    static = follow(graph, _stirred(cut))
+    seen = Observed(cut.channels.shapes, cut.before)
+    after = follow(graph, cut.shapes, seen)
+    static = graph.once("stirred", cut.channels, lambda: follow(graph, _stirred(cut)))
     conflicts: list[Conflict] = []
     for (key, i), value in wanted.items():
         node = graph.nodes[key]
@@ -106,18 +115,26 @@ def _follow(
     for key in _clashes(mends):
         conflicts.append(Conflict(key, tuple(graph.nodes[key].input[:1]), "two readers need different sizes"))
     # values computed from sizes that reach arithmetic on data must not change
-    for key, node in graph.nodes.items():
-        if all(o in cut.before or graph.constant(o) is not None for o in node.output if o):
+    for key, i, name in graph.once("value readers", cut.before, lambda: _value_readers(graph, cut.before)):
+        if (key, i) in wanted or _equal(cut.before[name], after.get(name)):
             continue
-        for i, name in enumerate(node.input):
-            if name not in cut.before or (key, i) in wanted or _equal(cut.before[name], after.get(name)):
-                continue
-            if _equal(cut.before[name], static.get(name)):
-                mends.append(Mend((key, i), cut.before[name]))  # a property of the weights: freeze it
-            else:
-                roots = _roots(graph, name, cut.before, cut)
-                conflicts.append(Conflict(key, roots, f"its size is used as a value by {node.op_type}"))
+        if _equal(cut.before[name], static.get(name)):
+            mends.append(Mend((key, i), cut.before[name]))  # a property of the weights: freeze it
+        else:
+            roots = _roots(graph, name, cut.before, cut)
+            why = f"its size is used as a value by {graph.nodes[key].op_type}"
+            conflicts.append(Conflict(key, roots, why))
     return mends, conflicts
+
+
+def _value_readers(graph: Graph, derived: Mapping[str, np.ndarray]) -> list[tuple[str, int, str]]:
+    """(node, input position, tensor) of every use of a value computed from sizes by a node that is not."""
+    found = []
+    for key, node in graph.nodes.items():
+        uses = [(key, i, name) for i, name in enumerate(node.input) if name in derived]
+        if uses and not all(o in derived or graph.constant(o) is not None for o in node.output if o):
+            found += uses
+    return found
 
 
 def _stirred(cut: Cut) -> dict[str, tuple[int, ...]]:
@@ -134,6 +151,8 @@ def _stirred(cut: Cut) -> dict[str, tuple[int, ...]]:
 def _equal(a: np.ndarray, b: np.ndarray | None) -> bool:
     if b is None:
         return False
+    if a is b:
+        return True
     return np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f"))
 
 
@@ -214,7 +233,8 @@ def _roots(graph: Graph, name: str, derived: Mapping[str, np.ndarray], cut: Cut)
 # -- operators that spell sizes -------------------------------------------------------------------------------
 
 Spelled = list[tuple[int | str, Any]]
-SPELLS: dict[str, Callable[[Graph, Cut, str, onnx.NodeProto], Spelled]] = {}
+Spell = Callable[[Graph, Cut, str, onnx.NodeProto], Spelled]
+SPELLS: dict[str, Spell] = {}
 TAKES_SIZES: set[tuple[str, int]] = set()
 
 

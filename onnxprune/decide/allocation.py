@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.errors import UsageError
-from onnxprune.measure.cost import CostModel
+from onnxprune.measure.cost import CostModel, Running, WidthCost
 
 TOLERANCE = 0.01
 SWEEPS = 3
@@ -144,7 +144,7 @@ def allocate(
     if how == "adaptive":
         if damages is None:
             raise UsageError("the adaptive allocation needs samples; give --calib, or --allocation uniform")
-        return _allocation(channels, ladders, adaptive(channels, ladders, damages, cost, ratio), cost, ratio)
+        return _allocation(channels, ladders, adaptive(ladders, damages, cost, ratio), cost, ratio)
     widths_at = FAMILIES[how](ladders, scores, cost, channels)
     low, high = 0.0, 1.0
     for _ in range(40):
@@ -188,36 +188,39 @@ def _close_gap(
     """Walk from the widths just above the budget to those just below, group by group, and keep the closest."""
     widths = list(above)
     best, gap = list(below), abs(cost.removed(_alive(channels, ladders, below)) - ratio)
+    running = Running(cost, _alive(channels, ladders, above))
     for k in np.argsort([a - b for a, b in zip(above, below, strict=True)], kind="stable"):
         if above[k] == below[k]:
             continue
         widths[k] = below[k]
-        off = abs(cost.removed(_alive(channels, ladders, widths)) - ratio)
+        _resize(running, ladders[k], widths[k])
+        off = abs(running.removed() - ratio)
         if off < gap:
             best, gap = list(widths), off
     if gap <= TOLERANCE / 2:
         return best
     # still off: single steps up or down on any ladder, greedily, largest gain first
+    running = Running(cost, _alive(channels, ladders, best))
     for _ in range(4 * len(ladders)):
         moves = []
         for k, ladder in enumerate(ladders):
             at = ladder.widths.index(best[k]) if best[k] in ladder.widths else 0
             for to in (at - 1, at + 1):
                 if 0 <= to < len(ladder.widths):
-                    trial = list(best)
-                    trial[k] = ladder.widths[to]
-                    off = abs(cost.removed(_alive(channels, ladders, trial)) - ratio)
-                    moves.append((off, k, trial))
+                    _resize(running, ladder, ladder.widths[to])
+                    moves.append((abs(running.removed() - ratio), k, ladder.widths[to]))
+            _resize(running, ladder, best[k])
         if not moves or min(moves)[0] >= gap - 1e-9:
             return best
-        gap, _, best = min(moves)
+        gap, k, width = min(moves)
+        best[k] = width
+        _resize(running, ladders[k], width)
         if gap <= TOLERANCE / 2:
             return best
     return best
 
 
 def adaptive(
-    channels: Channels,
     ladders: list[Ladder],
     damages: Mapping[str, np.ndarray],
     cost: CostModel,
@@ -230,9 +233,8 @@ def adaptive(
     other groups. The search puts one group at another width, lets the others make up for it greedily, and keeps
     what does less damage. Steps that turn out not to be needed are taken back.
     """
-    search = _Search(channels, ladders, damages, cost, ratio)
-    full = np.array([len(ladder.widths) - 1 for ladder in ladders])
-    at = search.settled(full)
+    search = _Search(ladders, damages, WidthCost(cost, [ladder.group for ladder in ladders]), ratio)
+    at = search.settled(np.array([len(ladder.widths) - 1 for ladder in ladders]))
     best = search.damage(at)
     for _ in range(SWEEPS):
         before = best
@@ -242,31 +244,23 @@ def adaptive(
                 trial[k] = i
                 trial = search.settled(trial, fixed=k)
                 found = search.damage(trial)
-                if search.fits(trial) and found < best * (1 - 1e-9):
+                if found < best * (1 - 1e-9) and search.fits(trial):
                     at, best = trial, found
         if best >= before:
             break
-    return search.widths(at)
+    return [int(w) for w in search.widths(at)]
 
 
 class _Search:
     """The moves of `adaptive`. A state is an index into every ladder's widths."""
 
-    def __init__(
-        self,
-        channels: Channels,
-        ladders: list[Ladder],
-        damages: Mapping[str, np.ndarray],
-        cost: CostModel,
-        ratio: float,
-    ):
-        self.channels, self.ladders, self.cost, self.ratio = channels, ladders, cost, ratio
+    def __init__(self, ladders: list[Ladder], damages: Mapping[str, np.ndarray], cost: WidthCost, ratio: float):
+        self.ladders, self.cost, self.ratio = ladders, cost, ratio
         self.values = [damages[ladder.group.name][ladder.widths] for ladder in ladders]
         self.hulls = [_hull(ladder, damages[ladder.group.name]) for ladder in ladders]
-        self.first = np.array([ladder.group.units[0] for ladder in ladders])
 
-    def widths(self, at: np.ndarray) -> list[int]:
-        return [ladder.widths[i] for ladder, i in zip(self.ladders, at, strict=True)]
+    def widths(self, at: np.ndarray) -> np.ndarray:
+        return np.array([ladder.widths[i] for ladder, i in zip(self.ladders, at, strict=True)])
 
     def damage(self, at: np.ndarray) -> float:
         """Total damage; that of several cuts is taken to add up."""
@@ -274,7 +268,7 @@ class _Search:
 
     def fits(self, at: np.ndarray) -> bool:
         """Whether the budget is met."""
-        return self.cost.removed(_alive(self.channels, self.ladders, self.widths(at))) >= self.ratio
+        return self.cost.removed(self.widths(at)) >= self.ratio
 
     def others(self, k: int, now: int) -> list[int]:
         """Widths to try for one group: all of them, or the next ones where there are many groups."""
@@ -285,13 +279,9 @@ class _Search:
     def settled(self, at: np.ndarray, fixed: int | None = None) -> np.ndarray:
         """Down greedily until the budget is met, then back up where that was not needed."""
         at = at.copy()
-        while True:
-            alive = _alive(self.channels, self.ladders, self.widths(at))
-            if self.cost.removed(alive) >= self.ratio:
-                break
-            price = np.maximum(
-                self.cost.per_unit(alive)[self.first], 1e-12 * self.cost.total / max(1, self.channels.unit_count)
-            )
+        while not self.fits(at):
+            price = self.cost.per_channel(self.widths(at))
+            price = np.maximum(price, 1e-12 * max(price.max(), 1e-300))
             dear = np.array([hull[i][1] for hull, i in zip(self.hulls, at, strict=True)]) / price
             if fixed is not None:
                 dear[fixed] = np.inf
@@ -327,6 +317,11 @@ def _hull(ladder: Ladder, damage: np.ndarray) -> list[tuple[int, float]]:
         j = int(np.argmin(slopes))
         steps.append((j, max(float(slopes[j]), 1e-30)))
     return steps
+
+
+def _resize(running: Running, ladder: Ladder, width: int) -> None:
+    """Keep the `width` most important channels of one group."""
+    running.set(ladder.group.units[ladder.order], np.arange(len(ladder.order)) < width)
 
 
 Widths = Callable[[float], list[int]]

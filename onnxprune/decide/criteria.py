@@ -65,7 +65,9 @@ def score(name: str, groups: tuple[ChannelGroup, ...], graph: Graph, moments: di
 def per_index(value: np.ndarray, axis: int, power: float) -> np.ndarray:
     """sum |value|^power over all axes but one: (length of that axis,)."""
     other = tuple(k for k in range(value.ndim) if k != axis)
-    return (np.abs(value.astype(np.float64)) ** power).sum(axis=other)
+    sizes = value.astype(np.float64)  # a copy: worked on in place, large weights are expensive to copy
+    np.multiply(sizes, sizes, out=sizes) if power == 2 else np.power(np.abs(sizes, out=sizes), power, out=sizes)
+    return sizes.sum(axis=other)
 
 
 def gather(slice_: Slice, width: int, values: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -392,7 +392,10 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
     """The external data files that the model file `path` names; nothing when it cannot be parsed."""
     path = Path(path)
     try:
-        walk = _walk(_parse(_read_bytes(path), str(path)), str(path))
+        data = _read_bytes(path)
+        if b"location" not in data:  # the key of every entry: parsing a large model only to find none is dear
+            return ()
+        walk = _walk(_parse(data, str(path)), str(path))
     except (ModelError, FileError):
         return ()
     names = {
@@ -1042,18 +1045,13 @@ def atomic_write(
     path = Path(path)
     ensure_writable(path, force=force, sources=sources)
     model = check_model(model, name=str(path))
-    payload = None
-    if weight_bytes(model) <= MAX_PROTOBUF:
-        with contextlib.suppress(Exception):  # EncodeError or ValueError: the nodes made it too large after all
-            payload = model.SerializeToString()
     placed: list[Path] = []
     try:
-        if payload is None:
-            light = write_external(model, path.parent, stem=path.stem, placed=placed)
-            payload = light.SerializeToString()
+        if weight_bytes(model) > MAX_PROTOBUF or byte_size(model) >= 2**31:
+            model = write_external(model, path.parent, stem=path.stem, placed=placed)
         with _Stage(path, force) as stage:
-            stage.write(payload)
-            _check_written(stage.temporary, payload, path)
+            stage.write(serialized(model))
+            _check_written(stage.temporary, model, path)
             if verify is not None:
                 verify(stage.temporary)
             stage.commit()
@@ -1080,7 +1078,7 @@ def atomic_write_text(text: str, path: str | Path, *, force: bool = False, sourc
     path = Path(path)
     ensure_writable(path, force=force, sources=sources)
     with _Stage(path, force) as stage:
-        stage.write(text.encode("utf-8", "backslashreplace"))
+        stage.write([text.encode("utf-8", "backslashreplace")])
         stage.commit()
 
 
@@ -1142,14 +1140,15 @@ class _Stage:
         if isinstance(error, OSError):
             raise _write_error(self.path, error) from error
 
-    def write(self, data: bytes) -> None:
+    def write(self, parts: Iterable[bytes]) -> None:
         try:
             file = _create(self.temporary)
         except FileExistsError:
             self._ours = False
             raise
         with file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             _flush(file)
 
     def commit(self) -> None:
@@ -1218,10 +1217,14 @@ def _claim(temporary: Path, path: Path) -> None:
         raise
 
 
-def _check_written(temporary: Path, payload: bytes, path: Path) -> None:
+def _check_written(temporary: Path, written: ModelProto, path: Path) -> None:
     """What is on the disk is what was meant, and loads."""
     back = temporary.read_bytes()
-    if back != payload:
+    at, same = 0, True
+    for part in serialized(written):
+        same = same and back[at : at + len(part)] == part
+        at += len(part)
+    if not same or at != len(back):
         raise FileError(one_line(f"{path}: the disk gave back other bytes than were written; check the disk"))
     model = _parse(back, str(path))
     walk = _walk(model, str(path))
@@ -1230,6 +1233,103 @@ def _check_written(temporary: Path, payload: bytes, path: Path) -> None:
     if len(walk.graphs) > 1:
         return  # checked a moment ago, in a child
     _run_checker(model, str(path))
+
+
+def serialized(model: ModelProto) -> Iterator[bytes]:
+    """`model.SerializeToString()` in parts: the same bytes, but the weights are never copied all at once.
+
+    protobuf grows one buffer for the whole message and then copies it, which for a large model costs more
+    than all checks; here the raw data of every stored tensor are a part of their own. The model must be sound.
+    """
+    for part in _parts(model):
+        yield part.raw_data if isinstance(part, TensorProto) else part
+
+
+def byte_size(model: ModelProto) -> int:
+    """`model.ByteSize()`, which Python's protobuf answers by writing the model out; here from the shapes."""
+    return sum(_nbytes(part) if isinstance(part, TensorProto) else len(part) for part in _parts(model))
+
+
+def _parts(model: ModelProto) -> Iterator[bytes | TensorProto]:
+    """The serialised model, with a tensor where its raw data belong.
+
+    protobuf writes fields by their number, so what comes before and after the graph, before and after its
+    tensors, and before and after a tensor's data can be written apart.
+    """
+    graph = ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+    stored = GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+    yield _fields(model, lambda number: number < graph)
+    if model.HasField("graph"):
+        head = _fields(model.graph, lambda number: number < stored)
+        tail = _fields(model.graph, lambda number: number > stored)
+        inside = [part for run in _runs(model.graph.initializer) for part in _stored_parts(run)]
+        size = sum(_nbytes(p) if isinstance(p, TensorProto) else len(p) for p in (head, *inside, tail))
+        yield _varint(graph << 3 | 2) + _varint(size) + head
+        yield from inside
+        yield tail
+    yield _fields(model, lambda number: number > graph)
+
+
+def _runs(tensors: Iterable[TensorProto]) -> Iterator[list[TensorProto]]:
+    """The tensors, in order: large ones alone, small ones together."""
+    run: list[TensorProto] = []
+    for tensor in tensors:
+        if tensor.data_type in _BITS and _nbytes(tensor) >= LARGE_TENSOR:
+            if run:
+                yield run
+            yield [tensor]
+            run = []
+        else:
+            run.append(tensor)
+    if run:
+        yield run
+
+
+def _stored_parts(run: list[TensorProto]) -> list[bytes | TensorProto]:
+    """One or more entries of `graph.initializer`, serialised, with a tensor in the place of its raw data."""
+    parts = _tensor_parts(run[0]) if len(run) == 1 else None
+    if parts is None:
+        return [bytes(GraphProto(initializer=run).SerializeToString(deterministic=True))]
+    key = GraphProto.DESCRIPTOR.fields_by_name["initializer"].number << 3 | 2
+    size = sum(_nbytes(p) if isinstance(p, TensorProto) else len(p) for p in parts)
+    return [_varint(key) + _varint(size), *parts]
+
+
+LARGE_TENSOR = 1 << 14
+_BEFORE_DATA, _AFTER_DATA = ("data_type", "name"), ("doc_string",)
+_OTHER_DATA = "external_data float_data int32_data string_data int64_data double_data uint64_data".split()
+
+
+def _tensor_parts(tensor: TensorProto) -> list[bytes | TensorProto] | None:
+    """A tensor, serialised, with itself in the place of its raw data; None when it has none, or more than these."""
+    plain = tensor.HasField("raw_data") and tensor.data_type in _BITS
+    plain = plain and not (tensor.HasField("segment") or tensor.HasField("data_location"))
+    if not plain or any(getattr(tensor, name) for name in _OTHER_DATA):
+        return None
+    head, tail = TensorProto(dims=tensor.dims), TensorProto(metadata_props=tensor.metadata_props)
+    for bare, names in ((head, _BEFORE_DATA), (tail, _AFTER_DATA)):
+        for name in names:
+            if tensor.HasField(name):
+                setattr(bare, name, getattr(tensor, name))
+    key = TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number << 3 | 2
+    return [head.SerializeToString() + _varint(key) + _varint(_nbytes(tensor)), tensor, tail.SerializeToString()]
+
+
+def _varint(value: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first."""
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes((*parts, value))
+
+
+def _fields(message: Any, wanted: Callable[[int], bool]) -> bytes:
+    """The serialised fields whose number is wanted."""
+    bare = type(message)()
+    left_out = {d.name for d in message.DESCRIPTOR.fields if not wanted(d.number)}
+    _copy_but(message, bare, *left_out)
+    return bytes(bare.SerializeToString(deterministic=True))
 
 
 def weight_bytes(model: ModelProto) -> int:
@@ -1256,7 +1356,7 @@ def write_external(
     """
     folder = Path(folder)
     temporary = folder / f".onnxprune-{secrets.token_hex(8)}.tmp"
-    light = _without_initializers(model)
+    light = without_initializers(model)
     digest = hashlib.sha256()
     spots: list[tuple[TensorProto, int, int]] = []
     try:
@@ -1302,7 +1402,7 @@ def _describe(copy: TensorProto, tensor: TensorProto) -> None:
         copy.metadata_props.extend(tensor.metadata_props)
 
 
-def _without_initializers(model: ModelProto) -> ModelProto:
+def without_initializers(model: ModelProto) -> ModelProto:
     """A copy of all but `graph.initializer`, whose weights are never copied."""
     light = ModelProto()
     _copy_but(model, light, "graph")
@@ -1310,9 +1410,9 @@ def _without_initializers(model: ModelProto) -> ModelProto:
     return light
 
 
-def _copy_but(message, copy, left_out: str) -> None:  # type: ignore[no-untyped-def]  # any protobuf message
+def _copy_but(message, copy, *left_out: str) -> None:  # type: ignore[no-untyped-def]  # any protobuf message
     for descriptor, value in message.ListFields():
-        if descriptor.name == left_out:
+        if descriptor.name in left_out:
             continue
         target = getattr(copy, descriptor.name)
         if hasattr(target, "extend"):
@@ -1326,11 +1426,14 @@ def _copy_but(message, copy, left_out: str) -> None:  # type: ignore[no-untyped-
 __all__: Sequence[str] = (
     "atomic_write",
     "atomic_write_text",
+    "byte_size",
     "check_model",
     "ensure_writable",
     "external_files",
     "one_line",
     "read_model",
+    "serialized",
     "weight_bytes",
+    "without_initializers",
     "write_external",
 )

@@ -7,6 +7,7 @@ folded), so that cost, statistics and repair need no operator types.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -87,12 +88,15 @@ def _size(graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int,
     node = graph.nodes[key]
     if i is None:
         return shapes.get(node.output[0])
+    name = node.input[i]
+    if name in graph.initializers and not graph.edited((key, i)):
+        return tuple(graph.initializers[name].dims)
     value = graph.value((key, i))
     return value.shape if value is not None else shapes.get(node.input[i])
 
 
 def _volume(shape: tuple[int, ...]) -> float:
-    return float(np.prod([float(d) for d in shape]))
+    return math.prod((float(d) for d in shape), start=1.0)
 
 
 def writes_axis(node: onnx.NodeProto, side: int) -> int:

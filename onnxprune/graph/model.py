@@ -16,20 +16,21 @@ This module knows protobuf. It knows nothing of channels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import evaluate, fold
+from onnxprune.graph import evaluate, files, fold
 
 Use = tuple[str, int]
 """One use of a tensor: (first output name of the reading node, input position)."""
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
+T = TypeVar("T")
 
 
 def node_key(node: onnx.NodeProto) -> str:
@@ -92,7 +93,10 @@ def opset(model: onnx.ModelProto) -> int:
 
 def digest(model: onnx.ModelProto) -> str:
     """SHA-256 over the model's bytes: what a plan was made for."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    told = hashlib.sha256()
+    for part in files.serialized(model):
+        told.update(part)
+    return told.hexdigest()
 
 
 NEVER_CONSTANT = frozenset(
@@ -136,6 +140,7 @@ class Graph:
         self._dropped: set[str] = set()
         self._added: dict[str, np.ndarray] = {}
         self._reserved: set[str] | None = None
+        self._memo: dict[str, tuple[Any, Any]] = {}
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -168,6 +173,13 @@ class Graph:
                 self._values.setdefault(top, None)  # a node whose output an edit has renamed
         return self._values[name]
 
+    def once(self, what: str, owner: Any, make: Callable[[], T]) -> T:
+        """What `make` finds out about this graph and `owner`, worked out once; forgotten with any edit."""
+        held = self._memo.get(what)
+        if held is None or held[0] is not owner:
+            held = self._memo[what] = (owner, make())
+        return held[1]  # type: ignore[no-any-return]
+
     def consumers(self) -> dict[str, list[Use]]:
         """Every tensor's uses by top-level nodes."""
         found: dict[str, list[Use]] = {}
@@ -185,6 +197,7 @@ class Graph:
 
     def own(self, key: str) -> onnx.NodeProto:
         """A copy of the node that may be edited, put in the node's place."""
+        self._memo.clear()
         if key not in self._owned:
             self.nodes[key] = _copy(self.nodes[key])
             self._owned.add(key)
@@ -229,10 +242,12 @@ class Graph:
 
     def insert_after(self, key: str, node: onnx.NodeProto) -> None:
         """Put a new node behind the node `key`."""
+        self._memo.clear()
         self._after.setdefault(key, []).append(node)
 
     def drop(self, key: str) -> None:
         """Remove a node; its consumers must have been rewired."""
+        self._memo.clear()
         self._dropped.add(key)
 
     # -- writing ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -156,6 +156,7 @@ class Session:
         name: str = "model",
         assignment: dict[str, int] | None = None,
         keep: object = None,
+        shared: object = None,
     ) -> None:
         self.raw = raw
         self.name = name
@@ -164,6 +165,7 @@ class Session:
         self.outputs = tuple(port.name for port in raw.get_outputs())
         self.providers = tuple(raw.get_providers())
         self._keep = keep  # the temporary folder that ORT may have mapped
+        self._shared = shared  # weights that ORT reads where they are
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
         """The named outputs, or all.
@@ -195,7 +197,7 @@ def open_session(
         model: in memory, serialised, or a path. A model too large for protobuf goes through a temporary file.
         providers: short names, the wanted one first; the CPU takes the nodes that the others leave.
         threads: for one operator; None leaves the choice to ORT.
-        optimise: whether ORT may fuse and fold.
+        optimise: whether ORT may fuse and fold and repack weights; not worth it for a run or two.
         spinning: whether idle threads burn cycles; off on a busy machine.
         name: what messages call the model.
 
@@ -215,20 +217,29 @@ def open_session(
     if isinstance(model, (str, Path)) and not Path(model).is_file():
         raise FileError(one_line(f"{model}: there is no such file; check the path"))
 
+    shared = _Shared()
+    # What ORT does instead of packing takes it time that grows with the square of the number of weights.
+    few = isinstance(model, ModelProto) and len(model.graph.initializer) <= FEW_WEIGHTS
+
     def options() -> Any:
         made = ort.SessionOptions()
+        if shared.names:
+            made.add_external_initializers(shared.names, shared.values)
         made.log_severity_level = 3
         levels = ort.GraphOptimizationLevel
         made.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
         made.inter_op_num_threads = 1
         if threads is not None:
             made.intra_op_num_threads = threads
+        if not optimise and few:  # it runs once or twice: packing the weights would cost more than it saves
+            made.add_session_config_entry("session.disable_prepacking", "1")
         if not spinning:
             made.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return made
 
     with contextlib.ExitStack() as undo:
-        source, keep = _loadable(model, undo)
+        light = _without_weights(ort, model, shared) if wanted == [_CPU] and isinstance(model, ModelProto) else None
+        source, keep = _loadable(model, undo) if light is None else (light, None)
         if wanted == [_CPU]:
             try:
                 raw = ort.InferenceSession(source, options(), providers=wanted)
@@ -237,9 +248,61 @@ def open_session(
             assignment = None
         else:
             raw, assignment = _accelerated(ort, source, options, wanted, name)
-        session = Session(raw, name=name, assignment=assignment, keep=keep)
+        session = Session(raw, name=name, assignment=assignment, keep=keep, shared=shared)
         undo.pop_all()
     return session
+
+
+@dataclass
+class _Shared:
+    """Weights that a session reads where they are: names, `OrtValue`s, and the bytes behind them."""
+
+    names: list[str] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+    bytes_: list[bytes] = field(default_factory=list)
+
+
+FEW_WEIGHTS = 2000
+SHARED_BYTES = 1 << 23
+"""Bytes of weights from which they are handed to ORT beside the model."""
+
+
+def _without_weights(ort: ModuleType, model: ModelProto, shared: _Shared) -> bytes | None:
+    """The model serialised without its large weights, which go to `shared`; None when it is small.
+
+    Serialising copies every weight four times, and parsing once more; handed over as external data that lie
+    in memory already they are copied once.
+    """
+    if files.weight_bytes(model) < SHARED_BYTES:
+        return None
+    light = files.without_initializers(model)
+    ports = {port.name for port in model.graph.input}
+    for tensor in model.graph.initializer:
+        copy = light.graph.initializer.add()
+        dtype = _SHARED_TYPES.get(tensor.data_type)
+        raw = tensor.raw_data if dtype and tensor.HasField("raw_data") and tensor.name not in ports else b""
+        if len(raw) < LARGE_BYTES:
+            copy.CopyFrom(tensor)
+            continue
+        copy.name, copy.data_type, copy.data_location = tensor.name, tensor.data_type, onnx.TensorProto.EXTERNAL
+        copy.dims.extend(tensor.dims)
+        for key, value in (("location", "memory"), ("offset", "0"), ("length", str(len(raw)))):
+            copy.external_data.add(key=key, value=value)
+        shared.names.append(tensor.name)
+        shared.values.append(ort.OrtValue.ortvalue_from_numpy(np.frombuffer(raw, dtype).reshape(tensor.dims)))
+        shared.bytes_.append(raw)
+    return bytes(light.SerializeToString())
+
+
+LARGE_BYTES = 1 << 12
+_SHARED_TYPES = {
+    onnx.TensorProto.FLOAT: "<f4",
+    onnx.TensorProto.DOUBLE: "<f8",
+    onnx.TensorProto.FLOAT16: "<f2",
+    onnx.TensorProto.INT8: "i1",
+    onnx.TensorProto.UINT8: "u1",
+    onnx.TensorProto.INT32: "<i4",
+}
 
 
 def _loadable(

@@ -42,30 +42,54 @@ class Observed:
     derived: Mapping[str, np.ndarray]
 
 
-def follow(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
-    """Evaluate everything that depends only on the sizes in `shapes` and on constants."""
+def follow(graph: Graph, shapes: Mapping[str, Shape], known: Observed | None = None) -> dict[str, np.ndarray]:
+    """Evaluate everything that depends only on the sizes in `shapes` and on constants.
+
+    Args:
+        graph: the graph, unedited.
+        shapes: tensor name -> size per axis.
+        known: what was seen at other sizes. A node whose operands are as they were there is not evaluated
+            again: its value is the very same array.
+    """
     derived: dict[str, np.ndarray] = {}
-    for node in graph.nodes.values():
-        if not evaluate.foldable(node) or node.op_type == "Constant":
-            continue
+    for node, inputs, outputs in graph.once("followed", graph, lambda: _followed(graph)):
         if node.op_type in ("Shape", "Size"):
-            shape = shapes.get(node.input[0])
+            shape = shapes.get(inputs[0])
             if shape is None:
-                shape = np.shape(derived[node.input[0]]) if node.input[0] in derived else None
-            if shape is None or graph.constant(node.output[0]) is not None:
+                shape = np.shape(derived[inputs[0]]) if inputs[0] in derived else None
+            if shape is None or graph.constant(outputs[0]) is not None:
                 continue
+            same = known is not None and known.shapes.get(inputs[0]) == shape
             # a view with zero strides: only its shape is looked at
             operands: list[np.ndarray | None] = [np.broadcast_to(np.zeros((), np.int8), shape)]
         else:
-            if not any(i in derived for i in node.input):
+            if not any(i in derived for i in inputs):
                 continue
-            operands = [derived.get(i, graph.constant(i)) if i else None for i in node.input]
-            if any(v is None for v, i in zip(operands, node.input, strict=True) if i):
+            operands = [derived.get(i, graph.constant(i)) if i else None for i in inputs]
+            if any(v is None for v, i in zip(operands, inputs, strict=True) if i):
                 continue
+            same = known is not None and all(i not in derived or derived[i] is known.derived.get(i) for i in inputs)
+        if same and known is not None and all(o in known.derived for o in outputs if o):
+            derived.update((o, known.derived[o]) for o in outputs if o)
+            continue
         results = evaluate.evaluate(node, operands, graph.opset)
         if results is not None:
-            derived.update(zip([o for o in node.output if o], results, strict=False))
+            derived.update(zip([o for o in outputs if o], results, strict=False))
     return derived
+
+
+def _followed(graph: Graph) -> list[tuple[onnx.NodeProto, tuple[str, ...], tuple[str, ...]]]:
+    """The nodes that may depend on nothing but sizes and constants, in order, with their operands and outputs."""
+    made: set[str] = set()
+    found = []
+    for node in graph.nodes.values():
+        if node.op_type == "Constant" or not evaluate.foldable(node):
+            continue
+        inputs = tuple(node.input)
+        if node.op_type in ("Shape", "Size") or any(i in made for i in inputs):
+            found.append((node, inputs, tuple(node.output)))
+            made.update(node.output)
+    return found
 
 
 def depends_on_sizes(graph: Graph) -> set[str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from onnxprune.channels import Pinned, common_reasons
@@ -23,6 +24,8 @@ from onnxprune.measure.verify import Fidelity, Surgery
 from onnxprune.plan import PrunePlan
 
 SCHEMA = 1
+MANY_NODES = 5000
+"""Nodes from which the written file is loaded without ORT's fusions: their time grows with the square of it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Result:
         groups: (name, width before, width after) of every channel group.
         repair: the repair that was applied.
         warnings: what the user should know.
+        feeds: inputs for the run of the written file; None: it is loaded only.
     """
 
     model: onnx.ModelProto
@@ -57,6 +61,7 @@ class Result:
     groups: tuple[tuple[str, int, int], ...]
     repair: str
     warnings: tuple[str, ...] = ()
+    feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     @property
     def macs_removed(self) -> float:
@@ -74,10 +79,13 @@ class Result:
             FileError: the path exists (and not `force`), is the original, or cannot be written.
         """
         target = Path(path)
-        sources = [] if self.source is None else [self.source, *files.external_files(self.source)]
+        sources = [] if self.source is None else [self.source]
 
         def runs(written: Path) -> None:
-            runtime.open_session(written, name=target.name)
+            few = len(self.model.graph.node) <= MANY_NODES
+            session = runtime.open_session(written, optimise=few, spinning=False, name=target.name)
+            if self.feeds is not None:
+                session.run(self.feeds)
 
         files.atomic_write(self.model, target, force=force, sources=sources, verify=runs)
         return target

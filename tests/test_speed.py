@@ -1,0 +1,157 @@
+"""Run time grows with the nodes and not with their square, and what makes it so changes no result."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import api
+from onnxprune.channels import Cut
+from onnxprune.graph import files, runtime
+from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import Observed, follow, observe
+from onnxprune.inspection import inspection
+from onnxprune.measure.cost import CostModel, Running
+from tests import synthetic
+
+
+def cpu_seconds(model: onnx.ModelProto, path) -> float:
+    """CPU time of inspect, plan, apply and write."""
+    start = time.process_time()
+    subject = api.open_model(model)
+    inspection(subject)
+    settings = api.Settings(best_effort=True)
+    result = api.apply_plan(subject, api.make_plan(subject, settings), settings)
+    result.to_json()
+    result.save(path, force=True)
+    assert result.surgery.exact and result.macs_removed > 0.4
+    return time.process_time() - start
+
+
+SHAPES = {  # generator, size; the test takes this size and twice as much
+    "network": (synthetic.network, 500),
+    "chain": (synthetic.chain, 1000),
+    "wide concat": (synthetic.wide_concat, 200),
+    "one tensor, many readers": (synthetic.many_readers, 200),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_twice_the_nodes_take_twice_the_time(name, tmp_path):
+    make, size = SHAPES[name]
+    cpu_seconds(make(size // 4), tmp_path / "warm.onnx")
+    small = min(cpu_seconds(make(size), tmp_path / "small.onnx") for _ in range(2))
+    large = min(cpu_seconds(make(2 * size), tmp_path / "large.onnx") for _ in range(2))
+    assert large <= 2.6 * small + 0.1, f"{small:.2f} s became {large:.2f} s"
+
+
+@pytest.mark.slow
+def test_ten_thousand_nodes(tmp_path):
+    model = synthetic.network(10_000)
+    assert len(model.graph.node) >= 10_000
+    spent = cpu_seconds(model, tmp_path / "m.onnx")
+    assert spent <= 20, f"{spent:.1f} s"  # half of it in ONNX Runtime's loader; a busy machine doubles the rest
+
+
+@pytest.mark.parametrize("make, size", [(synthetic.chain, 5000), (synthetic.wide_concat, 1000)])
+def test_deep_and_wide_graphs_need_no_recursion(make, size, tmp_path):
+    model = make(size)
+    subject = api.open_model(model)
+    assert subject.channels.groups
+
+
+# -- the same results ------------------------------------------------------------------------------------------
+
+
+def strange_model() -> onnx.ModelProto:
+    """Every way of storing a tensor, large and small, empty and absent texts, fields after the graph."""
+    big = np.arange(40_000, dtype=np.float32)
+    tensors = [
+        numpy_helper.from_array(big, "raw"),
+        helper.make_tensor("typed", TensorProto.FLOAT, [6000], big[:6000]),
+        helper.make_tensor("long", TensorProto.INT64, [3], [1, -2, 3]),
+        helper.make_tensor("text", TensorProto.STRING, [2], [b"a", b""]),
+        numpy_helper.from_array(big.astype(np.float16).reshape(200, 200), "half"),
+        numpy_helper.from_array(big[:0], "empty"),
+    ]
+    tensors[0].doc_string = ""
+    tensors[4].doc_string = "documented"
+    tensors[4].metadata_props.add(key="k", value="v")
+    tensors.append(numpy_helper.from_array(big[::-1].copy(), ""))
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "raw"], ["y"])],
+        "strange",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [40_000])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [40_000])],
+        tensors,
+        doc_string="",
+    )
+    model = helper.make_model(graph, producer_name="test", opset_imports=[helper.make_opsetid("", 17)])
+    helper.set_model_props(model, {"a": "b"})
+    return model
+
+
+@pytest.mark.parametrize("make", [strange_model, onnx.ModelProto, lambda: synthetic.network(60)])
+def test_parts_are_the_serialised_model(make):
+    model = make()
+    assert b"".join(files.serialized(model)) == model.SerializeToString(deterministic=True)
+    assert files.byte_size(model) == model.ByteSize()
+
+
+@pytest.mark.parametrize("size", [files.LARGE_TENSOR - 4, files.LARGE_TENSOR, files.LARGE_TENSOR + 4])
+def test_parts_at_the_edge_of_large(size):
+    model = strange_model()
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(size, np.uint8), "edge"))
+    assert b"".join(files.serialized(model)) == model.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("of", ["macs", "params", "channels"])
+def test_running_cost_is_the_cost_to_the_last_bit(of):
+    subject = api.open_model(synthetic.network(150))
+    cost = CostModel(subject.graph, subject.channels, of)
+    rng = np.random.default_rng(0)
+    running = Running(cost, np.ones(subject.channels.unit_count + 1, bool))
+    for _ in range(60):
+        units = rng.choice(subject.channels.unit_count, 5, replace=False)
+        running.set(units, rng.random(5) < 0.5)
+        assert running.removed() == cost.removed(running.alive)
+        assert (running.terms == cost.per_term(running.alive)).all()
+
+
+def test_sizes_followed_from_known_ones_are_the_same():
+    model = synthetic.network(80)
+    subject = api.open_model(model)
+    seen = observe(Graph(model), subject.feeds)
+    assert seen.derived, "the model must compute sizes"
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        keep = {g.name: range(1, 1 + int(rng.integers(1, g.width))) for g in subject.channels.groups}
+        sizes = Cut(subject.channels, subject.channels.alive(keep)).shapes
+        plain, quick = follow(subject.graph, sizes), follow(subject.graph, sizes, Observed(seen.shapes, seen.derived))
+        assert plain.keys() == quick.keys()
+        assert all(np.array_equal(plain[k], quick[k]) for k in plain)
+
+
+def test_an_edit_forgets_what_was_worked_out():
+    graph = Graph(synthetic.network(40))
+    key = next(iter(graph.nodes))
+    assert graph.once("count", graph, lambda: 1) == graph.once("count", graph, lambda: 2) == 1
+    assert graph.once("count", key, lambda: 3) == 3  # of another owner
+    graph.own(key)
+    assert graph.once("count", key, lambda: 4) == 4
+
+
+@pytest.mark.parametrize("optimise", [True, False])
+def test_weights_handed_over_in_memory_give_the_same_outputs(monkeypatch, optimise):
+    model = synthetic.dense(12)
+    feeds = runtime.default_feed(runtime.input_specs(model))
+    outputs = []
+    for least in (0, 1 << 60):
+        monkeypatch.setattr(runtime, "SHARED_BYTES", least)
+        monkeypatch.setattr(runtime, "LARGE_BYTES", 16)
+        outputs.append(runtime.open_session(model, optimise=optimise).run(feeds)[0])
+    assert np.array_equal(*outputs)
