@@ -8,7 +8,7 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -17,10 +17,18 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import ChannelGroup, Channels, Cut, common_reasons, find_channels, removed_cuts
+from onnxprune.channels import (
+    ChannelGroup,
+    Channels,
+    Cut,
+    ahead_of,
+    common_reasons,
+    find_channels,
+    removed_cuts,
+)
 from onnxprune.decide.allocation import FAMILIES, Limits, allocate
 from onnxprune.decide.criteria import CRITERIA, score
-from onnxprune.errors import BudgetError, ModelError, UnsupportedError, UsageError
+from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import observe
@@ -28,7 +36,7 @@ from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibrati
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.stats import Moments, moments
-from onnxprune.measure.verify import check_fidelity, check_surgery
+from onnxprune.measure.verify import TELLING, Surgery, check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
@@ -157,14 +165,22 @@ def open_model(
     return Subject(proto, graph, feeds, channels, digest(proto), path, data)
 
 
-def make_plan(subject: Subject, settings: Settings, progress: Progress | None = None) -> PrunePlan:
+def make_plan(
+    subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
+) -> PrunePlan:
     """Decide which channels go.
+
+    Args:
+        subject: the model.
+        settings: how much, and by which criterion.
+        progress: called with (phase, done, total).
+        leave: names of groups to leave alone.
 
     Raises:
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
         BudgetError: the ratio cannot be reached (unless `best_effort`).
     """
-    channels = subject.channels
+    channels = replace(subject.channels, groups=tuple(g for g in subject.channels.groups if g.name not in leave))
     if not channels.groups:
         raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
     name = settings.criterion or "activation"
@@ -238,10 +254,17 @@ def apply_plan(
     cuts = removed_cuts(subject.graph, channels, alive)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
     probe = [subject.feeds] if held is None else [held.first(8)]
-    surgery = check_surgery(subject.model, pruned, cuts, probe)
+    surgery = check_surgery(subject.model, pruned, cuts, probe, kept=Cut(channels, alive).kept())
     if not surgery.exact:
-        raise BudgetError(f"the cut model differs from the masked original by {surgery.worst:.1e}; please report it")
+        raise BudgetError(_not_exact(surgery))
     warnings = list(subject.warnings)
+    if surgery.turned:
+        if data is None:
+            raise _unstable(subject, surgery)
+        warnings.append(
+            f"rounding alone turns over what {_some(surgery.decisions)} decide on these samples, so outputs "
+            f"{_some(surgery.turned)} were compared with the original's decisions"
+        )
     repair = settings.repair or ("statistics" if fit is not None else "none")
     if repair != "none" and fit is None:
         raise UsageError(f"--repair {repair} needs samples; give --calib")
@@ -273,6 +296,53 @@ def apply_plan(
         warnings=tuple(warnings),
     )
     return measure_latency(result, subject, settings, progress) if bench else result
+
+
+def _not_exact(surgery: Surgery) -> str:
+    text = f"the cut model differs from the masked original by {surgery.worst:.1e}"
+    if surgery.rounding > TELLING:
+        return (
+            f"{text}, and rounding alone moves the original by {surgery.rounding:.1e}: on this input the model's "
+            f"numbers show nothing; give real samples with --calib"
+        )
+    return f"{text}; please report it"
+
+
+def _unstable(subject: Subject, surgery: Surgery) -> UnstableError:
+    """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
+    return UnstableError(
+        f"on random input, rounding alone turns over what {_some(surgery.decisions)} decide, so the outputs "
+        f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "
+        f"{surgery.worst:.1e}); give real samples with --calib",
+        ahead_of(subject.graph, subject.channels, surgery.decisions),
+    )
+
+
+def _some(names: Sequence[str], most: int = 2) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(map(repr, names[:most])) + (f" and {more} more" if more > 0 else "")
+
+
+def plan_and_apply(
+    subject: Subject, settings: Settings, *, bench: bool = False, progress: Progress | None = None
+) -> Result:
+    """Decide and carry out. With `best_effort`, what cannot be proven on random input is left alone.
+
+    Raises:
+        UnstableError: rounding decides the outputs on random input, and nothing else could be cut.
+    """
+    plan = make_plan(subject, settings, progress)
+    try:
+        return apply_plan(subject, plan, settings, bench=bench, progress=progress)
+    except UnstableError as error:
+        groups = len(subject.channels.groups)
+        if not settings.best_effort or len(error.groups) == groups:
+            raise
+        plan = make_plan(subject, settings, progress, leave=error.groups)
+        result = apply_plan(subject, plan, settings, bench=bench, progress=progress)
+        left = f"{len(error.groups)} of {groups} groups were left alone: {error}"
+        return replace(result, warnings=(*result.warnings, left))
 
 
 def _check_plan(subject: Subject, plan: PrunePlan) -> None:
@@ -378,8 +448,7 @@ def prune(
     except TypeError as error:
         raise UsageError(f"prune(): {str(error).removeprefix('Settings.__init__() ')}") from error
     subject = open_model(model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image)
-    plan = make_plan(subject, chosen, progress)
-    return apply_plan(subject, plan, chosen, bench=bench, progress=progress)
+    return plan_and_apply(subject, chosen, bench=bench, progress=progress)
 
 
 __all__ = [
@@ -390,5 +459,6 @@ __all__ = [
     "apply_plan",
     "make_plan",
     "open_model",
+    "plan_and_apply",
     "prune",
 ]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxprune import __version__
 from onnxprune.errors import BudgetError, CalibrationError, FileError, ModelError, PruneError, UsageError
-from onnxprune.report.terminal import Status, change, plain, si, summary, table
+from onnxprune.report.terminal import Status, change, plain, si, summary, surgery_words, table
 
 if TYPE_CHECKING:
     from onnxprune.api import Settings, Subject
@@ -257,13 +257,14 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
         _check_outputs(args, output, args.plan_out)
     subject = _open(args, status)
     status.phase("plan")
-    plan = api.make_plan(subject, settings, status.progress)
     if args.dry_run:
+        plan = api.make_plan(subject, settings, status.progress)
         _show_plan(args, subject, plan, "dry run, nothing written")
         return
-    result = _make(args, subject, plan, settings, status)
+    result = api.plan_and_apply(subject, settings, bench=_wants_bench(args), progress=status.progress)
+    _save(args, result, status)
     if args.plan_out:
-        _write_text(plan.to_json(), args.plan_out, args)
+        _write_text(result.plan.to_json(), args.plan_out, args)
     _show_result(args, result, output, status)
 
 
@@ -276,7 +277,9 @@ def _apply(args: argparse.Namespace, status: Status) -> None:
     plan = _read_plan(args.plan)
     settings = api.Settings(repair=args.repair, seed=_seed(args, plan), threads=args.threads)
     subject = _open(args, status)
-    result = _make(args, subject, plan, settings, status)
+    status.phase("cut")
+    result = api.apply_plan(subject, plan, settings, bench=_wants_bench(args), progress=status.progress)
+    _save(args, result, status)
     _show_result(args, result, output, status)
 
 
@@ -347,7 +350,7 @@ def _verify(args: argparse.Namespace, status: Status) -> None:
         content = {
             "schema": 1,
             "kind": "onnxprune verification",
-            "surgery": {**asdict(surgery), "exact": surgery.exact},
+            "surgery": asdict(surgery),
             "sizes_match": not sizes,
             "fidelity": None if fidelity is None else asdict(fidelity),
             "missed": missed,
@@ -360,9 +363,8 @@ def _verify(args: argparse.Namespace, status: Status) -> None:
 
 
 def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: bool) -> str:
-    exact = "exact" if surgery.exact else "NOT exact"
     lines = [
-        f"surgery      {exact}: worst error {surgery.worst:.1e} against the masked original",
+        f"surgery      {surgery_words(surgery)}",
         f"sizes        {'NOT as planned: ' + plain(sizes[0]) if sizes else 'as planned'}",
     ]
     if fidelity is None:
@@ -491,15 +493,13 @@ def _open(args: argparse.Namespace, status: Status) -> Subject:
     )
 
 
-def _make(args: argparse.Namespace, subject: Subject, plan: PrunePlan, settings: Settings, status: Status) -> Result:
-    from onnxprune import api
+def _wants_bench(args: argparse.Namespace) -> bool:
+    return args.bench if args.bench is not None else bool(args.calib) and not args.json
 
-    bench = args.bench if args.bench is not None else bool(args.calib) and not args.json
-    status.phase("cut")
-    result = api.apply_plan(subject, plan, settings, bench=bench, progress=status.progress)
+
+def _save(args: argparse.Namespace, result: Result, status: Status) -> None:
     status.phase("write")
     result.save(_output(args), force=args.force)
-    return result
 
 
 def _seed(args: argparse.Namespace, plan: PrunePlan) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnxprune.api import Subject
-from onnxprune.channels import removed_cuts
+from onnxprune.channels import Cut, removed_cuts
 from onnxprune.decide.allocation import Limits
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import runtime
@@ -139,7 +139,7 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
     fresh = cut(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
     probe = subject.feeds if subject.calibration is None else subject.calibration.first(SAMPLES)
-    surgery = check_surgery(subject.model, fresh, cuts, [probe])
+    surgery = check_surgery(subject.model, fresh, cuts, [probe], kept=Cut(channels, alive).kept())
     planned = observe(Graph(fresh), subject.feeds).shapes
     try:
         found = observe(Graph(pruned), subject.feeds).shapes

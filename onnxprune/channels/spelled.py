@@ -56,6 +56,10 @@ class Cut:
     def changed(self, name: str) -> bool:
         return name in self.lines
 
+    def kept(self) -> dict[str, tuple[int, np.ndarray]]:
+        """Activation -> (axis, (length,) bool: what stays), for those that lose channels."""
+        return {name: (axis, self.alive[line]) for name, (axis, line) in self.lines.items()}
+
 
 def mend(graph: Graph, cut: Cut) -> tuple[list[Mend], list[Conflict]]:
     """Everything that spells a size which the cut changes.

@@ -92,7 +92,7 @@ class Result:
             "before": asdict(self.before),
             "after": asdict(self.after),
             "macs_removed": self.macs_removed,
-            "surgery": {**asdict(self.surgery), "exact": self.surgery.exact},
+            "surgery": asdict(self.surgery),
             "fidelity": None if self.fidelity is None else asdict(self.fidelity),
             "latency": None if self.latency is None else self.latency.to_json(),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],
