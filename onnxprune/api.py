@@ -7,6 +7,7 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,12 +32,12 @@ from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
-from onnxprune.graph.shapes import observe
+from onnxprune.graph.shapes import Observed, observe
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.stats import Moments, moments
-from onnxprune.measure.verify import TELLING, Surgery, check_fidelity, check_surgery
+from onnxprune.measure.verify import ORDERS, TELLING, Surgery, check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
@@ -68,6 +69,7 @@ class Settings:
         include, exclude: regular expressions on the names of groups and their weights.
         methods: kinds of edits; so far channels only.
         best_effort: take what can be reached instead of failing when the ratio cannot.
+        prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
         seed: for everything random.
         threads: ORT threads; None: ORT's choice.
     """
@@ -83,6 +85,7 @@ class Settings:
     exclude: str | None = None
     methods: tuple[str, ...] = METHODS
     best_effort: bool = False
+    prune_statistics: bool = False
     seed: int = 0
     threads: int | None = None
 
@@ -137,6 +140,7 @@ def open_model(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    prune_statistics: bool = False,
 ) -> Subject:
     """Read, check, run once and analyse a model.
 
@@ -146,6 +150,7 @@ def open_model(
         input_shapes: sizes for dynamic axes, by input name; else the samples' sizes, else a guess.
         samples: use at most so many samples.
         image: how to turn a folder of images into samples.
+        prune_statistics: also find channels over which a normalization takes its mean.
 
     Raises:
         ModelError, CalibrationError, FileError: what was given cannot be used.
@@ -156,13 +161,43 @@ def open_model(
     data = None
     if calibration is not None:
         data = open_calibration(calibration, specs, limit=samples, image=image)
+    feeds: Mapping[str, np.ndarray]
     if data is not None and not input_shapes:
         feeds = data.first(1)
     else:
         feeds = runtime.default_feed(specs, shapes=input_shapes)
     graph = Graph(proto)
-    channels = find_channels(graph, observe(graph, feeds))
+    feeds, observed = _first_run(graph, specs, feeds, guess=data is None and not input_shapes)
+    channels = find_channels(graph, observed, prune_statistics=prune_statistics)
     return Subject(proto, graph, feeds, channels, digest(proto), path, data)
+
+
+GUESSES = (96, 32, 640, 299, 512)
+"""Sizes to try for dynamic image axes after the usual 224."""
+LINES = ((48, 320), (32, 100), (32, 320))
+"""Heights and widths of text lines: recognisers squeeze the height away, so only theirs fits."""
+
+
+def _first_run(
+    graph: Graph, specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], *, guess: bool
+) -> tuple[Mapping[str, np.ndarray], Observed]:
+    """Run the model once. When nobody said how large a dynamic input is, other usual sizes are tried as well."""
+    try:
+        return feeds, observe(graph, feeds)
+    except ModelError as error:
+        free = [s.name for s in specs if any(not isinstance(n, int) for n in s.shape[1:])]
+        if not guess or not free:
+            raise
+        tried = []
+        if [len(s.shape) for s in specs] == [4]:
+            shape = next(iter(feeds.values())).shape
+            for size in LINES:
+                with contextlib.suppress(UsageError):  # a fixed axis says otherwise
+                    tried.append(runtime.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
+        for other in (*tried, *(runtime.default_feed(specs, size=size) for size in GUESSES)):
+            with contextlib.suppress(ModelError):
+                return other, observe(graph, other)
+        raise ModelError(f"{error}; say what sizes it takes: --input-shape {free[0]}=1,3,H,W") from error
 
 
 def make_plan(
@@ -204,6 +239,7 @@ def make_plan(
         "criterion": name,
         "allocation": settings.allocation,
         "seed": settings.seed,
+        "prune_statistics": bool(channels.inexact),
     }
     return PrunePlan(subject.digest, edits, decided)
 
@@ -253,13 +289,18 @@ def apply_plan(
     pruned = cut_channels(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
-    probe = [subject.feeds] if held is None else [held.first(8)]
-    surgery = check_surgery(subject.model, pruned, cuts, probe, kept=Cut(channels, alive).kept())
-    if not surgery.exact:
+    probes = [held.first(8)] if held is not None else _random_probes(subject)
+    surgery = check_surgery(subject.model, pruned, cuts, probes, kept=Cut(channels, alive).kept())
+    if not surgery.exact and not channels.inexact:
         raise BudgetError(_not_exact(surgery))
     warnings = list(subject.warnings)
-    if surgery.turned:
-        if data is None:
+    if channels.inexact:
+        warnings.append(
+            f"--prune-statistics: {len(channels.inexact)} nodes such as {channels.inexact[0]!r} normalize over fewer "
+            f"channels, so the cut is not exact (off by {surgery.worst:.1e} before repair)"
+        )
+    elif surgery.turned:
+        if data is None and any(subject.graph.nodes[key].op_type in ORDERS for key in surgery.decisions):
             raise _unstable(subject, surgery)
         warnings.append(
             f"rounding alone turns over what {_some(surgery.decisions)} decide on these samples, so outputs "
@@ -293,9 +334,19 @@ def apply_plan(
         pinned=channels.pinned,
         groups=tuple((g.name, g.width, len(plan.keep().get(g.name, range(g.width)))) for g in channels.groups),
         repair=repair,
+        inexact=channels.inexact,
         warnings=tuple(warnings),
     )
     return measure_latency(result, subject, settings, progress) if bench else result
+
+
+def _random_probes(subject: Subject) -> list[Mapping[str, np.ndarray]]:
+    """Random inputs for the surgery check: more than one where a model picks by order, which may hold by luck."""
+    if not any(n.op_type in ORDERS for n in subject.graph.nodes.values()):
+        return [subject.feeds]
+    sizes = {name: value.shape for name, value in subject.feeds.items()}
+    specs = runtime.input_specs(subject.model)
+    return [subject.feeds, *(runtime.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
 
 
 def _not_exact(surgery: Surgery) -> str:
@@ -447,7 +498,14 @@ def prune(
         chosen = Settings(ratio=ratio, **settings)
     except TypeError as error:
         raise UsageError(f"prune(): {str(error).removeprefix('Settings.__init__() ')}") from error
-    subject = open_model(model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image)
+    subject = open_model(
+        model,
+        calibration=calibration,
+        input_shapes=input_shapes,
+        samples=samples,
+        image=image,
+        prune_statistics=chosen.prune_statistics,
+    )
     return plan_and_apply(subject, chosen, bench=bench, progress=progress)
 
 

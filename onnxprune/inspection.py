@@ -74,6 +74,7 @@ def inspection(subject: Subject) -> dict[str, Any]:
         ],
         "outputs": [{"name": o.name, "ran": _shape(subject, o.name)} for o in model.graph.output],
         "groups": groups,
+        "inexact": list(channels.inexact),
         "pinned": sorted(pinned, key=lambda p: (-p["channels"], p["reason"])),
     }
 
@@ -110,6 +111,8 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
     if groups:
         head = ("group", "width", "step", "MACs", "makers", "readers")
         text += table(head, groups, "<>>>>>", most=most, width=width)
+    if found["inexact"]:
+        text += f"\ncutting them is not exact: {len(found['inexact'])} nodes take statistics over channels\n"
     if found["pinned"]:
         text += "\nkept whole\n"
         for p in found["pinned"]:

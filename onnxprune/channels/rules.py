@@ -457,7 +457,7 @@ STATISTICS = {"LayerNormalization", "RMSNormalization", "MeanVarianceNormalizati
 
 
 def _remedy(op: str) -> str:
-    return " - prune_statistics cuts it, inexactly" if op in STATISTICS else ""
+    return " - --prune-statistics cuts it, inexactly" if op in STATISTICS else ""
 
 
 @rule("LRN")

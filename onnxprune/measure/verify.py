@@ -44,6 +44,8 @@ DECISIONS = frozenset(
     "LessOrEqual Equal Cast QuantizeLinear DynamicQuantizeLinear".split()
 )
 """Operators whose output jumps when their input moves by the last bit."""
+ORDERS = frozenset("TopK NonMaxSuppression NonZero ArgMax ArgMin Unique".split())
+"""Decisions after which nothing is comparable: what is picked, and how many. The others move single values."""
 
 Feeds = Mapping[str, np.ndarray]
 Kept = Mapping[str, tuple[int, np.ndarray]]
@@ -206,17 +208,18 @@ class _Closer:
     ) -> None:
         """Compare what can be compared on one batch."""
         errors = [distance(a, b) for a, b in zip(wanted.values(), found, strict=True)]
-        rounding = _rounding(plain, feeds, {}, list(wanted.values()), errors)
-        asked = []
+        decides = any(n.op_type in ORDERS for n in self.reference.graph.node)
+        rounding = [np.inf] * len(errors) if decides else _rounding(plain, feeds, {}, list(wanted.values()), errors)
+        asked = {}
         for name, error, noise in zip(wanted, errors, rounding, strict=True):
-            if _explained(error, noise):
-                self._count(error, noise)
+            if error <= SURGERY_TOLERANCE or _explained(error, noise):
+                self._count(error, 0.0 if decides else noise)
             else:
-                asked.append(name)
+                asked[name] = error
         if asked:
             self._fixed(feeds, asked)
 
-    def _fixed(self, feeds: Feeds, asked: list[str]) -> None:
+    def _fixed(self, feeds: Feeds, asked: Mapping[str, float]) -> None:
         """Both models with the original's decisions; outputs, what decisions are made from, and fronts."""
         graph = Graph(self.reference)
         nodes, given, basis = self._decisions(graph, feeds)
@@ -235,7 +238,7 @@ class _Closer:
                 self.turned.add(name)
             elif _explained(*tally[name]):
                 self._count(*tally[name])
-                self.turned.update([name] if nodes else [])
+                self.turned.update([name] if nodes and tally[name][0] < asked[name] / 3 else [])
             else:
                 self.inner.update({fronts[name]} - {name})
                 self._judge(*tally.get(fronts[name], tally[name]))

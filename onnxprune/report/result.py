@@ -41,6 +41,7 @@ class Result:
         pinned: what could not be cut, and why.
         groups: (name, width before, width after) of every channel group.
         repair: the repair that was applied.
+        inexact: nodes whose statistics the cut changes on purpose (`prune_statistics`).
         warnings: what the user should know.
     """
 
@@ -56,6 +57,7 @@ class Result:
     pinned: tuple[Pinned, ...]
     groups: tuple[tuple[str, int, int], ...]
     repair: str
+    inexact: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -93,6 +95,7 @@ class Result:
             "after": asdict(self.after),
             "macs_removed": self.macs_removed,
             "surgery": asdict(self.surgery),
+            "inexact": list(self.inexact),
             "fidelity": None if self.fidelity is None else asdict(self.fidelity),
             "latency": None if self.latency is None else self.latency.to_json(),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],

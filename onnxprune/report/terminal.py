@@ -98,7 +98,7 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
             f"speed-up     {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}], {c.verdict} "
             f"({result.latency.rounds} interleaved rounds, {result.latency.threads} thread, CPU)"
         )
-    lines.append(f"surgery      {surgery_words(result.surgery)}")
+    lines.append(f"surgery      {surgery_words(result.surgery, len(result.inexact))}")
     if result.fidelity is not None:
         f = result.fidelity
         top1 = "" if f.top1 is None else f"top-1 agreement {f.top1:.1%}, "
@@ -114,8 +114,10 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     return "\n".join(_wrapped(line, width) for line in lines) + "\n"
 
 
-def surgery_words(surgery: Surgery) -> str:
-    """What was compared, and how far apart it was."""
+def surgery_words(surgery: Surgery, inexact: int = 0) -> str:
+    """What was compared, and how far apart it was; `inexact` nodes change on purpose."""
+    if inexact and not surgery.exact:
+        return f"not exact, as asked for: {inexact} statistics over channels change, error {surgery.worst:.1e}"
     exact = "exact" if surgery.exact else "NOT exact"
     text = f"{exact}: worst error {surgery.worst:.1e} against the masked original"
     if surgery.rounding:
