@@ -35,7 +35,9 @@ def test_off_by_default(model: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_on_the_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    code, out, err = run(capsys, model, "--prune-statistics", "--plan-out", tmp_path / "p.json", "-o", tmp_path / "a.onnx")
+    code, out, err = run(
+        capsys, model, "--prune-statistics", "--plan-out", tmp_path / "p.json", "-o", tmp_path / "a.onnx"
+    )
     assert code == 0, err
     assert "not exact, as asked for: 1 statistics" in out and "--prune-statistics" in err
     code, out, err = run(capsys, "apply", model, tmp_path / "p.json", "-o", tmp_path / "b.onnx", "--json")
