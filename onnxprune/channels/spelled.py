@@ -121,6 +121,11 @@ def _follow(
             else:
                 roots = _roots(graph, name, cut.before, cut)
                 conflicts.append(Conflict(key, roots, f"its size is used as a value by {node.op_type}"))
+    # neither may those that leave the graph, or enter a body
+    ends = {name: f"its size is read inside the body of {key}" for name, key in graph.captured().items()}
+    for name, why in {**ends, **dict.fromkeys(graph.outputs, "its size is a model output")}.items():
+        if name in cut.before and not _equal(cut.before[name], after.get(name)):
+            conflicts.append(Conflict(graph.producer[name], _roots(graph, name, cut.before, cut), why))
     return mends, conflicts
 
 

@@ -224,6 +224,7 @@ net("Pad with axes", "int64[2] p = {1,1}, int64[1] a = {1}, float v = {0.5}", "z
 net("DepthToSpace, DCR", "", "z = DepthToSpace<blocksize=2>(h)", [2], read=2)
 net("DepthToSpace, CRD", "", 'z = DepthToSpace<blocksize=2, mode="CRD">(h)', [2], read=2)
 net("SpaceToDepth", "", "z = SpaceToDepth<blocksize=2>(h)", [8], read=32)
+net("SpaceToDepth, CRD", "", 'z = SpaceToDepth<blocksize=2, mode="CRD">(h)', [8], read=32, opset=28)
 net("pixel shuffle by Reshape and Transpose",
     "int64[6] s = {-1, 2, 2, 2, 8, 8}, int64[4] t = {-1, 2, 16, 16}",
     "a = Reshape(h, s) b = Transpose<perm=[0,1,4,2,5,3]>(a) z = Reshape(b, t)", [2], read=2)
@@ -500,6 +501,17 @@ net("a channel count used as a value", "int64 i = {1}",
     "s = Shape(h) c = Gather(s, i) f = Cast<to=1>(c) q = Sqrt(f) z = Div(h, q)", [8])
 net("a size of the map used as a value", "int64 i = {3}",
     "s = Shape(h) c = Gather(s, i) f = Cast<to=1>(c) q = Sqrt(f) z = Div(h, q)", [8])
+row("a channel count is a model output", f"""(float[N,3,4,4] x) => (float[] y, int64[] n)
+    <{STEM}, float[5,8,1,1] w, int64 i = {{1}}, int64 j = {{2}}>
+    {{ h = Conv(x, w0, b0) s = Shape(h) c = Gather(s, i) k = Gather(s, j) n = Mul(c, k) y = Conv(h, w) }}""", [],
+    "model output")
+row("the size of a map is a model output", f"""(float[N,3,4,4] x) => (float[] y, int64[] n)
+    <{STEM}, float[5,8,1,1] w, int64 j = {{2}}>
+    {{ h = Conv(x, w0, b0) s = Shape(h) n = Gather(s, j) y = Conv(h, w) }}""", [8])
+row("a body reads a channel count", f"""(float[1,3,4,4] x, bool c) => (float[] y) <{STEM}, float[5,8,1,1] w, int64 i = {{1}}>
+    {{ h = Conv(x, w0, b0) s = Shape(h) n = Gather(s, i) f = Cast<to=1>(n) g = Conv(h, w)
+       y = If(c) <then_branch = t () => (float[1,5,2,2] a) {{ a = Mul(g, f) }},
+                  else_branch = e () => (float[1,5,2,2] b) {{ b = Div(g, f) }}> }}""", [], "inside the body")
 net("the number of elements used as a value", "", "s = Size(h) f = Cast<to=1>(s) z = Div(h, f)", [],
     "as a value")
 net("zeros of a computed shape", "float[8] b",
