@@ -37,7 +37,7 @@ from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibrati
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.stats import Moments, moments
-from onnxprune.measure.verify import ORDERS, TELLING, Surgery, check_fidelity, check_surgery
+from onnxprune.measure.verify import FULL, ORDERS, Surgery, check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
@@ -351,7 +351,7 @@ def _random_probes(subject: Subject) -> list[Mapping[str, np.ndarray]]:
 
 def _not_exact(surgery: Surgery) -> str:
     text = f"the cut model differs from the masked original by {surgery.worst:.1e}"
-    if surgery.rounding > TELLING:
+    if surgery.rounding > FULL.telling:
         return (
             f"{text}, and rounding alone moves the original by {surgery.rounding:.1e}: on this input the model's "
             f"numbers show nothing; give real samples with --calib"

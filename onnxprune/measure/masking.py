@@ -63,7 +63,8 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping]) -> onnx.ModelProto:
             continue
         if constant is None and name not in types:
             types = {**_inferred_types(model), **types}
-        mask = keep.astype(constant.dtype if constant is not None else types.get(name, np.dtype(np.float32)))
+        dtype = constant.dtype if constant is not None else types.get(name, np.dtype(np.float32))
+        mask, types[f"__masked_{k}"] = keep.astype(dtype), dtype
         result.graph.initializer.append(numpy_helper.from_array(mask, f"__mask_{k}"))
         shield = helper.make_node("Mul", [name, f"__mask_{k}"], [f"__masked_{k}"])
         shields.setdefault(cut["node"], []).append(shield)

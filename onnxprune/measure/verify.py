@@ -11,7 +11,7 @@ But a detector *decides* (TopK, NonMaxSuppression, a threshold), and a decision 
 last bit; a sigmoid near zero turns an error of 1e-6 of its argument into one of 1e-3 of its value. So where the
 plain comparison fails, three things are done before the cut is called wrong:
 
-1. the masked original is run again with its input stirred by 3e-7: how much does rounding alone move it?
+1. the masked original is run again with its input stirred by a bit or two: how much does rounding alone move it?
 2. both models run with the *original's decisions* in place of their own, and what each decision is made from is
    compared like an output;
 3. an output that rounding still moves a lot is held by the tensor in front of its last nonlinearity.
@@ -31,14 +31,31 @@ from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph, node_key
 from onnxprune.measure.masking import masked
 
-SURGERY_TOLERANCE = 1e-4
-"""Worst error allowed, as a share of the output's largest magnitude: float32 sums in another order."""
-STIR = 3e-7
-"""Relative change of the input that stands for rounding."""
+
+@dataclass(frozen=True)
+class Precision:
+    """What rounding may do, by the type that a model computes in.
+
+    Attributes:
+        tolerance: worst error allowed, as a share of the tensor's largest magnitude: sums in another order.
+        stir: relative change of the input that stands for rounding.
+        telling: a tensor that stirring moves by more tells nothing about the cut.
+    """
+
+    tolerance: float
+    stir: float
+    telling: float
+
+    def explains(self, error: float, rounding: float) -> bool:
+        """Whether an error is one of rounding, on a tensor that tells."""
+        return error <= max(self.tolerance, MARGIN * rounding) and rounding <= self.telling
+
+
+FULL = Precision(tolerance=1e-4, stir=3e-7, telling=1e-3)
+HALF = Precision(tolerance=5e-3, stir=1e-3, telling=3e-2)
+"""Where a model computes in float16 (eps 1e-3) in part."""
 MARGIN = 10.0
 """An error may be so many times what stirring does."""
-TELLING = 1e-3
-"""A tensor that stirring moves by more tells nothing about the cut."""
 DECISIONS = frozenset(
     "TopK NonMaxSuppression NonZero ArgMax ArgMin Unique Hardmax Round Floor Ceil Sign Greater GreaterOrEqual Less "
     "LessOrEqual Equal Cast QuantizeLinear DynamicQuantizeLinear".split()
@@ -136,17 +153,18 @@ def check_surgery(
     reference = masked(original, cuts)
     left = runtime.open_session(reference, spinning=False, name="masked original")
     right = runtime.open_session(pruned, spinning=False, name="pruned model")
+    precision = _precision(original)
     worst, samples = 0.0, 0
     closer: _Closer | None = None
     for feeds in batches:
         samples += len(next(iter(feeds.values()))) if feeds else 1
         wanted, found = left.run(feeds), right.run(feeds)
         error = max(map(distance, wanted, found), default=0.0)
-        if error <= SURGERY_TOLERANCE:
+        if error <= precision.tolerance:
             worst = max(worst, error)
             continue
         if closer is None:
-            closer = _Closer(reference, pruned, cuts, kept or {})
+            closer = _Closer(reference, pruned, cuts, kept or {}, precision)
         closer.look(feeds, left, dict(zip(left.outputs, wanted, strict=True)), found)
     if closer is None:
         return Surgery(worst, samples)
@@ -163,10 +181,18 @@ def check_surgery(
     )
 
 
-def _stirred(feeds: Feeds, seed: int) -> dict[str, np.ndarray]:
+def _precision(model: onnx.ModelProto) -> Precision:
+    half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    types = {t.data_type for t in model.graph.initializer} | {
+        a.t.data_type for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
+    return HALF if types & half else FULL
+
+
+def _stirred(feeds: Feeds, seed: int, stir: float) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
-        k: (v * (1 + rng.uniform(-STIR, STIR, v.shape))).astype(v.dtype) if v.dtype.kind == "f" else v
+        k: (v * (1 + rng.uniform(-stir, stir, v.shape))).astype(v.dtype) if v.dtype.kind == "f" else v
         for k, v in feeds.items()
     }
 
@@ -195,6 +221,7 @@ class _Closer:
     pruned: onnx.ModelProto
     cuts: Sequence[Mapping]
     kept: Kept
+    precision: Precision
     worst: float = 0.0
     rounding: float = 0.0
     exact: bool = True
@@ -209,10 +236,12 @@ class _Closer:
         """Compare what can be compared on one batch."""
         errors = [distance(a, b) for a, b in zip(wanted.values(), found, strict=True)]
         decides = any(n.op_type in ORDERS for n in self.reference.graph.node)
-        rounding = [np.inf] * len(errors) if decides else _rounding(plain, feeds, {}, list(wanted.values()), errors)
+        rounding = (
+            [np.inf] * len(errors) if decides else self._rounding(plain, feeds, {}, list(wanted.values()), errors)
+        )
         asked = {}
         for name, error, noise in zip(wanted, errors, rounding, strict=True):
-            if error <= SURGERY_TOLERANCE or _explained(error, noise):
+            if error <= self.precision.tolerance or self.precision.explains(error, noise):
                 self._count(error, 0.0 if decides else noise)
             else:
                 asked[name] = error
@@ -225,18 +254,19 @@ class _Closer:
         nodes, given, basis = self._decisions(graph, feeds)
         cut_nodes = {str(c["node"]) for c in self.cuts}
         fronts = {name: front(graph, name, cut_nodes, self.kept) for name in asked}
-        names = [n for n in dict.fromkeys([*asked, *basis, *fronts.values()]) if n not in given and n not in feeds]
+        made = {o for n in self.pruned.graph.node for o in n.output} - given.keys()  # sizes may be constants there
+        names = [n for n in dict.fromkeys([*asked, *basis, *fronts.values()]) if n in made]
         left, right = _given(self.reference, given, names), _given(self.pruned, self._cut(given), names)
         wanted = dict(zip(names, left.run({**feeds, **given}), strict=True))
         found = dict(zip(names, right.run({**feeds, **self._cut(given)}), strict=True))
         self.reshaped += [n for n in asked if n in wanted and wanted[n].shape != found[n].shape]
         errors = [distance(a, found[n]) for n, a in self._cut(wanted).items()]
-        rounding = _rounding(left, feeds, given, list(wanted.values()), errors)
+        rounding = self._rounding(left, feeds, given, list(wanted.values()), errors)
         tally = dict(zip(names, zip(errors, rounding, strict=True), strict=True))
         for name in asked:
             if name not in tally:  # a decision itself: what it is made from is compared
                 self.turned.add(name)
-            elif _explained(*tally[name]):
+            elif self.precision.explains(*tally[name]):
                 self._count(*tally[name])
                 self.turned.update([name] if nodes and tally[name][0] < asked[name] / 3 else [])
             else:
@@ -257,9 +287,26 @@ class _Closer:
         given = {o: values[o] for n in nodes for o in n.output if o}
         return nodes, given, sorted({i for n in nodes for i in n.input if i in floats} & read - given.keys())
 
+    def _rounding(
+        self,
+        session: runtime.Session,
+        feeds: Feeds,
+        given: Feeds,
+        wanted: Sequence[np.ndarray],
+        errors: Sequence[float],
+    ) -> list[float]:
+        """How much stirred inputs move each output; up to three runs, until they explain the errors."""
+        p, moved = self.precision, [0.0] * len(wanted)
+        for seed in range(3):
+            if all(p.explains(e, m) or m > p.telling for e, m in zip(errors, moved, strict=True)):
+                break
+            again = session.run({**_stirred(feeds, seed, p.stir), **given})
+            moved = [max(m, distance(a, b)) for m, a, b in zip(moved, wanted, again, strict=True)]
+        return moved
+
     def _judge(self, error: float, rounding: float) -> None:
         self._count(error, rounding)
-        self.exact = self.exact and _explained(error, rounding)
+        self.exact = self.exact and self.precision.explains(error, rounding)
 
     def _count(self, error: float, rounding: float) -> None:
         if error >= self.worst:
@@ -272,24 +319,6 @@ class _Closer:
             axis, keep = self.kept[name]
             found[name] = values[name].compress(keep, axis)
         return found
-
-
-def _explained(error: float, rounding: float) -> bool:
-    """Whether an error is one of rounding, on a tensor that tells."""
-    return error <= max(SURGERY_TOLERANCE, MARGIN * rounding) and rounding <= TELLING
-
-
-def _rounding(
-    session: runtime.Session, feeds: Feeds, given: Feeds, wanted: Sequence[np.ndarray], errors: Sequence[float]
-) -> list[float]:
-    """How much stirred inputs move each output; up to three runs, until they explain the errors."""
-    moved = [0.0] * len(wanted)
-    for seed in range(3):
-        if all(e <= max(SURGERY_TOLERANCE, MARGIN * m) or m > TELLING for e, m in zip(errors, moved, strict=True)):
-            break
-        again = session.run({**_stirred(feeds, seed), **given})
-        moved = [max(m, distance(a, b)) for m, a, b in zip(moved, wanted, again, strict=True)]
-    return moved
 
 
 def _constant(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -112,3 +112,26 @@ def test_what_random_input_cannot_prove_is_left_alone() -> None:
     samples = np.stack([surgery.feeds_of(model, seed=k)["x"][0] for k in range(6)])
     proven = api.prune(model, 0.3, round_to=1, calibration={"x": samples}, repair="none")
     assert proven.surgery.exact and any("original's decisions" in w for w in proven.warnings)
+
+
+HALF = """(float16[1,3,8,8] x) => (float16[] y) <float16[16,3,3,3] w0, float16[16,16,3,3] w1, float16[16] b, float16[5,16,1,1] v>
+    { h = Conv(x, w0) a = Conv(h, w1, b) r = Relu(a) y = Conv(r, v) }"""
+INTEGERS = """(uint8[1,3,8,8] x) => (uint8[] y) <float s = {0.125}, uint8 z = {128}, int8[8,3,3,3] w, float[8] exact_w,
+    int8[8] zw, int32[8] b, float t = {2.0}, int8[8,8,3,3] u, float[8] exact_u, int8[8] zu, int8[4,8] v, int8 zv = {2},
+    int32[4] c>
+    { h = QLinearConv<pads=[1,1,1,1]>(x, s, z, w, exact_w, zw, t, z, b)
+      a = QLinearConv<pads=[1,1,1,1]>(h, t, z, u, exact_u, zu, t, z) d = com.microsoft.QLinearAdd(h, t, z, a, t, z, t, z)
+      p = com.microsoft.QLinearGlobalAveragePool(d, t, z, t, z) f = Flatten(p)
+      y = com.microsoft.QGemm<transB=1>(f, t, z, v, s, zv, c, t, z) }"""
+DYNAMIC = """(float[1,12] x) => (float[] y) <float[12,8] u, float s = {0.125}, uint8 z = {128}, int8[8,6] w, int8[6] zw,
+    float[6,4] v>
+    { h = MatMul(x, u) q = QuantizeLinear(h, s, z) m = MatMulInteger(q, w, z, zw) f = Cast<to=1>(m) r = Relu(f)
+      y = MatMul(r, v) }"""
+
+
+@pytest.mark.parametrize("text", [HALF, INTEGERS, DYNAMIC], ids=["float16", "QOperator", "MatMulInteger"])
+def test_other_types_are_masked_too(text: str) -> None:
+    """Two cuts of one weight in float16; int8 weights get their zero points."""
+    model = surgery.model_of(text)
+    result = api.prune(model, 0.4, of="params", round_to=1, best_effort=True)
+    assert result.surgery.exact and result.after.params < 0.75 * result.before.params
