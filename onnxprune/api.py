@@ -7,8 +7,9 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
@@ -18,17 +19,25 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import ChannelGroup, Channels, Cut, common_reasons, find_channels, removed_cuts
+from onnxprune.channels import (
+    ChannelGroup,
+    Channels,
+    Cut,
+    ahead_of,
+    common_reasons,
+    find_channels,
+    removed_cuts,
+)
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
 from onnxprune.decide.study import CHOICES, CURVED, Samples, study
-from onnxprune.errors import BudgetError, ModelError, UnsupportedError, UsageError
+from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
-from onnxprune.graph.shapes import observe
+from onnxprune.graph.shapes import Observed, observe
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
-from onnxprune.measure.verify import check_fidelity, check_surgery
+from onnxprune.measure.verify import FULL, ORDERS, Surgery, check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
@@ -60,6 +69,7 @@ class Settings:
         include, exclude: regular expressions on the names of groups and their weights.
         methods: kinds of edits; so far channels only.
         best_effort: take what can be reached instead of failing when the ratio cannot.
+        prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
         seed: for everything random.
         threads: ORT threads; None: ORT's choice.
     """
@@ -75,6 +85,7 @@ class Settings:
     exclude: str | None = None
     methods: tuple[str, ...] = METHODS
     best_effort: bool = False
+    prune_statistics: bool = False
     seed: int = 0
     threads: int | None = None
 
@@ -146,6 +157,7 @@ def open_model(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    prune_statistics: bool = False,
 ) -> Subject:
     """Read, check, run once and analyse a model.
 
@@ -155,6 +167,7 @@ def open_model(
         input_shapes: sizes for dynamic axes, by input name; else the samples' sizes, else a guess.
         samples: use at most so many samples.
         image: how to turn a folder of images into samples.
+        prune_statistics: also find channels over which a normalization takes its mean.
 
     Raises:
         ModelError, CalibrationError, FileError: what was given cannot be used.
@@ -165,30 +178,73 @@ def open_model(
     data = None
     if calibration is not None:
         data = open_calibration(calibration, specs, limit=samples, image=image)
+    feeds: Mapping[str, np.ndarray]
     if data is not None and not input_shapes:
         feeds = data.first(1)
     else:
         feeds = runtime.default_feed(specs, shapes=input_shapes)
     graph = Graph(proto)
-    channels = find_channels(graph, observe(graph, feeds))
+    feeds, observed = _first_run(graph, specs, feeds, guess=data is None and not input_shapes)
+    channels = find_channels(graph, observed, prune_statistics=prune_statistics)
     return Subject(proto, graph, feeds, channels, digest(proto), path, data)
 
 
-def make_plan(subject: Subject, settings: Settings, progress: Progress | None = None) -> PrunePlan:
+GUESSES = (96, 32, 640, 299, 512)
+"""Sizes to try for dynamic image axes after the usual 224."""
+LINES = ((48, 320), (32, 100), (32, 320))
+"""Heights and widths of text lines: recognisers squeeze the height away, so only theirs fits."""
+
+
+def _first_run(
+    graph: Graph, specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], *, guess: bool
+) -> tuple[Mapping[str, np.ndarray], Observed]:
+    """Run the model once. When nobody said how large a dynamic input is, other usual sizes are tried as well."""
+    try:
+        return feeds, observe(graph, feeds)
+    except ModelError as error:
+        free = [s.name for s in specs if any(not isinstance(n, int) for n in s.shape[1:])]
+        if not guess or not free:
+            raise
+        tried = []
+        if [len(s.shape) for s in specs] == [4]:
+            shape = next(iter(feeds.values())).shape
+            for size in LINES:
+                with contextlib.suppress(UsageError):  # a fixed axis says otherwise
+                    tried.append(runtime.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
+        for other in (*tried, *(runtime.default_feed(specs, size=size) for size in GUESSES)):
+            with contextlib.suppress(ModelError):
+                return other, observe(graph, other)
+        raise ModelError(f"{error}; say what sizes it takes: --input-shape {free[0]}=1,3,H,W") from error
+
+
+def make_plan(
+    subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
+) -> PrunePlan:
     """Decide which channels go.
+
+    Args:
+        subject: the model.
+        settings: how much, and by which criterion.
+        progress: called with (phase, done, total).
+        leave: names of groups to leave alone.
 
     Raises:
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
         BudgetError: the ratio cannot be reached (unless `best_effort`).
     """
-    return next(make_plans(subject, settings, [settings.ratio], progress))
+    return next(make_plans(subject, settings, [settings.ratio], progress, leave=leave))
 
 
 def make_plans(
-    subject: Subject, settings: Settings, ratios: Sequence[float], progress: Progress | None = None
+    subject: Subject,
+    settings: Settings,
+    ratios: Sequence[float],
+    progress: Progress | None = None,
+    *,
+    leave: Collection[str] = (),
 ) -> Iterator[PrunePlan]:
     """One plan a ratio, all from one look at the samples. `settings.ratio` plays no part."""
-    channels = subject.channels
+    channels = replace(subject.channels, groups=tuple(g for g in subject.channels.groups if g.name not in leave))
     if not channels.groups:
         raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
     limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
@@ -223,6 +279,7 @@ def make_plans(
             "criterion": criterion,
             "allocation": how,
             "seed": settings.seed,
+            "prune_statistics": bool(channels.inexact),
         }
         yield PrunePlan(subject.digest, edits, decided)
 
@@ -268,11 +325,23 @@ def apply_plan(
     pruned = cut_channels(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
-    probe = [subject.feeds] if held is None else [held.first(8)]
-    surgery = check_surgery(subject.model, pruned, cuts, probe)
-    if not surgery.exact:
-        raise BudgetError(f"the cut model differs from the masked original by {surgery.worst:.1e}; please report it")
+    probes = [held.first(8)] if held is not None else _random_probes(subject)
+    surgery = check_surgery(subject.model, pruned, cuts, probes, kept=Cut(channels, alive).kept())
+    if not surgery.exact and not channels.inexact:
+        raise BudgetError(_not_exact(surgery))
     warnings = list(subject.warnings)
+    if channels.inexact:
+        warnings.append(
+            f"--prune-statistics: {len(channels.inexact)} nodes such as {channels.inexact[0]!r} normalize over fewer "
+            f"channels, so the cut is not exact (off by {surgery.worst:.1e} before repair)"
+        )
+    elif surgery.turned:
+        if data is None and any(subject.graph.nodes[key].op_type in ORDERS for key in surgery.decisions):
+            raise _unstable(subject, surgery)
+        warnings.append(
+            f"rounding alone turns over what {_some(surgery.decisions)} decide on these samples, so outputs "
+            f"{_some(surgery.turned)} were compared with the original's decisions"
+        )
     repair = settings.repair or ("refit" if fit is not None else "none")
     if repair != "none" and fit is None:
         raise UsageError(f"--repair {repair} needs samples; give --calib")
@@ -301,6 +370,7 @@ def apply_plan(
         pinned=channels.pinned,
         groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups),
         repair=repair,
+        inexact=channels.inexact,
         warnings=tuple(warnings),
         feeds=subject.feeds,
     )
@@ -335,6 +405,62 @@ def sweep(
     chosen = [replace(settings, ratio=ratio) for ratio in ratios]  # checks every ratio before the work starts
     for plan, own in zip(make_plans(subject, settings, ratios, progress), chosen, strict=True):
         yield apply_plan(subject, plan, own, bench=bench, progress=progress)
+
+
+def _random_probes(subject: Subject) -> list[Mapping[str, np.ndarray]]:
+    """Random inputs for the surgery check: more than one where a model picks by order, which may hold by luck."""
+    if not any(n.op_type in ORDERS for n in subject.graph.nodes.values()):
+        return [subject.feeds]
+    sizes = {name: value.shape for name, value in subject.feeds.items()}
+    specs = runtime.input_specs(subject.model)
+    return [subject.feeds, *(runtime.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
+
+
+def _not_exact(surgery: Surgery) -> str:
+    text = f"the cut model differs from the masked original by {surgery.worst:.1e}"
+    if surgery.rounding > FULL.telling:
+        return (
+            f"{text}, and rounding alone moves the original by {surgery.rounding:.1e}: on this input the model's "
+            f"numbers show nothing; give real samples with --calib"
+        )
+    return f"{text}; please report it"
+
+
+def _unstable(subject: Subject, surgery: Surgery) -> UnstableError:
+    """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
+    return UnstableError(
+        f"on random input, rounding alone turns over what {_some(surgery.decisions)} decide, so the outputs "
+        f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "
+        f"{surgery.worst:.1e}); give real samples with --calib",
+        ahead_of(subject.graph, subject.channels, surgery.decisions),
+    )
+
+
+def _some(names: Sequence[str], most: int = 2) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(map(repr, names[:most])) + (f" and {more} more" if more > 0 else "")
+
+
+def plan_and_apply(
+    subject: Subject, settings: Settings, *, bench: bool = False, progress: Progress | None = None
+) -> Result:
+    """Decide and carry out. With `best_effort`, what cannot be proven on random input is left alone.
+
+    Raises:
+        UnstableError: rounding decides the outputs on random input, and nothing else could be cut.
+    """
+    plan = make_plan(subject, settings, progress)
+    try:
+        return apply_plan(subject, plan, settings, bench=bench, progress=progress)
+    except UnstableError as error:
+        groups = len(subject.channels.groups)
+        if not settings.best_effort or len(error.groups) == groups:
+            raise
+        plan = make_plan(subject, settings, progress, leave=error.groups)
+        result = apply_plan(subject, plan, settings, bench=bench, progress=progress)
+        left = f"{len(error.groups)} of {groups} groups were left alone: {error}"
+        return replace(result, warnings=(*result.warnings, left))
 
 
 def _check_plan(subject: Subject, plan: PrunePlan) -> None:
@@ -439,9 +565,15 @@ def prune(
         chosen = Settings(ratio=ratio, **settings)
     except TypeError as error:
         raise UsageError(f"prune(): {str(error).removeprefix('Settings.__init__() ')}") from error
-    subject = open_model(model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image)
-    plan = make_plan(subject, chosen, progress)
-    return apply_plan(subject, plan, chosen, bench=bench, progress=progress)
+    subject = open_model(
+        model,
+        calibration=calibration,
+        input_shapes=input_shapes,
+        samples=samples,
+        image=image,
+        prune_statistics=chosen.prune_statistics,
+    )
+    return plan_and_apply(subject, chosen, bench=bench, progress=progress)
 
 
 __all__ = [
@@ -452,6 +584,7 @@ __all__ = [
     "apply_plan",
     "make_plan",
     "open_model",
+    "plan_and_apply",
     "prune",
     "sweep",
 ]

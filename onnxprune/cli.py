@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxprune import __version__
 from onnxprune.errors import BudgetError, CalibrationError, FileError, ModelError, PruneError, UsageError
-from onnxprune.report.terminal import Status, change, plain, si, summary, table
+from onnxprune.report.terminal import Status, change, plain, si, summary, surgery_words, table
 
 if TYPE_CHECKING:
     from onnxprune.api import Settings, Subject
@@ -133,6 +133,12 @@ def _add_decisions(parser: Parser) -> None:
     add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
     add("--methods", type=_words, default=("channels",), metavar="LIST", help="kinds of edits (channels)")
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
+    _add_statistics(parser)
+
+
+def _add_statistics(parser: Parser) -> None:
+    words = "cut under LayerNorm and the like too: not exact"
+    parser.add_argument("--prune-statistics", action="store_true", help=words)
 
 
 def _add_output(parser: Parser, written: str = "NAME.pruned.onnx beside the input") -> None:
@@ -182,6 +188,7 @@ def _prune_parser(name: str = "") -> Parser:
 def _inspect_parser() -> Parser:
     parser = Parser("inspect", "inspect MODEL [options]", "What can be pruned, and why the rest cannot.")
     parser.add_argument("model", metavar="MODEL")
+    _add_statistics(parser)
     _add_samples(parser)
     _add_general(parser)
     return parser
@@ -268,13 +275,14 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
         _check_outputs(args, output, args.plan_out)
     subject = _open(args, status)
     status.phase("plan")
-    plan = api.make_plan(subject, settings, status.progress)
     if args.dry_run:
+        plan = api.make_plan(subject, settings, status.progress)
         _show_plan(args, subject, plan, "dry run, nothing written")
         return
-    result = _make(args, subject, plan, settings, status)
+    result = api.plan_and_apply(subject, settings, bench=_wants_bench(args), progress=status.progress)
+    _save(args, result, status)
     if args.plan_out:
-        _write_text(plan.to_json(), args.plan_out, args)
+        _write_text(result.plan.to_json(), args.plan_out, args)
     _show_result(args, result, output, status)
 
 
@@ -316,8 +324,10 @@ def _apply(args: argparse.Namespace, status: Status) -> None:
     _check_outputs(args, output, sources=[args.plan])
     plan = _read_plan(args.plan)
     settings = api.Settings(repair=args.repair, seed=_seed(args, plan), threads=args.threads)
-    subject = _open(args, status)
-    result = _make(args, subject, plan, settings, status)
+    subject = _open(args, status, plan)
+    status.phase("cut")
+    result = api.apply_plan(subject, plan, settings, bench=_wants_bench(args), progress=status.progress)
+    _save(args, result, status)
     _show_result(args, result, output, status)
 
 
@@ -363,7 +373,7 @@ def _verify(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.measure.verify import check_fidelity
 
     plan = _read_plan(args.plan)
-    subject = _open(args, status)
+    subject = _open(args, status, plan)
     pruned = files.read_model(args.pruned)
     status.phase("surgery")
     surgery, sizes = recheck(subject, plan, pruned)
@@ -375,7 +385,8 @@ def _verify(args: argparse.Namespace, status: Status) -> None:
         fidelity = check_fidelity(subject.model, pruned, held.batches(api.BATCH), held_out=not held.shared)
     status.close()
     missed = list(sizes[:1])
-    if not surgery.exact:
+    inexact = subject.channels.inexact
+    if not surgery.exact and not inexact:
         missed.append(f"the cut differs from the masked original by {surgery.worst:.1e}")
     if fidelity is not None and args.min_cosine is not None and not fidelity.cosine >= args.min_cosine:
         missed.append(f"cosine {fidelity.cosine:.4f} is below {args.min_cosine:g}")
@@ -388,22 +399,22 @@ def _verify(args: argparse.Namespace, status: Status) -> None:
         content = {
             "schema": 1,
             "kind": "onnxprune verification",
-            "surgery": {**asdict(surgery), "exact": surgery.exact},
+            "surgery": asdict(surgery),
+            "inexact": list(inexact),
             "sizes_match": not sizes,
             "fidelity": None if fidelity is None else asdict(fidelity),
             "missed": missed,
         }
         _print(_json(content))
     else:
-        _print(_verification(surgery, sizes, fidelity, every=args.all))
+        _print(_verification(surgery, sizes, fidelity, every=args.all, inexact=len(inexact)))
     if missed:
         raise BudgetError(f"{args.pruned}: {'; '.join(missed)}")
 
 
-def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: bool) -> str:
-    exact = "exact" if surgery.exact else "NOT exact"
+def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: bool, inexact: int = 0) -> str:
     lines = [
-        f"surgery      {exact}: worst error {surgery.worst:.1e} against the masked original",
+        f"surgery      {surgery_words(surgery, inexact)}",
         f"sizes        {'NOT as planned: ' + plain(sizes[0]) if sizes else 'as planned'}",
     ]
     if fidelity is None:
@@ -477,6 +488,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         exclude=args.exclude,
         methods=args.methods,
         best_effort=args.best_effort,
+        prune_statistics=args.prune_statistics,
         seed=args.seed or 0,
         threads=args.threads,
     )
@@ -518,7 +530,7 @@ def _check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequ
         raise UsageError("two outputs would go to one file; choose another -o or --plan-out, or other --ratios")
 
 
-def _open(args: argparse.Namespace, status: Status) -> Subject:
+def _open(args: argparse.Namespace, status: Status, plan: PrunePlan | None = None) -> Subject:
     from onnxprune import api
 
     image = None
@@ -528,19 +540,22 @@ def _open(args: argparse.Namespace, status: Status) -> Subject:
         image = ImageSpec.parse(args.image)
     status.phase("analyse")
     return api.open_model(
-        args.model, calibration=args.calib, input_shapes=_shapes(args), samples=args.samples, image=image
+        args.model,
+        calibration=args.calib,
+        input_shapes=_shapes(args),
+        samples=args.samples,
+        image=image,
+        prune_statistics=args.prune_statistics if plan is None else bool(plan.settings.get("prune_statistics")),
     )
 
 
-def _make(args: argparse.Namespace, subject: Subject, plan: PrunePlan, settings: Settings, status: Status) -> Result:
-    from onnxprune import api
+def _wants_bench(args: argparse.Namespace) -> bool:
+    return args.bench if args.bench is not None else bool(args.calib) and not args.json
 
-    bench = args.bench if args.bench is not None else bool(args.calib) and not args.json
-    status.phase("cut")
-    result = api.apply_plan(subject, plan, settings, bench=bench, progress=status.progress)
+
+def _save(args: argparse.Namespace, result: Result, status: Status) -> None:
     status.phase("write")
     result.save(_output(args), force=args.force)
-    return result
 
 
 def _seed(args: argparse.Namespace, plan: PrunePlan) -> int:

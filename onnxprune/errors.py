@@ -6,6 +6,7 @@
     ├── CalibrationError            4   the samples are missing, unreadable, or do not fit the model
     ├── UnsupportedError            5   a sound model in which nothing can be pruned
     ├── BudgetError                 6   the asked-for budget or the verification was missed
+    │   └── UnstableError           6   on random input, rounding decides the outputs: they prove nothing
     ├── FileError                   7   reading or writing failed
     └── ProviderError               8   the asked-for execution provider is not there
 
@@ -35,6 +36,14 @@ class UnsupportedError(PruneError):
 
 class BudgetError(PruneError):
     exit_code = 6
+
+
+class UnstableError(BudgetError):
+    """Attributes: groups: the channel groups ahead of the nodes that decide."""
+
+    def __init__(self, text: str, groups: tuple[str, ...]):
+        super().__init__(text)
+        self.groups = groups
 
 
 class FileError(PruneError):

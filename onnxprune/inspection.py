@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnxprune.api import Subject
-from onnxprune.channels import removed_cuts
+from onnxprune.channels import Cut, removed_cuts
 from onnxprune.decide.allocation import Limits
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import runtime
@@ -76,6 +76,7 @@ def inspection(subject: Subject) -> dict[str, Any]:
         ],
         "outputs": [{"name": o.name, "ran": _shape(subject, o.name)} for o in model.graph.output],
         "groups": groups,
+        "inexact": list(channels.inexact),
         "pinned": sorted(pinned, key=lambda p: (-p["channels"], p["reason"])),
     }
 
@@ -112,6 +113,8 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
     if groups:
         head = ("group", "width", "step", "MACs", "makers", "readers")
         text += table(head, groups, "<>>>>>", most=most, width=width)
+    if found["inexact"]:
+        text += f"\ncutting them is not exact: {len(found['inexact'])} nodes take statistics over channels\n"
     if found["pinned"]:
         text += "\nkept whole\n"
         for p in found["pinned"]:
@@ -141,7 +144,7 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
     fresh = cut(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
     probe = subject.feeds if subject.calibration is None else subject.calibration.first(SAMPLES)
-    surgery = check_surgery(subject.model, fresh, cuts, [probe])
+    surgery = check_surgery(subject.model, fresh, cuts, [probe], kept=Cut(channels, alive).kept())
     planned = observe(Graph(fresh), subject.feeds).shapes
     try:
         found = observe(Graph(pruned), subject.feeds).shapes

@@ -320,6 +320,17 @@ def _groups(
     return tuple(groups)
 
 
+def ahead_of(graph: Graph, channels: Channels, keys: Iterable[str]) -> tuple[str, ...]:
+    """Names of the groups that some of the nodes `keys` depend on."""
+    stack, seen = list(keys), set()
+    while stack:
+        key = stack.pop()
+        if key not in seen:
+            seen.add(key)
+            stack += [graph.producer[i] for i in graph.nodes[key].input if i in graph.producer]
+    return tuple(g.name for g in channels.groups if any(s.use[0] in seen for s in g.slices))
+
+
 def removed_cuts(graph: Graph, channels: Channels, alive: np.ndarray) -> list[dict]:
     """The published `cuts`: every index of every input that the cut removes, named in the *original* graph."""
     cuts = []

@@ -60,7 +60,7 @@ def quantize(walk: Walk, x: Value, scale: Value, zero: Value = None, *rest: Valu
 @rule("DynamicQuantizeLinear")
 def dynamic(walk: Walk, x: Value) -> list[Ids]:
     if isinstance(x, np.ndarray) and x.size > 1 and not walk.statistics():
-        pin_all(walk, "its scale is the largest value of all channels - prune_statistics cuts it, inexactly", x)
+        pin_all(walk, "its scale is the largest value of all channels - --prune-statistics cuts it, inexactly", x)
     return [x] if isinstance(x, np.ndarray) else []
 
 

@@ -457,7 +457,7 @@ STATISTICS = {"LayerNormalization", "RMSNormalization", "MeanVarianceNormalizati
 
 
 def _remedy(op: str) -> str:
-    return " - prune_statistics cuts it, inexactly" if op in STATISTICS else ""
+    return " - --prune-statistics cuts it, inexactly" if op in STATISTICS else ""
 
 
 @rule("LRN")
@@ -739,7 +739,8 @@ def depth_to_space(walk: Walk, x: Ids) -> Ids:
 
 @rule("SpaceToDepth")
 def space_to_depth(walk: Walk, x: Ids) -> Ids:
-    return walk.place(np.tile(walk.channels(x, 1), walk.attr("blocksize") ** 2), 1, 4)
+    square, ids = walk.attr("blocksize") ** 2, walk.channels(x, 1)
+    return walk.place(np.tile(ids, square) if walk.attr("mode", "DCR") == "DCR" else np.repeat(ids, square), 1, 4)
 
 
 @rule("RoiAlign", "MaxRoiPool")

@@ -56,6 +56,10 @@ class Cut:
     def changed(self, name: str) -> bool:
         return name in self.lines
 
+    def kept(self) -> dict[str, tuple[int, np.ndarray]]:
+        """Activation -> (axis, (length,) bool: what stays), for those that lose channels."""
+        return {name: (axis, self.alive[line]) for name, (axis, line) in self.lines.items()}
+
 
 def mend(graph: Graph, cut: Cut) -> tuple[list[Mend], list[Conflict]]:
     """Everything that spells a size which the cut changes.
@@ -124,6 +128,11 @@ def _follow(
             roots = _roots(graph, name, cut.before, cut)
             why = f"its size is used as a value by {graph.nodes[key].op_type}"
             conflicts.append(Conflict(key, roots, why))
+    # neither may those that leave the graph, or enter a body
+    ends = {name: f"its size is read inside the body of {key}" for name, key in graph.captured().items()}
+    for name, why in {**ends, **dict.fromkeys(graph.outputs, "its size is a model output")}.items():
+        if name in cut.before and not _equal(cut.before[name], after.get(name)):
+            conflicts.append(Conflict(graph.producer[name], _roots(graph, name, cut.before, cut), why))
     return mends, conflicts
 
 

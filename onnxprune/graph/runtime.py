@@ -225,7 +225,7 @@ def open_session(
         made = ort.SessionOptions()
         if shared.names:
             made.add_external_initializers(shared.names, shared.values)
-        made.log_severity_level = 3
+        made.log_severity_level = 4  # errors come as exceptions; ORT would print them a second time
         levels = ort.GraphOptimizationLevel
         made.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
         made.inter_op_num_threads = 1

@@ -1,41 +1,96 @@
 """Two questions about a pruned model, kept apart.
 
-*Surgery*: is it the original with the removed channels masked? The judge multiplies every removed index of every
-constant that the original reads by zero (the published `cuts`) and compares outputs. Weights play no part in
-it, so it is asked before any repair.
+*Surgery*: is it the original with the removed channels masked? The judge masks every removed index of every
+constant that the original reads (`masking.masked`) and compares outputs. Weights play no part in it, so it is
+asked before any repair.
 
 *Fidelity*: does the finished model still answer like the original? Asked on samples that nothing was fitted on.
+
+The cut sums in another order, so numbers differ by rounding. Mostly that is 1e-6 of the output's largest value.
+But a detector *decides* (TopK, NonMaxSuppression, a threshold), and a decision between equals turns over at the
+last bit; a sigmoid near zero turns an error of 1e-6 of its argument into one of 1e-3 of its value. So where the
+plain comparison fails, three things are done before the cut is called wrong:
+
+1. the masked original is run again with its input stirred by a bit or two: how much does rounding alone move it?
+2. both models run with the *original's decisions* in place of their own, and what each decision is made from is
+   compared like an output;
+3. an output that rounding still moves a lot is held by the tensor in front of its last nonlinearity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from onnxprune.errors import BudgetError, PruneError, UsageError
+from onnxprune.errors import BudgetError, PruneError
 from onnxprune.graph import runtime
-from onnxprune.graph.model import node_key
+from onnxprune.graph.model import Graph, node_key
+from onnxprune.measure.masking import masked
 
-SURGERY_TOLERANCE = 1e-4
-"""Worst error allowed, as a share of the output's largest magnitude: float32 sums in another order."""
+
+@dataclass(frozen=True)
+class Precision:
+    """What rounding may do, by the type that a model computes in.
+
+    Attributes:
+        tolerance: worst error allowed, as a share of the tensor's largest magnitude: sums in another order.
+        stir: relative change of the input that stands for rounding.
+        telling: a tensor that stirring moves by more tells nothing about the cut.
+    """
+
+    tolerance: float
+    stir: float
+    telling: float
+
+    def explains(self, error: float, rounding: float) -> bool:
+        """Whether an error is one of rounding, on a tensor that tells."""
+        return error <= max(self.tolerance, MARGIN * rounding) and rounding <= self.telling
+
+
+FULL = Precision(tolerance=1e-4, stir=3e-7, telling=1e-3)
+HALF = Precision(tolerance=5e-3, stir=1e-3, telling=3e-2)
+"""Where a model computes in float16 (eps 1e-3) in part."""
+MARGIN = 10.0
+"""An error may be so many times what stirring does."""
+DECISIONS = frozenset(
+    "TopK NonMaxSuppression NonZero ArgMax ArgMin Unique Hardmax Round Floor Ceil Sign Greater GreaterOrEqual Less "
+    "LessOrEqual Equal Cast QuantizeLinear DynamicQuantizeLinear".split()
+)
+"""Operators whose output jumps when their input moves by the last bit."""
+ORDERS = frozenset("TopK NonMaxSuppression NonZero ArgMax ArgMin Unique".split())
+"""Decisions after which nothing is comparable: what is picked, and how many. The others move single values."""
 
 Feeds = Mapping[str, np.ndarray]
+Kept = Mapping[str, tuple[int, np.ndarray]]
+"""Activation -> (axis, (length,) bool): the channels that a cut leaves."""
 
 
 @dataclass(frozen=True)
 class Surgery:
-    """Worst relative error of the pruned model against the masked original, before any repair."""
+    """How far the pruned model is from the masked original, before any repair.
+
+    Attributes:
+        worst: worst relative error of all that was compared.
+        samples: number of samples.
+        exact: whether every error is within the tolerance, or within what rounding alone does.
+        rounding: how much rounding alone moves what `worst` was measured on; 0 when that was not asked.
+        decisions: the nodes whose decisions were taken from the original to compare the rest.
+        turned: outputs in which rounding turns decisions over on these samples: equal only with the original's
+            decisions.
+        inner: tensors compared in place of outputs that rounding moves too much.
+    """
 
     worst: float
     samples: int
-
-    @property
-    def exact(self) -> bool:
-        return self.worst <= SURGERY_TOLERANCE
+    exact: bool = True
+    rounding: float = 0.0
+    decisions: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,79 +112,247 @@ class Fidelity:
     held_out: bool = True
 
 
-def masked(model: onnx.ModelProto, cuts: Sequence[Mapping]) -> onnx.ModelProto:
-    """The original with every removed index of every listed input multiplied by zero."""
-    model = _copy(model)
-    nodes = {node_key(n): n for n in model.graph.node}
-    shields: dict[str, list[onnx.NodeProto]] = {}
-    types = _element_types(model)
-    for k, cut in enumerate(cuts):
-        node = nodes.get(cut["node"])
-        if node is None or cut["input"] >= len(node.input):
-            raise UsageError(f"cut {k} names {cut['node']!r}[{cut['input']}], which the model does not have")
-        name = node.input[cut["input"]]
-        mask = np.ones(cut["length"], types.get(name, np.dtype(np.float32)))
-        mask[list(cut["removed"])] = 0
-        shape = [1] * cut["rank"]
-        shape[cut["axis"]] = -1
-        model.graph.initializer.append(numpy_helper.from_array(mask.reshape(shape), f"__mask_{k}"))
-        shield = helper.make_node("Mul", [name, f"__mask_{k}"], [f"__masked_{k}"])
-        shields.setdefault(cut["node"], []).append(shield)
-        node.input[cut["input"]] = f"__masked_{k}"
-    ordered: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        ordered += shields.get(node_key(node), ())
-        ordered.append(node)
-    body = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
-    del model.graph.node[:]
-    model.graph.node.extend(body)
-    return model
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _element_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
-    """Element types of constants that are not float32 (masks must match them)."""
-    found = {}
-    for t in model.graph.initializer:
-        found[t.name] = helper.tensor_dtype_to_np_dtype(t.data_type)
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            for a in node.attribute:
-                if a.name == "value":
-                    found[node.output[0]] = helper.tensor_dtype_to_np_dtype(a.t.data_type)
-    for info in (*model.graph.input, *model.graph.value_info):
-        if info.type.HasField("tensor_type") and info.type.tensor_type.elem_type:
-            found.setdefault(info.name, helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
-    return found
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference as a share of the largest magnitude of `a`; inf where either is not finite."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape:
+        return np.inf
+    if not a.size or a.dtype.kind == "O":
+        return 0.0
+    if a.dtype.kind != "f":
+        return 0.0 if np.array_equal(a, b) else np.inf
+    same = a == b  # infinities of a masked score are equal, not NaN apart
+    if same.all():
+        return 0.0
+    finite = np.abs(a[np.isfinite(a)].astype(np.float64))
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.where(same | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a.astype(np.float64) - b))
+    error = gap.max() / ((finite.max() if finite.size else 0.0) + 1e-12)
+    return float(error) if np.isfinite(error) else np.inf
 
 
 def check_surgery(
-    original: onnx.ModelProto, pruned: onnx.ModelProto, cuts: Sequence[Mapping], batches: Iterable[Feeds]
+    original: onnx.ModelProto,
+    pruned: onnx.ModelProto,
+    cuts: Sequence[Mapping],
+    batches: Iterable[Feeds],
+    *,
+    kept: Kept | None = None,
 ) -> Surgery:
     """Compare the unrepaired pruned model with the masked original.
 
+    Args:
+        original, pruned: the models.
+        cuts: what was removed.
+        batches: feeds.
+        kept: the channels left in every activation that lost some; needed to compare inside the models.
+
     Raises:
-        BudgetError: an output has another shape.
+        BudgetError: an output has another shape or type.
     """
+    reference = masked(original, cuts)
     # Not optimised: one run each, and the same kernels on both sides. The written file is run as users will run it.
-    left = runtime.open_session(masked(original, cuts), optimise=False, spinning=False, name="masked original")
+    left = runtime.open_session(reference, optimise=False, spinning=False, name="masked original")
     right = runtime.open_session(pruned, optimise=False, spinning=False, name="pruned model")
+    precision = _precision(original)
     worst, samples = 0.0, 0
+    closer: _Closer | None = None
     for feeds in batches:
         samples += len(next(iter(feeds.values()))) if feeds else 1
-        for name, a, b in zip(right.outputs, left.run(dict(feeds)), right.run(dict(feeds)), strict=True):
-            a, b = np.asarray(a), np.asarray(b)
-            if a.shape != b.shape:
-                raise BudgetError(f"output {name!r}: shape {a.shape} became {b.shape} - please report this model")
-            if a.size and a.dtype.kind == "f":
-                error = np.abs(a.astype(np.float64) - b).max() / (np.abs(a).max() + 1e-12)
-                worst = max(worst, float(error) if np.isfinite(error) else np.inf)
-    return Surgery(worst, samples)
+        wanted, found = left.run(feeds), right.run(feeds)
+        error = max(map(distance, wanted, found), default=0.0)
+        if error <= precision.tolerance:
+            worst = max(worst, error)
+            continue
+        if closer is None:
+            closer = _Closer(reference, pruned, cuts, kept or {}, precision)
+        closer.look(feeds, left, dict(zip(left.outputs, wanted, strict=True)), found)
+    if closer is None:
+        return Surgery(worst, samples)
+    for name in closer.reshaped:
+        raise BudgetError(f"output {name!r} has another shape than in the masked original - please report this model")
+    return Surgery(
+        max(worst, closer.worst),
+        samples,
+        closer.exact,
+        closer.rounding,
+        closer.decisions,
+        tuple(sorted(closer.turned)),
+        tuple(sorted(closer.inner)),
+    )
+
+
+def _precision(model: onnx.ModelProto) -> Precision:
+    half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    types = {t.data_type for t in model.graph.initializer} | {
+        a.t.data_type for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
+    return HALF if types & half else FULL
+
+
+def _stirred(feeds: Feeds, seed: int, stir: float) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        k: (v * (1 + rng.uniform(-stir, stir, v.shape))).astype(v.dtype) if v.dtype.kind == "f" else v
+        for k, v in feeds.items()
+    }
+
+
+def front(graph: Graph, name: str, cut_nodes: set[str], kept: Kept) -> str:
+    """The tensor in front of the nonlinear tail that makes `name`: back through nodes of one run-time operand
+    that the cut does not touch, to the output of the first other one."""
+    while name in graph.producer and name not in kept:
+        key = graph.producer[name]
+        node = graph.nodes[key]
+        operands = [i for i in node.input if i and graph.constant(i) is None]
+        if key in cut_nodes or len(operands) != 1 or node.op_type in LINEAR or operands[0] in graph.inputs:
+            return name
+        name = operands[0]
+    return name
+
+
+LINEAR = frozenset("Conv ConvTranspose Gemm MatMul BatchNormalization Einsum QLinearConv".split())
+
+
+@dataclass
+class _Closer:
+    """The second look, with its sessions; keeps the tally over batches."""
+
+    reference: onnx.ModelProto
+    pruned: onnx.ModelProto
+    cuts: Sequence[Mapping]
+    kept: Kept
+    precision: Precision
+    worst: float = 0.0
+    rounding: float = 0.0
+    exact: bool = True
+    decisions: tuple[str, ...] = ()
+    turned: set[str] = field(default_factory=set)
+    inner: set[str] = field(default_factory=set)
+    reshaped: list[str] = field(default_factory=list)
+
+    def look(
+        self, feeds: Feeds, plain: runtime.Session, wanted: Mapping[str, np.ndarray], found: Sequence[np.ndarray]
+    ) -> None:
+        """Compare what can be compared on one batch."""
+        errors = [distance(a, b) for a, b in zip(wanted.values(), found, strict=True)]
+        decides = any(n.op_type in ORDERS for n in self.reference.graph.node)
+        rounding = (
+            [np.inf] * len(errors) if decides else self._rounding(plain, feeds, {}, list(wanted.values()), errors)
+        )
+        asked = {}
+        for name, error, noise in zip(wanted, errors, rounding, strict=True):
+            if error <= self.precision.tolerance or self.precision.explains(error, noise):
+                self._count(error, 0.0 if decides else noise)
+            else:
+                asked[name] = error
+        if asked:
+            self._fixed(feeds, asked)
+
+    def _fixed(self, feeds: Feeds, asked: Mapping[str, float]) -> None:
+        """Both models with the original's decisions; outputs, what decisions are made from, and fronts."""
+        graph = Graph(self.reference)
+        nodes, given, basis = self._decisions(graph, feeds)
+        cut_nodes = {str(c["node"]) for c in self.cuts}
+        fronts = {name: front(graph, name, cut_nodes, self.kept) for name in asked}
+        made = {o for n in self.pruned.graph.node for o in n.output} - given.keys()  # sizes may be constants there
+        names = [n for n in dict.fromkeys([*asked, *basis, *fronts.values()]) if n in made]
+        left, right = _given(self.reference, given, names), _given(self.pruned, self._cut(given), names)
+        wanted = dict(zip(names, left.run({**feeds, **given}), strict=True))
+        found = dict(zip(names, right.run({**feeds, **self._cut(given)}), strict=True))
+        self.reshaped += [n for n in asked if n in wanted and wanted[n].shape != found[n].shape]
+        errors = [distance(a, found[n]) for n, a in self._cut(wanted).items()]
+        rounding = self._rounding(left, feeds, given, list(wanted.values()), errors)
+        tally = dict(zip(names, zip(errors, rounding, strict=True), strict=True))
+        for name in asked:
+            if name not in tally:  # a decision itself: what it is made from is compared
+                self.turned.add(name)
+            elif self.precision.explains(*tally[name]):
+                self._count(*tally[name])
+                self.turned.update([name] if nodes and tally[name][0] < asked[name] / 3 else [])
+            else:
+                self.inner.update({fronts[name]} - {name})
+                self._judge(*tally.get(fronts[name], tally[name]))
+        for name in basis:
+            if name in tally:
+                self._judge(*tally[name])
+        self.decisions = tuple(map(node_key, nodes))
+
+    def _decisions(self, graph: Graph, feeds: Feeds) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], list[str]]:
+        """The nodes that decide, their outputs in the masked original, and the float tensors they decide from."""
+        nodes = [n for n in graph.nodes.values() if n.op_type in DECISIONS and not _constant(graph, n)]
+        read = {i for n in nodes for i in n.input if i and graph.constant(i) is None and i not in feeds}
+        values = _tap(self.reference, sorted(read | {o for n in nodes for o in n.output if o}), feeds)
+        floats = {k for k, v in (values | dict(feeds)).items() if v.dtype.kind == "f"}
+        nodes = [n for n in nodes if any(i in floats for i in n.input)]
+        given = {o: values[o] for n in nodes for o in n.output if o}
+        return nodes, given, sorted({i for n in nodes for i in n.input if i in floats} & read - given.keys())
+
+    def _rounding(
+        self,
+        session: runtime.Session,
+        feeds: Feeds,
+        given: Feeds,
+        wanted: Sequence[np.ndarray],
+        errors: Sequence[float],
+    ) -> list[float]:
+        """How much stirred inputs move each output; up to three runs, until they explain the errors."""
+        p, moved = self.precision, [0.0] * len(wanted)
+        for seed in range(3):
+            if all(p.explains(e, m) or m > p.telling for e, m in zip(errors, moved, strict=True)):
+                break
+            again = session.run({**_stirred(feeds, seed, p.stir), **given})
+            moved = [max(m, distance(a, b)) for m, a, b in zip(moved, wanted, again, strict=True)]
+        return moved
+
+    def _judge(self, error: float, rounding: float) -> None:
+        self._count(error, rounding)
+        self.exact = self.exact and self.precision.explains(error, rounding)
+
+    def _count(self, error: float, rounding: float) -> None:
+        if error >= self.worst:
+            self.worst, self.rounding = error, rounding
+
+    def _cut(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The values without the channels that the cut removed."""
+        found = dict(values)
+        for name in values.keys() & self.kept.keys():
+            axis, keep = self.kept[name]
+            found[name] = values[name].compress(keep, axis)
+        return found
+
+
+def _constant(graph: Graph, node: onnx.NodeProto) -> bool:
+    return all(graph.constant(i) is not None for i in node.input if i)
+
+
+def _tap(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
+    """The values of inner tensors in one run."""
+    if not names:
+        return {}
+    session = _given(model, {}, names)
+    return dict(zip(names, map(np.asarray, session.run(feeds)), strict=True))
+
+
+def _given(model: onnx.ModelProto, given: Mapping[str, np.ndarray], outputs: Sequence[str]) -> runtime.Session:
+    """A session that takes the tensors `given` as further inputs and returns `outputs`."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    nodes = [n for n in graph.node if not any(o in given for o in n.output if o)]
+    body = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(body)
+    for name, value in given.items():
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
+    stale = [k for k, v in enumerate(graph.value_info) if v.name in given]
+    for k in reversed(stale):
+        del graph.value_info[k]
+    declared = {o.name: o for o in model.graph.output}
+    del graph.output[:]
+    graph.output.extend(declared.get(n, helper.make_empty_tensor_value_info(n)) for n in outputs)
+    return runtime.open_session(changed, spinning=False, name="model")
 
 
 def check_fidelity(

@@ -44,6 +44,7 @@ class Result:
         pinned: what could not be cut, and why.
         groups: (name, width before, width after) of every channel group.
         repair: the repair that was applied.
+        inexact: nodes whose statistics the cut changes on purpose (`prune_statistics`).
         warnings: what the user should know.
         feeds: inputs for the run of the written file; None: it is loaded only.
     """
@@ -60,6 +61,7 @@ class Result:
     pinned: tuple[Pinned, ...]
     groups: tuple[tuple[str, int, int], ...]
     repair: str
+    inexact: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
@@ -100,7 +102,8 @@ class Result:
             "before": asdict(self.before),
             "after": asdict(self.after),
             "macs_removed": self.macs_removed,
-            "surgery": {**asdict(self.surgery), "exact": self.surgery.exact},
+            "surgery": asdict(self.surgery),
+            "inexact": list(self.inexact),
             "fidelity": None if self.fidelity is None else asdict(self.fidelity),
             "latency": None if self.latency is None else self.latency.to_json(),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from onnxprune.measure.verify import Surgery
     from onnxprune.report.result import Result
 
 
@@ -119,7 +120,7 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
             f"speed-up     {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}], {c.verdict} "
             f"({result.latency.rounds} interleaved rounds, {result.latency.threads} thread, CPU)"
         )
-    lines.append(f"surgery      exact: worst error {result.surgery.worst:.1e} against the masked original")
+    lines.append(f"surgery      {surgery_words(result.surgery, len(result.inexact))}")
     if result.fidelity is not None:
         f = result.fidelity
         top1 = "" if f.top1 is None else f"top-1 agreement {f.top1:.1%}, "
@@ -133,6 +134,24 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     if warnings:
         lines += [f"warning      {plain(w)}" for w in result.warnings]
     return "\n".join(_wrapped(line, width) for line in lines) + "\n"
+
+
+def surgery_words(surgery: Surgery, inexact: int = 0) -> str:
+    """What was compared, and how far apart it was; `inexact` nodes change on purpose."""
+    if inexact and not surgery.exact:
+        return f"not exact, as asked for: {inexact} statistics over channels change, error {surgery.worst:.1e}"
+    exact = "exact" if surgery.exact else "NOT exact"
+    text = f"{exact}: worst error {surgery.worst:.1e} against the masked original"
+    if surgery.rounding:
+        text += f" (rounding alone: {surgery.rounding:.1e})"
+    if surgery.turned:
+        text += (
+            f"; {len(surgery.turned)} outputs compared with the original's decisions at {len(surgery.decisions)} "
+            f"nodes such as {plain(surgery.decisions[0])}, which rounding turns over"
+        )
+    if surgery.inner:
+        text += f"; compared at {', '.join(map(plain, surgery.inner))}: behind it rounding is blown up"
+    return text
 
 
 def _wrapped(line: str, width: int) -> str:

@@ -18,7 +18,7 @@ from onnxprune.graph.shapes import observe
 from onnxprune.rewrite.cut import cut
 
 TOLERANCE = 1e-5
-DTYPES = {TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64, TensorProto.INT64: np.int64, TensorProto.INT8: np.int8,
+DTYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64, TensorProto.INT64: np.int64, TensorProto.INT8: np.int8,
           TensorProto.UINT8: np.uint8, TensorProto.INT32: np.int32, TensorProto.BOOL: np.bool_}  # fmt: skip
 
 

@@ -101,7 +101,8 @@ row("quantized operators of ORT", f"""(uint8[1,3,8,8] x) => (uint8[] y)
        a = com.microsoft.QLinearAdd(h, t, z, g, t, z, t, z) e = com.microsoft.QLinearSigmoid(a, t, z, s, z)
        l = com.microsoft.QLinearLeakyRelu(e, s, z, t, z) k2 = com.microsoft.QLinearMul(l, t, z, k, s, z, t, z)
        c = com.microsoft.QLinearConcat<axis=1>(t, z, k2, t, z, e, s, z)
-       p = com.microsoft.QLinearGlobalAveragePool(c, t, z, t, z) f = Flatten(p)
+       o = com.microsoft.QLinearAveragePool<kernel_shape=[1,1]>(c, t, z, t, z)
+       p = com.microsoft.QLinearGlobalAveragePool(o, t, z, t, z) f = Flatten(p)
        y = com.microsoft.QGemm<transB=1>(f, t, z, v, s, zv, b, t, z) }}""", [8])
 # fmt: on
 

@@ -104,6 +104,22 @@ for op in (
     "Mish",
 ):
     net(f"unary {op}", "", f"z = {op}(h)", [8])
+for op in "Celu Cos Sin Softsign Sinh Cosh Asinh Atan Ceil Floor Round Sign HardSigmoid LeakyRelu ThresholdedRelu".split():
+    net(f"unary {op}", "", f"z = {op}(h)", [8])
+for op in ("Asin", "Acos", "Atanh", "Tan"):
+    net(f"unary {op}", "float half = {0.5}", f"t = Tanh(h) u = Mul(t, half) z = {op}(u)", [8])
+for op in ("Log", "Reciprocal", "Sqrt"):
+    net(f"unary {op}", "float one = {1.0}", f"e = Exp(h) a = Add(e, one) z = {op}(a)", [8])
+net("Acosh", "", "e = Abs(h) c = Cosh(e) z = Acosh(c)", [8])
+net("Shrink", "", "z = Shrink<lambd=0.2, bias=0.1>(h)", [8])
+net("Swish, opset 24", "", "z = Swish(h)", [8], opset=24)
+net("Sub, Mod", "float[8,1,1] t, float m = {0.7}", "a = Sub(t, h) z = Mod<fmod=1>(a, m)", [8])
+net("comparisons", "float[8,1,1] t", """a = Less(h, t) b = GreaterOrEqual(h, t) c = LessOrEqual(t, h) d = Equal(h, t)
+    e = And(b, c) f = Or(a, d) g = Xor(e, f) i = Not(g) n = IsNaN(h) o = IsInf(h) j = Or(n, o) l = Or(i, j)
+    z = Where(l, h, t)""", [8])
+net("bits", "int32 m = {5}, uint8 u = {1}", """i = Cast<to=6>(h) a = BitwiseAnd(i, m) b = BitwiseOr(a, m) c = BitwiseXor(b, i)
+    d = BitwiseNot(c) e = Abs(h) f = Cast<to=2>(e) g = BitShift<direction="LEFT">(f, u) j = Cast<to=1>(d) k = Cast<to=1>(g)
+    z = Add(j, k)""", [8])
 net("Gelu, opset 20", "", "z = Gelu(h)", [8], opset=20)
 net("Clip", "float lo = {0.0}, float hi = {6.0}", "z = Clip(h, lo, hi)", [8])
 net("HardSwish as Add-Clip-Mul-Div", "float three = {3.0}, float lo = {0.0}, float six = {6.0}",
@@ -208,6 +224,7 @@ net("Pad with axes", "int64[2] p = {1,1}, int64[1] a = {1}, float v = {0.5}", "z
 net("DepthToSpace, DCR", "", "z = DepthToSpace<blocksize=2>(h)", [2], read=2)
 net("DepthToSpace, CRD", "", 'z = DepthToSpace<blocksize=2, mode="CRD">(h)', [2], read=2)
 net("SpaceToDepth", "", "z = SpaceToDepth<blocksize=2>(h)", [8], read=32)
+net("SpaceToDepth, CRD", "", 'z = SpaceToDepth<blocksize=2, mode="CRD">(h)', [8], read=32, opset=28)
 net("pixel shuffle by Reshape and Transpose",
     "int64[6] s = {-1, 2, 2, 2, 8, 8}, int64[4] t = {-1, 2, 16, 16}",
     "a = Reshape(h, s) b = Transpose<perm=[0,1,4,2,5,3]>(a) z = Reshape(b, t)", [2], read=2)
@@ -328,6 +345,21 @@ net("LayerNormalization over positions", "float[8] s, float[8] b", "z = LayerNor
 net("Softmax over channels", "", "z = Softmax<axis=1>(h)", [], "Softmax")
 net("Softmax over positions", "", "z = Softmax<axis=3>(h)", [8])
 net("Softmax over all but the batch, opset 11", "", "z = Softmax<axis=1>(h)", [], "Softmax", opset=11)
+for op in ("LogSoftmax", "Hardmax"):
+    net(f"{op} over channels", "", f"z = {op}<axis=1>(h)", [], op)
+    net(f"{op} over positions", "", f"z = {op}<axis=-1>(h)", [8])
+net("RMSNormalization, opset 23", "float[8] s", "z = RMSNormalization<axis=-1>(h, s)", [8], opset=23)
+net("MeanVarianceNormalization of maps", "float[8,8] p",  # a masked channel alone would be 0/0
+    "a = Add(h, p) z = MeanVarianceNormalization<axes=[0,2,3]>(a)", [8])
+net("MeanVarianceNormalization over channels", "", "z = MeanVarianceNormalization<axes=[1]>(h)", [],
+    "MeanVarianceNormalization")
+net("CumSum over positions", "int64 a = {3}", "z = CumSum(h, a)", [8])
+net("CumSum over channels", "int64 a = {1}", "z = CumSum(h, a)", [], "CumSum")
+net("CumProd over positions, opset 26", "int64 a = {3}", "z = CumProd(h, a)", [8], opset=26)
+net("RoiAlign", "float[2,4] pos, int64[2] b = {0, 1}",
+    "r = RoiAlign<output_height=2, output_width=2>(h, pos, b) z = Relu(r)", [8])
+net("MaxRoiPool", "float[2,5] r = {0, 0, 0, 4, 4, 1, 1, 1, 5, 5}", "z = MaxRoiPool<pooled_shape=[2,2]>(h, r)", [8])
+net("LpPool", "", "a = LpPool<kernel_shape=[2,2]>(h) z = GlobalLpPool(a)", [8])
 net("L2 norm over channels", "", "z = LpNormalization<axis=1>(h)", [], "LpNormalization")
 net("pooling", "", """a = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1], strides=[1,1]>(h)
     z = AveragePool<kernel_shape=[2,2], strides=[2,2]>(a)""", [8])
@@ -335,6 +367,11 @@ net("MaxPool with indices", "", "z, i = MaxPool<kernel_shape=[2,2], strides=[2,2
 net("ReduceMean by attribute, opset 13", "", "z = ReduceMean<axes=[2,3], keepdims=1>(h)", [8], opset=13)
 net("ReduceSum over everything", "int64[4] t = {1,1,1,1}",
     "s = ReduceSum<keepdims=0>(h) e = Reshape(s, t) z = Mul(h, e)", [], "ReduceSum")
+for op in "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMin ReduceMax ReduceProd ReduceSum ReduceSumSquare".split():
+    net(f"{op} over positions", "int64[2] a = {2, 3}, float one = {1.0}", f"e = Abs(h) f = Add(e, one) z = {op}(f, a)", [8])
+    net(f"{op} over channels", "int64[1] a = {1}, float one = {1.0}",
+        f"e = Abs(h) f = Add(e, one) r = {op}(f, a) z = Mul(h, r)", [], op)
+net("ArgMin over positions", "", "a = ArgMin<axis=3>(h) c = Cast<to=1>(a) z = Add(h, c)", [8])
 net("ArgMax over channels", "float[1] one = {1.0}", "a = ArgMax<axis=1>(h) c = Cast<to=1>(a) z = Mul(h, c)",
     [], "ArgMax")
 
@@ -404,6 +441,8 @@ row("embedding", """(int64[N,6] x) => (float[] y) <float[10,8] e, float[8,5] v>
 row("LSTM",
     """(float[6,2,12] x) => (float[] y) <float[12,8] u, float[1,16,8] w, float[1,16,4] r, float[1,32] b>
     { m = MatMul(x, u) a = Relu(m) y, h, c = LSTM<hidden_size=4>(a, w, r, b) }""", [8], "hidden state")
+row("RNN", """(float[6,2,12] x) => (float[] y) <float[12,8] u, float[1,4,8] w, float[1,4,4] r>
+    { m = MatMul(x, u) a = Relu(m) y, h = RNN<hidden_size=4>(a, w, r) }""", [8], "hidden state")
 row("GRU both ways", """(float[6,2,12] x) => (float[] y) <float[12,8] u, float[2,12,8] w, float[2,12,4] r>
     { m = MatMul(x, u) a = Relu(m) y, h = GRU<hidden_size=4, direction="bidirectional">(a, w, r) }""", [8],
     "hidden state")
@@ -462,6 +501,17 @@ net("a channel count used as a value", "int64 i = {1}",
     "s = Shape(h) c = Gather(s, i) f = Cast<to=1>(c) q = Sqrt(f) z = Div(h, q)", [8])
 net("a size of the map used as a value", "int64 i = {3}",
     "s = Shape(h) c = Gather(s, i) f = Cast<to=1>(c) q = Sqrt(f) z = Div(h, q)", [8])
+row("a channel count is a model output", f"""(float[N,3,4,4] x) => (float[] y, int64[] n)
+    <{STEM}, float[5,8,1,1] w, int64 i = {{1}}, int64 j = {{2}}>
+    {{ h = Conv(x, w0, b0) s = Shape(h) c = Gather(s, i) k = Gather(s, j) n = Mul(c, k) y = Conv(h, w) }}""", [],
+    "model output")
+row("the size of a map is a model output", f"""(float[N,3,4,4] x) => (float[] y, int64[] n)
+    <{STEM}, float[5,8,1,1] w, int64 j = {{2}}>
+    {{ h = Conv(x, w0, b0) s = Shape(h) n = Gather(s, j) y = Conv(h, w) }}""", [8])
+row("a body reads a channel count", f"""(float[1,3,4,4] x, bool c) => (float[] y) <{STEM}, float[5,8,1,1] w, int64 i = {{1}}>
+    {{ h = Conv(x, w0, b0) s = Shape(h) n = Gather(s, i) f = Cast<to=1>(n) g = Conv(h, w)
+       y = If(c) <then_branch = t () => (float[1,5,2,2] a) {{ a = Mul(g, f) }},
+                  else_branch = e () => (float[1,5,2,2] b) {{ b = Div(g, f) }}> }}""", [], "inside the body")
 net("the number of elements used as a value", "", "s = Size(h) f = Cast<to=1>(s) z = Div(h, f)", [],
     "as a value")
 net("zeros of a computed shape", "float[8] b",
@@ -529,3 +579,14 @@ def test_cut_is_exact(case: Row) -> None:
         pruned = surgery.assert_exact(model, graph, channels, how)
         size = [sum(len(t.raw_data) for t in m.graph.initializer) for m in (pruned, model)]
         assert how != "half" or not any(w > 1 for w in case.widths) or size[0] < size[1] or "Constant" in case.name
+
+
+def test_every_rule_has_a_row() -> None:
+    """A new operator needs a row: in this table or in the quantized one."""
+    from onnxprune.channels import rules, spelled
+    from tests.channels import test_quantized
+
+    cases = (*ROWS, *test_quantized.ROWS)
+    seen = {n.op_type for case in cases for n in surgery.model_of(case.text, case.opset).graph.node}
+    assert not rules.RULES.keys() - seen and not spelled.SPELLS.keys() - seen
+    assert not {op for _, op in rules.CONTRIB} - seen

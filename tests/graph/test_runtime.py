@@ -50,7 +50,7 @@ def test_a_session_from_anything(tmp_path, form):
 def test_options_reach_onnxruntime():
     raw = runtime.open_session(net(), threads=2, optimise=False, spinning=False).raw
     options = raw.get_session_options()
-    assert (options.intra_op_num_threads, options.log_severity_level) == (2, 3)
+    assert (options.intra_op_num_threads, options.log_severity_level) == (2, 4)
     assert options.graph_optimization_level.name == "ORT_DISABLE_ALL"
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 

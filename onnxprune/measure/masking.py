@@ -1,0 +1,117 @@
+"""The yardstick of surgery: the original with every removed channel masked.
+
+Knows the published list of cuts and nothing of how they came about. An operand that is cut is multiplied by
+zeros and ones where it is read; a quantized constant gets its zero point instead, which is what zero means there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune.errors import UsageError
+from onnxprune.graph.model import Graph, node_key
+
+ZERO_POINT: Mapping[tuple[str, int], int] = {
+    ("DequantizeLinear", 0): 2,
+    ("QLinearConv", 3): 5,
+    ("QLinearMatMul", 3): 5,
+    ("QLinearAdd", 0): 2,
+    ("QLinearAdd", 3): 5,
+    ("QLinearMul", 0): 2,
+    ("QLinearMul", 3): 5,
+    ("QGemm", 3): 5,
+    ("ConvInteger", 1): 3,
+    ("MatMulInteger", 1): 3,
+}
+"""(operator, operand) -> the operand that says which integer stands for zero."""
+ROWS_FIRST = ("QLinearConv", "ConvInteger")
+"""Operators whose zero points, one per output channel, belong to the weight's first axis; else the last."""
+
+
+def masked(model: onnx.ModelProto, cuts: Sequence[Mapping]) -> onnx.ModelProto:
+    """The original with every removed index of every listed input multiplied by zero.
+
+    Args:
+        model: the original, left untouched.
+        cuts: {node, input, axis, rank, length, removed} each, as `removed_cuts` publishes them.
+
+    Raises:
+        UsageError: a cut names a node that the model does not have.
+    """
+    graph = Graph(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes = {node_key(n): n for n in result.graph.node}
+    shields: dict[str, list[onnx.NodeProto]] = {}
+    integers: dict[tuple[str, int], np.ndarray] = {}
+    types = _element_types(result)
+    for k, cut in enumerate(cuts):
+        node = nodes.get(cut["node"])
+        if node is None or cut["input"] >= len(node.input):
+            raise UsageError(f"cut {k} names {cut['node']!r}[{cut['input']}], which the model does not have")
+        use, name = (cut["node"], cut["input"]), node.input[cut["input"]]
+        keep = np.ones(cut["length"], bool)
+        keep[list(cut["removed"])] = False
+        keep = keep.reshape([-1 if a == cut["axis"] else 1 for a in range(cut["rank"])])
+        constant = integers.get(use, graph.constant(name))
+        if constant is not None and constant.dtype.kind in "iu":
+            integers[use] = np.where(keep, constant, _zero_point(graph, node, use[1])).astype(constant.dtype)
+            continue
+        if constant is None and name not in types:
+            types = {**_inferred_types(model), **types}
+        dtype = constant.dtype if constant is not None else types.get(name, np.dtype(np.float32))
+        mask, types[f"__masked_{k}"] = keep.astype(dtype), dtype
+        result.graph.initializer.append(numpy_helper.from_array(mask, f"__mask_{k}"))
+        shield = helper.make_node("Mul", [name, f"__mask_{k}"], [f"__masked_{k}"])
+        shields.setdefault(cut["node"], []).append(shield)
+        node.input[cut["input"]] = f"__masked_{k}"
+    for k, ((key, i), value) in enumerate(integers.items()):
+        result.graph.initializer.append(numpy_helper.from_array(value, f"__zeroed_{k}"))
+        nodes[key].input[i] = f"__zeroed_{k}"
+    ordered: list[onnx.NodeProto] = []
+    for node in result.graph.node:
+        ordered += shields.get(node_key(node), ())
+        ordered.append(node)
+    body = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
+    del result.graph.node[:]
+    result.graph.node.extend(body)
+    return result
+
+
+def _zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray:
+    """The integer that stands for zero in operand i, shaped to broadcast against it."""
+    at = ZERO_POINT.get((node.op_type, i))
+    zero = graph.constant(node.input[at]) if at is not None and at < len(node.input) and node.input[at] else None
+    if zero is None:
+        return np.zeros((), np.int8)
+    if zero.size == 1:
+        return zero.reshape(())
+    value = graph.constant(node.input[i])
+    rank = 1 if value is None else value.ndim
+    axis = 0 if node.op_type in ROWS_FIRST else rank - 1
+    if node.op_type == "QGemm":
+        axis = 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    if node.op_type == "DequantizeLinear":
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % rank
+    return zero.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
+def _element_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
+    """Element types of activations that the file states (masks must match them)."""
+    return {
+        info.name: helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        for info in (*model.graph.input, *model.graph.value_info)
+        if info.type.HasField("tensor_type") and info.type.tensor_type.elem_type
+    }
+
+
+def _inferred_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
+    """The same, worked out; nothing for a model that cannot be inferred."""
+    try:
+        return _element_types(onnx.shape_inference.infer_shapes(model))
+    except Exception:  # too large for protobuf, or operators without inference: float32 is the guess
+        return {}
