@@ -107,16 +107,25 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
             str(len(g["readers"])),
         )
         for g in found["groups"]
+        if g["width"] > 1
     ]
-    heading = f"\n{len(groups)} groups of channels can be cut (MACs: the share that depends on them)\n"
+    count = f"{len(groups)} group{'' if len(groups) == 1 else 's'}"
+    heading = f"\n{count} of channels can be cut (MACs: the share that depends on them)\n"
     text = "\n".join(lines) + "\n" + heading
     if groups:
         head = ("group", "width", "step", "MACs", "makers", "readers")
         text += table(head, groups, "<>>>>>", most=most, width=width)
     if found["inexact"]:
         text += f"\ncutting them is not exact: {len(found['inexact'])} nodes take statistics over channels\n"
-    if found["pinned"]:
+    single = [plain(g["name"]) for g in found["groups"] if g["width"] == 1]
+    if found["pinned"] or single:
         text += "\nkept whole\n"
+    if single:
+        shown = single if most is None else single[:3]
+        text += f"  all their channels go together, or they have one ({len(single)} groups)\n"
+        text += "".join(f"    {name}\n" for name in shown)
+        text += f"    … and {len(single) - len(shown)} more (use -v)\n" if len(shown) < len(single) else ""
+    if found["pinned"]:
         for p in found["pinned"]:
             text += f"  {plain(p['reason'])} ({p['channels']} channels)\n"
             places = [f"{plain(w['tensor'])} axis {w['axis']}, at {plain(w['node'])}" for w in p["where"]]

@@ -48,7 +48,7 @@ def test_on_the_command_line(model: Path, tmp_path: Path, capsys: pytest.Capture
     assert code == 0, err
     assert json.loads(out)["inexact"] == ["n"]
     code, out, _ = run(capsys, "inspect", model, "--prune-statistics")
-    assert code == 0 and "not exact: 1 nodes" in out and "1 groups" in out
+    assert code == 0 and "not exact: 1 nodes" in out and "1 group of" in out
 
 
 def test_from_python(model: Path) -> None:

@@ -91,7 +91,9 @@ class Walk:
         """The ids of one axis of input i, (length,), all others kept whole."""
         self.ties.tensor = self.node.input[i]
         length = self.dims(i)[axis]
-        return self.ties.along(x, axis, length, f"{self.node.op_type} works across this axis")
+        return self.ties.along(
+            x, axis, length, f"{self.node.op_type} works across this axis, which is not its channel axis"
+        )
 
     def statistics(self) -> bool:
         """Whether the node's statistics over channels may change; notes that they do."""
@@ -113,6 +115,8 @@ def apply(walk: Walk, values: list[Value]) -> list[Ids | Param]:
     sized = all(o in walk.observed.shapes for o in node.output if o)
     if not known or not sized:
         why = f"{op} is not known to onnxprune" if not known else f"sizes of {op} are not known"
+        if op in ("If", "Loop", "Scan"):
+            why = f"{op} runs a body, into which channels are not followed"
         pin_all(walk, why, *values)
         return [walk.dead(i, why) for i in range(len(node.output))]
     if values and isinstance(values[0], Param) and op not in TAKES_CONSTANTS:
@@ -258,7 +262,7 @@ def matmul_weight(walk: Walk, x: Ids, i: int, contracted: int, w: Param, out_axi
     """Activation times weight, on either side."""
     inner, rank = 1 - out_axis, x.ndim
     passing = [k for k in range(rank) if k != contracted and x.shape[k] > 1]
-    if passing and x.shape[contracted] == 1:
+    if passing and x.shape[contracted] == 1 and not walk.ties.pinned(x):
         # channels lie along another axis (an MLP-mixer's token mixing): they pass, the weight stays
         pin_all(walk, "MatMul works along positions here, not along channels", w)
         return x
@@ -349,7 +353,7 @@ def _meet(walk: Walk, operands: list[tuple[Ids, tuple[int, ...]]], params: list[
             ties.same(main, other)
             continue
         # the other carries only some of the axes, or different ones: what it carries stays whole
-        walk.fixed(other, f"{walk.node.op_type} crosses two kinds of channels")
+        walk.fixed(other, f"{walk.node.op_type} joins channels with channels on another axis (attention over channels)")
         for k in range(rank):
             if other.shape[k] > 1:
                 main = ties.whole(main, k, why)

@@ -184,6 +184,11 @@ class Ties:
         ids = self.only(ids, [axis], text)
         return np.broadcast_to(ids.reshape(-1), (length,))
 
+    def pinned(self, ids: Ids) -> bool:
+        """Whether all of these are pinned by what is known so far."""
+        labels, reason = self.components()
+        return bool((reason[labels[ids]] >= 0).all())
+
     # -- after the walk ---------------------------------------------------------------------------------------
 
     def components(self) -> tuple[np.ndarray, np.ndarray]:

@@ -335,16 +335,110 @@ def attention(net: Net, x: str) -> str:
     return net.add(net.op("Reshape", y, net.ints(0, channels, size, size)), channels, size)
 
 
+@entry
+def selective(net: Net, x: str) -> str:
+    """Two branches stacked, weighed by a softmax over the branches, and summed."""
+    channels, size = net.maps[x]
+    stack = [net.op("Unsqueeze", net.like(x, channels), net.ints(1)) for _ in range(2)]
+    f = net.op("Concat", *stack, axis=1)
+    return net.add(
+        net.op("ReduceSum", net.op("Mul", f, net.op("Softmax", f, axis=1)), net.ints(1), keepdims=0), channels, size
+    )
+
+
+@entry
+def norms(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    groups = net.rnd.choice([g for g in (1, 2, 4, channels) if channels % g == 0])
+    if net.rnd.random() < 0.5:
+        y = net.op("GroupNormalization", x, net.weight(groups), net.weight(groups), num_groups=groups, epsilon=1e-2)
+    else:
+        y = net.op("InstanceNormalization", x, net.weight(channels), net.weight(channels), epsilon=1e-2)
+    return net.add(y, channels, size)
+
+
+@entry
+def where(net: Net, x: str) -> str:
+    channels = net.maps[x][0]
+    c = net.op("Greater", x, net.op("Mul", x, x))
+    other = net.rnd.choice((net.like(x, channels), net.weight(1, channels, 1, 1)))
+    return net.add(net.op("Where", c, x, other), *net.maps[x])
+
+
+@entry
+def einsum(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    out = net.rnd.choice((2, 4, 6))
+    return net.add(net.op("Einsum", x, net.weight(channels, out), equation="bchw,cd->bdhw"), out, size)
+
+
+@entry
+def token_mixing(net: Net, x: str) -> str:
+    """Dense layers along positions, then back."""
+    channels, size = net.maps[x]
+    if size > 8:
+        return x
+    f = net.op("Reshape", x, net.ints(0, channels, size * size))
+    h = net.op("Relu", net.op("MatMul", f, net.weight(size * size, 6)))
+    y = net.op("Reshape", net.op("MatMul", h, net.weight(6, size * size)), net.ints(0, channels, size, size))
+    return net.add(net.op("Add", x, y), channels, size)
+
+
+@entry
+def twice(net: Net, x: str) -> str:
+    """One weight, read by two convs in a row."""
+    channels, size = net.maps[x]
+    w = net.weight(channels, channels, 3, 3)
+    y = net.op("Relu", net.op("Conv", x, w, pads=[1] * 4))
+    return net.add(net.op("Conv", y, w, pads=[1] * 4), channels, size)
+
+
+@entry
+def by_position(net: Net, x: str) -> str:
+    """Coordinate attention: rows and columns pooled apart, joined along positions, split again."""
+    channels, size = net.maps[x]
+    a = net.op("ReduceMean", x, net.ints(3))
+    b = net.op("Transpose", net.op("ReduceMean", x, net.ints(2)), perm=[0, 1, 3, 2])
+    j = net.op("Concat", a, b, axis=2)
+    s = net.op("Sigmoid", net.op("Conv", j, net.weight(channels, channels, 1, 1)))
+    a, b = net.op("Split", s, net.ints(size, size), axis=2, outputs=2)
+    b = net.op("Transpose", b, perm=[0, 1, 3, 2])
+    return net.add(net.op("Mul", net.op("Mul", x, a), b), channels, size)
+
+
+@entry
+def expanded(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    p = net.op("GlobalAveragePool", x)
+    shape = net.op("Shape", x) if net.rnd.random() < 0.5 else net.ints(1, net.rnd.choice((1, channels)), size, size)
+    return net.add(net.op("Expand", p, shape), channels, size)
+
+
+@entry
+def unstacked(net: Net, x: str) -> str:
+    """Halves of the channels by Reshape and Gather, as packed tensors are taken apart."""
+    channels, size = net.maps[x]
+    if channels % 2:
+        return x
+    r = net.op("Reshape", x, net.ints(0, 2, channels // 2, size, size))
+    parts = [net.op("Squeeze", net.op("Gather", r, net.ints(k), axis=1), net.ints(1)) for k in range(2)]
+    return net.add(net.op("Max", *parts), channels // 2, size)
+
+
 def head(net: Net, x: str) -> str:
     """To a dense layer: pooled, or flattened in either order."""
     channels, size = net.maps[x]
-    way = net.rnd.randrange(4)
+    way = net.rnd.randrange(5)
     if way == 0:
         f, wide = net.op("Flatten", net.op("GlobalAveragePool", x)), channels
     elif way == 1:
         f, wide = net.op("Reshape", net.op("ReduceMean", x, net.ints(2, 3)), net.ints(-1, channels)), channels
     elif way == 2:
         f, wide = net.op("Flatten", x), channels * size * size
+    elif way == 3 and size <= 8:  # columns as steps of an LSTM
+        t = net.op("Reshape", net.op("Transpose", x, perm=[3, 0, 1, 2]), net.ints(size, 1, channels * size))
+        y = net.op("LSTM", t, net.weight(1, 16, channels * size), net.weight(1, 16, 4), hidden_size=4, outputs=3)[0]
+        f, wide = net.op("Reshape", net.op("Gather", y, net.ints(size - 1), axis=0), net.ints(1, 4)), 4
     else:
         t = net.op("Transpose", x, perm=[0, 2, 3, 1])
         f, wide = net.op("Reshape", t, net.ints(1, -1)), channels * size * size

@@ -293,6 +293,12 @@ row("MatMul over positions (an MLP-mixer)", f"""(float[N,3,4,4] x) => (float[] y
     {{ h = Conv<pads=[1,1,1,1]>(x, w0, b0) f = Reshape(h, s) g = MatMul(f, w) r = Relu(g) k = MatMul(r, v)
        t = Transpose<perm=[0,2,1]>(k) q = Transpose<perm=[1,0]>(u) y = MatMul(t, q) }}""", [8], "along positions")
 
+row("MatMul over positions whose channels are pinned anyway", f"""(float[N,3,4,4] x) => (float[] y)
+    <{STEM}, float[16,6] w, float[6,16] v, int64[3] s = {{0, 8, 16}}, float[8,5] u, int64[1] one = {{1}}>
+    {{ h = Conv<pads=[1,1,1,1]>(x, w0, b0) f = Reshape(h, s) m = ReduceMean<keepdims=1>(f, one) d = Sub(f, m)
+       g = MatMul(d, w) r = Relu(g) k = MatMul(r, v) a = Add(f, k) t = Transpose<perm=[0,2,1]>(a) y = MatMul(t, u) }}""",
+    [6], "ReduceMean")
+
 # -- attention over channels -----------------------------------------------------------------------------------
 
 net("squeeze and excite", "float[4,8,1,1] u, float[4] a, float[8,4,1,1] v, float[8] b",
