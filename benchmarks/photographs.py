@@ -40,6 +40,12 @@ def files(table: dict[str, tuple[str, str]]) -> list[Path]:
     return found
 
 
+def folder(path: Path | None) -> list[Path]:
+    """The pictures in a folder, in name order; none without a folder."""
+    kinds = {".jpg", ".jpeg", ".png", ".webp"}
+    return sorted(p for p in path.iterdir() if p.suffix.lower() in kinds) if path else []
+
+
 def labelled() -> list[tuple[Path, int]]:
     """foolbox's twenty photographs and their ImageNet classes."""
     home = package("foolbox")

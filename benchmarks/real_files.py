@@ -9,6 +9,7 @@ missing is skipped with a line.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tempfile
 import time
@@ -52,6 +53,7 @@ def efficientnet(args: Any) -> Subject:
     import photographs
 
     fitted, held = photographs.files(photographs.FITTED), photographs.files(photographs.HELD)
+    fitted += photographs.folder(args.photos)
     known = photographs.labelled()
     if not fitted or not held + known:
         raise ImportError('no photographs: pip install -e ".[bench]"')
@@ -180,6 +182,7 @@ def run(args: Any) -> list[dict[str, Any]]:
                 "ratio": ratio,
                 "settings": settings,
                 "images": args.images,
+                "samples": hashlib.sha256(subject.calibration.tobytes()).hexdigest()[:16],
                 "words": args.words,
                 "bench": args.bench,
                 "code": common.code_digest(),
@@ -211,6 +214,7 @@ def main() -> None:
     add("--only", type=common.words, help=f"of {','.join(SUBJECTS)}")
     add("--ratios", type=common.numbers, default=(0.3, 0.5), help="shares of the MACs (0.3,0.5)")
     add("--images", type=int, default=128, help="calibration samples (128)")
+    add("--photos", type=Path, metavar="DIR", help="more photographs for calibration: a folder of yours")
     add("--words", type=int, default=400, help="words read for the report (400)")
     add("--method", type=method, action="append", help="[NAME:]criterion=l1,repair=refit; else the default")
     add("--no-bench", dest="bench", action="store_false", help="do not measure speed")
