@@ -1,0 +1,175 @@
+"""The helpers of `benchmarks/`: what they compute is what the tables claim."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import onnxprune
+from onnxprune.graph.runtime import open_session
+
+ROOT = Path(__file__).parent.parent
+RESNET = ROOT / "benchmarks/models/resnet20_fmnist.onnx"
+sys.path.append(str(ROOT / "benchmarks"))
+
+import accuracy  # noqa: E402
+import child  # noqa: E402
+import common  # noqa: E402
+import regression  # noqa: E402
+import rendered  # noqa: E402
+import scaling  # noqa: E402
+import torch_peers  # noqa: E402
+
+
+def calibration(count):
+    return np.load(ROOT / "benchmarks/data/calib.npz")["x"][:count]
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([0.9213], "92.1"), ([0.92, 0.91, 0.90], "91.0 (90.0–92.0)")], ids=["one", "three"]
+)
+def test_spread(values, text):
+    assert common.spread(values) == text
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "edits"), [("", "", 0), ("abc", "abc", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)]
+)
+def test_distance(a, b, edits):
+    assert rendered.distance(a, b) == rendered.distance(b, a) == edits
+
+
+@pytest.mark.parametrize(
+    ("steps", "word"),
+    [([1, 1, 0, 1, 2], "aab"), ([0, 0, 0], ""), ([0, 2, 2, 0], "b"), ([3, 1, 3, 2, 3], "a b")],
+    ids=["repeats merge, a blank parts", "blanks", "margins", "spaces at the ends"],
+)
+def test_decode(steps, word):
+    assert rendered.decode(np.eye(4)[[steps]], ["", "a", "b", " "]) == [word]
+
+
+def test_closest_is_the_nearest_step():
+    stairs = [0.0, 0.3, 0.48, 0.55, 0.9]
+    knob = torch_peers.closest(lambda share: stairs[int(share * 5)], 0.5)
+    assert stairs[int(knob * 5)] == 0.48
+
+
+@pytest.mark.parametrize(("power", "linear"), [(1, True), (2, False)])
+def test_fit_tells_a_line_from_a_square(power, linear):
+    x = np.array([64, 128, 256, 512, 1024.0])
+    found = scaling.fit(x, 3 * x**power)
+    assert found["power"] == pytest.approx(power)
+    assert (found["r2"] > 0.999) == linear
+
+
+def test_method_of_the_command_line():
+    assert accuracy.method("criterion=l1,repair=refit") == (
+        "criterion=l1,repair=refit",
+        {"criterion": "l1", "repair": "refit"},
+    )
+    assert accuracy.method("mine:min_width=4,best_effort=true") == ("mine", {"min_width": 4, "best_effort": True})
+
+
+# ---- cache -----------------------------------------------------------------------------------------------
+
+
+def test_a_cached_result_is_not_computed_again(tmp_path):
+    path, calls = tmp_path / "c.jsonl", []
+
+    def make():
+        calls.append(1)
+        return {"top1": len(calls)}
+
+    assert common.Cache(path).get({"ratio": 0.5}, make)["top1"] == 1
+    assert common.Cache(path).get({"ratio": 0.5}, make)["top1"] == 1
+    assert common.Cache(path).get({"ratio": 0.6}, make)["top1"] == 2
+    assert common.Cache(path).get({"ratio": 0.5}, make, valid=lambda row: False)["top1"] == 3
+
+
+def test_a_torn_line_costs_only_itself(tmp_path):
+    path = tmp_path / "c.jsonl"
+    common.Cache(path).get({"seed": 0}, lambda: {"top1": 1})
+    path.write_text(path.read_text() + '{"key": {"see', encoding="utf-8")
+    assert common.Cache(path).get({"seed": 0}, lambda: {"top1": 2})["top1"] == 1
+
+
+# ---- samples ---------------------------------------------------------------------------------------------
+
+
+def test_the_sample_that_ships_is_used_where_the_data_set_is_not(tmp_path):
+    data = common.Fashion(tmp_path)
+    assert not data.whole and data.x.shape == (1000, 1, 28, 28)
+    assert data.calibration(1, 100).shape == (100, 1, 28, 28)
+
+
+def test_words_of_calibration_and_report_differ():
+    words = rendered.vocabulary(np.random.default_rng(0))
+    assert len(set(words)) == len(words) > 1000
+
+
+def test_a_word_is_bgr_and_padded_with_zeros():
+    red = np.zeros((24, 48, 3), np.uint8)
+    red[..., 0] = 255
+    x = rendered.as_input(red, 320)
+    assert x.shape == (3, 48, 320)
+    assert x[:, 20, 20] == pytest.approx([-1, -1, 1])
+    assert not x[:, :, 96:].any()
+
+
+# ---- models ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pads"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (5, 1, 0)], ids=["same", "stride", "1x1", "valid"]
+)
+def test_patches_are_what_a_conv_multiplies(kernel, stride, pads):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 9, 9), dtype=np.float32)
+    w = rng.standard_normal((4, 3, kernel, kernel), dtype=np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[stride] * 2, pads=[pads] * 4)
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "xwy"]
+    model = helper.make_model(helper.make_graph([node], "g", ports[:2], ports[2:]), ir_version=8)
+    model.opset_import[0].version = 17
+    y = open_session(model).run({"x": x, "w": w})[0]
+    at = rng.integers(0, y.shape[2] * y.shape[3], (2, 7))
+    got = regression._patches(x, node, (kernel, kernel), at, y.shape[3]) @ w.reshape(4, -1).T
+    want = y.reshape(2, 4, -1)[np.arange(2)[:, None], :, at].reshape(14, 4)
+    assert got == pytest.approx(want, abs=1e-4)
+
+
+def test_the_regression_repairs_the_cut():
+    x = calibration(96)
+    original = open_session(str(RESNET)).run({"x": x})[0]
+
+    def error(model):
+        return float(((open_session(model).run({"x": x})[0] - original) ** 2).mean())
+
+    subject = onnxprune.open_model(RESNET)
+    assert len(regression.candidates(subject)) == 9  # one for each residual block: no stream, no classifier
+    assert error(regression.prune(RESNET, 0.4, x, seed=0)) < 0.2 * error(regression.cut(subject, 0.4))
+
+
+def test_a_net_of_any_depth_is_valid_and_grows():
+    small, large = scaling.resnet(8), scaling.resnet(14)
+    onnx.checker.check_model(small, full_check=True)
+    assert common.macs(small) < common.macs(large)
+    assert np.isfinite(open_session(small).run({"x": calibration(2)})[0]).all()
+    with pytest.raises(AssertionError):
+        scaling.resnet(9)
+
+
+@pytest.mark.parametrize(("settings", "field"), [({}, "seconds"), ({"criterion": "nonsense"}, "refused")])
+def test_a_child_tells_time_and_memory_or_why_not(settings, field, tmp_path):
+    samples = tmp_path / "samples.npz"
+    np.savez(samples, x=calibration(16))
+    row = child.run(RESNET, 0.5, samples, tmp_path / "out.onnx", settings)
+    assert field in row
+    if field == "seconds":
+        assert row["seconds"] > 0 and row["peak_mib"] > row["imports_mib"] > 1
+        assert (tmp_path / "out.onnx").is_file()
