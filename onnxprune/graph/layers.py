@@ -149,6 +149,16 @@ def affine(
     return Affine(layer.key, tensor, axis, tuple(scales), None)
 
 
+def added_behind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Use, int]]:
+    """Layer without a bias -> the constant that an Add right behind it adds per channel, with its axis."""
+    consumers, found = graph.consumers(), {}
+    for layer in layers(graph, shapes):
+        place = affine(graph, layer, consumers, shapes)
+        if place is not None and place.shift is not None and graph.nodes[place.shift[0][0]].op_type == "Add":
+            found[layer.key] = place.shift
+    return found
+
+
 def _only_reader(graph: Graph, consumers: Mapping[str, list[Use]], tensor: str) -> Use | None:
     uses = consumers.get(tensor, [])
     return uses[0] if len(uses) == 1 and tensor not in graph.outputs else None

@@ -23,19 +23,31 @@ from onnxprune.graph.model import node_key
 SURGERY_TOLERANCE = 1e-4
 """Worst error allowed, as a share of the output's largest magnitude: float32 sums in another order."""
 
+EQUAL_TOLERANCE = 1e-5
+"""The same, for a cut that promises the original's outputs."""
+
 Feeds = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Surgery:
-    """Worst relative error of the pruned model against the masked original, before any repair."""
+    """Worst relative error of the pruned model before any repair.
+
+    Attributes:
+        worst: the error, as a share of the output's largest magnitude.
+        samples: number of samples.
+        tolerance: what is allowed.
+        against: what it was compared with: "masked original", or "original" for a lossless cut.
+    """
 
     worst: float
     samples: int
+    tolerance: float = SURGERY_TOLERANCE
+    against: str = "masked original"
 
     @property
     def exact(self) -> bool:
-        return self.worst <= SURGERY_TOLERANCE
+        return self.worst <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,23 @@ def check_surgery(
     Raises:
         BudgetError: an output has another shape.
     """
-    left = runtime.open_session(masked(original, cuts), name="masked original")
+    return Surgery(*_worst(masked(original, cuts), "masked original", pruned, batches))
+
+
+def check_equal(original: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds]) -> Surgery:
+    """Compare a pruned model that promises the original's outputs with the original.
+
+    Raises:
+        BudgetError: an output has another shape.
+    """
+    return Surgery(*_worst(original, "original", pruned, batches), EQUAL_TOLERANCE, "original")
+
+
+def _worst(
+    reference: onnx.ModelProto, name: str, pruned: onnx.ModelProto, batches: Iterable[Feeds]
+) -> tuple[float, int]:
+    """(worst error, samples)."""
+    left = runtime.open_session(reference, name=name)
     right = runtime.open_session(pruned, name="pruned model")
     worst, samples = 0.0, 0
     for feeds in batches:
@@ -128,7 +156,7 @@ def check_surgery(
             if a.size and a.dtype.kind == "f":
                 error = np.abs(a.astype(np.float64) - b).max() / (np.abs(a).max() + 1e-12)
                 worst = max(worst, float(error) if np.isfinite(error) else np.inf)
-    return Surgery(worst, samples)
+    return worst, samples
 
 
 def check_fidelity(
