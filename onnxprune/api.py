@@ -24,11 +24,12 @@ from onnxprune.errors import BudgetError, ModelError, UnsupportedError, UsageErr
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import observe
+from onnxprune.lossless import carry_out, in_words, plan_lossless, probing
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.stats import Moments, moments
-from onnxprune.measure.verify import check_fidelity, check_surgery
+from onnxprune.measure.verify import Surgery, check_equal, check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
@@ -59,6 +60,7 @@ class Settings:
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
         methods: kinds of edits; so far channels only.
+        lossless: remove only what changes no output; the ratio does not count then.
         best_effort: take what can be reached instead of failing when the ratio cannot.
         seed: for everything random.
         threads: ORT threads; None: ORT's choice.
@@ -74,6 +76,7 @@ class Settings:
     include: str | None = None
     exclude: str | None = None
     methods: tuple[str, ...] = METHODS
+    lossless: bool = False
     best_effort: bool = False
     seed: int = 0
     threads: int | None = None
@@ -91,6 +94,8 @@ class Settings:
             raise UsageError("widths and their rounding are at least 1")
         if self.seed < 0 or (self.threads is not None and self.threads < 1):
             raise UsageError("the seed is at least 0, the number of threads at least 1")
+        if self.lossless and self.repair not in (None, "none"):
+            raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
         for pattern in filter(None, (self.include, self.exclude)):
             try:
                 re.compile(pattern)
@@ -167,6 +172,8 @@ def make_plan(subject: Subject, settings: Settings, progress: Progress | None = 
     channels = subject.channels
     if not channels.groups:
         raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
+    if settings.lossless:
+        return _lossless_plan(subject, settings)
     name = settings.criterion or "activation"
     seen = _moments(subject, settings, progress) if name == "activation" else {}
     scores = score(name, channels.groups, subject.graph, seen, settings.seed)
@@ -190,6 +197,20 @@ def make_plan(subject: Subject, settings: Settings, progress: Progress | None = 
         "seed": settings.seed,
     }
     return PrunePlan(subject.digest, edits, decided)
+
+
+def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
+    """What can go without changing an output.
+
+    Raises:
+        UnsupportedError: nothing can.
+    """
+    limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
+    samples = [] if subject.calibration is None else [subject.calibration.first(BATCH)]
+    edits, decided = plan_lossless(subject.graph, subject.channels, subject.feeds, samples, limits)
+    if not edits:
+        raise UnsupportedError("; ".join(["no channel can go without changing an output", *in_words(decided)]))
+    return PrunePlan(subject.digest, edits, {**decided, "seed": settings.seed})
 
 
 def _moments(subject: Subject, settings: Settings, progress: Progress | None) -> dict[str, Moments]:
@@ -234,23 +255,24 @@ def apply_plan(
     _check_plan(subject, plan)
     channels, data = subject.channels, subject.calibration
     alive = channels.alive(plan.keep())
-    pruned = cut_channels(subject.graph, channels, alive)
     cuts = removed_cuts(subject.graph, channels, alive)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
     probe = [subject.feeds] if held is None else [held.first(8)]
-    surgery = check_surgery(subject.model, pruned, cuts, probe)
+    pruned, surgery = _cut(subject, plan, alive, cuts, probe)
     if not surgery.exact:
-        raise BudgetError(f"the cut model differs from the masked original by {surgery.worst:.1e}; please report it")
-    warnings = list(subject.warnings)
-    repair = settings.repair or ("statistics" if fit is not None else "none")
+        raise BudgetError(f"the cut model differs from the {surgery.against} by {surgery.worst:.1e}; please report it")
+    warnings = [*subject.warnings, *(in_words(plan.settings) if plan.lossless else ())]
+    repair = settings.repair or ("statistics" if fit is not None and not plan.lossless else "none")
+    if plan.lossless and repair != "none":
+        raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
     if repair != "none" and fit is None:
         raise UsageError(f"--repair {repair} needs samples; give --calib")
-    if fit is None:
+    if fit is None and not plan.lossless:
         warnings.append(
             "no calibration data: scores are from weights alone, nothing was repaired, and accuracy "
             "will suffer; give --calib with a few hundred unlabelled samples"
         )
-    elif repair != "none":
+    elif fit is not None and repair != "none":
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
     fidelity = None
     if held is not None:
@@ -275,12 +297,23 @@ def apply_plan(
     return measure_latency(result, subject, settings, progress) if bench else result
 
 
+def _cut(
+    subject: Subject, plan: PrunePlan, alive: np.ndarray, cuts: Sequence[Mapping], probe: Sequence[Mapping]
+) -> tuple[onnx.ModelProto, Surgery]:
+    """The cut model before any repair, and what the cut itself did to the outputs."""
+    if plan.lossless:
+        pruned = carry_out(subject.graph, subject.channels, alive, plan.merges())
+        return pruned, check_equal(subject.model, pruned, [*probing(subject.feeds), *probe])
+    pruned = cut_channels(subject.graph, subject.channels, alive)
+    return pruned, check_surgery(subject.model, pruned, cuts, probe)
+
+
 def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     """Refuse a plan that was made for another model."""
     if plan.model_digest != subject.digest:
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     known = {g.name: g.width for g in subject.channels.groups}
-    for e in plan.edits:
+    for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
 

@@ -116,7 +116,8 @@ def _add_samples(parser: Parser) -> None:
 
 def _add_decisions(parser: Parser) -> None:
     add = parser.add_argument_group("what to remove").add_argument
-    add("--ratio", type=float, default=0.5, metavar="R", help="share to remove (default 0.5)")
+    add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
+    add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
     add("--criterion", metavar="NAME", help="activation (default), l1, l2 or random")
     add("--allocation", default="uniform", metavar="NAME", help="uniform (default) or global")
@@ -335,7 +336,7 @@ def _verify(args: argparse.Namespace, status: Status) -> None:
     status.close()
     missed = list(sizes[:1])
     if not surgery.exact:
-        missed.append(f"the cut differs from the masked original by {surgery.worst:.1e}")
+        missed.append(f"the cut differs from the {surgery.against} by {surgery.worst:.1e}")
     if fidelity is not None and args.min_cosine is not None and not fidelity.cosine >= args.min_cosine:
         missed.append(f"cosine {fidelity.cosine:.4f} is below {args.min_cosine:g}")
     if fidelity is not None and args.min_top1 is not None:
@@ -362,7 +363,7 @@ def _verify(args: argparse.Namespace, status: Status) -> None:
 def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: bool) -> str:
     exact = "exact" if surgery.exact else "NOT exact"
     lines = [
-        f"surgery      {exact}: worst error {surgery.worst:.1e} against the masked original",
+        f"surgery      {exact}: worst error {surgery.worst:.1e} against the {surgery.against}",
         f"sizes        {'NOT as planned: ' + plain(sizes[0]) if sizes else 'as planned'}",
     ]
     if fidelity is None:
@@ -424,8 +425,11 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, St
 def _settings(args: argparse.Namespace) -> Settings:
     from onnxprune.api import Settings
 
+    if args.lossless and args.ratio is not None:
+        raise UsageError("--lossless takes no --ratio; what can go without changing an output is what it is")
     return Settings(
-        ratio=args.ratio,
+        ratio=0.5 if args.ratio is None else args.ratio,
+        lossless=args.lossless,
         of=args.of,
         criterion=args.criterion,
         allocation=args.allocation,

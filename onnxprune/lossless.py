@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.decide.allocation import Limits
 from onnxprune.decide.lossless import Lossless, find_lossless
 from onnxprune.graph.model import Graph
 from onnxprune.measure.verify import EQUAL_TOLERANCE, Surgery, check_equal
-from onnxprune.plan import MergeColumns
+from onnxprune.plan import KeepChannels, MergeColumns
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.merge import merge
 
@@ -24,6 +25,8 @@ Feeds = Mapping[str, np.ndarray]
 SCALES = (1.0, 0.1, 10.0)
 SAMPLES = 4
 """Random inputs a scale."""
+FAST = 4
+"""Widths stay multiples of this: ORT's CPU kernels leave their blocked layout where channels % 4 != 0."""
 
 
 def lossless(
@@ -70,9 +73,7 @@ def apply_lossless(graph: Graph, channels: Channels, found: Lossless) -> onnx.Mo
     return carry_out(graph, channels, channels.alive(found.keep), found.merges)
 
 
-def carry_out(
-    graph: Graph, channels: Channels, alive: np.ndarray, merges: Sequence[MergeColumns]
-) -> onnx.ModelProto:
+def carry_out(graph: Graph, channels: Channels, alive: np.ndarray, merges: Sequence[MergeColumns]) -> onnx.ModelProto:
     """Cut, then merge."""
     return merge(graph, cut(graph, channels, alive), channels, alive, merges)
 
@@ -102,15 +103,36 @@ def _checked(graph: Graph, channels: Channels, found: Lossless, probes: Sequence
     return check_equal(graph.model, apply_lossless(graph, channels, found), probes)
 
 
-def in_words(found: Lossless, dropped: Sequence[str]) -> list[str]:
-    """Warnings: what could go and did not."""
+def plan_lossless(
+    graph: Graph, channels: Channels, feeds: Feeds, samples: Sequence[Feeds], limits: Limits
+) -> tuple[tuple[KeepChannels | MergeColumns, ...], dict[str, object]]:
+    """(the edits, how they came about) for a plan."""
+
+    def step(group: ChannelGroup) -> int:
+        size = 1 if group.width < limits.step(group) else FAST
+        return size if limits.round_to == "auto" else int(limits.round_to)
+
+    found, _, dropped = lossless(graph, channels, feeds, samples, allows=limits.allows, step=step)
+    decided = {
+        "lossless": True,
+        "unread": found.unread,
+        "constant": found.constant,
+        "twins": found.twins,
+        "spared": found.spared,
+        "given_up": list(dropped),
+    }
+    return found.edits(channels), decided
+
+
+def in_words(decided: Mapping[str, object]) -> list[str]:
+    """What could go and did not, from the settings of a plan."""
     words = []
-    if found.spared:
+    if decided.get("spared"):
         words.append(
-            f"{found.spared} more channels could go, but odd widths run slower in ONNX Runtime; --round-to 1 takes them"
+            f"{decided['spared']} more channels could go without changing an output, but would leave widths that run "
+            "slower; --round-to 1 takes them"
         )
-    if dropped:
-        words.append(f"given up, because an output moved by more than {EQUAL_TOLERANCE:g}: {', '.join(dropped)}")
+    if given_up := decided.get("given_up"):
+        names = ", ".join(map(str, given_up)) if isinstance(given_up, list) else str(given_up)
+        words.append(f"left whole, because an output moved by more than {EQUAL_TOLERANCE:g}: {names}")
     return words
-
-

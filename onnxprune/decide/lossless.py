@@ -216,7 +216,7 @@ def _readers(graph: Graph, channels: Channels, numbers: Numbering) -> list[_Read
             key, node = s.use[0], graph.nodes[s.use[0]]
             value, units = graph.value(s.use), channels.params[s.use][s.axis]
             line = None
-            if s.reads in channels.lines:
+            if s.reads is not None and s.reads in channels.lines:
                 line = numbers.read(s.reads, channels.lines[s.reads][0])
             sums = node.op_type in SUMS and attr(node, "group", 1) == 1 and s.use not in channels.unlisted
             if value is None or value.dtype.kind != "f" or line is None or len(line.atom) != len(units):

@@ -150,10 +150,13 @@ class Numbering:
         for signature in np.unique(counts, axis=0):
             chosen = own[(counts == signature).all(axis=1)]
             read = [t.where(chosen) for t in tables]
-            ins = [np.concatenate([getattr(s, f)[p] for s, p in zip(sources, read, strict=True)] or
-                                  [np.zeros((len(chosen), 0))], axis=1) for f in ("atom", "scale", "offset")]  # fmt: skip
-            own_values = [_slices(value, a, t.where(chosen)) for value, a, t in params]
-            constants = np.concatenate([np.zeros((len(chosen), 0)), *own_values], axis=1)
+            none = np.zeros((len(chosen), 0))
+            ins = [
+                np.concatenate([none, *(getattr(s, f)[p] for s, p in zip(sources, read, strict=True))], axis=1)
+                for f in ("atom", "scale", "offset")
+            ]
+            own_values = [_slices(value, a, t.where(chosen)) for value, a, t in params if value is not None]
+            constants = np.concatenate([none, *own_values], axis=1)
             self._fill(node, line, made.where(chosen), ins, constants)
         return self._constants(node, line, names)
 
@@ -359,6 +362,11 @@ def _normalised(numbers: Numbering, axis: int, keys: np.ndarray, rows: np.ndarra
     sign = np.where(rows @ np.random.default_rng(1).standard_normal(rows.shape[1]) < 0, -1.0, 1.0)
     atom = numbers.atoms(keys[:, None], rows * sign[:, None])
     return Line(axis, np.where(none, NOTHING, atom), np.where(none, 0.0, norm * sign), offset)
+
+
+@rule("Identity")
+def identity(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
+    return numbers.read(node.input[0], numbers.channels.lines[node.output[0]][0])
 
 
 @rule("BatchNormalization")

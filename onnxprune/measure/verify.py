@@ -128,35 +128,46 @@ def check_surgery(
     Raises:
         BudgetError: an output has another shape.
     """
-    return Surgery(*_worst(masked(original, cuts), "masked original", pruned, batches))
+    errors, sizes, samples = _errors(masked(original, cuts), "masked original", pruned, batches)
+    return Surgery(float((errors / (sizes + 1e-12)).max(initial=0.0)), samples)
 
 
 def check_equal(original: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds]) -> Surgery:
     """Compare a pruned model that promises the original's outputs with the original.
 
+    The error is a share of the output's largest magnitude in the batch, or of a tenth of its largest in any, where
+    that is more: a saturated output that is all but zero is nothing but rounding.
+
     Raises:
         BudgetError: an output has another shape.
     """
-    return Surgery(*_worst(original, "original", pruned, batches), EQUAL_TOLERANCE, "original")
+    errors, sizes, samples = _errors(original, "original", pruned, batches)
+    sizes = np.maximum(sizes, 0.1 * sizes.max(axis=0, initial=0.0))
+    return Surgery(float((errors / (sizes + 1e-12)).max(initial=0.0)), samples, EQUAL_TOLERANCE, "original")
 
 
-def _worst(
+def _errors(
     reference: onnx.ModelProto, name: str, pruned: onnx.ModelProto, batches: Iterable[Feeds]
-) -> tuple[float, int]:
-    """(worst error, samples)."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(largest error and largest magnitude per batch and output, (batches, outputs) each; number of samples)."""
     left = runtime.open_session(reference, name=name)
     right = runtime.open_session(pruned, name="pruned model")
-    worst, samples = 0.0, 0
+    errors: list[list[float]] = []
+    sizes: list[list[float]] = []
+    samples = 0
     for feeds in batches:
         samples += len(next(iter(feeds.values()))) if feeds else 1
-        for name, a, b in zip(right.outputs, left.run(dict(feeds)), right.run(dict(feeds)), strict=True):
+        errors.append([])
+        sizes.append([])
+        for output, a, b in zip(right.outputs, left.run(dict(feeds)), right.run(dict(feeds)), strict=True):
             a, b = np.asarray(a), np.asarray(b)
             if a.shape != b.shape:
-                raise BudgetError(f"output {name!r}: shape {a.shape} became {b.shape} - please report this model")
-            if a.size and a.dtype.kind == "f":
-                error = np.abs(a.astype(np.float64) - b).max() / (np.abs(a).max() + 1e-12)
-                worst = max(worst, float(error) if np.isfinite(error) else np.inf)
-    return worst, samples
+                raise BudgetError(f"output {output!r}: shape {a.shape} became {b.shape} - please report this model")
+            measured = bool(a.size) and a.dtype.kind == "f"
+            error = float(np.abs(a.astype(np.float64) - b).max()) if measured else 0.0
+            errors[-1].append(error if np.isfinite(error) else np.inf)
+            sizes[-1].append(float(np.abs(a.astype(np.float64)).max()) if measured else 0.0)
+    return np.array(errors), np.array(sizes), samples
 
 
 def check_fidelity(

@@ -97,7 +97,7 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
             f"speed-up     {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}], {c.verdict} "
             f"({result.latency.rounds} interleaved rounds, {result.latency.threads} thread, CPU)"
         )
-    lines.append(f"surgery      exact: worst error {result.surgery.worst:.1e} against the masked original")
+    lines.append(f"surgery      exact: worst error {result.surgery.worst:.1e} against the {result.surgery.against}")
     if result.fidelity is not None:
         f = result.fidelity
         top1 = "" if f.top1 is None else f"top-1 agreement {f.top1:.1%}, "
