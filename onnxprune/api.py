@@ -33,10 +33,11 @@ from onnxprune.measure.verify import Surgery, check_equal, check_fidelity, check
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
+from onnxprune.rewrite.imagined import repair_imagined, repair_merge
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 
-REPAIRS = ("none", "statistics", "refit")
+REPAIRS = ("none", "merge", "statistics", "refit")
 METHODS = ("channels",)
 BATCH = 32
 REPAIR_SAMPLES = 512
@@ -55,7 +56,7 @@ class Settings:
         of: what counts: "macs", "params" or "channels".
         criterion: how channels are ranked; None: "activation".
         allocation: "global" or "uniform".
-        repair: "none", "statistics" or "refit"; None: statistics when there are samples.
+        repair: "none", "merge", "statistics" or "refit"; None: statistics when there are samples, else merge.
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
@@ -262,17 +263,18 @@ def apply_plan(
     if not surgery.exact:
         raise BudgetError(f"the cut model differs from the {surgery.against} by {surgery.worst:.1e}; please report it")
     warnings = [*subject.warnings, *(in_words(plan.settings) if plan.lossless else ())]
-    repair = settings.repair or ("statistics" if fit is not None and not plan.lossless else "none")
+    repair = settings.repair or ("none" if plan.lossless else "merge" if fit is None else "statistics")
     if plan.lossless and repair != "none":
         raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
-    if repair != "none" and fit is None:
+    if repair not in ("none", "merge") and fit is None:
         raise UsageError(f"--repair {repair} needs samples; give --calib")
     if fit is None and not plan.lossless:
+        done = "nothing was repaired" if repair == "none" else "the repair went by random inputs"
         warnings.append(
-            "no calibration data: scores are from weights alone, nothing was repaired, and accuracy "
-            "will suffer; give --calib with a few hundred unlabelled samples"
+            f"no calibration data: scores are from weights alone, {done}, and accuracy will suffer; "
+            "give --calib with a few hundred unlabelled samples"
         )
-    elif fit is not None and repair != "none":
+    if repair != "none":
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
     fidelity = None
     if held is not None:
@@ -322,14 +324,22 @@ def _repaired(
     subject: Subject,
     pruned: onnx.ModelProto,
     alive: np.ndarray,
-    fit: Calibration,
+    fit: Calibration | None,
     repair: str,
     settings: Settings,
     progress: Progress | None,
 ) -> onnx.ModelProto:
     """The pruned model after the repair of that name, fitted on `fit`."""
-    batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
     report = (lambda k, n: progress("repair", k, n)) if progress else None
+    graph, channels, threads = subject.graph, subject.channels, settings.threads
+    if fit is None:
+        repeat = all(_dynamic_batch(subject, name) for name in subject.feeds)
+        return repair_imagined(
+            graph, channels, alive, subject.feeds, repeat=repeat, threads=threads, seed=settings.seed, progress=report
+        )
+    batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
+    if repair == "merge":
+        return repair_merge(graph, channels, alive, batches, threads=threads, progress=report)
     mend = refit if repair == "refit" else repair_statistics
     return mend(subject.graph, pruned, subject.channels, alive, batches, threads=settings.threads, progress=report)
 

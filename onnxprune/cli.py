@@ -137,7 +137,7 @@ def _add_output(parser: Parser, written: str = "NAME.pruned.onnx beside the inpu
 
 def _add_making(parser: Parser) -> None:
     add = parser.add_argument_group("repair and timing").add_argument
-    add("--repair", metavar="NAME", help="statistics (default with --calib), refit or none")
+    add("--repair", metavar="NAME", help="statistics (default with --calib), refit, merge (else), none")
     add(
         "--bench",
         action=argparse.BooleanOptionalAction,
@@ -450,7 +450,7 @@ def _check_samples(args: argparse.Namespace) -> None:
         for option in ("samples", "image"):
             if getattr(args, option) is not None:
                 raise UsageError(f"--{option} says how to read samples; give --calib too")
-        if getattr(args, "repair", None) not in (None, "none"):
+        if getattr(args, "repair", None) in ("statistics", "refit"):
             raise UsageError(f"--repair {args.repair} needs samples; give --calib")
 
 

@@ -14,12 +14,9 @@ import numpy as np
 
 from onnxprune.channels import ChannelGroup, Channels, Slice
 from onnxprune.decide.values import NOTHING, SAME, ZERO, Line, Numbering, unpadded
-from onnxprune.graph.layers import added_behind
+from onnxprune.graph.layers import SUMS, added_behind
 from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.plan import KeepChannels, MergeColumns
-
-SUMS = frozenset("Conv ConvTranspose Gemm MatMul Einsum LSTM GRU RNN".split())
-"""Layers whose output is a sum over what they read, column by column."""
 
 
 @dataclass(frozen=True)

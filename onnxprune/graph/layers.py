@@ -16,6 +16,8 @@ import onnx
 from onnxprune.graph.model import Graph, Use, attr
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+SUMS = frozenset((*LINEAR, "Einsum", "LSTM", "GRU", "RNN"))
+"""Nodes whose output is a sum over what they read, column by column of a weight."""
 
 
 @dataclass(frozen=True)

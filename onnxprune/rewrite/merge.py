@@ -1,7 +1,7 @@
 """Merges: before an input of a layer goes, what it contributed is handed to another input, or to the bias.
 
 Exact where the two inputs are proportional (`decide.lossless`), an approximation where they are only alike
-(`rewrite.neurons`). Indices are those of the original weight; the model that is edited has been cut already.
+(`rewrite.imagined`). Indices are those of the original weight; the model that is edited has been cut already.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx
 from onnxprune.channels import Channels
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import add_bias, added_behind, shift_along
-from onnxprune.graph.model import Graph
+from onnxprune.graph.model import Graph, Use
 from onnxprune.plan import MergeColumns
 
 
@@ -48,7 +48,7 @@ def merge(
             w = w.compress(alive[units], axis)
         graph.set_constant(use, w)
         if outputs is not None:
-            _fold(original, graph, channels, alive, m, outputs, behind)
+            fold_bias(original, graph, channels, alive, use, m.axis, outputs, behind)
     return graph.export()
 
 
@@ -67,36 +67,37 @@ def merged(value: np.ndarray, m: MergeColumns) -> tuple[np.ndarray, np.ndarray |
     return np.moveaxis(total, 0, m.axis).astype(value.dtype), outputs
 
 
-def _fold(
+def fold_bias(
     original: Graph,
     graph: Graph,
     channels: Channels,
     alive: np.ndarray,
-    m: MergeColumns,
+    use: Use,
+    inputs: int,
     outputs: np.ndarray,
-    behind: Mapping[str, tuple[tuple[str, int], int]],
+    behind: Mapping[str, tuple[Use, int]],
 ) -> None:
-    """Add `outputs` (what is left of the weight's axes without the inputs) to the layer's bias."""
-    rest = [a for a in range(outputs.ndim + 1) if a != m.axis]  # the weight's axes that `outputs` has
-    node = original.nodes[m.node]
-    rows = 0 if node.op_type == "Conv" else next(a for a in (0, 1) if a != m.axis)
+    """Add `outputs` (the weight's axes but `inputs`, summed over all but its rows) to the layer's bias."""
+    rest = [a for a in range(outputs.ndim + 1) if a != inputs]  # the weight's axes that `outputs` has
+    key, node = use[0], original.nodes[use[0]]
+    rows = 0 if node.op_type == "Conv" else next(a for a in (0, 1) if a != inputs)
     delta = outputs.sum(axis=tuple(i for i, a in enumerate(rest) if a != rows))
-    units = channels.params[m.node, m.input].get(rows)
+    units = channels.params[use].get(rows)
     if units is not None:
         delta = delta.compress(alive[units])
     if node.op_type == "MatMul":
-        use, axis = behind[m.node]
+        bias, axis = behind[key]
     elif len(node.input) > 2 and node.input[2]:
-        use, axis = (m.node, 2), -1
+        bias, axis = (key, 2), -1
     else:
-        weight = graph.value((m.node, m.input))
+        weight = graph.value(use)
         assert weight is not None
-        add_bias(graph, m.node, delta.astype(weight.dtype))
+        add_bias(graph, key, delta.astype(weight.dtype))
         return
-    value = graph.value(use)
+    value = graph.value(bias)
     if value is None:
-        raise UsageError(f"plan: the merge at {m.node!r} needs a constant bias - write a new plan")
+        raise UsageError(f"plan: the merge at {key!r} needs a constant bias - write a new plan")
     if value.size == 1 != len(delta):
         value = np.repeat(value.reshape(-1), len(delta))
         axis = -1
-    graph.set_constant(use, shift_along(value, np.ones(len(delta)), delta, axis % value.ndim))
+    graph.set_constant(bias, shift_along(value, np.ones(len(delta)), delta, axis % value.ndim))
