@@ -10,7 +10,7 @@ channel a removed one. Then every layer's output gets its mean and spread back (
 Both need activations. Without samples they are *imagined*: random inputs run through the network, and every
 BatchNormalization gets the mean and variance of what it sees there, so that its output has the mean β and the spread
 γ that the file promises, and the correlations that the filters make. When all is mended the file's own mean and
-variance are put back. A file without BatchNormalization gives random inputs nothing to hold on to.
+variance are put back. Where it was folded away, random inputs have nothing to hold on to, and less comes back.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def random_batches(feeds: Feeds, *, repeat: bool, seed: int = 0) -> list[Feeds]:
     own = max((len(v) for v in feeds.values() if v.ndim), default=1)
     each = max(1, sum(v.size for v in feeds.values()) // max(1, own))
     count = int(np.clip(ELEMENTS // each, 4, SAMPLES))
-    size = BATCH if repeat else own
+    size = min(BATCH, count) if repeat else own
     batches: list[Feeds] = []
     for _ in range(max(1, -(-count // size))):
         shapes = {k: (size, *v.shape[1:]) if repeat and v.ndim else v.shape for k, v in feeds.items()}
