@@ -130,6 +130,28 @@ GATED = """(float[N,3,8,8] x) => (float[N,4,8,8] y)
   m = Mul(r, a)
   y = Conv<pads=[1,1,1,1]>(m, v) }"""
 
+TWO = """(float[N,3,8,8] x) => (float[N,4,8,8] y)
+<float[8,3,3,3] w, float[8] b, float[8,8,3,3] u, float[8] a, float[4,8,1,1] v, float[4] c> {
+  h = Conv<pads=[1,1,1,1]>(x, w, b)
+  r = Relu(h)
+  k = Conv<pads=[P,P,P,P]>(r, u, a)
+  t = Relu(k)
+  y = Conv(t, v, c) }"""
+
+
+def only_the_constant(v: Values) -> None:
+    """Channel 5 is 0.5 everywhere, and channel 2 of the next layer reads nothing else."""
+    v["w"][5], v["b"][5], v["a"][2] = 0, 0.5, 1
+    v["u"][2, [0, 1, 2, 3, 4, 6, 7]] = 0
+
+
+def twin_after_twin(v: Values) -> None:
+    """Channels 2 and 3 of the second layer are equal once its equal inputs 1 and 5 are added up."""
+    v["u"][3], v["a"][3] = v["u"][2], v["a"][2]
+    v["u"][3, 1] += v["u"][3, 5]
+    v["u"][3, 5] = 0
+
+
 PRELU = plain("Leaky").replace("Leaky(h)", "PRelu(h, slope)").replace("<float[8,3", "<float[8,1,1] slope, float[8,3")
 SIX = plain("Clip").replace("Clip(h)", "Clip(h, zero, six)").replace(
     "<float[8,3", "<float zero = {0}, float six = {6}, float[8,3")  # fmt: skip
@@ -165,6 +187,8 @@ FOUND = [
     ("constant behind depthwise", DEPTHWISE.replace("ACT", "Relu"), both(fill(0, "d"), fill(1, "e")), 1),
     ("dead in a residual stream", RESIDUAL, both(fill(0, "w", "u"), fill(-1, "b", "a")), 1),
     ("dead in a concatenation", CONCAT, fill(0, "w", "b"), 1),
+    ("constant through two convs", TWO.replace("P", "0").replace("4,8,8] y", "4,6,6] y"), only_the_constant, 2),
+    ("twins of twins", TWO.replace("P", "1"), both(twin("w", "b"), twin_after_twin), 2),
     ("unread", plain(), unread("v"), 1),
     ("read below rounding", plain(), lambda v: v["v"].__setitem__((slice(None), 5), 1e-15), 1),
     ("unread by both readers", RESIDUAL, both(unread("v"), unread("u")), 1),
@@ -203,6 +227,7 @@ KEPT = [
     ("constant 0.5 behind Sigmoid, padded", plain("Sigmoid"), fill(0, "w", "b")),
     ("gamma zero, beta above zero", NORM, both(fill(0, "g"), fill(0.1, "b"))),
     ("constant before Pad", PADDED, both(fill(0, "w"), fill(0.1, "b"))),
+    ("border of a padded conv over a constant", TWO.replace("P", "1"), only_the_constant),
     ("nearly equal", plain(), lambda v: v["w"].__setitem__(5, v["w"][1] * (1 + 1e-3 * v["w"][2]))),
     ("equal filters, other bias", plain(), twin("w")),
     ("proportional filters, equal bias", plain(), both(twin("w", factor=2), twin("b"))),
