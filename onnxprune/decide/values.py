@@ -377,7 +377,10 @@ def batch_norm(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | Non
         return None
     gamma, beta, mean, var = (np.asarray(p, np.float64) for p in params)
     gamma = np.where(np.abs(gamma) <= ZERO * np.abs(gamma).max(initial=0.0), 0.0, gamma)
-    a = gamma / np.sqrt(var + attr(node, "epsilon", 1e-5))
+    var = var + attr(node, "epsilon", 1e-5)
+    if (var <= 0).any():
+        return None
+    a = gamma / np.sqrt(var)
     return x.affine(a, beta - mean * a)
 
 
