@@ -8,8 +8,9 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import ChannelGroup, Channels, Cut, common_reasons, find_channels, removed_cuts
-from onnxprune.decide.allocation import FAMILIES, Limits, allocate
-from onnxprune.decide.criteria import CRITERIA, score
+from onnxprune.decide.allocation import ALLOCATIONS, Limits
+from onnxprune.decide.study import CHOICES, CURVED, Samples, study
 from onnxprune.errors import BudgetError, ModelError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
@@ -28,7 +29,6 @@ from onnxprune.lossless import carry_out, in_words, plan_lossless, probing
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
-from onnxprune.measure.stats import Moments, moments
 from onnxprune.measure.verify import Surgery, check_equal, check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
@@ -54,9 +54,9 @@ class Settings:
     Attributes:
         ratio: share of the cost to remove, between 0 and 1.
         of: what counts: "macs", "params" or "channels".
-        criterion: how channels are ranked; None: "activation".
-        allocation: "global" or "uniform".
-        repair: "none", "merge", "statistics" or "refit"; None: statistics when there are samples, else merge.
+        criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
+        allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
+        repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
@@ -70,7 +70,7 @@ class Settings:
     ratio: float = 0.5
     of: str = "macs"
     criterion: str | None = None
-    allocation: str = "uniform"
+    allocation: str | None = None
     repair: str | None = None
     round_to: int | str = "auto"
     min_width: int = 1
@@ -85,9 +85,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise UsageError(f"ratio {self.ratio} is not between 0 and 1; 0.5 removes half")
-        _one_of("criterion", self.criterion, CRITERIA)
+        _one_of("criterion", self.criterion, CHOICES)
         _one_of("repair", self.repair, REPAIRS)
-        _one_of("allocation", self.allocation, FAMILIES)
+        _one_of("allocation", self.allocation, ALLOCATIONS)
         _one_of("of", self.of, ("macs", "params", "channels"))
         for method in self.methods:
             _one_of("method", method, METHODS)
@@ -102,6 +102,23 @@ class Settings:
                 re.compile(pattern)
             except re.error as error:
                 raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
+
+    def choices(self, samples: bool) -> tuple[str, str]:
+        """Criterion and allocation, with or without samples.
+
+        Raises:
+            UsageError: one was asked for that needs samples, and there are none.
+        """
+        criterion = self.criterion or ("elimination" if samples else "activation")
+        allocation = self.allocation or ("adaptive" if samples else "uniform")
+        if not samples:
+            for option, value, needs in (
+                ("criterion", criterion, CURVED),
+                ("allocation", allocation, ("adaptive",)),
+            ):
+                if value in needs:
+                    raise UsageError(f"--{option} {value} needs samples; give --calib")
+        return criterion, allocation
 
 
 def _one_of(what: str, value: str | None, known: Sequence[str] | Mapping[str, Any]) -> None:
@@ -170,34 +187,53 @@ def make_plan(subject: Subject, settings: Settings, progress: Progress | None = 
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
         BudgetError: the ratio cannot be reached (unless `best_effort`).
     """
+    return next(make_plans(subject, settings, [settings.ratio], progress))
+
+
+def make_plans(
+    subject: Subject, settings: Settings, ratios: Sequence[float], progress: Progress | None = None
+) -> Iterator[PrunePlan]:
+    """One plan a ratio, all from one look at the samples. `settings.ratio` plays no part."""
     channels = subject.channels
     if not channels.groups:
         raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
     if settings.lossless:
-        return _lossless_plan(subject, settings)
-    name = settings.criterion or "activation"
-    seen = _moments(subject, settings, progress) if name == "activation" else {}
-    scores = score(name, channels.groups, subject.graph, seen, settings.seed)
+        yield _lossless_plan(subject, settings)
+        return
     limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
     if not any(limits.allows(g) for g in channels.groups):
         raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
+    criterion, how = settings.choices(subject.calibration is not None)
+    known = study(
+        subject.model,
+        subject.graph,
+        channels,
+        _samples(subject, settings, progress),
+        criterion=criterion,
+        adaptive=how == "adaptive",
+        limits=limits,
+        threads=settings.threads,
+        seed=settings.seed,
+        progress=(lambda k, n: progress("decide", k, n)) if progress else None,
+    )
     cost = CostModel(subject.graph, channels, settings.of)
-    found = allocate(channels, scores, cost, settings.ratio, how=settings.allocation, limits=limits)
-    if not found.met and not settings.best_effort:
-        raise BudgetError(
-            f"only {found.removed:.1%} of the {settings.of} can go, not {settings.ratio:.1%}: "
-            f"{why_not(channels)}; ask for less or add --best-effort"
-        )
-    widths = {g.name: g.width for g in channels.groups}
-    edits = tuple(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items())
-    decided = {
-        "ratio": settings.ratio,
-        "of": settings.of,
-        "criterion": name,
-        "allocation": settings.allocation,
-        "seed": settings.seed,
-    }
-    return PrunePlan(subject.digest, edits, decided)
+    for ratio in ratios:
+        found = known.allocate(cost, ratio, how)
+        if not found.met and not settings.best_effort:
+            raise BudgetError(
+                f"only {found.removed:.1%} of the {settings.of} can go, not {ratio:.1%}: "
+                f"{why_not(channels)}; ask for less or add --best-effort"
+            )
+        widths = {g.name: g.width for g in channels.groups}
+        edits = tuple(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items())
+        decided = {
+            "ratio": ratio,
+            "of": settings.of,
+            "criterion": criterion,
+            "allocation": how,
+            "seed": settings.seed,
+        }
+        yield PrunePlan(subject.digest, edits, decided)
 
 
 def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
@@ -214,19 +250,14 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
     return PrunePlan(subject.digest, edits, {**decided, "seed": settings.seed})
 
 
-def _moments(subject: Subject, settings: Settings, progress: Progress | None) -> dict[str, Moments]:
-    """One streamed pass over the fitting samples: moments of everything that a reader reads."""
+def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
+    """The fitting part of the calibration samples."""
     if subject.calibration is None:
-        return {}
+        return None
     fit, _ = subject.calibration.split(seed=settings.seed)
-    read = {s.reads for g in subject.channels.groups for s in g.readers if s.reads}
-    taps = {
-        a.tensor: (a.axis, len(subject.channels.shapes[a.tensor]))
-        for g in subject.channels.groups
-        for a in g.activations
-        if a.tensor in read
-    }
-    return moments(subject.model, taps, _counted(fit, "calibrate", progress), threads=settings.threads)
+    return Samples(
+        lambda size: _counted(fit, "calibrate", progress, size), lambda n: list(fit.take(n).batches(min(n, BATCH)))
+    )
 
 
 def _counted(data: Calibration, phase: str, progress: Progress | None, size: int = BATCH):
@@ -263,7 +294,7 @@ def apply_plan(
     if not surgery.exact:
         raise BudgetError(f"the cut model differs from the {surgery.against} by {surgery.worst:.1e}; please report it")
     warnings = [*subject.warnings, *(in_words(plan.settings) if plan.lossless else ())]
-    repair = settings.repair or ("none" if plan.lossless else "merge" if fit is None else "statistics")
+    repair = settings.repair or ("none" if plan.lossless else "merge" if fit is None else "refit")
     if plan.lossless and repair != "none":
         raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
     if repair not in ("none", "merge") and fit is None:
@@ -310,6 +341,36 @@ def _cut(
     return pruned, check_surgery(subject.model, pruned, cuts, probe)
 
 
+def sweep(
+    subject: Subject,
+    ratios: Sequence[float],
+    settings: Settings | None = None,
+    *,
+    bench: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Result]:
+    """One result a ratio, all decided from one look at the samples.
+
+        subject = onnxprune.open_model("model.onnx", calibration=batches)
+        for result in onnxprune.sweep(subject, [0.3, 0.5, 0.7]): ...
+
+    Args:
+        subject: from `open_model`.
+        ratios: shares to remove, each between 0 and 1.
+        settings: everything else that decides; its `ratio` plays no part.
+        bench, progress: as for `prune`.
+
+    Raises:
+        PruneError: as for `prune`; a ratio that cannot be reached ends the sweep where it stands.
+    """
+    settings = settings or Settings()
+    if not ratios:
+        raise UsageError("no ratios given; --ratios 0.3,0.5,0.7 makes three models")
+    chosen = [replace(settings, ratio=ratio) for ratio in ratios]  # checks every ratio before the work starts
+    for plan, own in zip(make_plans(subject, settings, ratios, progress), chosen, strict=True):
+        yield apply_plan(subject, plan, own, bench=bench, progress=progress)
+
+
 def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     """Refuse a plan that was made for another model."""
     if plan.model_digest != subject.digest:
@@ -340,7 +401,7 @@ def _repaired(
     batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
     if repair == "merge":
         return repair_merge(graph, channels, alive, batches, threads=threads, progress=report)
-    mend = refit if repair == "refit" else repair_statistics
+    mend = partial(refit, seed=settings.seed) if repair == "refit" else repair_statistics
     return mend(subject.graph, pruned, subject.channels, alive, batches, threads=settings.threads, progress=report)
 
 
@@ -434,4 +495,5 @@ __all__ = [
     "make_plan",
     "open_model",
     "prune",
+    "sweep",
 ]

@@ -94,6 +94,13 @@ def _seed_number(text: str) -> int:
     return int(text)
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in _words(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.3,0.5,0.7") from None
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -109,7 +116,7 @@ def _add_samples(parser: Parser) -> None:
         type=_sizes,
         action="append",
         default=[],
-        metavar="NAME=N,...",
+        metavar="NAME=N,N",
         help="sizes of an input with dynamic axes (repeatable)",
     )
 
@@ -119,8 +126,8 @@ def _add_decisions(parser: Parser) -> None:
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
-    add("--criterion", metavar="NAME", help="activation (default), l1, l2 or random")
-    add("--allocation", default="uniform", metavar="NAME", help="uniform (default) or global")
+    add("--criterion", metavar="NAME", help="elimination (default with --calib), activation, l1, l2, ...")
+    add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
     add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
     add("--min-width", type=int, default=1, metavar="N", help="no group gets narrower than N")
     add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
@@ -137,7 +144,7 @@ def _add_output(parser: Parser, written: str = "NAME.pruned.onnx beside the inpu
 
 def _add_making(parser: Parser) -> None:
     add = parser.add_argument_group("repair and timing").add_argument
-    add("--repair", metavar="NAME", help="statistics (default with --calib), refit, merge (else), none")
+    add("--repair", metavar="NAME", help="refit (default with --calib), statistics, merge (else), none")
     add(
         "--bench",
         action=argparse.BooleanOptionalAction,
@@ -166,6 +173,7 @@ def _prune_parser(name: str = "") -> Parser:
     _add_samples(parser)
     _add_making(parser)
     _add_output(parser)
+    parser.add_argument("--ratios", type=_numbers, metavar="LIST", help="several ratios at once: 0.3,0.5,0.7")
     parser.add_argument("--dry-run", action="store_true", help="analyse and plan; write nothing")
     parser.add_argument("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     _add_general(parser)
@@ -237,7 +245,7 @@ def _bench_parser() -> Parser:
         help="cpu (default), cuda, tensorrt, openvino, coreml, directml",
     )
     parser.add_argument(
-        "--input-shape", type=_sizes, action="append", default=[], metavar="NAME=N,...", help="input sizes"
+        "--input-shape", type=_sizes, action="append", default=[], metavar="NAME=N,N", help="input sizes"
     )
     _add_general(parser)
     return parser
@@ -250,6 +258,9 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
     if args.dry_run and args.plan_out:
         raise UsageError("--dry-run writes nothing; drop --plan-out, or use `onnxprune plan`")
     _check_samples(args)
+    if args.ratios is not None:
+        _sweep(args, status)
+        return
     from onnxprune import api
 
     settings = _settings(args)
@@ -266,6 +277,36 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
     if args.plan_out:
         _write_text(plan.to_json(), args.plan_out, args)
     _show_result(args, result, output, status)
+
+
+def _sweep(args: argparse.Namespace, status: Status) -> None:
+    """A whole trade-off curve from one look at the samples: one file a ratio."""
+    if args.ratio is not None or args.plan_out or args.dry_run or args.lossless:
+        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out and --dry-run")
+    from onnxprune import api
+    from onnxprune.report.terminal import sweep_table
+
+    settings = _settings(args)
+    base = Path(_output(args))
+    outputs = [str(base.with_name(f"{base.stem}-{ratio:g}{base.suffix}")) for ratio in args.ratios]
+    _check_outputs(args, *outputs)
+    subject = _open(args, status)
+    status.phase("plan")
+    bench = args.bench if args.bench is not None else bool(args.calib) and not args.json
+    results = []
+    for result, output in zip(
+        api.sweep(subject, args.ratios, settings, bench=bench, progress=status.progress), outputs, strict=True
+    ):
+        status.phase("write")
+        result.save(output, force=args.force)
+        results.append(result)
+    status.close()
+    for text in dict.fromkeys(w for r in results for w in r.warnings if not args.quiet):
+        status.say(f"warning: {text}")
+    if args.json:
+        _print(_json({"schema": 1, "kind": "onnxprune sweep", "results": [r.to_dict() for r in results]}))
+    else:
+        _print(sweep_table(results, outputs, _width()))
 
 
 def _apply(args: argparse.Namespace, status: Status) -> None:
@@ -478,7 +519,7 @@ def _check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequ
         if not os.access(folder, os.W_OK):
             raise FileError(f"{output}: the folder {folder} cannot be written to; choose another")
     if len({os.path.realpath(o) for o in outputs if o}) < len([o for o in outputs if o]):
-        raise UsageError("the model and the plan cannot go to one file; choose another --plan-out")
+        raise UsageError("two outputs would go to one file; choose another -o or --plan-out, or other --ratios")
 
 
 def _open(args: argparse.Namespace, status: Status) -> Subject:

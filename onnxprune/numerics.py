@@ -22,7 +22,8 @@ De Pierro, IEEE TMI 1995, and Lange, Hunter, Yang, JCGS 2000 (majorise-minimise;
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy.linalg as sl
@@ -80,34 +81,38 @@ def moments(x: np.ndarray, target: np.ndarray) -> Moments:
 
 def patches(
     x: np.ndarray,
-    kernel: tuple[int, int],
+    kernel: Sequence[int],
     *,
-    strides: tuple[int, int] = (1, 1),
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
-    dilations: tuple[int, int] = (1, 1),
+    strides: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
     positions: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What a conv reads: (images · p, c · kh · kw), channel-major, without the constant, in x's precision.
+    """What a conv reads: (images · p, c · taps), channel-major, without the constant, in x's precision.
 
     Args:
-        x: (images, c, h, w).
-        kernel: (kh, kw).
-        pads: (top, left, bottom, right), the order of ONNX.
-        positions: (images, p) flat indices into the conv's (h_out · w_out) outputs, another draw for each
-            image; None for all of them. Only the sampled windows are copied.
+        x: (images, c, *spatial), any number of spatial axes.
+        kernel: size on every spatial axis; taps is their product.
+        strides, dilations: one a spatial axis; 1 when left out.
+        pads: begins, then ends (top, left, bottom, right in two dimensions), the order of ONNX.
+        positions: (images, p) flat indices into the conv's outputs, another draw for each image; None for all
+            of them. Only the sampled windows are copied.
     """
-    top, left, bottom, right = pads
+    n = len(kernel)
+    strides, dilations, pads = strides or [1] * n, dilations or [1] * n, pads or [0] * (2 * n)
     if any(pads):
-        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    kh, kw = kernel
-    span = ((kh - 1) * dilations[0] + 1, (kw - 1) * dilations[1] + 1)
-    view = sliding_window_view(x, span, axis=(2, 3))  # (images, c, h', w', span_h, span_w)
-    view = view[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
-    images, c, h, w = view.shape[:4]
+        x = np.pad(x, ((0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)))
+    span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
+    view = sliding_window_view(x, span, axis=tuple(range(2, 2 + n)))  # (images, c, *places, *span)
+    steps = tuple(slice(None, None, s) for s in (*strides, *dilations))
+    view = view[(slice(None), slice(None), *steps)]
+    images, c, places, taps = view.shape[0], view.shape[1], view.shape[2 : 2 + n], int(np.prod(kernel))
     if positions is None:
-        return view.transpose(0, 2, 3, 1, 4, 5).reshape(images * h * w, c * kh * kw)
-    picked = view[np.arange(images)[:, None], :, positions // w, positions % w]  # (images, p, c, kh, kw)
-    return picked.reshape(-1, c * kh * kw)
+        turned = view.transpose(0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n))
+        return turned.reshape(images * int(np.prod(places)), c * taps)
+    at: tuple[Any, ...] = (np.arange(images)[:, None], slice(None), *np.unravel_index(positions, places))
+    picked = view[at]  # (images, p, c, *kernel)
+    return picked.reshape(-1, c * taps)
 
 
 def sample_positions(images: int, area: int, count: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -183,14 +188,16 @@ def rows_of(channels: np.ndarray, taps: int, inputs: int) -> np.ndarray:
 # -------------------------------------------------------------------------------------- through a ReLU
 
 
-def relu_target(wanted: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """Targets that make least squares see the ReLU behind it: `wanted` where > 0, else `min(now, 0)`.
+def relu_target(wanted: np.ndarray, now: np.ndarray, top: float = np.inf) -> np.ndarray:
+    """Targets that make least squares see the ReLU (or the clipping at `top`) behind it.
 
-    A unit that must stay off may be off by any amount. `‖p − target‖²` majorises `‖relu(p) − relu(wanted)‖²`
-    and touches it at `p = now` (but for units that are off and should be on, which are drawn on), so a refit
-    on these targets, repeated with fresh `now`, lowers the error after the ReLU. Both (rows, n) or any shape.
+    `wanted` where it is inside, else `now` as far as it is outside on the same side: a unit that must stay off
+    may be off by any amount. `‖p − target‖²` majorises `‖relu(p) − relu(wanted)‖²` and touches it at `p = now`
+    (but for units that are off and should be on, which are drawn on), so a refit on these targets, repeated
+    with fresh `now`, lowers the error after the ReLU. Both (rows, n) or any shape.
     """
-    return np.where(wanted > 0, wanted, np.minimum(now, 0))
+    target = np.where(wanted > 0, wanted, np.minimum(now, 0))
+    return target if top == np.inf else np.where(wanted < top, target, np.maximum(now, top))
 
 
 def hidden_target(pre: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -206,10 +213,10 @@ def propagate_target(
     residual: np.ndarray,
     kernel: np.ndarray,
     *,
-    hidden_hw: tuple[int, int],
-    strides: tuple[int, int] = (1, 1),
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0),
-    dilations: tuple[int, int] = (1, 1),
+    hidden_hw: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
+    dilations: Sequence[int] = (1, 1),
 ) -> np.ndarray:
     """Kᵀ(residual): the transposed conv that hands what the reader still lacks back to what it reads.
 
@@ -260,40 +267,83 @@ def conv_norm2(kernel: np.ndarray, size: int = 16) -> float:
 
 @dataclass(frozen=True)
 class Reader:
-    """One reader of a channel group, for `eliminate`.
+    """One reader of a channel group, as `eliminate` sees it: only the rows that the group's channels fill.
 
     Attributes:
-        H: (c·taps + 1, c·taps + 1) second moments, intercept last.
-        W: (c·taps + 1, n) weights that are optimal for H and the targets (`ridge(H, G)`), or the original
-            ones. Multiply column j by the square root of output j's importance to weigh outputs.
-        taps: kernel positions a channel.
+        V: (m, m) those rows and columns of `(H + λ̄I)⁻¹`: what else the layer reads may be refit, but never goes.
+        W: (m, n) those rows of the weights. Multiply column j by the square root of output j's importance to
+            weigh outputs.
+        rows: (c, q) where channel i stands in V and W; q is the number of taps (times its copies, behind a
+            flatten).
         scale: what a unit of squared error of this reader counts; 1 / ‖T − mean T‖² makes readers comparable.
     """
 
-    H: Array
+    V: Array
     W: Array
-    taps: int = 1
+    rows: NDArray[np.int64]
     scale: float = 1.0
+
+    @classmethod
+    def of(cls, H: Array, W: Array, taps: int = 1, scale: float = 1.0, *, lam: float = 1e-4) -> Reader:
+        """A reader that the group fills wholly: `H` (c·taps + 1, c·taps + 1), `W` (c·taps + 1, n)."""
+        if (len(H) - 1) % taps or len(W) != len(H):
+            raise ValueError(f"H {H.shape} and W {W.shape} do not fit channels of {taps} taps and an intercept")
+        rows = np.arange(len(H) - 1).reshape(-1, taps)
+        return cls(inverse(H, lam)[:-1, :-1], np.asarray(W)[:-1], rows, scale)
+
+    def narrowed(self) -> Reader:
+        """The same errors with no more outputs than rows: `W` enters them as `WWᵀ` alone."""
+        if self.W.shape[1] <= len(self.W):
+            return self
+        values, vectors = sl.eigh(self.W @ self.W.T)
+        return replace(self, W=vectors * np.sqrt(np.maximum(values, 0)))
+
+
+def inverse(H: Array, lam: float = 1e-4) -> Array:
+    """`(H + λ̄I)⁻¹`, the ridge as in `Ridge`; inputs that are always zero get a row of their own.
+
+    Raises:
+        ValueError: not second moments.
+    """
+    A = np.array(H, dtype=np.float64)
+    A[np.diag_indices(len(A))] += penalty(A, max(lam, 1e-12))
+    diag = np.diag(A).copy()
+    if not (diag > 0).all():
+        A[diag <= 0, diag <= 0] = 1.0
+    for more in (1e-12, 1e-6, 1e-4, 1e-2):  # products formed in float32 may leave H indefinite by so much
+        factor, info = sl.lapack.dpotrf(A + np.diag(more * diag), lower=1)
+        if not info:
+            break
+    else:
+        raise ValueError("second moments are not positive definite")
+    V, _ = sl.lapack.dpotri(factor, lower=1)
+    lower = np.tril(V)
+    return np.asfortranarray(lower + np.tril(lower, -1).T)
 
 
 def eliminate(
-    readers: Sequence[Reader], *, lam: float = 1e-4, step: int = 1, keep: int = 0
+    readers: Sequence[Reader],
+    *,
+    order: Sequence[int] | np.ndarray | None = None,
+    step: int = 1,
+    keep: int = 0,
 ) -> tuple[NDArray[np.int64], Array]:
     """Order in which channels go, and the error each width costs when all that stays is refit.
 
-    Backward elimination by exact block OBS. With `g` the `taps` rows of a channel in `V = (H + λ̄I)⁻¹`,
+    Backward elimination by exact block OBS. With `g` the `q` rows of a channel in `V = (H + λ̄I)⁻¹`,
 
         score(g) = Σ_readers scale · tr( W_gᵀ [V_gg]⁻¹ W_g )     squared error added by removing g, rest refit
         W ← W − V_:g [V_gg]⁻¹ W_g          V ← V − V_:g [V_gg]⁻¹ V_g:
 
     the channel with the lowest score goes (first index on ties), and so on. Channels read by several readers
-    add up their scores. Cost O(c · (c·taps)² · taps) a reader, in place, with BLAS.
+    add up their scores. Cost O(c · (c·q)² · q) a reader, in place, with BLAS.
 
     Args:
-        readers: one or more readers of the same `c` channels.
-        lam: ridge, relative as in `Ridge`; it makes `V` exist.
+        readers: one or more readers of the same `c` channels. Weights that are optimal for H and the targets
+            (`ridge(H, G)`), or the original ones, whose own output is then the target.
+        order: go in this order instead of the one found: the curve of any other criterion.
         step: channels removed at a time (their joint error is exact; within a step the curve is shared out by
-            their single scores). 1 up to c·taps ≈ 2,500; 4 to 8 above.
+            their single scores). 1 up to c·q ≈ 2,500; 4 to 8 above.
         keep: stop when so many channels are left.
 
     Returns:
@@ -302,83 +352,60 @@ def eliminate(
         errors: (c + 1,) `errors[w]` = error with `w` channels left, over that of the full width; NaN below
             `keep`. Falls with `w`; `errors[c] = 0`.
     """
-    counts = {(len(r.H) - 1) // r.taps for r in readers}
+    counts = {len(r.rows) for r in readers}
     if len(counts) != 1:
         raise ValueError(f"readers of one group disagree on its width: {sorted(counts)}")
     c = counts.pop()
-    for r in readers:
-        if len(r.H) != c * r.taps + 1 or len(r.W) != len(r.H):
-            raise ValueError(
-                f"H {r.H.shape} and W {r.W.shape} do not fit {c} channels of {r.taps} taps and an intercept"
-            )
-    states = [_Elimination(r, lam) for r in readers]
+    states = [_Elimination(r) for r in readers]
     alive = np.arange(c)
-    order: list[int] = []
+    gone: list[int] = []
     errors = np.full(c + 1, np.nan)
     errors[c] = 0.0
     while len(alive) > keep:
-        scores = np.sum([s.scores() for s in states], axis=0)
         count = min(step, len(alive) - keep)
-        local = np.argsort(scores, kind="stable")[:count]
+        scores = np.sum([s.scores() for s in states], axis=0)
+        if order is None:
+            local = np.argsort(scores, kind="stable")[:count]
+        else:
+            local = np.searchsorted(alive, np.asarray(order)[len(gone) : len(gone) + count])
         total = sum(s.remove(local) for s in states)
         share = np.cumsum(scores[local])
         share = share / share[-1] if share[-1] > 0 else np.arange(1, count + 1) / count
         left = len(alive)
         errors[left - count : left] = (errors[left] + total * share)[::-1]
-        order += alive[local].tolist()
+        gone += alive[local].tolist()
         alive = np.delete(alive, local)
-    return np.array(order, dtype=np.int64), errors
+    return np.array(gone, dtype=np.int64), errors
 
 
 class _Elimination:
-    """State of one reader: `V` (d, d, Fortran order, updated in place) and `W` (d, n)."""
+    """State of one reader: `V` (m, m, Fortran order, updated in place) and `W` (m, n)."""
 
-    def __init__(self, reader: Reader, lam: float) -> None:
-        H = np.asarray(reader.H, dtype=np.float64)
-        ridge_diag = penalty(H, max(lam, 1e-12))
-        ridge_diag[-1] = 1e-12 * H[-1, -1]
-        A = H + np.diag(ridge_diag)
-        diag = np.diag(A).copy()
-        if not (diag > 0).all():
-            A[diag <= 0, diag <= 0] = 1.0
-        factor, info = sl.lapack.dpotrf(A, lower=1)
-        if info:
-            A[np.diag_indices(len(A))] += 1e-6 * diag.mean()
-            factor, info = sl.lapack.dpotrf(A, lower=1)
-            if info:
-                raise ValueError("second moments are not positive definite")
-        V, _ = sl.lapack.dpotri(factor, lower=1)
-        lower = np.tril(V)
-        self.V = np.asfortranarray(lower + np.tril(lower, -1).T)
+    def __init__(self, reader: Reader) -> None:
+        self.V = np.array(reader.V, dtype=np.float64, order="F")
         self.W = np.array(reader.W, dtype=np.float64)
-        self.q, self.scale = reader.taps, reader.scale
-        self.slots = np.arange((len(H) - 1) // reader.taps)  # alive channel -> its block in V and W
-
-    def _rows(self, slots: np.ndarray) -> np.ndarray:
-        return (slots[:, None] * self.q + np.arange(self.q)).ravel()
+        self.rows, self.scale = np.array(reader.rows), reader.scale  # alive channel -> its rows in V and W
 
     def scores(self) -> Array:
-        q = self.q
-        at = self.slots[:, None] * q + np.arange(q)
-        V_gg = self.V[at[:, :, None], at[:, None, :]]  # (alive, q, q)
-        W_g = self.W[at]  # (alive, q, n)
+        V_gg = self.V[self.rows[:, :, None], self.rows[:, None, :]]  # (alive, q, q)
+        W_g = self.W[self.rows]  # (alive, q, n)
         outer = W_g @ W_g.transpose(0, 2, 1)
         return self.scale * np.einsum("gij,gij->g", np.linalg.inv(V_gg), outer)
 
     def remove(self, local: np.ndarray) -> float:
-        rows = self._rows(self.slots[local])
-        factor = sl.cholesky(self.V[np.ix_(rows, rows)], lower=True)
-        V_r = sl.solve_triangular(factor, self.V[rows], lower=True)  # (r, d), [V_gg]^-1/2 V_g:
-        W_r = sl.solve_triangular(factor, self.W[rows], lower=True)  # (r, n)
-        V_r = np.asfortranarray(V_r)
+        rows = self.rows[local].ravel()
+        factor, info = sl.lapack.dpotrf(self.V[np.ix_(rows, rows)], lower=1)
+        if info:
+            raise ValueError("second moments are not positive definite")
+        V_r = sl.blas.dtrsm(1.0, factor, self.V[rows], lower=1)  # (r, m), [V_gg]^-1/2 V_g:
+        W_r = sl.blas.dtrsm(1.0, factor, self.W[rows], lower=1)  # (r, n)
         self.W -= V_r.T @ W_r
         self.V = sl.blas.dgemm(-1.0, V_r, V_r, beta=1.0, c=self.V, trans_a=1, overwrite_c=1)
-        self.slots = np.delete(self.slots, local)
-        if len(self.slots) * self.q < 0.85 * (len(self.W) - 1):  # close the gaps now and then
-            at = np.append(self._rows(self.slots), len(self.W) - 1)
-            self.V = np.asfortranarray(self.V[np.ix_(at, at)])
-            self.W = self.W[at]
-            self.slots = np.arange(len(self.slots))
+        self.rows = np.delete(self.rows, local, axis=0)
+        if self.rows.size < 0.85 * len(self.W):  # close the gaps now and then
+            at = self.rows.ravel()
+            self.V, self.W = np.asfortranarray(self.V[np.ix_(at, at)]), self.W[at]
+            self.rows = np.arange(len(at)).reshape(self.rows.shape)
         return self.scale * float(np.square(W_r).sum())
 
 

@@ -321,6 +321,7 @@ def test_plan_both_ways():
         (["--lossless", "--round-to", "1"], 0, ""),
         (["--lossless"], 5, "--round-to 1"),
         (["--lossless", "--ratio", "0.5"], 2, "--ratio"),
+        (["--lossless", "--ratios", "0.3,0.5"], 2, "--lossless"),
         (["--lossless", "--repair", "merge"], 2, "--repair"),
     ],
 )
@@ -328,7 +329,8 @@ def test_command_line(tmp_path, capsys, argv, code, says):
     path, out, plan = tmp_path / "m.onnx", tmp_path / "p.onnx", tmp_path / "plan.json"
     model = planted(plain(), both(twin("w", "b"), fill(0, "w", "b", j=3)))
     onnx.save(model, path)
-    argv = [str(path), *argv, "--input-shape", "x=2,3,8,8", "-o", str(out), "--plan-out", str(plan), "--json"]
+    argv = [str(path), *argv, "--input-shape", "x=2,3,8,8", "-o", str(out), "--json"]
+    argv += [] if "--ratios" in argv else ["--plan-out", str(plan)]
     got = cli.main(argv)
     printed = capsys.readouterr()
     assert got == code and says in printed.err

@@ -182,7 +182,7 @@ def test_elimination_errors_are_refit_errors(taps, step):
     x, y = design(c=c, taps=taps)
     m = nm.moments(x, y)
     W = nm.ridge(m.H, m.G, 0.0)
-    order, errors = nm.eliminate([nm.Reader(m.H, W, taps)], lam=1e-11, step=step)
+    order, errors = nm.eliminate([nm.Reader.of(m.H, W, taps, lam=1e-11)], step=step)
     assert sorted(order) == list(range(c)) and errors[c] == 0 and (np.diff(errors) <= 1e-9).all()
     base = lstsq_error(x, y)
     for left in range(0, c, step):
@@ -194,7 +194,7 @@ def test_elimination_errors_are_refit_errors(taps, step):
 def test_elimination_takes_the_best_single_removal():
     x, y = design(c=6, taps=2, seed=5)
     m = nm.moments(x, y)
-    order, _ = nm.eliminate([nm.Reader(m.H, nm.ridge(m.H, m.G, 0.0), 2)], lam=1e-11)
+    order, _ = nm.eliminate([nm.Reader.of(m.H, nm.ridge(m.H, m.G, 0.0), 2, lam=1e-11)])
     brute = [lstsq_error(np.delete(x, [2 * g, 2 * g + 1], axis=1), y) for g in range(6)]
     assert order[0] == int(np.argmin(brute))
 
@@ -207,14 +207,14 @@ def test_two_readers_add_up():
     readers = []
     for y, s in zip(ys, scales, strict=True):
         m = nm.moments(x, y)
-        readers.append(nm.Reader(m.H, nm.ridge(m.H, m.G, 0.0), 1, s))
-    order, errors = nm.eliminate(readers, lam=1e-11)
+        readers.append(nm.Reader.of(m.H, nm.ridge(m.H, m.G, 0.0), 1, s, lam=1e-11))
+    order, errors = nm.eliminate(readers)
     brute = [
         sum(s * lstsq_error(np.delete(x, g, axis=1), y) for y, s in zip(ys, scales, strict=True)) for g in range(5)
     ]
     assert order[0] == int(np.argmin(brute)) and np.isclose(errors[4], min(brute), rtol=1e-4)
     with pytest.raises(ValueError, match="disagree"):
-        nm.eliminate([readers[0], nm.Reader(np.eye(4), np.ones((4, 2)))])
+        nm.eliminate([readers[0], nm.Reader.of(np.eye(4), np.ones((4, 2)))])
 
 
 def test_planted_redundancy_goes_first_and_costs_nothing():
@@ -223,10 +223,19 @@ def test_planted_redundancy_goes_first_and_costs_nothing():
     x[:, 5] = 4.0  # constant: the intercept has it
     y = x @ np.random.default_rng(3).normal(size=(8, 4))
     m = nm.moments(x, y)
-    order, errors = nm.eliminate([nm.Reader(m.H, nm.ridge(m.H, m.G, 1e-8))], lam=1e-8, keep=2)
+    order, errors = nm.eliminate([nm.Reader.of(m.H, nm.ridge(m.H, m.G, 1e-8), lam=1e-8)], keep=2)
     gone = set(order[:2].tolist())
     assert 5 in gone and gone & {1, 3, 6} and errors[6] < 1e-5 * errors[5]
     assert len(order) == 6 and np.isnan(errors[:2]).all()
+
+
+def test_inverse_of_moments_that_float32_left_indefinite():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(12, 60)) * 0.01 + 5).astype(np.float32)  # fewer rows than inputs, one common mean
+    H = nm.moments(x, x[:, :1]).H
+    H[-1, -1] *= 1 - 1e-4  # what rounding in another order does
+    V = nm.inverse(H, 1e-7)
+    assert np.isfinite(V).all() and (np.linalg.eigvalsh(V) > 0).all()
 
 
 def test_elimination_of_a_wide_conv_is_quick():
@@ -235,7 +244,7 @@ def test_elimination_of_a_wide_conv_is_quick():
     x = rng.normal(size=(1500, c * taps)).astype(np.float32)
     m = nm.moments(x, x[:, :n])
     start = time.process_time()  # CPU seconds: the machine may be busy with something else
-    order, errors = nm.eliminate([nm.Reader(m.H, rng.normal(size=(c * taps + 1, n)), taps)])
+    order, errors = nm.eliminate([nm.Reader.of(m.H, rng.normal(size=(c * taps + 1, n)), taps)])
     assert time.process_time() - start < 8 and len(order) == c and (np.diff(errors) <= 1e-6).all()
 
 

@@ -18,6 +18,10 @@ from onnxprune.errors import UsageError
 from onnxprune.measure.cost import CostModel
 
 TOLERANCE = 0.01
+SWEEPS = 3
+"""Rounds of local search over all groups."""
+MOVES = 400
+"""Up to so many widths in all, every width of a group is tried; beyond, the next ones."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def allocate(
     *,
     how: str = "global",
     limits: Limits | None = None,
+    damages: Mapping[str, np.ndarray] | None = None,
 ) -> Allocation:
     """Choose widths so that the share `ratio` of the cost goes.
 
@@ -127,14 +132,19 @@ def allocate(
         scores: (width,) importance of every group.
         cost: what counts.
         ratio: share to remove, 0 < ratio < 1.
-        how: "global" or "uniform".
+        how: "adaptive", "global" or "uniform".
         limits: allowed widths.
+        damages: (width + 1,) damage to the outputs at every width of every group, for "adaptive".
     """
     if not 0 < ratio < 1:
         raise UsageError(f"ratio {ratio} is not between 0 and 1 - 0.5 removes half")
-    if how not in FAMILIES:
-        raise UsageError(f"unknown allocation {how!r} - one of {', '.join(FAMILIES)}")
+    if how not in ALLOCATIONS:
+        raise UsageError(f"unknown allocation {how!r} - one of {', '.join(ALLOCATIONS)}")
     ladders = [Ladder(g, scores[g.name], limits or Limits()) for g in channels.groups]
+    if how == "adaptive":
+        if damages is None:
+            raise UsageError("the adaptive allocation needs samples; give --calib, or --allocation uniform")
+        return _allocation(channels, ladders, adaptive(channels, ladders, damages, cost, ratio), cost, ratio)
     widths_at = FAMILIES[how](ladders, scores, cost, channels)
     low, high = 0.0, 1.0
     for _ in range(40):
@@ -144,6 +154,13 @@ def allocate(
         else:
             high = middle
     widths = _close_gap(channels, ladders, widths_at(low), widths_at(high), cost, ratio)
+    return _allocation(channels, ladders, widths, cost, ratio)
+
+
+def _allocation(
+    channels: Channels, ladders: list[Ladder], widths: list[int], cost: CostModel, ratio: float
+) -> Allocation:
+    """The kept channels at those widths."""
     alive = _alive(channels, ladders, widths)
     keep = {
         ladder.group.name: tuple(int(c) for c in np.sort(ladder.order[:w]))
@@ -199,6 +216,119 @@ def _close_gap(
     return best
 
 
+def adaptive(
+    channels: Channels,
+    ladders: list[Ladder],
+    damages: Mapping[str, np.ndarray],
+    cost: CostModel,
+    ratio: float,
+) -> list[int]:
+    """Widths of least total damage: greedy, then improved by local search.
+
+    Greedy takes, over and over, the step that does least damage per cost saved, several widths at once where the
+    curve is flat further on (the lower convex hull); what a step saves is exact at the current widths of all
+    other groups. The search puts one group at another width, lets the others make up for it greedily, and keeps
+    what does less damage. Steps that turn out not to be needed are taken back.
+    """
+    search = _Search(channels, ladders, damages, cost, ratio)
+    full = np.array([len(ladder.widths) - 1 for ladder in ladders])
+    at = search.settled(full)
+    best = search.damage(at)
+    for _ in range(SWEEPS):
+        before = best
+        for k in range(len(ladders)):
+            for i in search.others(k, at[k]):
+                trial = at.copy()
+                trial[k] = i
+                trial = search.settled(trial, fixed=k)
+                found = search.damage(trial)
+                if search.fits(trial) and found < best * (1 - 1e-9):
+                    at, best = trial, found
+        if best >= before:
+            break
+    return search.widths(at)
+
+
+class _Search:
+    """The moves of `adaptive`. A state is an index into every ladder's widths."""
+
+    def __init__(
+        self,
+        channels: Channels,
+        ladders: list[Ladder],
+        damages: Mapping[str, np.ndarray],
+        cost: CostModel,
+        ratio: float,
+    ):
+        self.channels, self.ladders, self.cost, self.ratio = channels, ladders, cost, ratio
+        self.values = [damages[ladder.group.name][ladder.widths] for ladder in ladders]
+        self.hulls = [_hull(ladder, damages[ladder.group.name]) for ladder in ladders]
+        self.first = np.array([ladder.group.units[0] for ladder in ladders])
+
+    def widths(self, at: np.ndarray) -> list[int]:
+        return [ladder.widths[i] for ladder, i in zip(self.ladders, at, strict=True)]
+
+    def damage(self, at: np.ndarray) -> float:
+        """Total damage; that of several cuts is taken to add up."""
+        return float(sum(v[i] for v, i in zip(self.values, at, strict=True)))
+
+    def fits(self, at: np.ndarray) -> bool:
+        """Whether the budget is met."""
+        return self.cost.removed(_alive(self.channels, self.ladders, self.widths(at))) >= self.ratio
+
+    def others(self, k: int, now: int) -> list[int]:
+        """Widths to try for one group: all of them, or the next ones where there are many groups."""
+        count = len(self.ladders[k].widths)
+        near = count if len(self.ladders) * count <= MOVES else 1
+        return [i for i in range(max(0, now - near), min(count, now + near + 1)) if i != now]
+
+    def settled(self, at: np.ndarray, fixed: int | None = None) -> np.ndarray:
+        """Down greedily until the budget is met, then back up where that was not needed."""
+        at = at.copy()
+        while True:
+            alive = _alive(self.channels, self.ladders, self.widths(at))
+            if self.cost.removed(alive) >= self.ratio:
+                break
+            price = np.maximum(
+                self.cost.per_unit(alive)[self.first], 1e-12 * self.cost.total / max(1, self.channels.unit_count)
+            )
+            dear = np.array([hull[i][1] for hull, i in zip(self.hulls, at, strict=True)]) / price
+            if fixed is not None:
+                dear[fixed] = np.inf
+            k = int(np.argmin(dear))
+            if not np.isfinite(dear[k]):
+                return at
+            at[k] = self.hulls[k][at[k]][0]
+        return self._raised(at, fixed)
+
+    def _raised(self, at: np.ndarray, fixed: int | None) -> np.ndarray:
+        """Take steps back while the budget allows, the one that undoes most damage first."""
+        fit = {k for k in range(len(at)) if k != fixed}
+        while True:
+            gains = []
+            for k in list(fit):
+                up = at.copy()
+                up[k] += 1
+                if up[k] < len(self.values[k]) and self.fits(up):
+                    gains.append((self.values[k][at[k]] - self.values[k][up[k]], -k))
+                else:
+                    fit.discard(k)  # what does not fit now will not fit later
+            if not gains:
+                return at
+            at[-max(gains)[1]] += 1
+
+
+def _hull(ladder: Ladder, damage: np.ndarray) -> list[tuple[int, float]]:
+    """For every allowed width the best next one below it and the damage per channel of going there."""
+    steps: list[tuple[int, float]] = [(0, np.inf)]
+    for i in range(1, len(ladder.widths)):
+        here = ladder.widths[i]
+        slopes = [(damage[w] - damage[here]) / (here - w) for w in ladder.widths[:i]]
+        j = int(np.argmin(slopes))
+        steps.append((j, max(float(slopes[j]), 1e-30)))
+    return steps
+
+
 Widths = Callable[[float], list[int]]
 
 
@@ -228,3 +358,4 @@ def global_(ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostM
 
 
 FAMILIES: dict[str, Callable[..., Widths]] = {"global": global_, "uniform": uniform}
+ALLOCATIONS = ("adaptive", *FAMILIES)

@@ -7,7 +7,7 @@ folded), so that cost, statistics and repair need no operator types.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,6 +193,31 @@ def shift_along(value: np.ndarray, factor: np.ndarray, offset: np.ndarray, axis:
     return (value.astype(np.float64) * factor.reshape(shape) + offset.reshape(shape)).astype(value.dtype)
 
 
+def with_biases(model: onnx.ModelProto, reads: Callable[[str], bool]) -> onnx.ModelProto:
+    """The model with an Add of zeros behind every MatMul that has no constant behind it: a MatMul has no bias
+    operand, and without one its mean cannot be mended.
+
+    Args:
+        model: left as it is.
+        reads: whether a MatMul that reads this tensor gets one.
+    """
+    graph = Graph(model)
+    consumers = graph.consumers()
+    for key, node in list(graph.nodes.items()):
+        weight = graph.value((key, 1)) if node.op_type == "MatMul" else None
+        if weight is None or weight.ndim != 2 or weight.dtype.kind != "f" or not reads(node.input[0]):
+            continue
+        readers = consumers.get(node.output[0], [])
+        adds = [graph.value((k, 1 - i)) for k, i in readers if graph.nodes[k].op_type == "Add"]
+        if any(v is not None and v.size == weight.shape[1] for v in adds):
+            continue
+        own = graph.own(key)
+        name, own.output[0] = own.output[0], graph.fresh(f"{key}_unbiased")
+        zeros = graph.add_constant(f"{key}_bias", np.zeros(weight.shape[1], weight.dtype))
+        graph.insert_after(key, onnx.helper.make_node("Add", [own.output[0], zeros], [name]))
+    return graph.export()
+
+
 def add_bias(graph: Graph, key: str, bias: np.ndarray) -> None:
     """Give a Conv, ConvTranspose or Gemm without bias one."""
     node = graph.own(key)
@@ -202,3 +227,31 @@ def add_bias(graph: Graph, key: str, bias: np.ndarray) -> None:
     else:
         node.input[2] = name
     graph.set_constant((key, 2), bias)
+
+
+def normalization(graph: Graph, place: Affine) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """The BatchNormalization that a layer writes through: its key, and (slope, deviation) per channel."""
+    if place.shift is None or place.shift[0][1] != 2 or place.shift[0][0] == place.key:
+        return None
+    key = place.shift[0][0]
+    scale, var = graph.value((key, 1)), graph.value((key, 4))
+    assert scale is not None and var is not None
+    deviation = np.sqrt(var.astype(np.float64) + attr(graph.nodes[key], "epsilon", 1e-5))
+    return key, scale / deviation, deviation
+
+
+def fold(graph: Graph, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
+    """Fold `a·y + b` per channel into the constants of a layer."""
+    for use, axis in place.scales:
+        value = graph.value(use)
+        assert value is not None
+        graph.set_constant(use, scale_along(value, a, axis))
+    if place.shift is None:
+        weight = graph.value(place.scales[0][0])
+        assert weight is not None
+        add_bias(graph, place.key, b.astype(weight.dtype))
+    else:
+        use, axis = place.shift
+        value = graph.value(use)
+        assert value is not None
+        graph.set_constant(use, shift_along(value, a, b, axis))

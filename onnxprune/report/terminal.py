@@ -71,6 +71,28 @@ def _shortened(text: str, size: int) -> str:
     return f"{text[: size - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def sweep_table(results: Sequence[Result], files: Sequence[str], width: int | None = None) -> str:
+    """Several results of one model, a line each: what went, how close the outputs are, how fast it is."""
+    rows = []
+    for result, file in zip(results, files, strict=True):
+        f, timed = result.fidelity, result.latency
+        rows.append(
+            (
+                plain(file),
+                f"{result.macs_removed:.1%}",
+                change(result.before.params, result.after.params),
+                "" if f is None or f.top1 is None else f"{f.top1:.1%}",
+                "" if f is None else f"{f.cosine:.4f}",
+                "" if f is None else f"{f.sqnr_db:.1f} dB",
+                "" if timed is None else f"{timed.comparisons[0].speedup:.2f}x",
+            )
+        )
+    head = ("file", "MACs cut", "parameters", "top-1 agreement", "cosine", "SQNR", "speed-up")
+    filled = [k for k in range(len(head)) if any(r[k] for r in rows)]
+    cells = [[r[k] for k in filled] for r in rows]
+    return table([head[k] for k in filled], cells, "<" + ">" * (len(filled) - 1), width=width)
+
+
 def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     """The summary of a pruning run, about twenty lines."""
     b, a = result.before, result.after

@@ -9,7 +9,7 @@ between segments, which is the point.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -55,17 +55,42 @@ class Runner:
             self._run(self.made_at[tensor] + 1, tensor)
         return self.live[tensor]
 
+    def hold(self, tensor: str, key: str) -> None:
+        """Keep a tensor until the node `key` has run."""
+        self.last_use[tensor] = max(self.last_use.get(tensor, -1), self.index[key] + 1)
+
+    def refresh(self, key: str, tensor: str) -> None:
+        """Make `tensor` anew, from the inputs of the node `key` on, after its weights have changed."""
+        first, stop = self.index[key], self.made_at[tensor] + 1
+        keys = [k for k in self._between(first, stop, tensor)]
+        for b, values in enumerate(self._results(keys, [tensor])):
+            self.live[tensor][b][...] = values[0]
+
+    def _between(self, first: int, stop: int, tensor: str) -> list[str]:
+        """The nodes among first..stop that `tensor` is made by, from what is live on."""
+        needed, found = {tensor}, []
+        for key in reversed(self.keys[first:stop]):
+            if needed & set(self.graph.nodes[key].output):
+                found.append(key)
+                needed |= {i for i in self.graph.nodes[key].input if key != self.keys[first]}
+        return found[::-1]
+
+    def _results(self, keys: Sequence[str], outputs: Sequence[str]) -> Iterator[list[np.ndarray]]:
+        """Run some nodes on every batch."""
+        inside = {o for k in keys for o in self.graph.nodes[k].output if o}
+        model, inputs = self._segment(keys, inside, outputs)
+        session = runtime.open_session(model, threads=self.threads, name="segment")
+        for b in range(self.count):
+            yield session.run({i: self.live[i][b] for i in inputs}, outputs)
+
     def _run(self, stop: int, wanted: str) -> None:
         keys = self.keys[self.position : stop]
         inside = {o for k in keys for o in self.graph.nodes[k].output if o}
         outputs = [o for o in inside if self.last_use.get(o, -1) >= stop or o == wanted]
         order = {name: i for i, name in enumerate(o for k in keys for o in self.graph.nodes[k].output)}
         outputs.sort(key=order.__getitem__)
-        model, inputs = self._segment(keys, inside, outputs)
-        session = runtime.open_session(model, threads=self.threads, name="segment")
         results: dict[str, list[np.ndarray]] = {o: [] for o in outputs}
-        for b in range(self.count):
-            values = session.run({i: self.live[i][b] for i in inputs}, outputs)
+        for values in self._results(keys, outputs):
             for o, v in zip(outputs, values, strict=True):
                 results[o].append(self._keep(v))
         self.live.update(results)

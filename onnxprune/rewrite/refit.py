@@ -7,9 +7,10 @@ least squares in place of their solver; `methods.md` §1-2, 8):
     W, b = argmin ‖ T − X_p W − b ‖² + λ‖W − W_cut‖²,     T = Z_o + (s_o − s_p)
 
 Z_o is the original output behind BatchNormalization, s the other operand of a residual add, so a branch also
-repairs its shortcut. Where a ReLU follows, entries that the original leaves negative need only stay negative
-(`numerics.relu_target`). What is not dense (depthwise, grouped, transposed), or has too few samples to learn from,
-gets its statistics back instead.
+repairs its shortcut; where the shortcut has a layer of its own that feeds the Add alone, both are solved for
+together. Where a ReLU or ReLU6 follows, entries that the original clips need only stay clipped
+(`numerics.relu_target`). Grouped and depthwise convs are many small layers. What is no plain linear layer
+(transposed convs, quantized layers, weights on the left) gets its statistics back instead.
 """
 
 from __future__ import annotations
@@ -22,19 +23,22 @@ import onnx
 
 from onnxprune import numerics
 from onnxprune.channels import Channels, Cut
-from onnxprune.graph.layers import Affine, add_bias
-from onnxprune.graph.model import Graph, attr
+from onnxprune.graph.layers import Affine, with_biases
+from onnxprune.graph.model import Graph, Use, attr
+from onnxprune.measure.designs import WIDEST, rows_of
+from onnxprune.rewrite.fitting import LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.lockstep import Feeds, Runner
+from onnxprune.rewrite.producer import Pair
 from onnxprune.rewrite.statistics import correct_statistics, correctable, kept_channels
 
 POSITIONS = 64
 """Output positions sampled per image."""
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
-ROWS_PER_INPUT = 4
-"""With fewer sampled rows than this per input of the layer, least squares would learn the samples by heart."""
-LAMBDA = 1e-4
-"""Ridge, relative to the mean square of the inputs."""
+PRODUCER_ROUNDS = int(__import__("os").environ.get("PR", 5))
+PRODUCER_ROWS = int(__import__("os").environ.get("PROWS", 20000))
+SWEEPS = 2
+"""Solves through a ReLU, each with targets from the solution before."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def refit(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> onnx.ModelProto:
-    """The pruned model with every dense layer refitted, in one pass over both networks.
+    """The pruned model with every linear layer refitted, in one pass over both networks.
 
     Args:
         original: the network before the cut.
@@ -68,182 +72,203 @@ def refit(
         seed: of the sampled positions.
         progress: called with (layers done, layers).
     """
-    graph, cut = Graph(pruned), Cut(channels, alive)
-    consumers = graph.consumers()
+    cut = Cut(channels, alive)
+    graph = Graph(with_biases(pruned, cut.changed))
     before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
-    rng = np.random.default_rng(seed)
-    for place in correctable(original, graph, cut, progress):
+    walk = _Walk(graph, cut, before, after, np.random.default_rng(seed))
+    places = list(correctable(original, graph, cut))
+    walk.prepare(places)
+    for k, place in enumerate(places):
+        if progress:
+            progress(k, len(places))
         if after.index[place.key] < after.position:
             continue  # a statistics correction further on has run it already
-        shortcut = _shortcut(graph, consumers, place)
-        if not (_dense(graph, place) and _refit_layer(graph, cut, place, shortcut, before, after, rng)):
+        if not walk.refit(place):
             correct_statistics(graph, cut, place, before, after)
     return graph.export()
 
 
-def _dense(graph: Graph, place: Affine) -> bool:
-    """Whether the layer can be refitted: a plain 2-d Conv, Gemm or MatMul with a constant weight."""
-    node = graph.nodes[place.key]
-    weight = graph.value((place.key, 1))
-    if weight is None or weight.dtype != np.float32:
-        return False
-    if node.op_type == "Conv":
-        padded = attr(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
-        return weight.ndim == 4 and attr(node, "group", 1) == 1 and padded
-    if node.op_type == "Gemm":
-        return not attr(node, "transA", 0) and attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0
-    return node.op_type == "MatMul" and weight.ndim == 2
+class _Walk:
+    """The state of one pass."""
+
+    def __init__(self, graph: Graph, cut: Cut, before: Runner, after: Runner, rng: np.random.Generator):
+        self.graph, self.cut, self.before, self.after, self.rng = graph, cut, before, after, rng
+        self.consumers = graph.consumers()
+        self.fits: dict[str, LayerFit] = {}  # by the tensor that the layer's place is
+        self.producers: dict[str, tuple[LayerFit, tuple[float, float]]] = {}
+        self.partners: dict[str, str] = {}  # place tensor -> place tensor of the layer on its shortcut
+
+    def prepare(self, places: Sequence[Affine]) -> None:
+        """Find the layers, and those that share an Add; what the earlier one reads is kept for the later."""
+        for place in places:
+            fit = LayerFit.of(self.graph, place)
+            if fit is None or fit.design.inputs > WIDEST:
+                continue
+            self.fits[place.tensor] = fit
+            producer = self._producer(fit)
+            if producer is not None:
+                self.producers[place.tensor] = producer
+                self.after.hold(producer[0].design.tensor, place.key)
+            shortcut = self._shortcut(place.tensor)
+            other = None if shortcut is None else self.fits.get(shortcut.other)
+            if other is not None and shortcut == self._behind(other.place.tensor):
+                if fit.design.parts == other.design.parts == 1:
+                    self.partners[place.tensor] = other.place.tensor
+                    self.after.hold(other.design.tensor, place.key)
+
+    def _producer(self, fit: LayerFit) -> tuple[LayerFit, tuple[float, float]] | None:
+        """The layer in front and the bounds of what is in between, when nothing else reads what it makes."""
+        key = self.graph.producer.get(fit.design.tensor)
+        if key is None or self._only_reader(fit.design.tensor) is None:
+            return None
+        clip, hidden = _bounds(self.graph, key), self.graph.nodes[key].input[0]
+        front = self.fits.get(hidden)
+        if clip is None or front is None or self._only_reader(hidden) is None:
+            return None
+        plain = all(f.design.parts == 1 and _plain(f) for f in (front, fit))
+        return (front, clip) if plain else None
+
+    def _shortcut(self, tensor: str) -> Shortcut | None:
+        """The Add of two activations that alone reads the tensor."""
+        use = self._only_reader(tensor)
+        if use is None or self.graph.nodes[use[0]].op_type != "Add":
+            return None
+        node = self.graph.nodes[use[0]]
+        other = node.input[1 - use[1]]
+        return None if self.graph.constant(other) is not None else Shortcut(other, node.output[0])
+
+    def _behind(self, tensor: str) -> Shortcut | None:
+        """The same Add, as its other operand sees it."""
+        found = self._shortcut(tensor)
+        return None if found is None else Shortcut(tensor, found.total)
+
+    def _only_reader(self, tensor: str) -> Use | None:
+        uses = self.consumers.get(tensor, [])
+        return uses[0] if len(uses) == 1 and tensor not in self.graph.outputs else None
+
+    def refit(self, place: Affine) -> bool:
+        """Refit one layer in place; False, and nothing done, when it is no linear layer."""
+        fit = self.fits.get(place.tensor)
+        if fit is None:
+            return False
+        inputs, targets = self.after.until(fit.design.tensor), self.before.until(place.tensor)
+        kept = kept_channels(self.cut, place)
+        shortcut = self._shortcut(place.tensor)
+        other = None if shortcut is None else self._carried(shortcut, targets[0].shape, place.axis, len(kept))
+        partner = self.fits[self.partners[place.tensor]] if other and place.tensor in self.partners else None
+        fits = [fit] if partner is None else [fit, partner]
+        most = BYTES // sum(len(t) for t in targets)
+        read, wanted, carried = [], [], []
+        for b, (x, z) in enumerate(zip(inputs, targets, strict=True)):
+            positions = fit.design.draw(x, len(z) * POSITIONS, most * len(z) // len(fits), self.rng)
+            rows = [f.design.rows_read(v, positions) for f, v in zip(fits, self._inputs(fits, b, x), strict=True)]
+            read.append(rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1))
+            wanted.append(rows_of(np.take(z, kept, place.axis), place.axis, positions))
+            s = np.zeros((1, 1), np.float32)
+            if other:
+                wanted[-1] += rows_of(np.take(self.before.live[other][b], kept, place.axis), place.axis, positions)
+                if partner is None:
+                    s = rows_of(self.after.live[other][b], place.axis, positions)
+            carried.append(np.broadcast_to(s, wanted[-1].shape))
+        x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
+        clip = self._clip(shortcut.total if shortcut else place.tensor) if shortcut is None or other else None
+        solution = _solve(fits, x, z, s, clip)
+        if partner is None:
+            fit.write(solution)
+            if place.tensor in self.producers and PRODUCER_ROUNDS:
+                self._repair_producer(fit, kept, shortcut, other, clip)
+        else:
+            own = fit.design.inputs
+            keep = partner.weights()[:, -1:]
+            fit.write(np.concatenate([solution[:, :own], solution[:, -1:] - keep], axis=1))
+            partner.write(np.concatenate([solution[:, own:-1], keep], axis=1))
+            self.after.refresh(partner.place.key, partner.place.tensor)
+        return True
+
+    def _repair_producer(
+        self, fit: LayerFit, kept: np.ndarray, shortcut: Shortcut | None, other: str | None, clip
+    ) -> None:
+        """Let the layer in front of a refitted one take its turn, on some whole samples."""
+        front, bounds = self.producers[fit.place.tensor]
+        place = fit.place
+        targets = self.before.live[place.tensor]
+        shape = self.after.live[fit.design.tensor][0].shape
+        rows = max(int(np.prod(shape)) // shape[1], int(np.prod(targets[0].shape)) // targets[0].shape[place.axis])
+        wide = max(front.design.inputs, fit.design.inputs)
+        budget = min(PRODUCER_ROWS, BYTES // (4 * wide))
+        count = max(1, min(len(targets), budget // rows))
+        z, s = [], []
+        for b in range(count):
+            z.append(rows_of(np.take(targets[b], kept, place.axis), place.axis, None))
+            if other:
+                z[-1] += rows_of(np.take(self.before.live[other][b], kept, place.axis), place.axis, None)
+                s.append(rows_of(self.after.live[other][b], place.axis, None))
+        z_all = np.concatenate(z)
+        s_all = np.concatenate(s) if s else np.zeros((1, 1), np.float32)
+
+        def goal(now: np.ndarray) -> np.ndarray:
+            t = z_all if clip is None else numerics.relu_target(z_all, now + s_all, clip[1])
+            return (t - s_all).astype(np.float32)
+
+        def error(now: np.ndarray) -> float:
+            got, want = now + s_all, z_all
+            if clip is not None:
+                got, want = np.clip(got, *clip), np.clip(want, *clip)
+            return float(np.square(got - want).sum(dtype=np.float64))
+
+        x = [self.after.live[front.design.tensor][b] for b in range(count)]
+        pair = Pair(front.design, fit.design, x, shape[1:], bounds, goal, error)
+        A, B = pair.repair(front.weights()[0], fit.weights()[0], rounds=PRODUCER_ROUNDS, lam=1e-4)
+        front.write(A[None])
+        fit.write(B[None])
+        self.after.refresh(front.place.key, fit.design.tensor)
+
+    def _inputs(self, fits: Sequence[LayerFit], b: int, x: np.ndarray) -> list[np.ndarray]:
+        return [x, *(self.after.live[f.design.tensor][b] for f in fits[1:])]
+
+    def _carried(self, shortcut: Shortcut, shape: tuple[int, ...], axis: int, width: int) -> str | None:
+        """The shortcut's tensor where both networks have run it already, and with the channels of the branch."""
+        name = shortcut.other
+        if name not in self.after.live or name not in self.before.live:
+            return None
+        fits = self.after.live[name][0].shape == (*shape[:axis], width, *shape[axis + 1 :])
+        return name if fits and self.before.live[name][0].shape == shape else None
+
+    def _clip(self, tensor: str) -> tuple[float, float] | None:
+        """The bounds of the ReLU, or of the Clip from 0, that alone reads a tensor."""
+        readers = self.consumers.get(tensor, [])
+        if not readers or tensor in self.graph.outputs:
+            return None
+        bounds = {_bounds(self.graph, key) for key, _ in readers}
+        return bounds.pop() if len(bounds) == 1 else None
 
 
-def _shortcut(graph: Graph, consumers: dict, place: Affine) -> Shortcut | None:
-    uses = consumers.get(place.tensor, [])
-    if len(uses) != 1:
-        return None
-    key, position = uses[0]
+def _plain(fit: LayerFit) -> bool:
+    """Whether the layer's patches can be handed back: a 2-d conv with pads written out, or a matrix."""
+    conv = fit.design.conv
+    return conv is None or (len(conv["kernel"]) == 2 and "pads" in conv)
+
+
+def _bounds(graph: Graph, key: str) -> tuple[float, float] | None:
     node = graph.nodes[key]
-    if node.op_type != "Add" or graph.constant(node.input[1 - position]) is not None:
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type != "Clip":
         return None
-    return Shortcut(node.input[1 - position], node.output[0])
-
-
-def _refit_layer(
-    graph: Graph,
-    cut: Cut,
-    place: Affine,
-    shortcut: Shortcut | None,
-    before: Runner,
-    after: Runner,
-    rng: np.random.Generator,
-) -> bool:
-    """Refit one layer in place; False, and nothing done, when there are too few samples for it."""
-    node = graph.nodes[place.key]
-    inputs, targets = after.until(node.input[0]), before.until(place.tensor)
-    kept = kept_channels(cut, place)
-    known = shortcut is not None and shortcut.other in after.live and shortcut.other in before.live
-    if known:
-        shape = after.live[shortcut.other][0].shape  # type: ignore[union-attr]
-        known = shape == (*targets[0].shape[: place.axis], len(kept), *targets[0].shape[place.axis + 1 :])
-    weight = graph.value((place.key, 1))
-    assert weight is not None
-    start = _as_matrix(node, weight)
-    wide = max(1, BYTES // (4 * (len(start) + 1)) // max(1, sum(len(x) for x in inputs)))
-    read, wanted, carried = [], [], []
-    for b, (x, z) in enumerate(zip(inputs, targets, strict=True)):
-        positions = _positions(node, z, place.axis, min(POSITIONS, wide), rng)
-        read.append(_rows_read(node, x, weight, positions))
-        z = np.take(z, kept, place.axis)
-        s = np.zeros((), np.float32)
-        if known:
-            name = shortcut.other  # type: ignore[union-attr]
-            s = _rows(after.live[name][b], place.axis, positions)
-            z = z + np.take(before.live[name][b], kept, place.axis)
-        wanted.append(_rows(z, place.axis, positions))
-        carried.append(np.broadcast_to(s, wanted[-1].shape))
-    x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
-    if len(x) < ROWS_PER_INPUT * x.shape[1]:
-        return False
-    moments = numerics.moments(x, z - s)
-    # fewer samples than inputs: lean on the weights that were there
-    lam = LAMBDA * max(1.0, 10.0 * x.shape[1] / len(x))
-    offset = (z - s).mean(axis=0) - x.mean(axis=0) @ _through(graph, node, place, start)
-    anchor = np.vstack([_through(graph, node, place, start), offset])
-    solver = numerics.Ridge(moments.H, lam)
-    solution = solver.solve(moments.G, anchor)
-    end = shortcut.total if shortcut is not None else place.tensor
-    if (shortcut is None or known) and _relu_follows(graph, after, end):
-        for _ in range(2):
-            now = x @ solution[:-1].astype(np.float32) + solution[-1].astype(np.float32) + s
-            target = (numerics.relu_target(z, now) - s).astype(np.float32)
-            products = np.vstack([x.T @ target, target.sum(axis=0, dtype=np.float64)])
-            solution = solver.solve(products, anchor)
-    _write(graph, node, place, weight, solution)
-    return True
-
-
-def _relu_follows(graph: Graph, runner: Runner, tensor: str) -> bool:
-    readers = [n for n in graph.nodes.values() if tensor in n.input]
-    return bool(readers) and tensor not in graph.outputs and all(n.op_type == "Relu" for n in readers)
-
-
-def _as_matrix(node: onnx.NodeProto, weight: np.ndarray) -> np.ndarray:
-    """(inputs, outputs)."""
-    if node.op_type == "Conv":
-        return weight.reshape(len(weight), -1).T
-    return weight.T if node.op_type == "Gemm" and attr(node, "transB", 0) else weight
-
-
-def _from_matrix(node: onnx.NodeProto, matrix: np.ndarray, like: np.ndarray) -> np.ndarray:
-    if node.op_type == "Conv":
-        return np.ascontiguousarray(matrix.T).reshape(like.shape).astype(like.dtype)
-    turned = node.op_type == "Gemm" and attr(node, "transB", 0)
-    return np.ascontiguousarray(matrix.T if turned else matrix).astype(like.dtype)
-
-
-def _normalization(graph: Graph, place: Affine) -> tuple[str, np.ndarray, np.ndarray] | None:
-    """The BatchNormalization a layer writes through: its key, and (slope, deviation) per channel."""
-    if place.shift is None or place.shift[0][1] != 2 or place.shift[0][0] == place.key:
+    low, high = (attr(node, w) if len(node.input) < 2 else graph.value((key, i)) for i, w in ((1, "min"), (2, "max")))
+    if low is None or np.size(low) != 1 or float(np.ravel(low)[0]) != 0.0:
         return None
-    key = place.shift[0][0]
-    scale, var = graph.value((key, 1)), graph.value((key, 4))
-    assert scale is not None and var is not None
-    deviation = np.sqrt(var.astype(np.float64) + attr(graph.nodes[key], "epsilon", 1e-5))
-    return key, scale / deviation, deviation
+    return 0.0, float(np.ravel(high)[0]) if high is not None else np.inf
 
 
-def _through(graph: Graph, node: onnx.NodeProto, place: Affine, matrix: np.ndarray) -> np.ndarray:
-    """The weight as seen behind the BatchNormalization, in float64."""
-    norm = _normalization(graph, place)
-    return matrix.astype(np.float64) * (1.0 if norm is None else norm[1])
-
-
-def _write(graph: Graph, node: onnx.NodeProto, place: Affine, weight: np.ndarray, solution: np.ndarray) -> None:
-    """Put the solution into the layer; a BatchNormalization behind it is left as a shift."""
-    matrix, bias = solution[:-1], solution[-1]
-    graph.set_constant((place.key, 1), _from_matrix(node, matrix, weight))
-    norm = _normalization(graph, place)
-    if norm is not None:
-        key, _, deviation = norm
-        mean = graph.value((key, 3))
-        own = graph.value((place.key, 2)) if len(node.input) > 2 and node.input[2] else None
-        assert mean is not None
-        graph.set_constant((key, 1), deviation.astype(weight.dtype))
-        shift = bias + mean - (0 if own is None else own)
-        graph.set_constant((key, 2), shift.astype(weight.dtype))
-    elif place.shift is None:
-        add_bias(graph, place.key, bias.astype(weight.dtype))
-    else:
-        use, _ = place.shift
-        value = graph.value(use)
-        assert value is not None
-        graph.set_constant(use, bias.reshape(value.shape).astype(value.dtype))
-
-
-def _positions(
-    node: onnx.NodeProto, z: np.ndarray, axis: int, count: int, rng: np.random.Generator
-) -> np.ndarray | None:
-    """Which output positions of every image to look at, (images, p), or None for all."""
-    area = z.size // z.shape[0] // z.shape[axis] if axis != 0 else 1
-    return numerics.sample_positions(len(z), area, count, rng) if area > count else None
-
-
-def _rows(z: np.ndarray, axis: int, positions: np.ndarray | None) -> np.ndarray:
-    """(rows, channels) at the sampled positions."""
-    flat = np.moveaxis(z, axis, -1).reshape(len(z), -1, z.shape[axis])
-    if positions is not None:
-        flat = flat[np.arange(len(z))[:, None], positions]
-    return np.ascontiguousarray(flat.reshape(-1, z.shape[axis]), dtype=np.float32)
-
-
-def _rows_read(node: onnx.NodeProto, x: np.ndarray, weight: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
-    """(rows, inputs): what the layer reads at the sampled positions."""
-    if node.op_type != "Conv":
-        return _rows(x, x.ndim - 1, positions)
-    pads = attr(node, "pads", [0, 0, 0, 0])
-    return numerics.patches(
-        x,
-        (weight.shape[2], weight.shape[3]),
-        strides=tuple(attr(node, "strides", [1, 1])),
-        pads=(pads[0], pads[1], pads[2], pads[3]),
-        dilations=tuple(attr(node, "dilations", [1, 1])),
-        positions=positions,
-    )
+def _solve(
+    fits: Sequence[LayerFit], x: np.ndarray, z: np.ndarray, s: np.ndarray, clip: tuple[float, float] | None
+) -> np.ndarray:
+    """(parts, inputs + 1, outputs) such that `written + s` comes closest to `z`, through the clipping behind."""
+    start = [f.weights() for f in fits]
+    anchor = np.concatenate([*(w[:, :-1] for w in start), start[0][:, -1:]], axis=1)
+    anchor = centred_anchor(anchor, x, z - s)
+    rows = Rows(x, fits[0].design.parts, z - s, anchor)
+    for _ in range(SWEEPS if clip else 0):
+        rows.solve((numerics.relu_target(z, rows.written() + s, clip[1]) - s).astype(np.float32))  # type: ignore[index]
+    return rows.solution

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels, Cut
-from onnxprune.graph.layers import Affine, add_bias, affine, layers, scale_along, shift_along
+from onnxprune.graph.layers import Affine, affine, fold, layers, with_biases
 from onnxprune.graph.model import Graph
 from onnxprune.rewrite.lockstep import Feeds, Runner
 
@@ -46,7 +46,8 @@ def repair_statistics(
         threads: ORT threads.
         progress: called with (layers done, layers).
     """
-    graph, cut = Graph(pruned), Cut(channels, alive)
+    cut = Cut(channels, alive)
+    graph = Graph(with_biases(pruned, cut.changed))
     before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
     for place in correctable(original, graph, cut, progress):
         correct_statistics(graph, cut, place, before, after)
@@ -57,8 +58,11 @@ def correctable(
     original: Graph, graph: Graph, cut: Cut, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Affine]:
     """The places of the pruned graph where a layer's output can be corrected, in forward order."""
-    consumers = graph.consumers()
-    found = [affine(graph, layer, consumers, cut.shapes) for layer in layers(graph, cut.shapes)]
+    consumers, shapes = graph.consumers(), dict(cut.shapes)
+    for node in graph.nodes.values():  # what `with_biases` has put in between has no size yet
+        if node.op_type == "Add" and node.output[0] in shapes and node.input[0] in graph.producer:
+            shapes.setdefault(node.input[0], shapes[node.output[0]])
+    found = [affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)]
     places = [p for p in found if p is not None and p.tensor in original.producer]
     for k, place in enumerate(places):
         if progress:
@@ -77,23 +81,6 @@ def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Runner, af
     b = mean_o - a * mean_p
     fold(graph, place, a, b)
     _apply(after, place, a, b)
-
-
-def fold(graph: Graph, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
-    """Fold `a·y + b` per channel into the constants of a layer."""
-    for use, axis in place.scales:
-        value = graph.value(use)
-        assert value is not None
-        graph.set_constant(use, scale_along(value, a, axis))
-    if place.shift is None:
-        weight = graph.value(place.scales[0][0])
-        assert weight is not None
-        add_bias(graph, place.key, b.astype(weight.dtype))
-    else:
-        use, axis = place.shift
-        value = graph.value(use)
-        assert value is not None
-        graph.set_constant(use, shift_along(value, a, b, axis))
 
 
 def kept_channels(cut: Cut, place: Affine) -> np.ndarray:

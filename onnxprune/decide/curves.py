@@ -1,0 +1,181 @@
+"""What each width of a channel group costs: an order in which its channels go, and the error at every width.
+
+The error is that of everything that reads the group, with all that stays refit by least squares, each reader
+relative to the variance of what it writes. It comes from second moments of the original network, so one pass over
+the samples serves every width, every order and every ratio. A reader that is no plain linear layer (attention, a
+recurrent cell, a transposed conv) counts with the energy that it reads, as if channels were independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune import numerics
+from onnxprune.channels import ChannelGroup, Channels, Slice
+from onnxprune.graph.model import Graph
+from onnxprune.measure.designs import Design, design_of
+
+LAMBDA = 1e-4
+"""Ridge of the second moments, relative to their mean diagonal."""
+STEPS = 128
+"""Steps in which a wide group's channels are eliminated; up to so many channels, one at a time."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One group's price list.
+
+    Attributes:
+        order: (width,) channels, first to go first.
+        errors: (width + 1,) error with so many channels left, falling; `errors[width] = 0`.
+    """
+
+    order: np.ndarray
+    errors: np.ndarray
+
+    def kept(self, width: int) -> np.ndarray:
+        """The channels that stay at that width, ascending."""
+        return np.sort(self.order[len(self.order) - width :])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One linear layer that reads channels of a group: which rows of its matrix are theirs.
+
+    Attributes:
+        design: the layer.
+        rows: (width, q) rows of each part's matrix, per channel of the group.
+    """
+
+    design: Design
+    rows: np.ndarray
+
+
+def readings(graph: Graph, group: ChannelGroup, designs: Mapping[str, Design]) -> tuple[list[Reading], list[Slice]]:
+    """The linear layers that read a group, and the readers that are none."""
+    found, others = [], []
+    for s in group.readers:
+        design = designs.get(s.use[0])
+        rows = None if design is None or design.weight != s.use else _rows(s, group.width, design.taps)
+        if rows is None:
+            others.append(s)
+        else:
+            assert design is not None
+            found.append(Reading(design, rows))
+    return found, others
+
+
+def _rows(s: Slice, width: int, taps: int) -> np.ndarray | None:
+    """(width, q) rows of the matrix per channel; None when channels differ in how often they appear."""
+    index = np.flatnonzero(s.channel >= 0)
+    owner = s.channel[index]
+    count = np.bincount(owner, minlength=width)
+    if count.min() != count.max() or not count[0]:
+        return None
+    places = index[np.argsort(owner, kind="stable")].reshape(width, -1)
+    return (places[:, :, None] * taps + np.arange(taps)).reshape(width, -1)
+
+
+def reader_designs(graph: Graph, channels: Channels) -> dict[str, Design]:
+    """Every linear layer that reads a group, by node."""
+    keys = dict.fromkeys(s.use[0] for g in channels.groups for s in g.readers)
+    found = {key: design_of(graph, key) for key in keys}
+    return {key: d for key, d in found.items() if d is not None}
+
+
+@dataclass(frozen=True)
+class Solver:
+    """One layer's second moments, factorised as often as it is asked: for curves and for trial weights.
+
+    Attributes:
+        design: the layer.
+        H: (parts, d + 1, d + 1).
+        W: (parts, d + 1, n), the intercept row zero: the layer's own output is the target.
+    """
+
+    design: Design
+    H: np.ndarray
+    W: np.ndarray
+
+    @property
+    def energy(self) -> float:
+        """Σ‖T − mean T‖² of what the layer writes."""
+        total = 0.0
+        for H, W in zip(self.H, self.W[:, :-1], strict=True):
+            mean = H[-1, :-1] / H[-1, -1]
+            centred = H[:-1, :-1] - H[-1, -1] * np.outer(mean, mean)
+            total += float(np.vdot(W, centred @ W))
+        return max(total, 1e-300)
+
+    def without(self, gone: np.ndarray) -> np.ndarray:
+        """(parts, d + 1, n): the weights with the rows `gone` zero and the others refit."""
+        out = np.zeros_like(self.W)
+        stay = np.setdiff1d(np.arange(self.W.shape[1]), gone)
+        for k, (H, W) in enumerate(zip(self.H, self.W, strict=True)):
+            inner = numerics.Ridge(H[np.ix_(stay, stay)], LAMBDA)
+            out[k, stay] = inner.solve(H[stay] @ W, W[stay])
+        return out
+
+
+def solver(graph: Graph, design: Design, H: np.ndarray) -> Solver:
+    weight = graph.value(design.weight)
+    assert weight is not None
+    W = design.matrix(weight)
+    return Solver(design, H, np.concatenate([W, np.zeros((design.parts, 1, design.outputs))], axis=1))
+
+
+class Curves:
+    """Makes curves for groups of one network.
+
+    Args:
+        graph: the original network.
+        channels: its analysis.
+        designs: the layers that read its groups, by node.
+        moments: second moments by node, from `measure.designs.second_moments`.
+    """
+
+    def __init__(
+        self, graph: Graph, channels: Channels, designs: Mapping[str, Design], moments: Mapping[str, np.ndarray]
+    ):
+        self.graph, self.channels = graph, channels
+        self.solvers = {k: solver(graph, designs[k], H) for k, H in moments.items()}
+        known = {k: designs[k] for k in self.solvers}
+        self.readings: dict[str, list[Reading]] = {}
+        self.others: dict[str, list[Slice]] = {}
+        for g in channels.groups:
+            self.readings[g.name], self.others[g.name] = readings(graph, g, known)
+        self._readers: dict[str, list[numerics.Reader]] = {g.name: [] for g in channels.groups}
+        by_layer: dict[str, list[tuple[str, Reading]]] = {}
+        for name, found in self.readings.items():
+            for r in found:
+                by_layer.setdefault(r.design.key, []).append((name, r))
+        for key, users in by_layer.items():
+            self._enter(self.solvers[key], users)
+
+    def _enter(self, s: Solver, users: Iterable[tuple[str, Reading]]) -> None:
+        """Invert one layer's moments once, and hand each group its block."""
+        scale = 1.0 / s.energy
+        for k in range(s.design.parts):
+            V = numerics.inverse(s.H[k], LAMBDA)
+            for name, r in users:
+                at = r.rows.ravel()
+                local = np.arange(at.size).reshape(r.rows.shape)
+                self._readers[name].append(numerics.Reader(V[np.ix_(at, at)], s.W[k, at], local, scale).narrowed())
+
+    def of(self, group: ChannelGroup, energies: np.ndarray | None = None, order: np.ndarray | None = None) -> Curve:
+        """The curve of a group: by exact elimination, or along a given order.
+
+        Args:
+            group: the group.
+            energies: (width,) share of what its other readers read (0 when it has none).
+            order: channels, first to go first; None: the order of least error.
+        """
+        readers = list(self._readers[group.name])
+        if energies is not None and energies.any():
+            rows = np.arange(group.width)[:, None]
+            readers.append(numerics.Reader(np.eye(group.width), np.sqrt(energies)[:, None], rows))
+        found, errors = numerics.eliminate(readers, order=order, step=-(-group.width // STEPS))
+        return Curve(found, np.maximum.accumulate(np.maximum(errors, 0)[::-1])[::-1])

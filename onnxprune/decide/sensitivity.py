@@ -1,0 +1,106 @@
+"""What a cut in one place does to the outputs: each group is cut alone, on paper, and the network is run.
+
+A curve (`decide.curves`) knows the error where the group is read. How much of it reaches the outputs, only the
+network knows. So every group is cut to a few widths, one at a time: the readers' weights get zeros for what is
+gone and a refit for the rest, and the damage to the outputs is measured on some samples. Between those widths the
+curve gives the shape. That damages of several cuts add up is an assumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import ChannelGroup
+from onnxprune.decide.curves import Curve, Curves
+from onnxprune.graph import runtime
+from onnxprune.graph.layers import affine, fold, layers, normalization
+from onnxprune.graph.model import Graph
+from onnxprune.measure.damage import damage
+
+Feeds = Mapping[str, np.ndarray]
+SHARES = (0.75, 0.5, 0.25)
+"""Widths that are tried, as shares of the full width."""
+
+
+class Trials:
+    """Runs candidates of one network on a fixed set of samples.
+
+    Args:
+        curves: the curves and the moments behind them.
+        batches: the samples.
+        threads: ORT threads.
+    """
+
+    def __init__(self, curves: Curves, batches: Sequence[Feeds], *, threads: int | None = None):
+        self.curves, self.batches, self.threads = curves, batches, threads
+        graph, shapes = curves.graph, curves.channels.shapes
+        consumers = graph.consumers()
+        found = {layer.key: affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)}
+        self.places = {key: place for key, place in found.items() if place is not None}
+        self.wanted = self._run(graph.model)
+
+    def _run(self, model: onnx.ModelProto) -> list[list[np.ndarray]]:
+        session = runtime.open_session(model, threads=self.threads, name="trial")
+        return [session.run(dict(b)) for b in self.batches]
+
+    def damage(self, model: onnx.ModelProto) -> float:
+        """Mean damage of a candidate's outputs."""
+        got = self._run(model)
+        return float(np.mean([damage(a, b) for a, b in zip(self.wanted, got, strict=True)]))
+
+    def cut_alone(self, group: ChannelGroup, gone: np.ndarray) -> onnx.ModelProto:
+        """The original with channels `gone` of one group masked where they are read, their readers refit."""
+        graph = Graph(self.curves.graph.model)
+        for r in self.curves.readings[group.name]:
+            s = self.curves.solvers[r.design.key]
+            W = s.without(r.rows[gone].ravel())
+            value = graph.value(r.design.weight)
+            assert value is not None
+            graph.set_constant(r.design.weight, r.design.stored(W[:, :-1], value))
+            place = self.places.get(r.design.key)
+            if place is not None and W[:, -1].any():
+                norm = normalization(graph, place)
+                slope = 1.0 if norm is None else norm[1]
+                fold(graph, place, np.ones(W[:, -1].size), W[:, -1].ravel() * slope)
+        for other in self.curves.others[group.name]:
+            value = graph.value(other.use)
+            if value is not None and value.dtype.kind == "f":
+                mask = ~np.isin(other.channel, gone)
+                shape = [1] * value.ndim
+                shape[other.axis] = -1
+                graph.set_constant(other.use, value * mask.reshape(shape).astype(value.dtype))
+        return graph.export()
+
+
+def damages(
+    group: ChannelGroup,
+    curve: Curve,
+    trials: Trials,
+    widths: Sequence[int],
+) -> np.ndarray:
+    """(width + 1,) damage to the outputs at every width of a group, measured at some, the curve in between.
+
+    At a measured width the ratio of damage to error is known; between two it is interpolated over log error.
+    """
+    at, ratio = [], []
+    for w in widths:
+        if curve.errors[w] > 0:
+            measured = trials.damage(trials.cut_alone(group, curve.order[: len(curve.order) - w]))
+            at.append(np.log(curve.errors[w]))
+            ratio.append(np.log(max(measured, 1e-9) / curve.errors[w]))
+    if not at:
+        return curve.errors.copy()
+    place = np.argsort(at)
+    errors = np.maximum(curve.errors, 1e-300)
+    out = curve.errors * np.exp(np.interp(np.log(errors), np.array(at)[place], np.array(ratio)[place]))
+    return np.maximum.accumulate(out[::-1])[::-1]
+
+
+def tried_widths(group: ChannelGroup, allowed: Sequence[int], shares: Sequence[float] = SHARES) -> list[int]:
+    """A few of a group's allowed widths, spread over its range."""
+    below = [w for w in allowed if w < group.width]
+    nearest = [min(below, key=lambda w: (abs(w - s * group.width), w)) for s in shares] if below else []
+    return sorted(dict.fromkeys(nearest), reverse=True)

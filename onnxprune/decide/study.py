@@ -1,0 +1,150 @@
+"""What the samples say about a model's channels, found once and asked at any ratio.
+
+A study ranks the channels of every group and, for the adaptive allocation, knows what each width of each group
+does to the outputs. It holds no ratio and no budget: `allocate` turns it into widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Channels
+from onnxprune.decide.allocation import Allocation, Ladder, Limits, allocate
+from onnxprune.decide.criteria import CRITERIA, score
+from onnxprune.decide.curves import Curve, Curves, reader_designs
+from onnxprune.decide.sensitivity import Trials, damages, tried_widths
+from onnxprune.graph.model import Graph
+from onnxprune.measure.cost import CostModel, count_macs
+from onnxprune.measure.designs import second_moments
+from onnxprune.measure.stats import Moments, moments
+
+Feeds = Mapping[str, np.ndarray]
+CURVED = ("elimination",)
+"""Criteria that come from second moments of what the readers read."""
+TRIAL_MACS = 1.2e12
+"""Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
+TRIAL_SAMPLES = (8, 128)
+"""Least and most samples of a trial."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The fitting samples, as a study takes them.
+
+    Attributes:
+        batches: gives all of them in batches of at most that many, for one pass over the data.
+        few: gives the first so many, in batches.
+    """
+
+    batches: Callable[[int], Iterable[Feeds]]
+    few: Callable[[int], list[Feeds]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is known about the groups.
+
+    Attributes:
+        channels: the analysis.
+        scores: (width,) importance of every group's channels, in units of the group.
+        damages: (width + 1,) damage to the outputs at every width, for the adaptive allocation; else None.
+        limits: allowed widths.
+    """
+
+    channels: Channels
+    scores: Mapping[str, np.ndarray]
+    damages: Mapping[str, np.ndarray] | None
+    limits: Limits
+
+    def allocate(self, cost: CostModel, ratio: float, how: str) -> Allocation:
+        """Which channels stay when the share `ratio` of the cost goes."""
+        return allocate(self.channels, self.scores, cost, ratio, how=how, limits=self.limits, damages=self.damages)
+
+
+def study(
+    model: onnx.ModelProto,
+    graph: Graph,
+    channels: Channels,
+    samples: Samples | None,
+    *,
+    criterion: str,
+    adaptive: bool,
+    limits: Limits,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Study:
+    """Rank the channels of every group, and price its widths where that is asked for.
+
+    Args:
+        model, graph: the original network.
+        channels: its analysis.
+        samples: unlabelled samples; None: scores come from weights alone.
+        criterion: one of `CRITERIA` or `CURVED`.
+        adaptive: also measure what each width does to the outputs.
+        limits: allowed widths.
+        threads: ORT threads.
+        seed: for everything random.
+        progress: called with (groups tried, groups).
+    """
+    curved = criterion in CURVED
+    if not curved and not adaptive:
+        seen = _energies_read(model, channels, samples, threads) if criterion == "activation" else {}
+        return Study(channels, score(criterion, channels.groups, graph, seen, seed), None, limits)
+    assert samples is not None
+    curves = _curves(model, graph, channels, samples, threads, seed)
+    seen = _energies_read(model, channels, samples, threads) if _needs_energies(curves, criterion) else {}
+    energies = score("activation", channels.groups, graph, seen, seed)
+    ranked = {} if curved else score(criterion, channels.groups, graph, seen, seed)
+    found: dict[str, Curve] = {}
+    for g in channels.groups:
+        other = energies[g.name] if curves.others[g.name] or not curves.readings[g.name] else None
+        order = np.argsort(ranked[g.name], kind="stable") if ranked else None
+        found[g.name] = curves.of(g, other, order)
+    scores = {name: np.argsort(c.order).astype(float) for name, c in found.items()}
+    if not adaptive:
+        return Study(channels, scores, None, limits)
+    widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in channels.groups}
+    each = count_macs(graph, channels.shapes) * max(1, sum(map(len, widths.values())))
+    trials = Trials(curves, samples.few(int(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES))), threads=threads)
+    hurt = {}
+    for k, g in enumerate(channels.groups):
+        if progress:
+            progress(k, len(channels.groups))
+        hurt[g.name] = damages(g, found[g.name], trials, widths[g.name])
+    return Study(channels, scores, hurt, limits)
+
+
+def _needs_energies(curves: Curves, criterion: str) -> bool:
+    return criterion == "activation" or any(curves.others.values())
+
+
+def _curves(
+    model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples, threads: int | None, seed: int
+) -> Curves:
+    designs = reader_designs(graph, channels)
+    found = second_moments(model, list(designs.values()), channels.shapes, samples.batches, threads=threads, seed=seed)
+    return Curves(graph, channels, designs, found)
+
+
+def _energies_read(
+    model: onnx.ModelProto, channels: Channels, samples: Samples | None, threads: int | None
+) -> dict[str, Moments]:
+    """One streamed pass: moments of everything that a reader reads."""
+    if samples is None:
+        return {}
+    read = {s.reads for g in channels.groups for s in g.readers if s.reads}
+    taps = {
+        a.tensor: (a.axis, len(channels.shapes[a.tensor]))
+        for g in channels.groups
+        for a in g.activations
+        if a.tensor in read
+    }
+    return moments(model, taps, samples.batches(32), threads=threads)
+
+
+CHOICES = (*CURVED, *CRITERIA)

@@ -1,0 +1,232 @@
+"""Linear layers as least squares problems: what a layer reads, as rows, and its weight, as a matrix.
+
+A conv of any number of spatial axes, stride, dilation and group, a Gemm and a MatMul all compute `Y = X̃W` row by
+row (a row is one output position of one sample). `Design` says how to get `X̃` and `W` out of activations and
+constants and back; `second_moments` collects `H = X̃ᵀX̃` of many layers in one streamed pass over the samples.
+Nothing here knows channel groups, and nothing here decides or edits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune import numerics
+from onnxprune.graph import runtime
+from onnxprune.graph.model import Graph, Use, attr
+
+Feeds = Mapping[str, np.ndarray]
+WIDEST = 6000
+"""Inputs per part from which second moments are not formed: (d, d) float64 would take gigabytes."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """One dense layer, grouped or not, whose weight is a constant.
+
+    Attributes:
+        key: the node.
+        op: its operator.
+        tensor: the activation it reads.
+        weight: the use of its weight.
+        axis: the channel axis of its output.
+        parts: groups of a conv; 1 elsewhere.
+        inputs: rows of a part's matrix: channels per group times taps.
+        outputs: columns of a part's matrix.
+        taps: kernel positions.
+        turned: the weight is stored (outputs, inputs).
+        conv: kernel, strides, pads and dilations of a conv.
+    """
+
+    key: str
+    op: str
+    tensor: str
+    weight: Use
+    axis: int
+    parts: int
+    inputs: int
+    outputs: int
+    taps: int
+    turned: bool
+    conv: Mapping[str, tuple[int, ...]] | None = None
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """(parts, inputs, outputs), float64, of a weight as it is stored."""
+        if self.conv is not None:
+            return weight.reshape(self.parts, self.outputs, self.inputs).transpose(0, 2, 1).astype(np.float64)
+        return (weight.T if self.turned else weight)[None].astype(np.float64)
+
+    def stored(self, matrix: np.ndarray, like: np.ndarray) -> np.ndarray:
+        """The weight as it is stored, in the type of `like`, of a (parts, inputs, outputs) matrix."""
+        if self.conv is not None:
+            turned = np.ascontiguousarray(matrix.transpose(0, 2, 1))
+            return turned.reshape(-1, *like.shape[1:]).astype(like.dtype)
+        return np.ascontiguousarray(matrix[0].T if self.turned else matrix[0]).astype(like.dtype)
+
+    def rows_read(self, x: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+        """(rows, parts · inputs): what the layer reads at output positions (images, p), or at all of them."""
+        if self.conv is None:
+            return rows_of(x, x.ndim - 1, positions)
+        given = self.conv
+        pads = given["pads"] if "pads" in given else _same_pads(given, x.shape[2:], given["upper"][0])
+        return numerics.patches(
+            x,
+            given["kernel"],
+            strides=given["strides"],
+            pads=pads,
+            dilations=given["dilations"],
+            positions=positions,
+        )
+
+    def places(self, shape: Sequence[int]) -> int:
+        """Output positions of one entry of the first axis, for an input of that shape."""
+        if self.conv is None:
+            return int(np.prod(shape[1:-1]))
+        given, count = self.conv, 1
+        pads = given["pads"] if "pads" in given else _same_pads(given, shape[2:], 1)
+        n = len(shape) - 2
+        for k, size in enumerate(shape[2:]):
+            span = (given["kernel"][k] - 1) * given["dilations"][k] + 1
+            count *= (size + pads[k] + pads[n + k] - span) // given["strides"][k] + 1
+        return count
+
+    def draw(self, x: np.ndarray, rows: int, memory: int, rng: np.random.Generator) -> np.ndarray | None:
+        """(images, p) output positions to look at, about `rows` in all and few enough for their rows to fit into
+        `memory` bytes; None for all positions."""
+        most = memory // (4 * self.parts * self.inputs * len(x))
+        count = max(1, min(-(-rows // len(x)), most))
+        return numerics.sample_positions(len(x), self.places(x.shape), count, rng)
+
+    def part(self, rows: np.ndarray, k: int) -> np.ndarray:
+        """The columns of one part."""
+        return rows[:, k * self.inputs : (k + 1) * self.inputs]
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every part reads a single channel."""
+        return self.parts > 1 and self.inputs == self.taps
+
+
+def design_of(graph: Graph, key: str) -> Design | None:
+    """The layer as a least squares problem; None when it is not one that we can refit: quantized, weights computed at
+    run time, a weight on the left, scaled or with a turned input."""
+    node = graph.nodes[key]
+    maker = _MAKERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if maker is None or len(node.input) < 2:
+        return None
+    weight = graph.value((key, 1))
+    if weight is None or weight.dtype not in (np.float32, np.float16) or graph.constant(node.input[0]) is not None:
+        return None
+    return maker(node, key, weight)
+
+
+def _conv(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design:
+    parts, n = attr(node, "group", 1), weight.ndim - 2
+    conv = {
+        "kernel": weight.shape[2:],
+        "strides": tuple(attr(node, "strides", [1] * n)),
+        "dilations": tuple(attr(node, "dilations", [1] * n)),
+    }
+    mode = attr(node, "auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        conv["upper"] = (int(mode == "SAME_UPPER"),)
+    else:
+        conv["pads"] = tuple(attr(node, "pads", [0] * (2 * n))) if mode == "NOTSET" else (0,) * (2 * n)
+    taps = int(np.prod(weight.shape[2:]))
+    inputs, outputs = weight.shape[1] * taps, weight.shape[0] // parts
+    return Design(key, "Conv", node.input[0], (key, 1), 1, parts, inputs, outputs, taps, True, conv)
+
+
+def _same_pads(conv: Mapping[str, tuple[int, ...]], size: Sequence[int], upper: int) -> tuple[int, ...]:
+    """SAME_UPPER and SAME_LOWER: out = ceil(in / stride), the odd one behind or in front."""
+    begins, ends = [], []
+    for s, k, step, d in zip(size, conv["kernel"], conv["strides"], conv["dilations"], strict=True):
+        total = max(0, (-(-s // step) - 1) * step + (k - 1) * d + 1 - s)
+        small, large = total // 2, total - total // 2
+        begins.append(small if upper else large)
+        ends.append(large if upper else small)
+    return (*begins, *ends)
+
+
+def _gemm(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design | None:
+    if attr(node, "transA", 0) or attr(node, "alpha", 1.0) != 1.0 or attr(node, "beta", 1.0) != 1.0:
+        return None
+    turned = bool(attr(node, "transB", 0))
+    inputs, outputs = weight.shape[::-1] if turned else weight.shape
+    return Design(key, "Gemm", node.input[0], (key, 1), 1, 1, inputs, outputs, 1, turned)
+
+
+def _matmul(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design | None:
+    if weight.ndim != 2:
+        return None
+    inputs, outputs = weight.shape
+    return Design(key, "MatMul", node.input[0], (key, 1), -1, 1, inputs, outputs, 1, False)
+
+
+_MAKERS: Mapping[str, Callable[[onnx.NodeProto, str, np.ndarray], Design | None]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}
+
+
+def rows_of(z: np.ndarray, axis: int, positions: np.ndarray | None) -> np.ndarray:
+    """(rows, channels), float32: a tensor's channel axis at the sampled positions (images, p) of the others."""
+    flat = np.moveaxis(z, axis, -1).reshape(len(z), -1, z.shape[axis])
+    if positions is not None:
+        flat = flat[np.arange(len(z))[:, None], positions]
+    return np.ascontiguousarray(flat.reshape(-1, z.shape[axis]), dtype=np.float32)
+
+
+def second_moments(
+    model: onnx.ModelProto,
+    designs: Sequence[Design],
+    shapes: Mapping[str, Sequence[int]],
+    batches: Callable[[int], Iterable[Feeds]],
+    *,
+    positions: int = 64,
+    memory: int = 1 << 28,
+    threads: int | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """`H` of every layer, (parts, inputs + 1, inputs + 1) float64, the intercept last, in one pass.
+
+    Args:
+        model: the network that the layers belong to.
+        designs: the layers; those wider than `WIDEST` are left out.
+        shapes: sizes of every activation in a run of one sample or more (only their ratio matters).
+        batches: gives the samples in batches of at most that many.
+        positions: sampled output positions a sample.
+        memory: bytes of activations that may leave ONNX Runtime at a time, and of one layer's rows.
+        threads: ORT threads.
+        seed: of the positions.
+    """
+    designs = [d for d in designs if d.inputs <= WIDEST]
+    if not designs:
+        return {}
+    found = {d.key: np.zeros((d.parts, d.inputs + 1, d.inputs + 1)) for d in designs}
+    tensors = sorted({d.tensor for d in designs})
+    each = sum(4 * int(np.prod(shapes[t])) // max(1, shapes[t][0]) for t in tensors)
+    session = runtime.open_session(runtime.with_outputs(model, tensors), threads=threads, name="calibration pass")
+    rng = np.random.default_rng(seed)
+    for feeds in batches(int(np.clip(memory // max(1, each), 1, 32))):
+        samples = len(next(iter(feeds.values())))
+        values = dict(zip(tensors, session.run(dict(feeds), tensors), strict=True))
+        for d in designs:
+            x = values[d.tensor]
+            _accumulate(found[d.key], d, d.rows_read(x, d.draw(x, samples * positions, memory, rng)))
+    return found
+
+
+def _accumulate(H: np.ndarray, d: Design, rows: np.ndarray) -> None:
+    """Add the rows of one batch."""
+    for k in range(d.parts):
+        x = d.part(rows, k)
+        H[k, :-1, :-1] += x.T @ x
+        total = x.sum(axis=0, dtype=np.float64)
+        H[k, :-1, -1] += total
+        H[k, -1, :-1] += total
+        H[k, -1, -1] += len(x)

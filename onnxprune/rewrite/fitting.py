@@ -1,0 +1,157 @@
+"""One layer's least squares: what it reads and should write, its solution, and putting that into the constants.
+
+A `LayerFit` sees the layer through the BatchNormalization behind it: targets and solutions are in the units of the
+tensor that later layers read. It knows one layer; which targets to use, and when, is `rewrite.refit`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune import numerics
+from onnxprune.graph.layers import Affine, add_bias, normalization
+from onnxprune.graph.model import Graph
+from onnxprune.measure.designs import Design, design_of
+
+LAMBDA = 1e-4
+"""Ridge, relative to the mean square of the inputs, when samples abound."""
+STRONGER = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Ridges that are tried beside it on rows held back, when rows are few."""
+ROWS_PER_INPUT = 10
+"""Rows per input of a part from which samples abound."""
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """A layer that can be refitted.
+
+    Attributes:
+        graph: the network being repaired.
+        place: where the layer's output is read.
+        design: the layer as a least squares problem.
+    """
+
+    graph: Graph
+    place: Affine
+    design: Design
+
+    @classmethod
+    def of(cls, graph: Graph, place: Affine) -> LayerFit | None:
+        """The fit of the layer behind a place; None when it is no plain linear layer."""
+        design = design_of(graph, place.key)
+        return None if design is None else cls(graph, place, design)
+
+    def weights(self) -> np.ndarray:
+        """(parts, inputs + 1, outputs) float64: the layer as it is now, BatchNormalization and bias included."""
+        value = self.graph.value(self.design.weight)
+        assert value is not None
+        W, slope, shift = self.design.matrix(value), *self._normalization()
+        W = W * slope.reshape(self.design.parts, 1, -1)
+        return np.concatenate([W, shift.reshape(self.design.parts, 1, -1)], axis=1)
+
+    def _normalization(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per output channel, what a unit of W·x becomes at the place, and what is added."""
+        width = self.design.parts * self.design.outputs
+        node, shift = self.graph.nodes[self.place.key], np.zeros(width)
+        if len(node.input) > 2 and node.input[2]:
+            own = self.graph.value((self.place.key, 2))
+            assert own is not None
+            shift = np.broadcast_to(own.astype(np.float64).reshape(-1), (width,))
+        norm = normalization(self.graph, self.place)
+        if norm is not None:
+            key, slope, _ = norm
+            mean, beta = self.graph.value((key, 3)), self.graph.value((key, 2))
+            assert mean is not None and beta is not None
+            return slope, (shift - mean) * slope + beta
+        if self.place.shift is not None and self.place.shift[0] != (self.place.key, 2):
+            added = self.graph.value(self.place.shift[0])
+            assert added is not None
+            shift = shift + added.astype(np.float64).reshape(-1)
+        return np.ones(width), shift
+
+    def write(self, solution: np.ndarray) -> None:
+        """Put (parts, inputs + 1, outputs) into the layer; a BatchNormalization behind it is left as a shift."""
+        graph, place = self.graph, self.place
+        value, bias = graph.value(self.design.weight), solution[:, -1].reshape(-1)
+        assert value is not None
+        graph.set_constant(self.design.weight, self.design.stored(solution[:, :-1], value))
+        norm = normalization(graph, place)
+        if norm is not None:
+            key, _, deviation = norm
+            mean, node = graph.value((key, 3)), graph.nodes[place.key]
+            own = graph.value((place.key, 2)) if len(node.input) > 2 and node.input[2] else None
+            assert mean is not None
+            graph.set_constant((key, 1), deviation.astype(value.dtype))
+            graph.set_constant((key, 2), (bias + mean - (0 if own is None else own)).astype(value.dtype))
+        elif place.shift is None:
+            add_bias(graph, place.key, bias.astype(value.dtype))
+        else:
+            use, _ = place.shift
+            old = graph.value(use)
+            assert old is not None
+            graph.set_constant(use, bias.reshape(old.shape).astype(old.dtype))
+
+
+class Rows:
+    """Sampled rows of one or two layers that write the same tensor, factorised once for any number of targets.
+
+    Args:
+        x: (rows, parts · inputs) float32.
+        parts: parts of the layer.
+        lam: ridge; None: chosen by `ridge_for`.
+    """
+
+    def __init__(self, x: np.ndarray, parts: int, target: np.ndarray, anchor: np.ndarray):
+        self.x, self.parts = np.split(x, parts, axis=1), parts
+        first = np.split(target, parts, axis=1)
+        self.moments = [numerics.moments(a, t) for a, t in zip(self.x, first, strict=True)]
+        self.lam = ridge_for(self.x, first, anchor)
+        self.solvers = [numerics.Ridge(m.H, self.lam) for m in self.moments]
+        self.anchor = anchor
+        self.solution = self._solve([m.G for m in self.moments])
+
+    def _solve(self, products: Sequence[np.ndarray]) -> np.ndarray:
+        """(parts, inputs + 1, outputs), drawn towards the anchor."""
+        return np.stack([s.solve(g, a) for s, g, a in zip(self.solvers, products, self.anchor, strict=True)])
+
+    def solve(self, target: np.ndarray) -> np.ndarray:
+        """The solution for other targets, (rows, parts · outputs)."""
+        parts = zip(self.x, np.split(target, self.parts, axis=1), strict=True)
+        products = [np.vstack([x.T @ t, t.sum(axis=0, dtype=np.float64)]) for x, t in parts]
+        self.solution = self._solve(products)
+        return self.solution
+
+    def written(self, solution: np.ndarray | None = None) -> np.ndarray:
+        """(rows, parts · outputs): what the layer writes with a solution."""
+        W = (self.solution if solution is None else solution).astype(np.float32)
+        return np.concatenate([x @ w[:-1] + w[-1] for x, w in zip(self.x, W, strict=True)], axis=1)
+
+
+def centred_anchor(weights: np.ndarray, x: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The weights with the intercept that gives the target its mean: what a strong ridge falls back to."""
+    parts = len(weights)
+    out = weights.copy()
+    for k, (rows, t) in enumerate(zip(np.split(x, parts, axis=1), np.split(target, parts, axis=1), strict=True)):
+        out[k, -1] = t.mean(axis=0, dtype=np.float64) - rows.mean(axis=0, dtype=np.float64) @ weights[k, :-1]
+    return out
+
+
+def ridge_for(x: Sequence[np.ndarray], target: Sequence[np.ndarray], anchor: np.ndarray) -> float:
+    """The ridge that predicts rows held back best; the weak one when there are rows enough.
+
+    The last quarter of the rows, which are other samples, is held back; all parts share one ridge.
+    """
+    rows, inputs = x[0].shape
+    if rows >= ROWS_PER_INPUT * inputs:
+        return LAMBDA
+    cut = 3 * rows // 4
+    errors = np.zeros(1 + len(STRONGER))
+    for a, t, w in zip(x, target, anchor, strict=True):
+        m = numerics.moments(a[:cut], t[:cut])
+        for i, lam in enumerate((LAMBDA, *STRONGER)):
+            solution = numerics.ridge(m.H, m.G, lam, w).astype(np.float32)
+            errors[i] += np.square(a[cut:] @ solution[:-1] + solution[-1] - t[cut:]).sum()
+    return (LAMBDA, *STRONGER)[int(np.argmin(errors))]

@@ -1,0 +1,108 @@
+"""The adaptive allocation: the budget is met, and hardly any other choice of widths does less damage."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from onnxprune.channels import find_channels
+from onnxprune.decide.allocation import Ladder, Limits, allocate
+from onnxprune.errors import UsageError
+from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import observe
+from onnxprune.measure.cost import CostModel
+from tests.channels.surgery import feeds_of, model_of
+
+CHAIN = """(float[N,3,8,8] x) => (float[] y)
+    <float[8,3,3,3] a, float[8,8,3,3] b, float[8,8,3,3] c, float[4,8,1,1] d>
+    { h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) i = Conv<pads=[1,1,1,1]>(r, b) s = Relu(i)
+      j = Conv<pads=[1,1,1,1]>(s, c) t = Relu(j) y = Conv(t, d) }"""
+LIMITS = Limits(round_to=1)
+
+
+@pytest.fixture(scope="module")
+def chain():
+    model = model_of(CHAIN)
+    graph = Graph(model)
+    channels = find_channels(graph, observe(graph, feeds_of(model, N=1)))
+    assert [g.width for g in channels.groups] == [8, 8, 8]
+    return channels, CostModel(graph, channels, "macs")
+
+
+def curve(rng, kind):
+    """Damage at widths 0..8, falling: smooth, or with a flat stretch behind a cliff."""
+    steps = rng.uniform(0, 1, 8) ** 3
+    if kind == "cliff":
+        steps[rng.integers(2, 6) :] = 0
+    return np.append(np.cumsum(steps)[::-1], 0.0)
+
+
+def total(channels, damages, widths):
+    return sum(damages[g.name][w] for g, w in zip(channels.groups, widths, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["smooth", "cliff"])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("seed", range(4))
+def test_hardly_any_choice_of_widths_does_less_damage(chain, kind, ratio, seed):
+    channels, cost = chain
+    rng = np.random.default_rng(seed)
+    damages = {g.name: curve(rng, kind) for g in channels.groups}
+    scores = {g.name: np.arange(8.0) for g in channels.groups}
+    found = allocate(channels, scores, cost, ratio, how="adaptive", limits=LIMITS, damages=damages)
+    assert found.removed >= ratio and found.met
+    widths = [len(found.keep.get(g.name, range(8))) for g in channels.groups]
+    best, worst = np.inf, 0.0
+    for candidate in itertools.product(range(1, 9), repeat=3):
+        alive = channels.alive({g.name: range(8 - w, 8) for g, w in zip(channels.groups, candidate, strict=True)})
+        if cost.removed(alive) >= ratio:
+            value = total(channels, damages, candidate)
+            best, worst = min(best, value), max(worst, value)
+    assert total(channels, damages, widths) <= best + 0.15 * (worst - best)
+
+
+def test_what_does_no_damage_goes_first(chain):
+    channels, cost = chain
+    damages = {g.name: np.linspace(1, 0, 9) for g in channels.groups}
+    free = channels.groups[1].name
+    damages[free] = np.zeros(9)
+    scores = {g.name: np.arange(8.0) for g in channels.groups}
+    found = allocate(channels, scores, cost, 0.4, how="adaptive", limits=LIMITS, damages=damages)
+    assert set(found.keep) == {free} and found.keep[free] == tuple(range(8 - len(found.keep[free]), 8))
+
+
+def test_steps_that_are_not_needed_are_taken_back(chain):
+    channels, cost = chain
+    scores = {g.name: np.arange(8.0) for g in channels.groups}
+    damages = {g.name: np.linspace(1, 0, 9) for g in channels.groups}
+    found = allocate(channels, scores, cost, 0.5, how="adaptive", limits=LIMITS, damages=damages)
+    for g in channels.groups:
+        wider = dict(found.keep) | {g.name: range(8 - len(found.keep.get(g.name, range(8))) - 1, 8)}
+        if g.name in found.keep and len(found.keep[g.name]) < 8:
+            assert cost.removed(channels.alive(wider)) < 0.5
+
+
+def test_adaptive_widths_are_allowed_ones(chain):
+    channels, cost = chain
+    limits = Limits(round_to=4, exclude="^c$")
+    scores = {g.name: np.arange(8.0) for g in channels.groups}
+    damages = {g.name: np.linspace(1, 0, 9) for g in channels.groups}
+    found = allocate(channels, scores, cost, 0.3, how="adaptive", limits=limits, damages=damages)
+    assert {len(k) for k in found.keep.values()} == {4} and "c" not in found.keep
+    assert Ladder(channels.groups[0], np.arange(8.0), limits).widths == [4, 8]
+
+
+def test_out_of_reach_goes_as_far_as_it_can(chain):
+    channels, cost = chain
+    scores = {g.name: np.arange(8.0) for g in channels.groups}
+    damages = {g.name: np.linspace(1, 0, 9) for g in channels.groups}
+    found = allocate(
+        channels, scores, cost, 0.9, how="adaptive", limits=Limits(round_to=1, min_width=6), damages=damages
+    )
+    assert not found.met and {len(k) for k in found.keep.values()} == {6}
+
+
+def test_adaptive_needs_damages(chain):
+    channels, cost = chain
+    with pytest.raises(UsageError, match="needs samples"):
+        allocate(channels, {g.name: np.arange(8.0) for g in channels.groups}, cost, 0.5, how="adaptive")
