@@ -23,10 +23,8 @@ from onnxprune.channels import (
     ChannelGroup,
     Channels,
     Cut,
-    ahead_of,
     common_reasons,
     find_channels,
-    removed_cuts,
 )
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
 from onnxprune.decide.study import CHOICES, CURVED, Samples, study
@@ -34,17 +32,19 @@ from onnxprune.errors import BudgetError, ModelError, UnstableError, Unsupported
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import Observed, observe
+from onnxprune.lossless import in_words, plan_lossless
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
-from onnxprune.measure.verify import FULL, ORDERS, Surgery, check_fidelity, check_surgery
+from onnxprune.measure.verify import check_fidelity
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
-from onnxprune.rewrite.cut import cut as cut_channels
+from onnxprune.rewrite.imagined import repair_imagined, repair_merge
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
+from onnxprune.surgery import operate
 
-REPAIRS = ("none", "statistics", "refit")
+REPAIRS = ("none", "merge", "statistics", "refit")
 METHODS = ("channels",)
 BATCH = 32
 REPAIR_SAMPLES = 512
@@ -63,11 +63,12 @@ class Settings:
         of: what counts: "macs", "params" or "channels".
         criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
         allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
-        repair: "none", "statistics" or "refit"; None: refit when there are samples.
+        repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
         methods: kinds of edits; so far channels only.
+        lossless: remove only what changes no output; the ratio does not count then.
         best_effort: take what can be reached instead of failing when the ratio cannot.
         prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
         seed: for everything random.
@@ -84,6 +85,7 @@ class Settings:
     include: str | None = None
     exclude: str | None = None
     methods: tuple[str, ...] = METHODS
+    lossless: bool = False
     best_effort: bool = False
     prune_statistics: bool = False
     seed: int = 0
@@ -102,6 +104,8 @@ class Settings:
             raise UsageError("widths and their rounding are at least 1")
         if self.seed < 0 or (self.threads is not None and self.threads < 1):
             raise UsageError("the seed is at least 0, the number of threads at least 1")
+        if self.lossless and self.repair not in (None, "none"):
+            raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
         for pattern in filter(None, (self.include, self.exclude)):
             try:
                 re.compile(pattern)
@@ -247,6 +251,9 @@ def make_plans(
     channels = replace(subject.channels, groups=tuple(g for g in subject.channels.groups if g.name not in leave))
     if not channels.groups:
         raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
+    if settings.lossless:
+        yield _lossless_plan(subject, settings)
+        return
     limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
     if not any(limits.allows(g) for g in channels.groups):
         raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
@@ -282,6 +289,20 @@ def make_plans(
             "prune_statistics": bool(channels.inexact),
         }
         yield PrunePlan(subject.digest, edits, decided)
+
+
+def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
+    """What can go without changing an output.
+
+    Raises:
+        UnsupportedError: nothing can.
+    """
+    limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
+    samples = [] if subject.calibration is None else [subject.calibration.first(BATCH)]
+    edits, decided = plan_lossless(subject.graph, subject.channels, subject.feeds, samples, limits)
+    if not edits:
+        raise UnsupportedError("; ".join(["no channel can go without changing an output", *in_words(decided)]))
+    return PrunePlan(subject.digest, edits, {**decided, "seed": settings.seed})
 
 
 def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
@@ -322,35 +343,21 @@ def apply_plan(
     channels, data = subject.channels, subject.calibration
     keep = plan.keep()
     alive = channels.alive(keep)
-    pruned = cut_channels(subject.graph, channels, alive)
-    cuts = removed_cuts(subject.graph, channels, alive)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
-    probes = [held.first(8)] if held is not None else _random_probes(subject)
-    surgery = check_surgery(subject.model, pruned, cuts, probes, kept=Cut(channels, alive).kept())
-    if not surgery.exact and not channels.inexact:
-        raise BudgetError(_not_exact(surgery))
-    warnings = list(subject.warnings)
-    if channels.inexact:
-        warnings.append(
-            f"--prune-statistics: {len(channels.inexact)} nodes such as {channels.inexact[0]!r} normalize over fewer "
-            f"channels, so the cut is not exact (off by {surgery.worst:.1e} before repair)"
-        )
-    elif surgery.turned:
-        if data is None and any(subject.graph.nodes[key].op_type in ORDERS for key in surgery.decisions):
-            raise _unstable(subject, surgery)
-        warnings.append(
-            f"rounding alone turns over what {_some(surgery.decisions)} decide on these samples, so outputs "
-            f"{_some(surgery.turned)} were compared with the original's decisions"
-        )
-    repair = settings.repair or ("refit" if fit is not None else "none")
-    if repair != "none" and fit is None:
+    operated = operate(subject.graph, channels, plan, subject.feeds, None if held is None else held.first(8))
+    pruned, warnings = operated.model, [*subject.warnings, *operated.warnings]
+    repair = settings.repair or ("none" if plan.lossless else "merge" if fit is None else "refit")
+    if plan.lossless and repair != "none":
+        raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
+    if repair not in ("none", "merge") and fit is None:
         raise UsageError(f"--repair {repair} needs samples; give --calib")
-    if fit is None:
+    if fit is None and not plan.lossless:
+        done = "nothing was repaired" if repair == "none" else "the repair went by random inputs"
         warnings.append(
-            "no calibration data: scores are from weights alone, nothing was repaired, and accuracy "
-            "will suffer; give --calib with a few hundred unlabelled samples"
+            f"no calibration data: scores are from weights alone, {done}, and accuracy will suffer; "
+            "give --calib with a few hundred unlabelled samples"
         )
-    elif repair != "none":
+    if repair != "none":
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
     fidelity = None
     if held is not None:
@@ -362,11 +369,11 @@ def apply_plan(
         source=subject.path,
         before=subject.cost(),
         after=after,
-        surgery=surgery,
+        surgery=operated.surgery,
         fidelity=fidelity,
         latency=None,
         plan=plan,
-        cuts=tuple(cuts),
+        cuts=operated.cuts,
         pinned=channels.pinned,
         groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups),
         repair=repair,
@@ -407,41 +414,6 @@ def sweep(
         yield apply_plan(subject, plan, own, bench=bench, progress=progress)
 
 
-def _random_probes(subject: Subject) -> list[Mapping[str, np.ndarray]]:
-    """Random inputs for the surgery check: more than one where a model picks by order, which may hold by luck."""
-    if not any(n.op_type in ORDERS for n in subject.graph.nodes.values()):
-        return [subject.feeds]
-    sizes = {name: value.shape for name, value in subject.feeds.items()}
-    specs = runtime.input_specs(subject.model)
-    return [subject.feeds, *(runtime.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
-
-
-def _not_exact(surgery: Surgery) -> str:
-    text = f"the cut model differs from the masked original by {surgery.worst:.1e}"
-    if surgery.rounding > FULL.telling:
-        return (
-            f"{text}, and rounding alone moves the original by {surgery.rounding:.1e}: on this input the model's "
-            f"numbers show nothing; give real samples with --calib"
-        )
-    return f"{text}; please report it"
-
-
-def _unstable(subject: Subject, surgery: Surgery) -> UnstableError:
-    """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
-    return UnstableError(
-        f"on random input, rounding alone turns over what {_some(surgery.decisions)} decide, so the outputs "
-        f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "
-        f"{surgery.worst:.1e}); give real samples with --calib",
-        ahead_of(subject.graph, subject.channels, surgery.decisions),
-    )
-
-
-def _some(names: Sequence[str], most: int = 2) -> str:
-    """The first names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(map(repr, names[:most])) + (f" and {more} more" if more > 0 else "")
-
-
 def plan_and_apply(
     subject: Subject, settings: Settings, *, bench: bool = False, progress: Progress | None = None
 ) -> Result:
@@ -468,7 +440,7 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     if plan.model_digest != subject.digest:
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     known = {g.name: g.width for g in subject.channels.groups}
-    for e in plan.edits:
+    for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
 
@@ -477,14 +449,22 @@ def _repaired(
     subject: Subject,
     pruned: onnx.ModelProto,
     alive: np.ndarray,
-    fit: Calibration,
+    fit: Calibration | None,
     repair: str,
     settings: Settings,
     progress: Progress | None,
 ) -> onnx.ModelProto:
     """The pruned model after the repair of that name, fitted on `fit`."""
-    batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
     report = (lambda k, n: progress("repair", k, n)) if progress else None
+    graph, channels, threads = subject.graph, subject.channels, settings.threads
+    if fit is None:
+        repeat = all(_dynamic_batch(subject, name) for name in subject.feeds)
+        return repair_imagined(
+            graph, channels, alive, subject.feeds, repeat=repeat, threads=threads, seed=settings.seed, progress=report
+        )
+    batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
+    if repair == "merge":
+        return repair_merge(graph, channels, alive, batches, threads=threads, progress=report)
     mend = partial(refit, seed=settings.seed) if repair == "refit" else repair_statistics
     return mend(subject.graph, pruned, subject.channels, alive, batches, threads=settings.threads, progress=report)
 

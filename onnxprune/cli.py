@@ -116,7 +116,7 @@ def _add_samples(parser: Parser) -> None:
         type=_sizes,
         action="append",
         default=[],
-        metavar="NAME=N,...",
+        metavar="NAME=N,N",
         help="sizes of an input with dynamic axes (repeatable)",
     )
 
@@ -124,6 +124,7 @@ def _add_samples(parser: Parser) -> None:
 def _add_decisions(parser: Parser) -> None:
     add = parser.add_argument_group("what to remove").add_argument
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
+    add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
     add("--criterion", metavar="NAME", help="elimination (default with --calib), activation, l1, l2, ...")
     add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
@@ -149,7 +150,7 @@ def _add_output(parser: Parser, written: str = "NAME.pruned.onnx beside the inpu
 
 def _add_making(parser: Parser) -> None:
     add = parser.add_argument_group("repair and timing").add_argument
-    add("--repair", metavar="NAME", help="refit (default with --calib), statistics or none")
+    add("--repair", metavar="NAME", help="refit (default with --calib), statistics, merge (else), none")
     add(
         "--bench",
         action=argparse.BooleanOptionalAction,
@@ -251,7 +252,7 @@ def _bench_parser() -> Parser:
         help="cpu (default), cuda, tensorrt, openvino, coreml, directml",
     )
     parser.add_argument(
-        "--input-shape", type=_sizes, action="append", default=[], metavar="NAME=N,...", help="input sizes"
+        "--input-shape", type=_sizes, action="append", default=[], metavar="NAME=N,N", help="input sizes"
     )
     _add_general(parser)
     return parser
@@ -288,8 +289,8 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
     """A whole trade-off curve from one look at the samples: one file a ratio."""
-    if args.ratio is not None or args.plan_out or args.dry_run:
-        raise UsageError("--ratios stands for itself; drop --ratio, --plan-out and --dry-run")
+    if args.ratio is not None or args.plan_out or args.dry_run or args.lossless:
+        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out and --dry-run")
     from onnxprune import api
     from onnxprune.report.terminal import sweep_table
 
@@ -387,7 +388,7 @@ def _verify(args: argparse.Namespace, status: Status) -> None:
     missed = list(sizes[:1])
     inexact = subject.channels.inexact
     if not surgery.exact and not inexact:
-        missed.append(f"the cut differs from the masked original by {surgery.worst:.1e}")
+        missed.append(f"the cut differs from the {surgery.against} by {surgery.worst:.1e}")
     if fidelity is not None and args.min_cosine is not None and not fidelity.cosine >= args.min_cosine:
         missed.append(f"cosine {fidelity.cosine:.4f} is below {args.min_cosine:g}")
     if fidelity is not None and args.min_top1 is not None:
@@ -476,8 +477,11 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, St
 def _settings(args: argparse.Namespace) -> Settings:
     from onnxprune.api import Settings
 
+    if args.lossless and args.ratio is not None:
+        raise UsageError("--lossless takes no --ratio; what can go without changing an output is what it is")
     return Settings(
         ratio=0.5 if args.ratio is None else args.ratio,
+        lossless=args.lossless,
         of=args.of,
         criterion=args.criterion,
         allocation=args.allocation,
@@ -499,7 +503,7 @@ def _check_samples(args: argparse.Namespace) -> None:
         for option in ("samples", "image"):
             if getattr(args, option) is not None:
                 raise UsageError(f"--{option} says how to read samples; give --calib too")
-        if getattr(args, "repair", None) not in (None, "none"):
+        if getattr(args, "repair", None) in ("statistics", "refit"):
             raise UsageError(f"--repair {args.repair} needs samples; give --calib")
 
 

@@ -17,11 +17,11 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph, opset
 from onnxprune.graph.shapes import observe
+from onnxprune.lossless import carry_out, probing
 from onnxprune.measure.cost import CostModel, Running
-from onnxprune.measure.verify import Surgery, check_surgery
+from onnxprune.measure.verify import Surgery, check_equal, check_surgery
 from onnxprune.plan import PrunePlan
 from onnxprune.report.terminal import plain, si, table
-from onnxprune.rewrite.cut import cut
 
 SAMPLES = 8  # that the surgery check looks at
 
@@ -140,20 +140,24 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
     """(surgery of the plan cut afresh, what in `pruned` has other sizes than the plan says).
 
     Repair changes weights, so the file itself cannot be compared with the masked original: the plan is cut
-    again without repair and that is compared; of the file only the sizes of every tensor are.
+    again without repair and that is compared; of the file only the sizes of every tensor are. A lossless plan
+    has no repair: there the file's outputs are compared with the original's.
 
     Raises:
         UsageError: the plan was made for another model.
     """
     channels = subject.channels
     known = {g.name: g.width for g in channels.groups}
-    if plan.model_digest != subject.digest or any(known.get(e.group) != e.width for e in plan.edits):
+    if plan.model_digest != subject.digest or any(known.get(e.group) != e.width for e in plan.cuts()):
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     alive = channels.alive(plan.keep())
-    fresh = cut(subject.graph, channels, alive)
+    fresh = carry_out(subject.graph, channels, alive, plan.merges())
     cuts = removed_cuts(subject.graph, channels, alive)
     probe = subject.feeds if subject.calibration is None else subject.calibration.first(SAMPLES)
-    surgery = check_surgery(subject.model, fresh, cuts, [probe], kept=Cut(channels, alive).kept())
+    if plan.lossless:
+        surgery = check_equal(subject.model, pruned, [*probing(subject.feeds), probe])
+    else:
+        surgery = check_surgery(subject.model, fresh, cuts, [probe], kept=Cut(channels, alive).kept())
     planned = observe(Graph(fresh), subject.feeds).shapes
     try:
         found = observe(Graph(pruned), subject.feeds).shapes

@@ -7,6 +7,7 @@ A plan names channel groups, so it can be read, changed by hand and replayed: `o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -37,6 +38,52 @@ class KeepChannels:
 
 
 @dataclass(frozen=True)
+class MergeColumns:
+    """What some inputs of a layer contributed is taken over by others, so that they may go.
+
+    Input `source[i]` is replaced by `factor[i]` times input `target[i]` plus `constant[i]`: its columns, times the
+    factor, are added to the target's, and the constant goes through them into the bias. All indices count in the
+    layer's weight as it was before any cut.
+
+    Attributes:
+        node: the layer, by its first output.
+        input: which of its operands is the weight.
+        axis: the weight's axis that counts inputs.
+        source: the inputs that go.
+        target: those that take over; -1 where the constant is all.
+        factor: 0 where the target is -1.
+        constant: 0 almost always.
+    """
+
+    node: str
+    input: int
+    axis: int
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    factor: tuple[float, ...]
+    constant: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.source) == len(self.target) == len(self.factor) == len(self.constant):
+            raise UsageError(f"plan: the merge at {self.node!r} has lists of unequal length")
+        if set(self.source) & set(self.target) or len(set(self.source)) < len(self.source):
+            raise UsageError(f"plan: the merge at {self.node!r} moves an input twice")
+        if min((*self.source, self.input, self.axis), default=0) < 0 or min(self.target, default=0) < -1:
+            raise UsageError(f"plan: the merge at {self.node!r} has an index below 0")
+        if not all(map(math.isfinite, (*self.factor, *self.constant))):
+            raise UsageError(f"plan: the merge at {self.node!r} has a factor that is not a number")
+
+    @classmethod
+    def from_dict(cls, e: Mapping) -> MergeColumns:
+        whole = [tuple(int(i) for i in e[k]) for k in ("source", "target")]
+        real = [tuple(float(x) for x in e[k]) for k in ("factor", "constant")]
+        return cls(str(e["node"]), int(e["input"]), int(e["axis"]), whole[0], whole[1], real[0], real[1])
+
+
+KINDS = {KeepChannels: "keep_channels", MergeColumns: "merge_columns"}
+
+
+@dataclass(frozen=True)
 class PrunePlan:
     """All edits to one model.
 
@@ -47,16 +94,29 @@ class PrunePlan:
     """
 
     model_digest: str
-    edits: tuple[KeepChannels, ...]
+    edits: tuple[KeepChannels | MergeColumns, ...]
     settings: Mapping[str, object]
+
+    def cuts(self) -> tuple[KeepChannels, ...]:
+        """The edits that remove channels."""
+        return tuple(e for e in self.edits if isinstance(e, KeepChannels))
+
+    def merges(self) -> tuple[MergeColumns, ...]:
+        """The edits that hand on what removed channels contributed."""
+        return tuple(e for e in self.edits if isinstance(e, MergeColumns))
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the plan promises the original's outputs."""
+        return self.settings.get("lossless") is True
 
     def keep(self) -> dict[str, tuple[int, ...]]:
         """Group name -> kept channels."""
-        return {e.group: e.keep for e in self.edits}
+        return {e.group: e.keep for e in self.cuts()}
 
     def to_json(self) -> str:
         """JSON text; `from_json` gives the plan back."""
-        edits = [{"edit": "keep_channels", **asdict(e), "keep": list(e.keep)} for e in self.edits]
+        edits = [{"edit": KINDS[type(e)], **asdict(e)} for e in self.edits]
         content = {
             "schema": SCHEMA,
             "kind": "onnxprune plan",
@@ -79,11 +139,14 @@ class PrunePlan:
                 raise UsageError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
             if content["schema"] > SCHEMA:
                 raise UsageError(f"the plan has schema {content['schema']}, this onnxprune reads {SCHEMA} - upgrade")
-            edits = []
+            edits: list[KeepChannels | MergeColumns] = []
             for e in content["edits"]:
-                if e["edit"] != "keep_channels":
+                if e["edit"] == "merge_columns":
+                    edits.append(MergeColumns.from_dict(e))
+                elif e["edit"] == "keep_channels":
+                    edits.append(KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"])))
+                else:
                     raise UsageError(f"the plan holds an unknown edit {e['edit']!r} - upgrade onnxprune")
-                edits.append(KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"])))
             return cls(str(content["model_digest"]), tuple(edits), dict(content.get("settings", {})))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, UsageError):

@@ -17,6 +17,8 @@ import onnx
 from onnxprune.graph.model import Graph, Use, attr
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+SUMS = frozenset((*LINEAR, "Einsum", "LSTM", "GRU", "RNN"))
+"""Nodes whose output is a sum over what they read, column by column of a weight."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,16 @@ def affine(
             return None
         return Affine(layer.key, tensor, axis, tuple(scales), ((layer.key, 2), bias.ndim - 1))
     return Affine(layer.key, tensor, axis, tuple(scales), None)
+
+
+def added_behind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Use, int]]:
+    """Layer without a bias -> the constant that an Add right behind it adds per channel, with its axis."""
+    consumers, found = graph.consumers(), {}
+    for layer in layers(graph, shapes):
+        place = affine(graph, layer, consumers, shapes)
+        if place is not None and place.shift is not None and graph.nodes[place.shift[0][0]].op_type == "Add":
+            found[layer.key] = place.shift
+    return found
 
 
 def _only_reader(graph: Graph, consumers: Mapping[str, list[Use]], tensor: str) -> Use | None:

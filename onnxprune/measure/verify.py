@@ -64,6 +64,9 @@ DECISIONS = frozenset(
 ORDERS = frozenset("TopK NonMaxSuppression NonZero ArgMax ArgMin Unique".split())
 """Decisions after which nothing is comparable: what is picked, and how many. The others move single values."""
 
+EQUAL_TOLERANCE = 1e-5
+"""The same, for a cut that promises the original's outputs."""
+
 Feeds = Mapping[str, np.ndarray]
 Kept = Mapping[str, tuple[int, np.ndarray]]
 """Activation -> (axis, (length,) bool): the channels that a cut leaves."""
@@ -82,6 +85,7 @@ class Surgery:
         turned: outputs in which rounding turns decisions over on these samples: equal only with the original's
             decisions.
         inner: tensors compared in place of outputs that rounding moves too much.
+        against: what it was compared with: "masked original", or "original" for a lossless cut.
     """
 
     worst: float
@@ -91,6 +95,7 @@ class Surgery:
     decisions: tuple[str, ...] = ()
     turned: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
+    against: str = "masked original"
 
 
 @dataclass(frozen=True)
@@ -353,6 +358,45 @@ def _given(model: onnx.ModelProto, given: Mapping[str, np.ndarray], outputs: Seq
     del graph.output[:]
     graph.output.extend(declared.get(n, helper.make_empty_tensor_value_info(n)) for n in outputs)
     return runtime.open_session(changed, spinning=False, name="model")
+
+
+def check_equal(original: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds]) -> Surgery:
+    """Compare a pruned model that promises the original's outputs with the original.
+
+    The error is a share of the output's largest magnitude in the batch, or of a tenth of its largest in any, where
+    that is more: a saturated output that is all but zero is nothing but rounding.
+
+    Raises:
+        BudgetError: an output has another shape.
+    """
+    errors, sizes, samples = _errors(original, "original", pruned, batches)
+    sizes = np.maximum(sizes, 0.1 * sizes.max(axis=0, initial=0.0))
+    worst = float((errors / (sizes + 1e-12)).max(initial=0.0))
+    return Surgery(worst, samples, worst <= EQUAL_TOLERANCE, against="original")
+
+
+def _errors(
+    reference: onnx.ModelProto, name: str, pruned: onnx.ModelProto, batches: Iterable[Feeds]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(largest error and largest magnitude per batch and output, (batches, outputs) each; number of samples)."""
+    left = runtime.open_session(reference, name=name)
+    right = runtime.open_session(pruned, name="pruned model")
+    errors: list[list[float]] = []
+    sizes: list[list[float]] = []
+    samples = 0
+    for feeds in batches:
+        samples += len(next(iter(feeds.values()))) if feeds else 1
+        errors.append([])
+        sizes.append([])
+        for output, a, b in zip(right.outputs, left.run(dict(feeds)), right.run(dict(feeds)), strict=True):
+            a, b = np.asarray(a), np.asarray(b)
+            if a.shape != b.shape:
+                raise BudgetError(f"output {output!r}: shape {a.shape} became {b.shape} - please report this model")
+            measured = bool(a.size) and a.dtype.kind == "f"
+            error = float(np.abs(a.astype(np.float64) - b).max()) if measured else 0.0
+            errors[-1].append(error if np.isfinite(error) else np.inf)
+            sizes[-1].append(float(np.abs(a.astype(np.float64)).max()) if measured else 0.0)
+    return np.array(errors), np.array(sizes), samples
 
 
 def check_fidelity(

@@ -141,7 +141,7 @@ def surgery_words(surgery: Surgery, inexact: int = 0) -> str:
     if inexact and not surgery.exact:
         return f"not exact, as asked for: {inexact} statistics over channels change, error {surgery.worst:.1e}"
     exact = "exact" if surgery.exact else "NOT exact"
-    text = f"{exact}: worst error {surgery.worst:.1e} against the masked original"
+    text = f"{exact}: worst error {surgery.worst:.1e} against the {surgery.against}"
     if surgery.rounding:
         text += f" (rounding alone: {surgery.rounding:.1e})"
     if surgery.turned:

@@ -1,0 +1,119 @@
+"""Carry a plan out and prove the cut, before any repair: equal to the masked original, or to the original itself.
+
+What cannot be proven is never handed on: it becomes an error that says why, and what the user can do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Channels, Cut, ahead_of, removed_cuts
+from onnxprune.errors import BudgetError, UnstableError
+from onnxprune.graph import runtime
+from onnxprune.graph.model import Graph
+from onnxprune.lossless import carry_out, in_words, probing
+from onnxprune.measure.verify import FULL, ORDERS, Surgery, check_equal, check_surgery
+from onnxprune.plan import PrunePlan
+from onnxprune.rewrite.cut import cut
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A plan carried out.
+
+    Attributes:
+        model: the cut model.
+        cuts: what was removed, for anyone to check.
+        surgery: how far it is from what it must equal.
+        warnings: what the user should know about the proof.
+    """
+
+    model: onnx.ModelProto
+    cuts: tuple[Mapping, ...]
+    surgery: Surgery
+    warnings: tuple[str, ...]
+
+
+def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, held: Feeds | None) -> Operation:
+    """Cut, and prove it.
+
+    Args:
+        graph: the original network.
+        channels: its analysis.
+        plan: what stays.
+        feeds: one run's inputs, for names, types and sizes.
+        held: real samples to look at; None: random ones.
+
+    Raises:
+        BudgetError: the cut model is not what it must equal (our bug), or random input cannot show it.
+        UnstableError: rounding alone decides the outputs on random input.
+    """
+    alive = channels.alive(plan.keep())
+    cuts = tuple(removed_cuts(graph, channels, alive))
+    probes = [held] if held is not None else _random_probes(graph, feeds)
+    if plan.lossless:
+        model = carry_out(graph, channels, alive, plan.merges())
+        surgery = check_equal(graph.model, model, [*probing(feeds), *probes])
+    else:
+        model = cut(graph, channels, alive)
+        surgery = check_surgery(graph.model, model, cuts, probes, kept=Cut(channels, alive).kept())
+    if channels.inexact and not plan.lossless:
+        nodes = channels.inexact
+        words = (
+            f"--prune-statistics: {len(nodes)} nodes such as {nodes[0]!r} normalize over fewer channels, so the cut is "
+            f"not exact (off by {surgery.worst:.1e} before repair)"
+        )
+        return Operation(model, cuts, surgery, (words,))
+    if not surgery.exact:
+        raise BudgetError(_not_exact(surgery))
+    warnings = tuple(in_words(plan.settings)) if plan.lossless else ()
+    if surgery.turned:
+        if held is None and any(graph.nodes[key].op_type in ORDERS for key in surgery.decisions):
+            raise _unstable(graph, channels, surgery)
+        words = (
+            f"rounding alone turns over what {_some(surgery.decisions)} decide on these samples, so outputs "
+            f"{_some(surgery.turned)} were compared with the original's decisions"
+        )
+        warnings = (*warnings, words)
+    return Operation(model, cuts, surgery, warnings)
+
+
+def _random_probes(graph: Graph, feeds: Feeds) -> list[Feeds]:
+    """Random inputs: more than one where a model picks by order, which may hold by luck."""
+    if not any(n.op_type in ORDERS for n in graph.nodes.values()):
+        return [feeds]
+    sizes = {name: value.shape for name, value in feeds.items()}
+    specs = runtime.input_specs(graph.model)
+    return [feeds, *(runtime.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
+
+
+def _not_exact(surgery: Surgery) -> str:
+    text = f"the cut model differs from the {surgery.against} by {surgery.worst:.1e}"
+    if surgery.rounding > FULL.telling:
+        return (
+            f"{text}, and rounding alone moves the original by {surgery.rounding:.1e}: on this input the model's "
+            f"numbers show nothing; give real samples with --calib"
+        )
+    return f"{text}; please report it"
+
+
+def _unstable(graph: Graph, channels: Channels, surgery: Surgery) -> UnstableError:
+    """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
+    return UnstableError(
+        f"on random input, rounding alone turns over what {_some(surgery.decisions)} decide, so the outputs "
+        f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "
+        f"{surgery.worst:.1e}); give real samples with --calib",
+        ahead_of(graph, channels, surgery.decisions),
+    )
+
+
+def _some(names: Sequence[str], most: int = 2) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(map(repr, names[:most])) + (f" and {more} more" if more > 0 else "")

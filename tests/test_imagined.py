@@ -1,0 +1,105 @@
+"""Repair without samples: statistics are imagined, columns are spread, and the file's own statistics come back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onnxprune
+from onnxprune.errors import UsageError
+from onnxprune.graph.model import Graph
+from onnxprune.graph.runtime import open_session
+from onnxprune.rewrite import imagined
+from onnxprune.rewrite.imagined import random_batches, repair_imagined, repair_merge, with_seen_statistics
+
+from .channels.surgery import distance, feeds_of, find, model_of, run
+
+DATA = Path(__file__).parent.parent / "benchmarks"
+MODEL = DATA / "models/resnet20_fmnist.onnx"
+
+NORM = """(float[N,3,8,8] x) => (float[N,4,8,8] y)
+<float[8,3,3,3] w, float[8] g, float[8] b, float[8] m, float[8] var, float[4,8,1,1] v> {
+  h = Conv<pads=[1,1,1,1]>(x, w)
+  n = BatchNormalization(h, g, b, m, var)
+  r = ACT(n)
+  y = Conv(r, v) }"""
+GEMM = """(float[N,6] x) => (float[N,3] y)
+<float[6,8] w, float[8] b, float[8,3] v, float[3] c> {
+  h = Gemm(x, w, b)
+  y = Gemm(h, v, c) }"""
+MATMUL = """(float[N,6] x) => (float[N,3] y)
+<float[6,8] w, float[8] b, float[8,3] v, float[3] c> {
+  g = MatMul(x, w)
+  h = Add(g, b)
+  k = MatMul(h, v)
+  y = Add(k, c) }"""
+
+
+def accuracy(model) -> float:
+    data = np.load(DATA / "data/test.npz")
+    session = open_session(model)
+    outputs = [session.run({"x": data["x"][i : i + 250]})[0] for i in range(0, len(data["x"]), 250)]
+    return float((np.concatenate(outputs).argmax(1) == data["labels"]).mean())
+
+
+def test_most_of_the_accuracy_comes_back_without_a_sample():
+    results = [onnxprune.prune(MODEL, 0.5, repair=r) for r in (None, None, "none")]
+    assert results[0].repair == "merge" and results[0].surgery.exact
+    assert results[0].model.SerializeToString() == results[1].model.SerializeToString()
+    assert accuracy(results[0].model) > 0.85 > 0.5 > accuracy(results[2].model)
+    assert "no calibration data" in results[0].warnings[0] and "suffer" in results[0].warnings[0]
+
+
+def test_a_repair_that_needs_samples_says_so():
+    with pytest.raises(UsageError, match="needs samples"):
+        onnxprune.prune(MODEL, 0.5, repair="refit")
+
+
+def test_imagined_outputs_have_the_mean_and_spread_that_the_file_promises():
+    model = model_of(NORM.replace("ACT", "Relu"))
+    batches = random_batches(feeds_of(model), repeat=True)
+    seen = with_seen_statistics(Graph(model), batches)
+    seen.graph.output[0].name = "n"
+    seen.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
+    n = np.concatenate([run(seen, b)[0] for b in batches])
+    graph = Graph(model)
+    assert np.allclose(n.mean(axis=(0, 2, 3)), graph.constant("b"), atol=1e-3)
+    assert np.allclose(n.std(axis=(0, 2, 3)), np.abs(graph.constant("g")), rtol=1e-3)
+
+
+def test_the_files_own_statistics_come_back():
+    model = model_of(NORM.replace("ACT", "Relu"))
+    graph, channels = find(model)
+    keep = [0, 2, 3, 6]
+    alive = channels.alive({g.name: keep for g in channels.groups})
+    repaired = Graph(repair_imagined(graph, channels, alive, feeds_of(model), repeat=True))
+    assert np.array_equal(repaired.constant("m"), graph.constant("m")[keep])
+    assert np.array_equal(repaired.constant("var"), graph.constant("var")[keep])
+    assert not np.array_equal(repaired.constant("v"), graph.constant("v")[:, keep])
+
+
+# Eight channels of rank six at most: two can go, and the others know all that they knew.
+@pytest.mark.parametrize("text", [GEMM, MATMUL, NORM.replace("ACT", "Identity").replace("[8,3,3,3]", "[8,3,1,1]")
+                                  .replace("pads=[1,1,1,1]", "pads=[0,0,0,0]")])  # fmt: skip
+def test_what_kept_channels_span_is_spread_exactly(text, monkeypatch):
+    monkeypatch.setattr(imagined, "LAMBDA", 1e-10)
+    model = model_of(text)
+    graph, channels = find(model)
+    alive = channels.alive({g.name: range(6) for g in channels.groups})
+    feeds = feeds_of(model, N=64)
+    repaired = repair_merge(graph, channels, alive, [feeds])
+    other = feeds_of(model, seed=5, N=8)
+    assert distance(run(model, other)[0], run(repaired, other)[0]) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shape", "repeat", "shapes"),
+    [
+        ((1, 3, 8, 8), True, [(16, 3, 8, 8)] * 4),
+        ((2, 3, 8, 8), False, [(2, 3, 8, 8)] * 32),
+        ((1, 3, 1024, 1024), True, [(4, 3, 1024, 1024)]),
+    ],
+)
+def test_random_batches_are_few_where_they_are_large(shape, repeat, shapes):
+    found = random_batches({"x": np.zeros(shape, np.float32)}, repeat=repeat)
+    assert [b["x"].shape for b in found] == shapes
