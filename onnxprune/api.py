@@ -290,7 +290,8 @@ def apply_plan(
     cuts = removed_cuts(subject.graph, channels, alive)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
     probes = [held.first(8)] if held is not None else _random_probes(subject)
-    surgery = check_surgery(subject.model, pruned, cuts, probes, kept=Cut(channels, alive).kept())
+    kept = Cut(channels, alive).kept()
+    surgery = check_surgery(subject.model, pruned, cuts, probes, kept=kept, until_turned=held is None)
     if not surgery.exact and not channels.inexact:
         raise BudgetError(_not_exact(surgery))
     warnings = list(subject.warnings)
