@@ -62,7 +62,8 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
         surgery = check_equal(graph.model, model, [*probing(feeds), *probes])
     else:
         model = cut(graph, channels, alive)
-        surgery = check_surgery(graph.model, model, cuts, probes, kept=Cut(channels, alive).kept())
+        kept = Cut(channels, alive).kept()
+        surgery = check_surgery(graph.model, model, cuts, probes, kept=kept, until_turned=held is None)
     if channels.inexact and not plan.lossless:
         nodes = channels.inexact
         words = (

@@ -143,6 +143,7 @@ def check_surgery(
     batches: Iterable[Feeds],
     *,
     kept: Kept | None = None,
+    until_turned: bool = False,
 ) -> Surgery:
     """Compare the unrepaired pruned model with the masked original.
 
@@ -151,6 +152,7 @@ def check_surgery(
         cuts: what was removed.
         batches: feeds.
         kept: the channels left in every activation that lost some; needed to compare inside the models.
+        until_turned: stop at the first batch on which rounding turns decisions over.
 
     Raises:
         BudgetError: an output has another shape or type.
@@ -172,6 +174,8 @@ def check_surgery(
         if closer is None:
             closer = _Closer(reference, pruned, cuts, kept or {}, precision)
         closer.look(feeds, left, dict(zip(left.outputs, wanted, strict=True)), found)
+        if closer.turned and until_turned:
+            break
     if closer is None:
         return Surgery(worst, samples)
     for name in closer.reshaped:
