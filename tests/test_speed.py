@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import api
 from onnxprune.channels import Cut
+from onnxprune.decide import criteria
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed, follow, observe
@@ -155,3 +156,14 @@ def test_weights_handed_over_in_memory_give_the_same_outputs(monkeypatch, optimi
         monkeypatch.setattr(runtime, "LARGE_BYTES", 16)
         outputs.append(runtime.open_session(model, optimise=optimise).run(feeds)[0])
     assert np.array_equal(*outputs)
+
+
+@pytest.mark.parametrize("shape", [(64, 32, 3, 3), (300, 200), (7, 5), (3, 1, 5, 5), (40, 2), (50,)])
+@pytest.mark.parametrize("power", [1, 2])
+def test_sums_in_parts_are_the_same_to_the_last_bit(monkeypatch, shape, power):
+    value = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for axis in range(len(shape)):
+        other = tuple(k for k in range(len(shape)) if k != axis)
+        whole = (np.abs(value.astype(np.float64)) ** power).sum(axis=other)
+        monkeypatch.setattr(criteria, "PART", 100)
+        assert (criteria.per_index(value, axis, power) == whole).all()

@@ -65,9 +65,18 @@ def score(name: str, groups: tuple[ChannelGroup, ...], graph: Graph, moments: di
 def per_index(value: np.ndarray, axis: int, power: float) -> np.ndarray:
     """sum |value|^power over all axes but one: (length of that axis,)."""
     other = tuple(k for k in range(value.ndim) if k != axis)
-    sizes = value.astype(np.float64)  # a copy: worked on in place, large weights are expensive to copy
-    np.multiply(sizes, sizes, out=sizes) if power == 2 else np.power(np.abs(sizes, out=sizes), power, out=sizes)
-    return sizes.sum(axis=other)
+    parts = max(1, min(value.shape[axis] // 2, value.size // PART))
+    return np.concatenate([_powers(part, power).sum(axis=other) for part in np.array_split(value, parts, axis)])
+
+
+PART = 1 << 21
+"""Elements worked on at once: a double-precision copy of all of a large weight costs more than the sums."""
+
+
+def _powers(value: np.ndarray, power: float) -> np.ndarray:
+    """|value|^power in double precision."""
+    sizes = np.array(value, np.float64)
+    return np.multiply(sizes, sizes, out=sizes) if power == 2 else np.power(np.abs(sizes, out=sizes), power, out=sizes)
 
 
 def gather(slice_: Slice, width: int, values: np.ndarray) -> np.ndarray:

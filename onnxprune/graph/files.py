@@ -17,6 +17,7 @@ import errno
 import hashlib
 import heapq
 import math
+import mmap
 import os
 import re
 import secrets
@@ -392,10 +393,9 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
     """The external data files that the model file `path` names; nothing when it cannot be parsed."""
     path = Path(path)
     try:
-        data = _read_bytes(path)
-        if b"location" not in data:  # the key of every entry: parsing a large model only to find none is dear
+        if not _holds(path, b"location"):  # the key of every entry: parsing a large model to find none is dear
             return ()
-        walk = _walk(_parse(data, str(path)), str(path))
+        walk = _walk(_parse(_read_bytes(path), str(path)), str(path))
     except (ModelError, FileError):
         return ()
     names = {
@@ -406,6 +406,17 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
         if entry.key == "location"
     }
     return tuple(path.parent / name for name in sorted(names, key=str) if isinstance(name, str) and "\0" not in name)
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    """Whether `text` stands anywhere in a regular file."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(text) >= 0
+    except (OSError, ValueError):  # ValueError: an empty file, or a null character in the name
+        return False
 
 
 # --------------------------------------------------------------------------------------------- tensors
