@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import onnx
 
 from onnxprune.channels import ChannelGroup, Channels, Cut, common_reasons, find_channels, removed_cuts
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import CHOICES, CURVED, Samples, study
+from onnxprune.decide.study import CHOICES, SAMPLED, Samples, study
 from onnxprune.errors import BudgetError, ModelError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
@@ -101,17 +102,19 @@ class Settings:
         """Criterion and allocation, with or without samples.
 
         Raises:
-            UsageError: one was asked for that needs samples, and there are none.
+            UsageError: one was asked for that needs samples, and there are none; or an extra is missing.
         """
         criterion = self.criterion or ("elimination" if samples else "activation")
         allocation = self.allocation or ("adaptive" if samples else "uniform")
         if not samples:
             for option, value, needs in (
-                ("criterion", criterion, CURVED),
+                ("criterion", criterion, SAMPLED),
                 ("allocation", allocation, ("adaptive",)),
             ):
                 if value in needs:
                     raise UsageError(f"--{option} {value} needs samples; give --calib")
+        if criterion == "lasso" and find_spec("sklearn") is None:
+            raise UsageError('--criterion lasso needs scikit-learn - pip install "onnxprune[lasso]"')
         return criterion, allocation
 
 

@@ -257,7 +257,8 @@ def test_lasso_keeps_what_matters(keep):
     x, _ = design(c=8, taps=2, mix=False)
     size = np.repeat([0.01, 3, 0.01, 2, 0.01, 2.5, 0.01, 0.01], 2)
     W = np.vstack([np.random.default_rng(0).normal(size=(16, 4)) * size[:, None], np.zeros((1, 4))])
-    kept = nm.select_lasso(nm.moments(x, x @ W[:-1]).H, W, keep, taps=2)
+    parts = nm.contributions(nm.moments(x, x @ W[:-1]).H, W, np.arange(16).reshape(8, 2))
+    kept = nm.select_lasso(parts, keep)
     assert len(kept) == keep and (np.diff(kept) > 0).all()
     if keep == 3:
         assert kept.tolist() == [1, 3, 5]
