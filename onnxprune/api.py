@@ -29,10 +29,12 @@ from onnxprune.graph.shapes import observe
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
+from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity, check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut as cut_channels
+from onnxprune.rewrite.merge import cut_merged
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 
@@ -40,6 +42,8 @@ REPAIRS = ("none", "statistics", "refit")
 METHODS = ("channels",)
 BATCH = 32
 REPAIR_SAMPLES = 512
+MERGED = "similarity"
+"""The criterion whose removed channels are merged before a repair of statistics; a refit gains nothing from it."""
 
 ModelLike = str | PathLike[str] | onnx.ModelProto
 Progress = Callable[[str, int, int], None]
@@ -284,6 +288,8 @@ def apply_plan(
             "will suffer; give --calib with a few hundred unlabelled samples"
         )
     elif repair != "none":
+        if repair == "statistics" and plan.settings.get("criterion") == MERGED:
+            pruned = _merged(subject, alive, fit, settings)
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
     fidelity = None
     if held is not None:
@@ -346,6 +352,13 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     for e in plan.edits:
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
+
+
+def _merged(subject: Subject, alive: np.ndarray, fit: Calibration, settings: Settings) -> onnx.ModelProto:
+    """The cut model with every removed channel merged into the likest kept one: where the repair starts from."""
+    model, graph, channels = subject.model, subject.graph, subject.channels
+    far = distances(model, graph, channels, fit.batches, threads=settings.threads, seed=settings.seed)
+    return cut_merged(graph, channels, alive, far)
 
 
 def _repaired(
