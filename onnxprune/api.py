@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from onnxprune.channels import (
     find_channels,
 )
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import CHOICES, CURVED, Samples, study
+from onnxprune.decide.study import CHOICES, SAMPLED, Samples, study
 from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
@@ -36,10 +37,12 @@ from onnxprune.lossless import in_words, plan_lossless
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
+from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
+from onnxprune.rewrite.nearest import cut_merged
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 from onnxprune.surgery import operate
@@ -48,6 +51,8 @@ REPAIRS = ("none", "merge", "statistics", "refit")
 METHODS = ("channels",)
 BATCH = 32
 REPAIR_SAMPLES = 512
+MERGED = "similarity"
+"""The criterion whose removed channels are merged before a repair of statistics; a refit gains nothing from it."""
 
 ModelLike = str | PathLike[str] | onnx.ModelProto
 Progress = Callable[[str, int, int], None]
@@ -116,17 +121,19 @@ class Settings:
         """Criterion and allocation, with or without samples.
 
         Raises:
-            UsageError: one was asked for that needs samples, and there are none.
+            UsageError: one was asked for that needs samples, and there are none; or an extra is missing.
         """
         criterion = self.criterion or ("elimination" if samples else "activation")
         allocation = self.allocation or ("adaptive" if samples else "uniform")
         if not samples:
             for option, value, needs in (
-                ("criterion", criterion, CURVED),
+                ("criterion", criterion, SAMPLED),
                 ("allocation", allocation, ("adaptive",)),
             ):
                 if value in needs:
                     raise UsageError(f"--{option} {value} needs samples; give --calib")
+        if criterion == "lasso" and find_spec("sklearn") is None:
+            raise UsageError('--criterion lasso needs scikit-learn - pip install "onnxprune[lasso]"')
         return criterion, allocation
 
 
@@ -358,6 +365,8 @@ def apply_plan(
             "give --calib with a few hundred unlabelled samples"
         )
     if repair != "none":
+        if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
+            pruned = _merged(subject, alive, fit, settings)
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
     fidelity = None
     if held is not None:
@@ -443,6 +452,13 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
+
+
+def _merged(subject: Subject, alive: np.ndarray, fit: Calibration, settings: Settings) -> onnx.ModelProto:
+    """The cut model with every removed channel merged into the likest kept one: where the repair starts from."""
+    model, graph, channels = subject.model, subject.graph, subject.channels
+    far = distances(model, graph, channels, fit.batches, threads=settings.threads, seed=settings.seed)
+    return cut_merged(graph, channels, alive, far)
 
 
 def _repaired(

@@ -126,7 +126,7 @@ def _add_decisions(parser: Parser) -> None:
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
-    add("--criterion", metavar="NAME", help="elimination (default with --calib), activation, l1, l2, ...")
+    add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
     add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
     add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
     add("--min-width", type=int, default=1, metavar="N", help="no group gets narrower than N")

@@ -124,6 +124,7 @@ def allocate(
     how: str = "global",
     limits: Limits | None = None,
     damages: Mapping[str, np.ndarray] | None = None,
+    heights: Mapping[str, np.ndarray] | None = None,
 ) -> Allocation:
     """Choose widths so that the share `ratio` of the cost goes.
 
@@ -135,6 +136,8 @@ def allocate(
         how: "adaptive", "global" or "uniform".
         limits: allowed widths.
         damages: (width + 1,) damage to the outputs at every width of every group, for "adaptive".
+        heights: (width,) at which each channel goes, on one scale for all groups: "global" then lowers one
+            height for all, in place of its own measure.
     """
     if not 0 < ratio < 1:
         raise UsageError(f"ratio {ratio} is not between 0 and 1 - 0.5 removes half")
@@ -145,7 +148,10 @@ def allocate(
         if damages is None:
             raise UsageError("the adaptive allocation needs samples; give --calib, or --allocation uniform")
         return _allocation(channels, ladders, adaptive(ladders, damages, cost, ratio), cost, ratio)
-    widths_at = FAMILIES[how](ladders, scores, cost, channels)
+    if how == "global" and heights is not None:
+        widths_at = _lowest_first(ladders, [heights[ladder.group.name] for ladder in ladders])
+    else:
+        widths_at = FAMILIES[how](ladders, scores, cost, channels)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -336,14 +342,18 @@ def global_(ladders: list[Ladder], scores: Mapping[str, np.ndarray], cost: CostM
     """One threshold for all: a channel's score is taken relative to its group's total (what share of what the
     readers see it carries) and per share of the cost it saves. Ours."""
     price = cost.per_unit(np.ones(channels.unit_count + 1, bool)) / max(cost.total, 1e-300)
-    worth, owner = [], []
-    for k, ladder in enumerate(ladders):
+    worth = []
+    for ladder in ladders:
         s = np.maximum(scores[ladder.group.name], 0)
         s = s / max(s.sum(), 1e-300)
         worth.append(s / np.maximum(price[ladder.group.units], 1e-12))
-        owner.append(np.full(len(s), k))
-    flat, owners = np.concatenate(worth), np.concatenate(owner)
-    order = np.argsort(flat, kind="stable")
+    return _lowest_first(ladders, worth)
+
+
+def _lowest_first(ladders: list[Ladder], worth: list[np.ndarray]) -> Widths:
+    """The share t of all channels goes, those of least worth, wherever they are."""
+    owners = np.repeat(np.arange(len(ladders)), [len(w) for w in worth])
+    order = np.argsort(np.concatenate(worth), kind="stable")
 
     def widths(t: float) -> list[int]:
         gone = np.bincount(owners[order[: round(t * len(order))]], minlength=len(ladders))

@@ -7,7 +7,7 @@ does to the outputs. It holds no ratio and no budget: `allocate` turns it into w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -16,15 +16,21 @@ from onnxprune.channels import Channels
 from onnxprune.decide.allocation import Allocation, Ladder, Limits, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
+from onnxprune.decide.selection import Choice, by_lasso, by_likeness
 from onnxprune.decide.sensitivity import Trials, damages, tried_widths
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.measure.designs import second_moments
+from onnxprune.measure.likeness import distances
 from onnxprune.measure.stats import Moments, moments
 
 Feeds = Mapping[str, np.ndarray]
-CURVED = ("elimination",)
+CURVED = ("elimination", "lasso")
 """Criteria that come from second moments of what the readers read."""
+LIKENESS = {"similarity": True, "similarity-independent": False}
+"""Criteria that come from distances of channels, and whether correlations count."""
+SAMPLED = (*CURVED, *LIKENESS)
+"""Criteria that need samples."""
 TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
 TRIAL_SAMPLES = (8, 128)
@@ -53,16 +59,34 @@ class Study:
         scores: (width,) importance of every group's channels, in units of the group.
         damages: (width + 1,) damage to the outputs at every width, for the adaptive allocation; else None.
         limits: allowed widths.
+        choices: what a criterion that chooses channels together says of every group; empty for the others.
     """
 
     channels: Channels
     scores: Mapping[str, np.ndarray]
     damages: Mapping[str, np.ndarray] | None
     limits: Limits
+    choices: Mapping[str, Choice] = field(default_factory=dict)
 
     def allocate(self, cost: CostModel, ratio: float, how: str) -> Allocation:
         """Which channels stay when the share `ratio` of the cost goes."""
-        return allocate(self.channels, self.scores, cost, ratio, how=how, limits=self.limits, damages=self.damages)
+        heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
+        found = allocate(
+            self.channels,
+            self.scores,
+            cost,
+            ratio,
+            how=how,
+            limits=self.limits,
+            damages=self.damages,
+            heights=heights or None,
+        )
+        return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
+
+    def _kept(self, name: str, nested: tuple[int, ...]) -> tuple[int, ...]:
+        """The channels that stay, made for this width where the criterion has an answer of its own."""
+        own = self.choices[name].kept if name in self.choices else None
+        return nested if own is None else tuple(int(c) for c in own(len(nested)))
 
 
 def study(
@@ -84,30 +108,43 @@ def study(
         model, graph: the original network.
         channels: its analysis.
         samples: unlabelled samples; None: scores come from weights alone.
-        criterion: one of `CRITERIA` or `CURVED`.
+        criterion: one of `CHOICES`.
         adaptive: also measure what each width does to the outputs.
         limits: allowed widths.
         threads: ORT threads.
         seed: for everything random.
         progress: called with (groups tried, groups).
     """
-    curved = criterion in CURVED
-    if not curved and not adaptive:
-        seen = _energies_read(model, channels, samples, threads) if criterion == "activation" else {}
-        return Study(channels, score(criterion, channels.groups, graph, seen, seed), None, limits)
-    assert samples is not None
-    curves = _curves(model, graph, channels, samples, threads, seed)
-    seen = _energies_read(model, channels, samples, threads) if _needs_energies(curves, criterion) else {}
-    energies = score("activation", channels.groups, graph, seen, seed)
-    ranked = {} if curved else score(criterion, channels.groups, graph, seen, seed)
+    curves = None
+    if criterion in CURVED or adaptive:
+        assert samples is not None
+        curves = _curves(model, graph, channels, samples, threads, seed)
+    needed = criterion == "activation" or (curves is not None and any(curves.others.values()))
+    seen = _energies_read(model, channels, samples, threads) if needed else {}
+    others = {} if curves is None else _others(curves, score("activation", channels.groups, graph, seen, seed))
+    choices: dict[str, Choice] = {}
+    if criterion in LIKENESS:
+        assert samples is not None
+        correlated = LIKENESS[criterion]
+        far = distances(model, graph, channels, samples.batches, correlated=correlated, threads=threads, seed=seed)
+        choices = {name: by_likeness(d) for name, d in far.items()}
+    elif criterion == "lasso":
+        assert curves is not None
+        choices = {g.name: by_lasso(curves, g, others[g.name]) for g in channels.groups}
+    if criterion in CRITERIA:
+        ranked = score(criterion, channels.groups, graph, seen, seed)
+    else:
+        ranked = {name: np.argsort(c.order).astype(float) for name, c in choices.items()}
+    if curves is None or (choices and not adaptive):
+        return Study(channels, ranked, None, limits, choices)
     found: dict[str, Curve] = {}
     for g in channels.groups:
-        other = energies[g.name] if curves.others[g.name] or not curves.readings[g.name] else None
         order = np.argsort(ranked[g.name], kind="stable") if ranked else None
-        found[g.name] = curves.of(g, other, order)
+        found[g.name] = curves.of(g, others[g.name], order)
     scores = {name: np.argsort(c.order).astype(float) for name, c in found.items()}
     if not adaptive:
         return Study(channels, scores, None, limits)
+    assert samples is not None
     widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in channels.groups}
     each = count_macs(graph, channels.shapes) * max(1, sum(map(len, widths.values())))
     trials = Trials(curves, samples.few(int(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES))), threads=threads)
@@ -116,11 +153,13 @@ def study(
         if progress:
             progress(k, len(channels.groups))
         hurt[g.name] = damages(g, found[g.name], trials, widths[g.name])
-    return Study(channels, scores, hurt, limits)
+    return Study(channels, scores, hurt, limits, choices)
 
 
-def _needs_energies(curves: Curves, criterion: str) -> bool:
-    return criterion == "activation" or any(curves.others.values())
+def _others(curves: Curves, energies: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+    """(width,) share of what readers without second moments read, for the groups that have any."""
+    asked = {g.name: bool(curves.others[g.name]) or not curves.readings[g.name] for g in curves.channels.groups}
+    return {name: energies[name] if wanted else None for name, wanted in asked.items()}
 
 
 def _curves(
@@ -147,4 +186,4 @@ def _energies_read(
     return moments(model, taps, samples.batches(32), threads=threads)
 
 
-CHOICES = (*CURVED, *CRITERIA)
+CHOICES = (*SAMPLED, *CRITERIA)

@@ -1,0 +1,106 @@
+"""How alike the channels of a group are: as random variables, before the activation function, on the samples.
+
+Each channel is taken as N(β, γ²) behind the BatchNormalization (or bias) of the layer that makes it; β, γ and the
+correlations are measured over the samples, so a folded BatchNormalization makes no difference. The distance of two
+channels (`numerics.similarity`) is taken relative to the mean distance in the layer, and averaged over all layers
+that make the group: distances of different groups can be compared. After Zhang, Zhao, Ni et al., 2019, whose
+abstract gives the idea; the metric is ours (`methods.md` §3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import onnx
+
+from onnxprune import numerics
+from onnxprune.channels import ChannelGroup, Channels, Slice
+from onnxprune.graph import runtime
+from onnxprune.graph.layers import affine, layers
+from onnxprune.graph.model import Graph
+from onnxprune.measure.designs import rows_of
+
+Feeds = Mapping[str, np.ndarray]
+POSITIONS = 64
+"""Sampled positions an image."""
+BYTES = 1 << 28
+"""Activations that may leave ONNX Runtime at a time."""
+
+
+def distances(
+    model: onnx.ModelProto,
+    graph: Graph,
+    channels: Channels,
+    batches: Callable[[int], Iterable[Feeds]],
+    *,
+    correlated: bool = True,
+    threads: int | None = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """(width, width) squared distances of every group's channels, about 1 on average.
+
+    Args:
+        model, graph: the original network.
+        channels: its analysis.
+        batches: gives the samples in batches of at most that many.
+        correlated: whether correlations count; else only means and deviations do.
+        threads: ORT threads.
+        seed: of the sampled positions.
+    """
+    places = {
+        layer.key: place.tensor
+        for layer in layers(graph, channels.shapes)
+        if (place := affine(graph, layer, graph.consumers(), channels.shapes)) is not None
+    }
+    shown = {g.name: _shown(g, graph, places) for g in channels.groups}
+    axes = {s.tensor: s.axis for found in shown.values() for s in found}
+    seen = _second_moments(model, axes, channels.shapes, batches, threads, seed)
+    return {g.name: _distance(g, shown[g.name], seen, correlated) for g in channels.groups}
+
+
+def _shown(group: ChannelGroup, graph: Graph, places: Mapping[str, str]) -> list[Slice]:
+    """The activations that show the channels as they are made; any that carries them when there is no maker."""
+    carriers = {a.tensor: a for a in group.activations}
+    made = [places.get(s.use[0], graph.nodes[s.use[0]].output[0]) for s in group.weights]
+    found = [carriers[t] for t in dict.fromkeys(made) if t in carriers]
+    return found or list(group.activations[:1])
+
+
+def _second_moments(
+    model: onnx.ModelProto,
+    axes: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
+    batches: Callable[[int], Iterable[Feeds]],
+    threads: int | None,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """(c + 1, c + 1) second moments of some activations' channels, the constant 1 last."""
+    found = {t: np.zeros((shapes[t][axis] + 1,) * 2) for t, axis in axes.items()}
+    each = sum(4 * int(np.prod(shapes[t])) // max(1, shapes[t][0]) for t in axes)
+    session = runtime.open_session(runtime.with_outputs(model, list(axes)), threads=threads, name="calibration pass")
+    rng = np.random.default_rng(seed)
+    for feeds in batches(int(np.clip(BYTES // max(1, each), 1, 32))):
+        for (t, axis), z in zip(axes.items(), session.run(dict(feeds), list(axes)), strict=True):
+            positions = numerics.sample_positions(len(z), z.size // (len(z) * z.shape[axis]), POSITIONS, rng)
+            rows = rows_of(z, axis, positions) if axis % z.ndim else z.reshape(len(z), -1).T
+            found[t] += numerics.moments(rows, rows[:, :0]).H
+    return found
+
+
+def _distance(group: ChannelGroup, shown: list[Slice], seen: Mapping[str, np.ndarray], correlated: bool) -> np.ndarray:
+    """Mean over the layers that make the group."""
+    total = np.zeros((group.width, group.width))
+    for s in shown:
+        H = seen[s.tensor]
+        mean = H[-1, :-1] / H[-1, -1]
+        covariance = H[:-1, :-1] / H[-1, -1] - np.outer(mean, mean)
+        std = np.sqrt(np.maximum(np.diag(covariance), 0))
+        corr = covariance / np.maximum(np.outer(std, std), 1e-30)
+        d2 = numerics.similarity(mean, std, corr if correlated else None)
+        # a channel that spans several indices is as far from another as they are on average, place by place
+        places = np.argsort(s.channel, kind="stable")[np.count_nonzero(s.channel < 0) :]
+        for own in places.reshape(group.width, -1).T:
+            part = d2[np.ix_(own, own)]
+            total += part / max(part.sum() / max(1, part.size - len(part)), 1e-300)
+    return total / max(1, len(shown))
