@@ -75,10 +75,11 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
         raise BudgetError(_not_exact(surgery))
     warnings = tuple(in_words(plan.settings)) if plan.lossless else ()
     if surgery.turned:
-        if held is None and any(graph.nodes[key].op_type in ORDERS for key in surgery.decisions):
-            raise _unstable(graph, channels, surgery)
+        orders = [key for key in surgery.decisions if graph.nodes[key].op_type in ORDERS]
+        if held is None and orders:
+            raise _unstable(graph, channels, surgery, orders)
         words = (
-            f"rounding alone turns over what {_some(surgery.decisions)} decide on these samples, so outputs "
+            f"rounding alone turns over what {_some(orders or surgery.decisions)} decide on these samples, so outputs "
             f"{_some(surgery.turned)} were compared with the original's decisions"
         )
         warnings = (*warnings, words)
@@ -104,10 +105,10 @@ def _not_exact(surgery: Surgery) -> str:
     return f"{text}; please report it"
 
 
-def _unstable(graph: Graph, channels: Channels, surgery: Surgery) -> UnstableError:
+def _unstable(graph: Graph, channels: Channels, surgery: Surgery, orders: Sequence[str]) -> UnstableError:
     """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
     return UnstableError(
-        f"on random input, rounding alone turns over what {_some(surgery.decisions)} decide, so the outputs "
+        f"on random input, rounding alone turns over what nodes {_some(orders)} pick, so the outputs "
         f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "
         f"{surgery.worst:.1e}); give real samples with --calib",
         ahead_of(graph, channels, surgery.decisions),

@@ -251,8 +251,8 @@ class _Closer:
         )
         asked = {}
         for name, error, noise in zip(wanted, errors, rounding, strict=True):
-            if error <= self.precision.tolerance or self.precision.explains(error, noise):
-                self._count(error, 0.0 if decides else noise)
+            if self.precision.explains(error, noise):
+                self._count(error, noise)
             else:
                 asked[name] = error
         if asked:
