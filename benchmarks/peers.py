@@ -139,19 +139,20 @@ def regression(job: Job) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Peer:
-    """A method, and the modules that it needs."""
+    """A method, the modules that it needs, and the script beside this one that carries it out."""
 
     make: Callable[[Job], onnx.ModelProto]
     needs: tuple[str, ...] = ()
+    script: str | None = None
 
 
-TORCH = ("torch", "torch_pruning")
+TORCH = (("torch", "torch_pruning"), "torch_peers.py")
 PEERS = {
     "onnxprune (default)": Peer(ours),
-    "L1 + linear regression (as AIMET describes it, ours)": Peer(regression),
-    "Torch-Pruning L2": Peer(lambda job: torch_pruning(job, "l2", False), TORCH),
-    "Torch-Pruning L2 + BN re-estimation": Peer(lambda job: torch_pruning(job, "l2", True), TORCH),
-    "Torch-Pruning FPGM + BN re-estimation": Peer(lambda job: torch_pruning(job, "fpgm", True), TORCH),
+    "L1 + linear regression (as AIMET describes it, ours)": Peer(regression, script="regression.py"),
+    "Torch-Pruning L2": Peer(lambda job: torch_pruning(job, "l2", False), *TORCH),
+    "Torch-Pruning L2 + BN re-estimation": Peer(lambda job: torch_pruning(job, "l2", True), *TORCH),
+    "Torch-Pruning FPGM + BN re-estimation": Peer(lambda job: torch_pruning(job, "fpgm", True), *TORCH),
     "onnxsim structured L2": Peer(onnxsim_l2, ("onnxsim",)),
     "onnxsim structured Wanda": Peer(onnxsim_wanda, ("onnxsim",)),
     "onnxsim Wanda + its bias correction": Peer(onnxsim_bias, ("onnxsim",)),
@@ -205,6 +206,11 @@ def one(job: Job, peer: Peer, data: common.Fashion, out: Path) -> dict[str, Any]
         return {"refused": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]}
 
 
+def settled(row: Mapping[str, Any], file: Path) -> bool:
+    """Whether a cached result can stand: it made a file, and the file is still there. A crash is tried again."""
+    return "file" in row and file.exists()
+
+
 def timed(path: Path, rows: list[dict[str, Any]], out: Path, budget_s: float) -> dict[str, Any]:
     """Speed-up of every file over the original, all in the same rounds: {method: [median, low, high]}."""
     files = {r["method"]: out / r["file"] for r in rows if "file" in r}
@@ -236,13 +242,14 @@ def run(args: Any, data: common.Fashion, cache: common.Cache) -> list[dict[str, 
                 "test_images": len(data.x),
                 "code": common.code_digest() if not peer.needs else None,
                 "packages": package_versions() if peer.needs else None,
+                "script": common.file_digest(common.HERE / peer.script) if peer.script else None,
                 "iterations": args.iterations if "tuning" in name else None,
                 "out": str(file),
             }
             row = cache.get(
                 key,
                 lambda p=peer, f=file, j=job: one(j, p, data, f),
-                valid=lambda r, f=file: "file" not in r or f.exists(),
+                valid=lambda r, f=file: settled(r, f),
             )
             here.append({**row, "net": net, "method": name, "ratio": ratio, "seed": seed})
             got = f"{row['top1']:.2%} at {row['macs_removed']:.1%}" if "top1" in row else row["refused"]

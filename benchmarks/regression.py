@@ -69,22 +69,39 @@ def prune(path: Path, share: float, calibration: np.ndarray, seed: int) -> onnx.
     """Cut, then fit every reader of a cut channel anew, in forward order."""
     subject = onnxprune.open_model(path)
     read = {subject.graph.nodes[g.readers[0].use[0]].output[0] for g in candidates(subject)}
-    model = cut(subject, share)
+    model, kept = cut(subject, share), _kept_outputs(subject, share)
     order = [node.output[0] for node in model.graph.node if node.op_type == "Conv" and node.output[0] in read]
     for output in order:
-        _fit(subject.model, model, output, calibration, np.random.default_rng(seed))
+        left = kept.get(output, slice(None))
+        _fit(subject.model, model, output, left, calibration, np.random.default_rng(seed))
     return model
 
 
+def _kept_outputs(subject: Subject, share: float) -> dict[str, np.ndarray]:
+    """For every conv that lost outputs, its output's name -> the original's output channels that it still writes."""
+    keep = plan(subject, share).keep()
+    makers = {subject.graph.nodes[g.weights[0].use[0]].output[0]: g for g in candidates(subject)}
+    return {output: np.flatnonzero(np.isin(g.weights[0].channel, keep[g.name])) for output, g in makers.items()}
+
+
 def _fit(
-    original: onnx.ModelProto, model: onnx.ModelProto, output: str, calibration: np.ndarray, rng: np.random.Generator
+    original: onnx.ModelProto,
+    model: onnx.ModelProto,
+    output: str,
+    kept: np.ndarray | slice,
+    calibration: np.ndarray,
+    rng: np.random.Generator,
 ) -> None:
-    """Replace weights and bias of the conv that writes `output` by the least-squares ones, in place."""
+    """Replace weights and bias of the conv that writes `output` by the least-squares ones, in place.
+
+    In a chain the conv's own outputs are cut as well: it aims at the `kept` ones of the original.
+    """
     node = next(n for n in model.graph.node if output in n.output)
     values = {t.name: t for t in model.graph.initializer}
     weight = numpy_helper.to_array(values[node.input[1]])
     left, right = [], []
     for x, y in _runs(original, model, node.input[0], output, calibration):
+        y = y[:, kept]
         n, _, height, width = y.shape
         at = rng.integers(0, height * width, (n, POSITIONS))
         right.append(y.reshape(n, y.shape[1], -1)[np.arange(n)[:, None], :, at].reshape(n * POSITIONS, -1))

@@ -18,6 +18,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import accuracy  # noqa: E402
 import child  # noqa: E402
 import common  # noqa: E402
+import peers  # noqa: E402
 import regression  # noqa: E402
 import rendered  # noqa: E402
 import scaling  # noqa: E402
@@ -153,6 +154,48 @@ def test_the_regression_repairs_the_cut():
     subject = onnxprune.open_model(RESNET)
     assert len(regression.candidates(subject)) == 9  # one for each residual block: no stream, no classifier
     assert error(regression.prune(RESNET, 0.4, x, seed=0)) < 0.2 * error(regression.cut(subject, 0.4))
+
+
+def chain(tmp_path):
+    """Four convs in a row: the reader of one cut is the maker of the next."""
+    net = scaling._Net(np.random.default_rng(0))
+    x = "x"
+    for c_in, c_out in ((1, 8), (8, 16), (16, 16), (16, 10)):
+        x = net.relu(net.conv_bn(x, c_in, c_out, stride=2))
+    net.nodes.append(helper.make_node("GlobalAveragePool", [x], ["y"]))
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", *s]) for n, s in PORTS]
+    graph = helper.make_graph(net.nodes, "chain", ports[:1], ports[1:], net.constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "c.onnx")
+    return tmp_path / "c.onnx"
+
+
+PORTS = (("x", (1, 28, 28)), ("y", (10, 1, 1)))
+
+
+def test_the_regression_fits_a_reader_that_is_cut_itself(tmp_path):
+    path, x = chain(tmp_path), calibration(96)
+    original = open_session(str(path)).run({"x": x})[0]
+
+    def error(model):
+        return float(((open_session(model).run({"x": x})[0] - original) ** 2).mean())
+
+    subject = onnxprune.open_model(path)
+    assert len(regression.candidates(subject)) == 3
+    assert error(regression.prune(path, 0.5, x, seed=0)) < 0.5 * error(regression.cut(subject, 0.5))
+
+
+def test_a_crash_of_a_peer_is_shown_but_tried_again(tmp_path):
+    job = peers.Job("resnet20", RESNET, 0.5, calibration(8), 0, 1)
+
+    def crash(_):
+        raise ValueError("no such width")
+
+    row = peers.one(job, peers.Peer(crash), common.Fashion(tmp_path), tmp_path / "out.onnx")
+    assert row == {"refused": "ValueError: no such width"}
+    assert not peers.settled(row, tmp_path / "out.onnx")
+    assert not peers.settled({"file": "out.onnx"}, tmp_path / "out.onnx")  # written down, but the file is gone
+    (tmp_path / "out.onnx").touch()
+    assert peers.settled({"file": "out.onnx"}, tmp_path / "out.onnx")
 
 
 def test_a_net_of_any_depth_is_valid_and_grows():
