@@ -27,7 +27,7 @@ Methods = dict[str, dict[str, Any]]
 DEFAULT: Methods = {"onnxprune (default)": {}}
 CRITERIA = ("random", "l1", "l2", "activation", "similarity", "lasso", "elimination")
 REPAIRS = ("none", "statistics", "refit")
-ALLOCATIONS = ("uniform", "global")
+ALLOCATIONS = ("uniform", "global", "adaptive")
 """What an ablation combines; a name that the installed version does not know is skipped with a line."""
 
 

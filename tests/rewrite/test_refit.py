@@ -143,6 +143,51 @@ def test_the_producer_repairs_its_reader(monkeypatch):
     assert errors[1] < 0.95 * errors[0]
 
 
+PAIRS = [
+    ("conv", "float[6,6,3,3] k, float[5,6,1,1] v", "r = Relu(h) g = Conv<pads=[1,1,1,1]>(r, k) q = Relu(g) y = Conv(q, v)"),
+    ("strided reader", "float[6,6,3,3] k, float[5,6,3,3] v", "g = Conv(h, k) q = Relu(g) y = Conv<strides=[2,2], pads=[1,0,0,1]>(q, v)"),
+    ("gemm", "float[8,6] k, float[8] b, float[5,8] v", "p = GlobalAveragePool(h) f = Flatten(p) g = Gemm<transB=1>(f, k, b) q = Relu(g) y = Gemm<transB=1>(q, v)"),
+    ("matmul over positions", "float[6,8] k, float[8] b, float[8,5] v",
+     "t = Transpose<perm=[0,2,3,1]>(h) m = MatMul(t, k) g = Add(m, b) q = Relu(g) y = MatMul(q, v)"),
+]  # fmt: skip
+
+
+def halved(weights, body):
+    """A net, and a cut that leaves the last group half of its channels."""
+    model = model_of(f"{X} <float[6,3,3,3] w, {weights}> {{ h = Conv<pads=[1,1,1,1]>(x, w) {body} }}")
+    graph = Graph(model)
+    channels = find_channels(graph, observe(graph, feeds_of(model, N=1)))
+    group = next(g for g in channels.groups if any(s.use == ("y", 1) for s in g.readers))
+    alive = channels.alive({group.name: range(0, group.width, 2)})
+    return model, graph, channels, alive, cut(graph, channels, alive)
+
+
+@pytest.mark.parametrize(("name", "weights", "body"), PAIRS, ids=[r[0] for r in PAIRS])
+@pytest.mark.parametrize("samples", [5, 400])
+def test_the_turn_of_the_producer_never_harms(name, weights, body, samples, monkeypatch):
+    model, graph, channels, alive, pruned = halved(weights, body)
+    errors = []
+    for rounds in (0, 5):
+        monkeypatch.setattr(refit_module, "PRODUCER_ROUNDS", rounds)
+        mended = refit(graph, pruned, channels, alive, [feeds_of(model, N=samples)])
+        errors.append(error(model, mended, feeds_of(model, seed=2, N=64)))
+    assert errors[1] <= 1.02 * errors[0]
+
+
+def test_samples_of_several_sizes():
+    text = "(float[N,3,H,W] x) => (float[] y) <float[6,3,3,3] w, float[6,6,3,3] k, float[5,6,1,1] v> { h = Conv<pads=[1,1,1,1]>(x, w) g = Conv<pads=[1,1,1,1]>(h, k) q = Relu(g) y = Conv(q, v) }"
+    model = model_of(text)
+    graph = Graph(model)
+    channels = find_channels(graph, observe(graph, feeds_of(model, N=1, H=8, W=8)))
+    group = channels.groups[-1]
+    alive = channels.alive({group.name: range(0, group.width, 2)})
+    pruned = cut(graph, channels, alive)
+    batches = [feeds_of(model, seed=k, N=16, H=8, W=w) for k, w in enumerate((8, 12, 10))]
+    held = feeds_of(model, seed=9, N=32, H=8, W=8)
+    mended = refit(graph, pruned, channels, alive, batches)
+    assert error(model, mended, held) < 0.9 * error(model, pruned, held)
+
+
 @pytest.mark.parametrize("bounds", ["Relu(g)", "Clip(g, zero, six)"])
 def test_targets_behind_a_clipping_need_not_be_met_outside_it(bounds, monkeypatch):
     low = ", ".join(["-0.8"] * 8)
