@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROWS = 40  # of a table, without -v
 
 ABOUT = """\
-Prune a CNN given as an ONNX file: a smaller, faster ONNX file with nearly the same outputs.
+Prune a CNN given as an ONNX file (never changed): a smaller, faster file with nearly the same outputs.
 
   onnxprune MODEL --ratio 0.5 --calib samples.npz [-o OUT]     the main job
   onnxprune inspect MODEL                                      what can be pruned, and why not the rest
@@ -121,9 +121,11 @@ def _add_samples(parser: Parser) -> None:
     )
 
 
-def _add_decisions(parser: Parser) -> None:
+def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     add = parser.add_argument_group("what to remove").add_argument
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
+    if several:
+        add("--ratios", type=_numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
     add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
@@ -174,12 +176,11 @@ def _prune_parser(name: str = "") -> Parser:
     about = "The main job: decide, cut, repair, check, measure, write." if name else ABOUT
     usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
     parser = Parser(name, usage, about, EXITS)
-    parser.add_argument("model", metavar="MODEL", help="an .onnx file; it is never changed")
-    _add_decisions(parser)
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)  # the usage line says it
+    _add_decisions(parser, several=True)
     _add_samples(parser)
     _add_making(parser)
     _add_output(parser)
-    parser.add_argument("--ratios", type=_numbers, metavar="LIST", help="several ratios at once: 0.3,0.5,0.7")
     parser.add_argument("--dry-run", action="store_true", help="analyse and plan; write nothing")
     parser.add_argument("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     _add_general(parser)

@@ -65,14 +65,15 @@ def test_main_job_halves_the_macs_and_keeps_the_accuracy(pruned):
     assert abs(result["macs_removed"] - 0.5) <= 0.01
     assert result["surgery"]["exact"] and result["fidelity"]["held_out"]
     assert accuracy(MODEL) > 0.92
-    assert accuracy(path) >= 0.84  # magnitude pruning without repair leaves about 0.1 at these widths
+    assert accuracy(path) >= 0.915  # magnitude pruning without repair leaves about 0.1 at these widths
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def test_refit_brings_the_accuracy_back(capsys, tmp_path):
+def test_statistics_alone_bring_some_of_it_back(capsys, tmp_path):
     out = tmp_path / "p.onnx"
-    code, *_ = run(capsys, MODEL, "--calib", CALIB, "--repair", "refit", "--no-bench", "-o", out)
-    assert code == 0 and accuracy(out) >= 0.905  # statistics alone: about 0.86
+    simple = ["--criterion", "activation", "--allocation", "uniform", "--repair", "statistics"]
+    code, *_ = run(capsys, MODEL, "--calib", CALIB, *simple, "--no-bench", "-o", out)
+    assert code == 0 and 0.84 <= accuracy(out) < 0.91
 
 
 def test_without_repair_the_accuracy_is_gone(capsys, tmp_path):
@@ -94,13 +95,33 @@ def test_json_is_complete_and_versioned(pruned):
     assert set(result["cuts"][0]) == {"node", "input", "axis", "rank", "length", "removed"}
 
 
-def test_plan_then_apply_gives_the_same_bytes(capsys, tmp_path, pruned):
-    plan, out = tmp_path / "plan.json", tmp_path / "p.onnx"
-    assert run(capsys, "plan", MODEL, "--ratio", 0.5, "--calib", CALIB, "-o", plan)[0] == 0
-    assert run(capsys, "apply", MODEL, plan, "--calib", CALIB, "-o", out, "--no-bench")[0] == 0
-    assert out.read_bytes() == pruned[0][0].read_bytes()
-    code, text, _ = run(capsys, "verify", MODEL, out, "--plan", plan, "--calib", CALIB)
+FEW = ("--calib", CALIB, "--samples", 96)
+
+
+def test_plan_then_apply_gives_the_same_bytes(capsys, tmp_path):
+    plan, out, whole = tmp_path / "plan.json", tmp_path / "p.onnx", tmp_path / "w.onnx"
+    assert run(capsys, MODEL, "--ratio", 0.5, *FEW, "-o", whole, "--no-bench")[0] == 0
+    assert run(capsys, "plan", MODEL, "--ratio", 0.5, *FEW, "-o", plan)[0] == 0
+    assert run(capsys, "apply", MODEL, plan, *FEW, "-o", out, "--no-bench")[0] == 0
+    assert out.read_bytes() == whole.read_bytes()
+    code, text, _ = run(capsys, "verify", MODEL, out, "--plan", plan, *FEW)
     assert code == 0 and "surgery" in text
+
+
+def test_several_ratios_are_those_made_one_by_one(capsys, tmp_path):
+    base = tmp_path / "p.onnx"
+    code, text, _ = run(capsys, MODEL, "--ratios", "0.3,0.6", *FEW, "-o", base, "--json")
+    assert code == 0 and sorted(f.name for f in tmp_path.iterdir()) == ["p-0.3.onnx", "p-0.6.onnx"]
+    found = [r["macs_removed"] for r in json.loads(text)["results"]]
+    assert found == pytest.approx([0.3, 0.6], abs=0.01)
+    assert run(capsys, MODEL, "--ratio", 0.6, *FEW, "-o", base, "--no-bench")[0] == 0
+    assert base.read_bytes() == (tmp_path / "p-0.6.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("more", [["--ratio", "0.5"], ["--dry-run"], ["--plan-out", "plan.json"]])
+def test_several_ratios_stand_for_themselves(capsys, tmp_path, more):
+    code, _, err = run(capsys, MODEL, "--ratios", "0.3,0.6", *more, "-o", tmp_path / "p.onnx")
+    assert code == 2 and "--ratios" in err and not list(tmp_path.iterdir())
 
 
 def test_dry_run_writes_nothing(capsys, tmp_path):
@@ -132,6 +153,9 @@ def test_help_is_short_and_quick():
 BAD = [
     ("ratio above one", ["--ratio", "1.5"], 2, "ratio"),
     ("ratio not a number", ["--ratio", "half"], 2, "ratio"),
+    ("one of several ratios above one", ["--ratios", "0.5,1.5"], 2, "ratio"),
+    ("ratios not numbers", ["--ratios", "0.5,half"], 2, "ratios"),
+    ("no ratios", ["--ratios", ","], 2, "ratios"),
     ("unknown criterion", ["--criterion", "magic"], 2, "magic"),
     ("bad regular expression", ["--exclude", "("], 2, "regular expression"),
     ("missing samples", ["--calib", "nowhere.npz"], 4, "nowhere.npz"),

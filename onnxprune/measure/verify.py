@@ -126,14 +126,21 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
         return 0.0
     if a.dtype.kind != "f":
         return 0.0 if np.array_equal(a, b) else np.inf
-    same = a == b  # infinities of a masked score are equal, not NaN apart
-    if same.all():
-        return 0.0
-    finite = np.abs(a[np.isfinite(a)].astype(np.float64))
-    with np.errstate(invalid="ignore", over="ignore"):
-        gap = np.where(same | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a.astype(np.float64) - b))
-    error = gap.max() / ((finite.max() if finite.size else 0.0) + 1e-12)
+    error = _gap(a, b) / (_size(a) + 1e-12)
     return float(error) if np.isfinite(error) else np.inf
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference; what is infinite or no number in both alike is none."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        gap = np.where(same, 0.0, np.abs(a.astype(np.float64) - b)).max(initial=0.0)
+    return float(gap) if np.isfinite(gap) else np.inf
+
+
+def _size(a: np.ndarray) -> float:
+    """The largest finite magnitude."""
+    return float(np.abs(a[np.isfinite(a)].astype(np.float64)).max(initial=0.0))
 
 
 def check_surgery(
@@ -397,9 +404,8 @@ def _errors(
             if a.shape != b.shape:
                 raise BudgetError(f"output {output!r}: shape {a.shape} became {b.shape} - please report this model")
             measured = bool(a.size) and a.dtype.kind == "f"
-            error = float(np.abs(a.astype(np.float64) - b).max()) if measured else 0.0
-            errors[-1].append(error if np.isfinite(error) else np.inf)
-            sizes[-1].append(float(np.abs(a.astype(np.float64)).max()) if measured else 0.0)
+            errors[-1].append(_gap(a, b) if measured else 0.0)
+            sizes[-1].append(_size(a) if measured else 0.0)
     return np.array(errors), np.array(sizes), samples
 
 
