@@ -166,6 +166,33 @@ class Ridge:
         return vectors @ ((vectors.T @ G) / values[:, None])
 
 
+FEW = 4
+"""Rows per input under which second moments show relations between inputs that other rows would not."""
+
+
+def shrunk(H: Array) -> Array:
+    """Second moments for conclusions from few rows: correlations between inputs are believed less.
+
+    With fewer rows than inputs every input is a combination of others, and removing it seems free. So where
+    rows < `FEW` · inputs the covariance is drawn towards its own diagonal,
+
+        S ← (1 − ρ) S + ρ diag S,   ρ = (tr S² + tr² S) / ((n + 1)(tr S² − tr² S / d))
+
+    with the intensity of OAS (Chen, Wiesel, Eldar, Hero, IEEE TSP 2010; towards the diagonal is ours).
+    """
+    n, d = H[-1, -1], len(H) - 1
+    if n >= FEW * d:
+        return H
+    mean = H[-1, :-1] / n
+    S = H[:-1, :-1] / n - np.outer(mean, mean)
+    square, trace = float(np.square(S).sum()), float(np.trace(S))
+    spread = (n + 1) * (square - trace**2 / d)
+    rho = min(1.0, (square + trace**2) / spread) if spread > 0 else 1.0
+    out = H.copy()
+    out[:-1, :-1] = n * ((1 - rho) * S + rho * np.diag(np.diag(S)) + np.outer(mean, mean))
+    return out
+
+
 def penalty(H: Array, lam: float) -> Array:
     """(d,) diagonal of the ridge: `lam · mean diag H` for each input, nothing for the intercept."""
     diag = np.diag(H)[:-1]

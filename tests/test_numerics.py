@@ -238,6 +238,19 @@ def test_inverse_of_moments_that_float32_left_indefinite():
     assert np.isfinite(V).all() and (np.linalg.eigvalsh(V) > 0).all()
 
 
+def test_few_rows_do_not_make_channels_redundant():
+    """Sixty independent inputs, and half as many rows: to the moments every input is a combination of others."""
+    rng = np.random.default_rng(0)
+    x, W = rng.normal(size=(30, 60)) + 1, np.vstack([rng.normal(size=(60, 8)), np.zeros((1, 8))])
+    m = nm.moments(x, x @ W[:-1])
+    variance = np.square(x @ W[:-1] - (x @ W[:-1]).mean(0)).sum()
+    plain, honest = (nm.eliminate([nm.Reader.of(H, W, 1, 1 / variance)])[1] for H in (m.H, nm.shrunk(m.H)))
+    assert plain[40] < 0.01 < 0.1 < honest[40]  # a third of the inputs gone
+    many = rng.normal(size=(300, 60))
+    H = nm.moments(many, many).H
+    assert nm.shrunk(H) is H
+
+
 def test_elimination_of_a_wide_conv_is_quick():
     c, taps, n = 128, 9, 64
     rng = np.random.default_rng(0)

@@ -124,6 +124,7 @@ def solver(graph: Graph, design: Design, H: np.ndarray) -> Solver:
     weight = graph.value(design.weight)
     assert weight is not None
     W = design.matrix(weight)
+    H = np.stack([numerics.shrunk(part) for part in H])
     return Solver(design, H, np.concatenate([W, np.zeros((design.parts, 1, design.outputs))], axis=1))
 
 

@@ -3,8 +3,7 @@
 A curve (`decide.curves`) knows the error where the group is read. How much of it reaches the outputs, only the
 network knows. So every group is cut to a few widths, one at a time: the readers' weights get zeros for what is
 gone and a refit for the rest, and the damage to the outputs is measured on some samples. Between those widths the
-curve gives the shape. How damages of several cuts combine is not known from single cuts: `Trials.cut` makes many at
-once, so that candidates can be judged by what they do together.
+curve gives the shape. That damages of several cuts add up is an assumption.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxprune.channels import ChannelGroup, Slice
+from onnxprune.channels import ChannelGroup
 from onnxprune.decide.curves import Curve, Curves
 from onnxprune.graph import runtime
 from onnxprune.graph.layers import affine, fold, layers, normalization
@@ -54,39 +53,26 @@ class Trials:
 
     def cut_alone(self, group: ChannelGroup, gone: np.ndarray) -> onnx.ModelProto:
         """The original with channels `gone` of one group masked where they are read, their readers refit."""
-        return self.cut({group.name: gone})
-
-    def cut(self, gone: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-        """The original with those channels of every group masked where they are read, the readers refit, each as
-        if what it reads were still what the original reads."""
         graph = Graph(self.curves.graph.model)
-        rows: dict[str, list[np.ndarray]] = {}
-        for name, channels in gone.items():
-            for r in self.curves.readings[name]:
-                rows.setdefault(r.design.key, []).append(r.rows[channels].ravel())
-            for other in self.curves.others[name]:
-                self._mask(graph, other, channels)
-        for key, parts in rows.items():
-            s = self.curves.solvers[key]
-            W = s.without(np.concatenate(parts))
-            value = graph.value(s.design.weight)
+        for r in self.curves.readings[group.name]:
+            s = self.curves.solvers[r.design.key]
+            W = s.without(r.rows[gone].ravel())
+            value = graph.value(r.design.weight)
             assert value is not None
-            graph.set_constant(s.design.weight, s.design.stored(W[:, :-1], value))
-            place = self.places.get(key)
+            graph.set_constant(r.design.weight, r.design.stored(W[:, :-1], value))
+            place = self.places.get(r.design.key)
             if place is not None and W[:, -1].any():
                 norm = normalization(graph, place)
                 slope = 1.0 if norm is None else norm[1]
                 fold(graph, place, np.ones(W[:, -1].size), W[:, -1].ravel() * slope)
+        for other in self.curves.others[group.name]:
+            value = graph.value(other.use)
+            if value is not None and value.dtype.kind == "f":
+                mask = ~np.isin(other.channel, gone)
+                shape = [1] * value.ndim
+                shape[other.axis] = -1
+                graph.set_constant(other.use, value * mask.reshape(shape).astype(value.dtype))
         return graph.export()
-
-    def _mask(self, graph: Graph, reader: Slice, gone: np.ndarray) -> None:
-        """Zeros for what is gone where a reader is no plain linear layer."""
-        value = graph.value(reader.use)
-        if value is not None and value.dtype.kind == "f":
-            shape = [1] * value.ndim
-            shape[reader.axis] = -1
-            mask = ~np.isin(reader.channel, gone).reshape(shape)
-            graph.set_constant(reader.use, value * mask.astype(value.dtype))
 
 
 def damages(

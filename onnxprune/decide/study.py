@@ -33,8 +33,6 @@ SAMPLED = (*CURVED, *LIKENESS)
 """Criteria that need samples."""
 TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
-POWERS = (1.0, 0.7, 0.5, 1.5)
-"""Powers of the single damages whose sums are minimised, to see which allocation does least damage in truth."""
 TRIAL_SAMPLES = (8, 128)
 """Least and most samples of a trial."""
 
@@ -61,7 +59,6 @@ class Study:
         scores: (width,) importance of every group's channels, in units of the group.
         damages: (width + 1,) damage to the outputs at every width, for the adaptive allocation; else None.
         limits: allowed widths.
-        trials: runs candidates, for the adaptive allocation.
         choices: what a criterion that chooses channels together says of every group; empty for the others.
     """
 
@@ -70,34 +67,9 @@ class Study:
     damages: Mapping[str, np.ndarray] | None
     limits: Limits
     choices: Mapping[str, Choice] = field(default_factory=dict)
-    trials: Trials | None = None
 
     def allocate(self, cost: CostModel, ratio: float, how: str) -> Allocation:
-        """Which channels stay when the share `ratio` of the cost goes.
-
-        How single damages combine is not known, so the adaptive allocation is made for sums of several powers of
-        them, and the one is taken that does least damage when all its cuts are made together, on paper.
-        """
-        if how != "adaptive" or self.trials is None:
-            return self._allocated(cost, ratio, how, self.damages)
-        assert self.damages is not None
-        best: tuple[float, Allocation] | None = None
-        for power in POWERS:
-            found = self._allocated(cost, ratio, how, {n: d**power for n, d in self.damages.items()})
-            if best is None or found.keep != best[1].keep:
-                together = self.trials.damage(self.trials.cut(self._gone(found)))
-                if best is None or together < best[0]:
-                    best = together, found
-        assert best is not None
-        return best[1]
-
-    def _gone(self, found: Allocation) -> dict[str, np.ndarray]:
-        widths = {g.name: g.width for g in self.channels.groups}
-        return {name: np.setdiff1d(np.arange(widths[name]), keep) for name, keep in found.keep.items()}
-
-    def _allocated(
-        self, cost: CostModel, ratio: float, how: str, damages: Mapping[str, np.ndarray] | None
-    ) -> Allocation:
+        """Which channels stay when the share `ratio` of the cost goes."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -106,7 +78,7 @@ class Study:
             ratio,
             how=how,
             limits=self.limits,
-            damages=damages,
+            damages=self.damages,
             heights=heights or None,
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
@@ -181,7 +153,7 @@ def study(
         if progress:
             progress(k, len(channels.groups))
         hurt[g.name] = damages(g, found[g.name], trials, widths[g.name])
-    return Study(channels, scores, hurt, limits, choices, trials)
+    return Study(channels, scores, hurt, limits, choices)
 
 
 def _others(curves: Curves, energies: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:

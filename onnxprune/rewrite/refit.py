@@ -10,7 +10,7 @@ Z_o is the original output behind BatchNormalization, s the other operand of a r
 repairs its shortcut; where the shortcut has a layer of its own that feeds the Add alone, both are solved for
 together. Where a ReLU or ReLU6 follows, entries that the original clips need only stay clipped
 (`numerics.relu_target`). Grouped and depthwise convs are many small layers. What is no plain linear layer
-(transposed convs, quantized layers, weights on the left) gets its statistics back instead.
+(transposed convs, quantized layers, weights on the left), or has too few samples, gets its statistics back instead.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class _Walk:
         return uses[0] if len(uses) == 1 and tensor not in self.graph.outputs else None
 
     def refit(self, place: Affine) -> bool:
-        """Refit one layer in place; False, and nothing done, when it is no linear layer."""
+        """Refit one layer in place; False, and nothing done, when it is no linear layer or samples are too few."""
         fit = self.fits.get(place.tensor)
         if fit is None:
             return False
@@ -173,6 +173,8 @@ class _Walk:
                     s = rows_of(self.after.live[other][b], place.axis, positions)
             carried.append(np.broadcast_to(s, wanted[-1].shape))
         x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
+        if len(x) < numerics.FEW * (x.shape[1] // fit.design.parts):
+            return False  # too few samples: least squares would learn them by heart
         clip = self._clip(shortcut.total if shortcut else place.tensor) if shortcut is None or other else None
         solution = _solve(fits, x, z, s, clip)
         if partner is None:

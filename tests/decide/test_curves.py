@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 
 from onnxprune.channels import find_channels
-from onnxprune.decide.allocation import Limits
 from onnxprune.decide.curves import Curves, reader_designs
 from onnxprune.decide.sensitivity import Trials, damages, tried_widths
-from onnxprune.decide.study import Study
 from onnxprune.graph.model import Graph
 from onnxprune.graph.runtime import open_session, with_outputs
 from onnxprune.graph.shapes import observe
-from onnxprune.measure.cost import CostModel
 from onnxprune.measure.designs import rows_of, second_moments
 from tests.channels.surgery import feeds_of, model_of
 
@@ -54,7 +51,7 @@ def left_over(curves, model, feeds, group, gone):
 
 @pytest.mark.parametrize("name", NETS)
 def test_errors_are_what_least_squares_leaves(name):
-    model, _, feeds, channels, curves = prepared(NETS[name], 400 if "flatten" in name else 40)
+    model, _, feeds, channels, curves = prepared(NETS[name], 900 if "flatten" in name else 40)
     group = channels.groups[0]
     curve = curves.of(group)
     assert sorted(curve.order) == list(range(group.width)) and curve.errors[-1] == 0
@@ -123,50 +120,3 @@ def test_tried_widths_are_allowed_ones():
     group = channels.groups[0]
     assert tried_widths(group, [2, 4, 6]) == [4, 2]
     assert tried_widths(group, [6]) == []
-
-
-CHAIN = HEAD.format("float[6,6,3,3] v, float[5,6,1,1] u", "k = Conv<pads=[1,1,1,1]>(r, v) q = Relu(k) y = Conv(q, u)")
-
-
-def test_many_groups_cut_together():
-    model, _, feeds, channels, curves = prepared(CHAIN)
-    trials = Trials(curves, [feeds])
-    first, second = channels.groups
-    gone = {first.name: np.array([1, 4]), second.name: np.array([0, 2, 5])}
-    together = Graph(trials.cut(gone))
-    assert not together.value(("k", 1))[:, [1, 4]].any() and not together.value(("y", 1))[:, [0, 2, 5]].any()
-    alone = Graph(trials.cut_alone(first, gone[first.name]))
-    assert np.array_equal(alone.value(("k", 1)), together.value(("k", 1)))
-    assert np.array_equal(alone.value(("y", 1)), Graph(model).value(("y", 1)))
-
-
-class Judge:
-    """Stands in for `Trials`: the damage of a cut is what it says of the widths."""
-
-    def __init__(self, says):
-        self.says = says
-
-    def cut(self, gone):
-        return {name: len(g) for name, g in gone.items()}
-
-    def damage(self, model):
-        return self.says(model)
-
-
-@pytest.mark.parametrize("favourite", [0, 1])
-def test_the_allocation_is_the_one_that_does_least_damage_together(favourite):
-    _, graph, _, channels, _ = prepared(CHAIN)
-    names = [g.name for g in channels.groups]
-    damages = {names[0]: np.linspace(1, 0, 7) ** 3, names[1]: np.linspace(1, 0, 7) / 30}
-    limits, scores = Limits(round_to=1), {n: np.arange(6.0) for n in names}
-    seen = []
-
-    def says(gone):
-        seen.append(gone)
-        return -gone.get(names[favourite], 0)
-
-    study = Study(channels, scores, damages, limits, trials=Judge(says))
-    found = study.allocate(CostModel(graph, channels), 0.5, "adaptive")
-    assert len({tuple(g.items()) for g in seen}) > 1  # the powers do differ here
-    assert 6 - len(found.keep[names[favourite]]) == max(g.get(names[favourite], 0) for g in seen)
-    assert found.removed >= 0.5

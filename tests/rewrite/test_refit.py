@@ -64,7 +64,7 @@ def error(model, other, feeds):
 
 @pytest.mark.parametrize(("name", "weights", "body"), ROWS, ids=[r[0] for r in ROWS])
 def test_what_is_redundant_comes_back(name, weights, body):
-    samples = 900 if "gemm" in name else 64
+    samples = 1100 if "gemm" in name else 64
     before, _ = outcome(weights, body, None)
     after, _ = outcome(weights, body, refit, samples)
     assert before > 0.03 and after < 1e-3 * before
@@ -237,7 +237,7 @@ def test_with_few_samples_the_refit_is_no_worse_than_the_statistics():
     weights, body = "float[7,384] v, float[7] b", "f = Flatten(h) y = Gemm<transB=1>(f, v, b)"
     by_refit, _ = outcome(weights, body, refit, samples=40)
     by_statistics, _ = outcome(weights, body, repair_statistics, samples=40)
-    assert by_refit <= by_statistics
+    assert by_refit <= by_statistics * (1 + 1e-6)
 
 
 def test_the_ridge_is_weak_when_rows_abound_and_chosen_when_they_do_not():
