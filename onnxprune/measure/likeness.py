@@ -48,10 +48,11 @@ def distances(
         threads: ORT threads.
         seed: of the sampled positions.
     """
+    consumers = graph.consumers()
     places = {
         layer.key: place.tensor
         for layer in layers(graph, channels.shapes)
-        if (place := affine(graph, layer, graph.consumers(), channels.shapes)) is not None
+        if (place := affine(graph, layer, consumers, channels.shapes)) is not None
     }
     shown = {g.name: _shown(g, graph, places) for g in channels.groups}
     axes = {s.tensor: s.axis for found in shown.values() for s in found}
