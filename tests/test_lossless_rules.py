@@ -37,7 +37,7 @@ def tampered(case, how: str):
 
 
 @pytest.mark.parametrize("how", ["equal", "double", "negative", "zero", "rows of makers"])
-@pytest.mark.parametrize("case", ROWS, ids=[r.name for r in ROWS])
+@pytest.mark.parametrize("case", surgery.rows(ROWS))
 def test_what_is_found_is_exact(case, how):
     model = tampered(case, how)
     feeds = surgery.feeds_of(model)

@@ -132,7 +132,7 @@ class Runner:
                 elif name not in inside and name not in inputs:
                     inputs.append(name)
             nodes.append(node)
-        ports = [_port(name, self.live[name][0]) for name in inputs]
+        ports = [_port(name, self.live[name]) for name in inputs]
         initializers = [
             numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), n) for n, v in constants.items()
         ]
@@ -143,5 +143,12 @@ class Runner:
         return helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version), inputs
 
 
-def _port(name: str, value: np.ndarray) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+def _port(name: str, batches: Sequence[np.ndarray]) -> onnx.ValueInfoProto:
+    """A graph input as it is fed; a size that differs between batches has a name, the same for the same sizes.
+
+    With sizes left open, ONNX Runtime up to 1.31 compares every tensor with every other when it plans memory.
+    """
+    dims: list[int | str] = []
+    for sizes in zip(*(value.shape for value in batches), strict=True):
+        dims.append(sizes[0] if len(set(sizes)) == 1 else "_".join(map(str, sizes)))
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(batches[0].dtype), dims)

@@ -107,7 +107,7 @@ row("quantized operators of ORT", f"""(uint8[1,3,8,8] x) => (uint8[] y)
 # fmt: on
 
 
-@pytest.mark.parametrize("case", ROWS, ids=[r.name for r in ROWS])
+@pytest.mark.parametrize("case", surgery.rows(ROWS))
 def test_quantized(case: Row) -> None:
     model = surgery.model_of(case.text, case.opset)
     graph, channels = surgery.find(model)

@@ -566,7 +566,7 @@ row("Loop captures a weight and an activation", f"""(float[1,3,4,4] x) => (float
 # fmt: on
 
 
-@pytest.mark.parametrize("case", ROWS, ids=[r.name for r in ROWS])
+@pytest.mark.parametrize("case", surgery.rows(ROWS))
 def test_widths_and_reasons(case: Row) -> None:
     model = surgery.model_of(case.text, case.opset)
     graph, channels = surgery.find(model)
@@ -577,7 +577,7 @@ def test_widths_and_reasons(case: Row) -> None:
     surgery.assert_explained(graph, channels)
 
 
-@pytest.mark.parametrize("case", ROWS, ids=[r.name for r in ROWS])
+@pytest.mark.parametrize("case", surgery.rows(ROWS))
 def test_cut_is_exact(case: Row) -> None:
     model = surgery.model_of(case.text, case.opset)
     graph, channels = surgery.find(model)
