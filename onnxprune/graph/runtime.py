@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import io
 import os
 import platform
 import re
@@ -425,7 +426,8 @@ def _accelerated(
         if any(p in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]) for p in wanted):
             preload = getattr(ort, "preload_dlls", None)
             if preload is not None:
-                with contextlib.suppress(Exception):  # a missing library shows below, with ORT's own reason
+                # A missing library shows below, with ORT's own reason; here ORT would print it to standard output.
+                with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
                     preload()
         try:
             # enable_fallback=0: otherwise ORT prints a banner and tries again on the CPU

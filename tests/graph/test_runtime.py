@@ -224,6 +224,7 @@ class Machine(SimpleNamespace):
 
     def preload_dlls(self):
         self.preloaded += 1
+        print("Failed to load libcublas.so.13")  # as ORT does: on standard output
         raise RuntimeError("a missing library is no reason to stop")
 
     def InferenceSession(self, model, options, providers, enable_fallback=1):
