@@ -240,6 +240,7 @@ def open_session(
     spinning: bool = True,
     record: bool = False,
     name: str = "model",
+    profile: Path | None = None,
 ) -> Session:
     """A session on exactly the provider that was asked for.
 
@@ -252,6 +253,7 @@ def open_session(
         spinning: whether idle threads burn cycles; off on a busy machine.
         record: note which provider runs which node on the CPU too; elsewhere it is always noted.
         name: what messages call the model.
+        profile: where ORT's profile of the runs is to go, the start of a file name; None: none is made.
 
     Raises:
         ProviderError: a provider is not in this build, did not start, or took no node.
@@ -288,8 +290,10 @@ def open_session(
             made.add_session_config_entry("session.disable_prepacking", "1")
         if not spinning:
             made.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if PROVIDERS["directml"] in wanted:  # it can do neither; ORT would switch it off with a warning
+        if PROVIDERS["directml"] in wanted:  # it has none; ORT would switch them off with a warning
             made.enable_mem_pattern = False
+        if profile is not None:
+            made.enable_profiling, made.profile_file_prefix = True, str(profile)
         return made
 
     with contextlib.ExitStack() as undo:
