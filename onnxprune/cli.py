@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnxprune.commands import bench
+from onnxprune.commands import bench, sensitivity
 from onnxprune.commands.common import Parser
 from onnxprune.commands.common import add_general as _add_general
 from onnxprune.commands.common import add_samples as _add_samples
@@ -49,6 +49,7 @@ Prune a CNN given as an ONNX file (never changed): a smaller, faster file with n
   onnxprune plan MODEL ... -o plan.json                        decide, and write the decision down
   onnxprune apply MODEL PLAN [--calib SAMPLES] [-o OUT]        carry a plan out
   onnxprune verify ORIGINAL PRUNED --plan PLAN [--calib ...]   check a pruned file
+  onnxprune sensitivity MODEL --calib SAMPLES                  what each cut does to the outputs
   onnxprune bench A [B ...]                                    latency side by side
 
 `onnxprune COMMAND --help` tells the options of a command; those of the main job are:
@@ -350,6 +351,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, St
     "plan": (_plan_parser, _plan),
     "apply": (_apply_parser, _apply),
     "verify": (_verify_parser, _verify),
+    "sensitivity": (sensitivity.parser, sensitivity.run),
     "bench": (bench.parser, bench.run),
 }
 
