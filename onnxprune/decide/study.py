@@ -190,3 +190,21 @@ def _energies_read(
 
 
 CHOICES = (*SAMPLED, *CRITERIA)
+
+
+def trials_of(
+    model: onnx.ModelProto,
+    graph: Graph,
+    channels: Channels,
+    samples: Samples,
+    count: int,
+    *,
+    threads: int | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, Curve], Trials]:
+    """(the curve of every group by elimination, trials on the first `count` samples): to try any width of any group."""
+    curves = _curves(model, graph, channels, samples, threads, seed)
+    seen = _energies_read(model, channels, samples, threads) if any(curves.others.values()) else {}
+    others = _others(curves, score("activation", channels.groups, graph, seen, seed))
+    found = {g.name: curves.of(g, others[g.name]) for g in channels.groups}
+    return found, Trials(curves, samples.few(count), threads=threads)
