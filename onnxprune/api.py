@@ -308,7 +308,7 @@ def reach(
 
     Args:
         subject: from `open_model`.
-        settings: everything else that decides. `of` is set to what serves the target, where it is "macs".
+        settings: everything else that decides.
         target: what to reach.
         metric: for "max_drop": as `--eval`, or a function of a model that returns a number, the higher the better;
             None: agreement with the original on the held-out samples, in percent.
@@ -318,7 +318,7 @@ def reach(
         BudgetError: the target cannot be reached.
         UsageError: the original is there already.
     """
-    if target.of is not None and settings.of == "macs":
+    if target.of is not None and settings.of is None:
         settings = replace(settings, of=target.of)
     if settings.lossless:
         raise UsageError(f"--lossless takes no target; drop {OPTIONS[target.kind]}")

@@ -84,7 +84,7 @@ def _add_decisions(parser: Parser, *, several: bool = False) -> None:
         add("--max-drop", type=float, metavar="D", help="instead: cut until the metric of --eval drops by D")
         add("--eval", metavar="SPEC", help="file.py:function of a model's path, or .npz with labels (top-1 %%)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
-    add("--of", default="macs", metavar="WHAT", help="of macs (default), params, channels or latency")
+    add("--of", metavar="WHAT", help="of macs (default), params, channels or latency")
     add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
     add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
     add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")

@@ -57,6 +57,7 @@ class Planner:
         self, subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
     ):
         self.subject, self.settings, self.progress = subject, settings, progress
+        self.of = settings.of or "macs"
         groups = tuple(g for g in subject.channels.groups if g.name not in leave)
         self.channels = channels = replace(subject.channels, groups=groups)
         if not channels.groups and "blocks" not in settings.methods:
@@ -99,7 +100,7 @@ class Planner:
     @cached_property
     def times(self) -> NodeTimes | None:
         """What the nodes take, where that counts."""
-        if self.settings.of != "latency":
+        if self.of != "latency":
             return None
         return node_times(
             self.subject.graph,
@@ -113,14 +114,14 @@ class Planner:
     def cost(self) -> CostModel:
         """What counts."""
         inside = [block.nodes for block in self.blocks]
-        return CostModel(self.subject.graph, self.channels, self.settings.of, blocks=inside, times=self.times)
+        return CostModel(self.subject.graph, self.channels, self.of, blocks=inside, times=self.times)
 
     @cached_property
     def alone(self) -> CostModel:
         """The same, for channels alone."""
         if not self.blocks:
             return self.cost
-        return CostModel(self.subject.graph, self.channels, self.settings.of, times=self.times)
+        return CostModel(self.subject.graph, self.channels, self.of, times=self.times)
 
     @cached_property
     def moves(self) -> tuple[BlockMove, ...]:
@@ -190,7 +191,7 @@ class Planner:
 
     def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
         return BudgetError(
-            f"only {removed:.1%} of the {self.settings.of} can go, not {ratio:.1%}: "
+            f"only {removed:.1%} of the {self.of} can go, not {ratio:.1%}: "
             f"{why_not(self.channels)}; ask for less or add --best-effort"
         )
 
@@ -229,7 +230,7 @@ class Planner:
         )
         decided: Mapping[str, object] = {
             "ratio": ratio,
-            "of": self.settings.of,
+            "of": self.of,
             "criterion": self.criterion,
             "allocation": self.how,
             "methods": list(self.settings.methods),

@@ -36,7 +36,8 @@ class Settings:
 
     Attributes:
         ratio: share of the cost to remove, between 0 and 1.
-        of: what counts: "macs", "params", "channels" or "latency" (of a run on this machine).
+        of: what counts: "macs", "params", "channels" or "latency" (of a run on this machine); None: MACs, or what
+            serves a target.
         criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
         allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
         repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
@@ -54,7 +55,7 @@ class Settings:
     """
 
     ratio: float = 0.5
-    of: str = "macs"
+    of: str | None = None
     criterion: str | None = None
     allocation: str | None = None
     repair: str | None = None

@@ -8,7 +8,7 @@ file is. Only a metric needs the repaired network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -76,33 +76,40 @@ def close_loop(
         None when no proposal reaches the goal.
     """
     aim = goal * (1 + min(AIM, slack / 2))
-    ratio, low, high = 1 - 1 / aim, 0.0, 1.0  # low: too slow; high: reaches the goal, or is out of reach
+    ratio, limit = 1 - 1 / aim, GREATEST
+    seen = {0.0: 1.0}  # ratio -> time that is left, as a share
     best: tuple[T, Step] | None = None
     for _ in range(STEPS):
-        ratio = min(ratio, GREATEST)
         try:
             candidate = propose(ratio)
         except BudgetError:
-            candidate = None
-            high = ratio
+            candidate, limit = None, ratio
         if candidate is None:
-            if high > ratio:
+            if limit > ratio:
                 return best
         else:
             gain = measure(candidate)
-            if gain >= goal:
-                high = min(high, ratio)
-                if best is None or gain < best[1].gain:
-                    best = candidate, Step(ratio, gain)
-                if gain <= goal * (1 + slack):
-                    return best
-            else:
-                low = max(low, ratio)
-        if high - low < 2e-3 or low >= GREATEST:
-            break
-        guess = 1 - (1 - ratio) * gain / aim if candidate is not None else (low + high) / 2
-        ratio = guess if low < guess < high and abs(guess - ratio) > 1e-3 else (low + high) / 2
+            seen[ratio] = 1 / gain
+            if gain >= goal and (best is None or gain < best[1].gain):
+                best = candidate, Step(ratio, gain)
+            if goal <= gain <= goal * (1 + slack):
+                return best
+        low = max(r for r, left in seen.items() if left > 1 / goal)
+        high = min((r for r, left in seen.items() if left <= 1 / goal and r > low), default=limit)
+        if high - low < 2e-3:
+            return best
+        guess = _where(seen, low, high, 1 / aim)
+        ratio = guess if low + 1e-3 < guess < high - 1e-3 else (low + high) / 2
     return best
+
+
+def _where(seen: Mapping[float, float], low: float, high: float, left: float) -> float:
+    """The ratio at which that share of the time would be left, on the line through the two points that matter."""
+    before = max((r for r in seen if r < low), default=None)
+    other = high if high in seen else before
+    if other is None or seen[other] == seen[low]:
+        return math.nan
+    return low + (left - seen[low]) * (other - low) / (seen[other] - seen[low])
 
 
 def largest(works: Callable[[float], T | None], *, steps: int = 6) -> tuple[T, float] | None:
