@@ -93,7 +93,7 @@ def measure(net: Net, goal: float | None, settings: Mapping[str, Any], seed: int
 
 
 def model_error(net: Net, count: int, seed: int) -> dict[str, Any]:
-    """How far the latency model is from whole networks of random widths: median and worst of |predicted/measured - 1|."""
+    """How far the latency model is from whole networks of random widths: |predicted / measured - 1|."""
     from onnxprune.decide.allocation import Ladder, Limits
     from onnxprune.measure.cost import CostModel
     from onnxprune.measure.node_times import Grids, node_times

@@ -1,0 +1,133 @@
+"""Targets on real models, and what --max-drop measures: a function, labelled samples, or agreement."""
+
+import numpy as np
+import pytest
+
+from onnxprune import api
+from onnxprune.errors import PruneError, UsageError
+from onnxprune.graph.runtime import input_specs
+from onnxprune.metric import agreement, open_metric
+from tests.channels import surgery
+
+TEXT = "(float[N,4] x) => (float[N,3] y) <float[4,3] w> { y = MatMul(x, w) }"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return surgery.model_of(TEXT)
+
+
+@pytest.fixture(scope="module")
+def samples(model):
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    return x, surgery.run(model, {"x": x})[0].argmax(1)
+
+
+@pytest.mark.parametrize("name", ["labels", "label", "y"])
+def test_top1_of_labelled_samples(model, samples, tmp_path, name):
+    x, classes = samples
+    wrong = classes.copy()
+    wrong[:5] = (wrong[:5] + 1) % 3
+    path = tmp_path / "labelled.npz"
+    np.savez(path, x=x, **{name: wrong})
+    assert open_metric(str(path), input_specs(model))(model) == 75.0
+
+
+def test_agreement_of_a_model_with_itself_and_with_another(model, samples):
+    x, _ = samples
+    metric = agreement(model, lambda: iter([{"x": x}]), threads=1)
+    assert metric(model) == 100.0
+    assert metric(surgery.model_of(TEXT, seed=9)) < 100.0
+
+
+def test_a_function_of_a_path(model, tmp_path):
+    (tmp_path / "neighbour.py").write_text("VALUE = 7")
+    (tmp_path / "own.py").write_text(
+        "import onnx\ndef score(path):\n    from neighbour import VALUE\n    return VALUE + len(onnx.load(path).graph.node)"
+    )
+    assert open_metric(f"{tmp_path}/own.py:score", input_specs(model))(model) == 8.0
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("return None", "not a number"),
+        ("return float('nan')", "returned nan"),
+        ("raise KeyError('k')", "raised KeyError"),
+    ],
+)
+def test_a_function_that_gives_no_number(model, tmp_path, body, words):
+    (tmp_path / "own.py").write_text(f"def score(path):\n    {body}")
+    metric = open_metric(f"{tmp_path}/own.py:score", input_specs(model))
+    with pytest.raises(UsageError, match=words) as error:
+        metric(model)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"x": np.zeros((3, 4), np.float32)}, "no whole numbers under labels"),
+        ({"x": np.zeros((3, 4), np.float32), "labels": np.zeros(3)}, "no whole numbers"),
+        ({"x": np.zeros((3, 4), np.float32), "labels": np.zeros(2, int)}, "3 samples but 2 labels"),
+    ],
+)
+def test_labelled_samples_that_are_none(model, tmp_path, arrays, words):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(PruneError, match=words):
+        open_metric(str(tmp_path / "a.npz"), input_specs(model))
+
+
+@pytest.mark.parametrize("spec", ["nothing", "missing.npz", "missing.py:f"])
+def test_a_spec_that_is_none(model, spec):
+    with pytest.raises(PruneError):
+        open_metric(spec, input_specs(model))
+
+
+TEXT_CNN = """(float[N,3,8,8] x) => (float[N,5] y)
+    <float[16,3,3,3] a, float[16,16,3,3] b, float[5,16] c>
+    { h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) i = Conv<pads=[1,1,1,1]>(r, b) s = Relu(i)
+      p = GlobalAveragePool(s) f = Flatten(p) y = Gemm<transB=1>(f, c) }"""
+
+
+def test_the_largest_cut_that_keeps_the_metric():
+    x = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(surgery.model_of(TEXT_CNN), calibration=x)
+    whole = subject.cost().macs
+
+    def metric(model):
+        return 100 * api.open_model(model).cost().macs / whole
+
+    result = api.reach(subject, api.Settings(), api.Target("max_drop", 40), metric=metric)
+    assert 0.2 <= result.macs_removed <= 0.4
+    assert result.plan.settings["target"] == {"max_drop": 40} and "before" in result.notes[0]
+
+
+def test_a_file_of_that_size():
+    x = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(surgery.model_of(TEXT_CNN), calibration=x)
+    megabytes = 0.7 * subject.cost().bytes / 1e6
+    result = api.reach(subject, api.Settings(), api.Target("size_mb", megabytes))
+    assert 0.75 * megabytes <= result.after.bytes / 1e6 <= megabytes
+
+
+def test_a_speed_up_that_is_measured():
+    text = """(float[N,3,24,24] x) => (float[N,5] y)
+        <float[64,3,3,3] a, float[64,64,3,3] b, float[64,64,3,3] d, float[5,64] c>
+        { h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) i = Conv<pads=[1,1,1,1]>(r, b) s = Relu(i)
+          j = Conv<pads=[1,1,1,1]>(s, d) t = Relu(j) p = GlobalAveragePool(t) f = Flatten(p)
+          y = Gemm<transB=1>(f, c) }"""
+    x = np.random.default_rng(0).standard_normal((32, 3, 24, 24)).astype(np.float32)
+    subject = api.open_model(surgery.model_of(text), calibration=x)
+    result = api.reach(subject, api.Settings(best_effort=True), api.Target("speedup", 1.6))
+    comparison = result.latency.comparisons[0]
+    assert comparison.verdict == "faster" and 1.45 <= comparison.speedup <= 2.2
+    assert result.plan.settings["of"] == "latency" and result.surgery.exact
+
+
+def test_what_the_original_has_already():
+    subject = api.open_model(surgery.model_of(TEXT_CNN), calibration=np.zeros((8, 3, 8, 8), np.float32))
+    with pytest.raises(UsageError, match="already"):
+        api.reach(subject, api.Settings(), api.Target("size_mb", 5))
+    with pytest.raises(UsageError, match="already"):
+        api.reach(subject, api.Settings(), api.Target("latency_ms", 1000))
