@@ -84,8 +84,9 @@ class Planner:
         if not self.channels.groups:
             raise UnsupportedError(f"nothing can be pruned: {why_not(self.channels)}")
         if "channels" not in self.settings.methods:
-            needs = "samples (--calib) and the adaptive allocation, and a residual block that --keep-block leaves"
-            raise UnsupportedError(f"no block can go: dropping blocks takes {needs}")
+            if self.how != "adaptive":
+                raise UsageError("--methods blocks needs samples and the adaptive allocation; give --calib")
+            raise UnsupportedError("no block can go: there is no residual block, or --keep-block names them all")
         raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
 
     def _report(self, phase: str) -> Callable[[int, int], None] | None:
