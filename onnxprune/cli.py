@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxprune.commands import bench, sensitivity
-from onnxprune.commands.common import Parser
+from onnxprune.commands.common import Add, Parser
 from onnxprune.commands.common import add_general as _add_general
 from onnxprune.commands.common import add_samples as _add_samples
 from onnxprune.commands.common import add_statistics as _add_statistics
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from onnxprune.api import Settings, Subject
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
+    from onnxprune.targets import Target
 
 ROWS = 40  # of a table, without -v
 
@@ -77,6 +78,11 @@ def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
     if several:
         add("--ratios", type=_numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
+        add("--speedup", type=float, metavar="X", help="instead: X times as fast, measured here")
+        add("--latency-ms", type=float, metavar="T", help="instead: a run takes T ms, measured here")
+        add("--size-mb", type=float, metavar="S", help="instead: the file has S megabytes (10^6 bytes)")
+        add("--max-drop", type=float, metavar="D", help="instead: cut until the metric of --eval drops by D")
+        add("--eval", metavar="SPEC", help="file.py:function of a model's path, or .npz with labels (top-1 %%)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params, channels or latency")
     add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
@@ -88,17 +94,15 @@ def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     add("--methods", type=_words, metavar="LIST", help="kinds of edits (default channels,blocks)")
     add("--keep-block", metavar="REGEX", help="never drop blocks with a node whose name matches")
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
-    _add_statistics(parser)
+    _add_statistics(add)
 
 
-def _add_output(parser: Parser, written: str = "NAME.pruned.onnx beside the input") -> None:
-    add = parser.add_argument_group("result").add_argument
+def _add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") -> None:
     add("-o", "--output", metavar="FILE", help=f"where to write (default {written})")
     add("--force", action="store_true", help="replace an existing file")
 
 
-def _add_making(parser: Parser) -> None:
-    add = parser.add_argument_group("repair and timing").add_argument
+def _add_making(add: Add) -> None:
     add("--repair", metavar="NAME", help="refit (default with --calib), statistics, merge (else), none")
     add(
         "--bench",
@@ -115,10 +119,11 @@ def _prune_parser(name: str = "") -> Parser:
     parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)  # the usage line says it
     _add_decisions(parser, several=True)
     _add_samples(parser)
-    _add_making(parser)
-    _add_output(parser)
-    parser.add_argument("--dry-run", action="store_true", help="analyse and plan; write nothing")
-    parser.add_argument("--plan-out", metavar="FILE", help="write the plan too, as JSON")
+    add = parser.add_argument_group("repair, timing, result").add_argument
+    _add_making(add)
+    _add_output(add)
+    add("--dry-run", action="store_true", help="analyse and plan; write nothing")
+    add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     _add_general(parser)
     return parser
 
@@ -126,7 +131,7 @@ def _prune_parser(name: str = "") -> Parser:
 def _inspect_parser() -> Parser:
     parser = Parser("inspect", "inspect MODEL [options]", "What can be pruned, and why the rest cannot.")
     parser.add_argument("model", metavar="MODEL")
-    _add_statistics(parser)
+    _add_statistics(parser.add_argument_group("analysis").add_argument)
     _add_samples(parser)
     _add_general(parser)
     return parser
@@ -138,7 +143,7 @@ def _plan_parser() -> Parser:
     parser.add_argument("model", metavar="MODEL")
     _add_decisions(parser)
     _add_samples(parser)
-    _add_output(parser, "standard output")
+    _add_output(parser.add_argument_group("result").add_argument, "standard output")
     _add_general(parser, json_help="print the plan, also when -o writes it")
     return parser
 
@@ -149,8 +154,9 @@ def _apply_parser() -> Parser:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out")
     _add_samples(parser)
-    _add_making(parser)
-    _add_output(parser)
+    add = parser.add_argument_group("repair, timing, result").add_argument
+    _add_making(add)
+    _add_output(add)
     _add_general(parser)
     return parser
 
@@ -186,8 +192,10 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
         return
     from onnxprune import api
 
-    settings = _settings(args)
+    settings, target = _settings(args), _target(args)
     output = _output(args)
+    if target is not None and args.dry_run:
+        raise UsageError("a target is reached by measuring what was cut; --dry-run goes with --ratio")
     if not args.dry_run:
         _check_outputs(args, output, args.plan_out)
     subject = _open(args, status)
@@ -196,7 +204,13 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
         plan = api.make_plan(subject, settings, status.progress)
         _show_plan(args, subject, plan, "dry run, nothing written")
         return
-    result = api.plan_and_apply(subject, settings, bench=_wants_bench(args), progress=status.progress)
+    if target is None:
+        result = api.plan_and_apply(subject, settings, bench=_wants_bench(args), progress=status.progress)
+    else:
+        result = api.reach(subject, settings, target, metric=args.eval, progress=status.progress)
+        if result.latency is None and _wants_bench(args):
+            result = api.measure_latency(result, subject, settings, status.progress)
+    _check_faster(args, result)
     _save(args, result, status)
     if args.plan_out:
         _write_text(result.plan.to_json(), args.plan_out, args)
@@ -205,7 +219,7 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
     """A whole trade-off curve from one look at the samples: one file a ratio."""
-    if args.ratio is not None or args.plan_out or args.dry_run or args.lossless:
+    if args.ratio is not None or args.plan_out or args.dry_run or args.lossless or _target(args) is not None:
         raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out and --dry-run")
     from onnxprune import api
     from onnxprune.report.terminal import sweep_table
@@ -383,6 +397,31 @@ def _settings(args: argparse.Namespace) -> Settings:
         seed=args.seed or 0,
         threads=args.threads,
     )
+
+
+def _target(args: argparse.Namespace) -> Target | None:
+    """The target that was asked for instead of a ratio."""
+    from onnxprune.targets import OPTIONS, Target
+
+    given = [kind for kind in OPTIONS if getattr(args, kind) is not None]
+    if len(given) > 1 or (given and args.ratio is not None):
+        names = [OPTIONS[kind] for kind in given] + (["--ratio"] if args.ratio is not None else [])
+        raise UsageError(f"{' and '.join(names)}: one target at a time")
+    if args.eval is not None and given != ["max_drop"]:
+        raise UsageError("--eval says what --max-drop measures; give --max-drop too")
+    return Target(given[0], getattr(args, given[0])) if given else None
+
+
+def _check_faster(args: argparse.Namespace, result: Result) -> None:
+    """A model that is slower than the original is not what anyone wants: nothing is written."""
+    if result.latency is None or args.best_effort:
+        return
+    c = result.latency.comparisons[0]
+    if c.verdict == "slower":
+        raise BudgetError(
+            f"the pruned model is slower than the original: {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}]; nothing was "
+            "written; try --of latency or --speedup, or add --best-effort to have it anyway"
+        )
 
 
 def _output(args: argparse.Namespace) -> str:

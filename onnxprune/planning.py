@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+import onnx
 
 from onnxprune.blocks import block_damages, drop_of
 from onnxprune.channels import ChannelGroup, Channels, common_reasons
@@ -150,39 +151,48 @@ class Planner:
         assert found is not None
         return found
 
-    def candidates(self, ratio: float) -> list[PrunePlan]:
-        """The plans that compete at a ratio, cheapest idea first: channels alone, and the mix where it drops any.
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The ways to spend a budget that compete: channels alone, and the mix of channels and blocks."""
+        cuts = ("channels",) if "channels" in self.settings.methods and self.channels.groups else ()
+        return (*cuts, "mix") if self.moves else cuts
+
+    def propose(self, ratio: float, kind: str) -> PrunePlan | None:
+        """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
-        cuts = "channels" in self.settings.methods
-        found = [self.study.allocate(self.alone, ratio, self.how)] if cuts else []
-        if self.moves:
-            mix = self.study.allocate(self.cost, ratio, self.how, self.moves)
-            if mix.drop:
-                found.append(mix)
-        met = [a for a in found if a.met]
-        if not met:
-            best = max(found, key=lambda a: a.removed, default=None)
-            if best is None or not self.settings.best_effort:
-                raise self._out_of_reach(0.0 if best is None else best.removed, ratio)
-            met = [best]
-        return [self._plan(a, ratio) for a in met]
+        if kind == "channels":
+            found = self.study.allocate(self.alone, ratio, self.how)
+        else:
+            found = self.study.allocate(self.cost, ratio, self.how, self.moves)
+        if not found.met and not self.settings.best_effort:
+            raise self._out_of_reach(found.removed, ratio)
+        return None if kind == "mix" and not found.drop and "channels" in self.kinds else self._plan(found, ratio)
+
+    def plan(self, ratio: float) -> PrunePlan:
+        """The plan for a ratio: the better one of those that reach it.
+
+        Raises:
+            BudgetError: the ratio cannot be reached (unless `best_effort`).
+        """
+        found, missed = [], []
+        for kind in self.kinds:
+            try:
+                found.append(self.propose(ratio, kind))
+            except BudgetError as error:
+                missed.append(error)
+        plans = [p for p in found if p is not None]
+        if not plans:
+            raise missed[0]
+        return self.better(plans)
 
     def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
         return BudgetError(
             f"only {removed:.1%} of the {self.settings.of} can go, not {ratio:.1%}: "
             f"{why_not(self.channels)}; ask for less or add --best-effort"
         )
-
-    def plan(self, ratio: float) -> PrunePlan:
-        """The plan for a ratio.
-
-        Raises:
-            BudgetError: the ratio cannot be reached (unless `best_effort`).
-        """
-        return self.better(self.candidates(ratio))
 
     def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
@@ -200,10 +210,15 @@ class Planner:
             if self.progress:
                 self.progress("compare", k, len(plans))
             alive = channels.alive(plan.keep())
-            model = drop_blocks(cut(graph, channels, alive), plan.drops())
+            model = self.cut(plan)
             model = refit(graph, model, channels, alive, fit, threads=settings.threads, seed=settings.seed)
             worst.append(other.damage(model))
         return plans[int(np.argmin(worst))]
+
+    def cut(self, plan: PrunePlan) -> onnx.ModelProto:
+        """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""
+        alive = self.subject.channels.alive(plan.keep())
+        return drop_blocks(cut(self.subject.graph, self.subject.channels, alive), plan.drops())
 
     def _plan(self, found: Allocation, ratio: float) -> PrunePlan:
         widths = {g.name: g.width for g in self.channels.groups}

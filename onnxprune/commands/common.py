@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
             description=about,
             epilog=epilog,
             allow_abbrev=False,
+            add_help=False,  # `add_general` lists it
             formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=27, width=100),
         )
 
@@ -85,9 +86,12 @@ def add_samples(parser: Parser) -> None:
     )
 
 
-def add_statistics(parser: Parser) -> None:
-    words = "cut under LayerNorm and the like too: not exact"
-    parser.add_argument("--prune-statistics", action="store_true", help=words)
+Add = Callable[..., object]
+"""`add_argument` of a parser or of a group."""
+
+
+def add_statistics(add: Add) -> None:
+    add("--prune-statistics", action="store_true", help="cut under LayerNorm and the like too: not exact")
 
 
 def add_general(parser: Parser, *, json_help: str = "print one JSON object instead of text") -> None:
@@ -98,6 +102,7 @@ def add_general(parser: Parser, *, json_help: str = "print one JSON object inste
     add("-q", "--quiet", action="store_true", help="only errors on standard error")
     add("-v", "--verbose", action="store_true", help="name the phases; full tables")
     add("--debug", action="store_true", help="show the traceback of an error")
+    add("-h", "--help", action="help", help=argparse.SUPPRESS)
     add("--version", action="version", version=f"onnxprune {__version__}")
 
 

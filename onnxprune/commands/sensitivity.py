@@ -38,7 +38,7 @@ def parser() -> Parser:
     add("--methods", type=words, metavar="LIST", help="kinds of cuts (default channels,blocks)")
     add("--include", metavar="REGEX", help="only groups whose name or weights match, blocks whose nodes do")
     add("--exclude", metavar="REGEX", help="none whose name, weights or nodes match")
-    add_statistics(made)
+    add_statistics(made.add_argument_group("analysis").add_argument)
     add_samples(made)
     add = made.add_argument_group("result").add_argument
     add("-o", "--output", metavar="FILE", help="where results are kept (default NAME.sensitivity.json by the input)")

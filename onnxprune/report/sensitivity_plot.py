@@ -56,15 +56,17 @@ def _curve(ax: Axes, row: Row, little: float) -> None:
 def _bars(ax: Axes, blocks: list[Row], little: float) -> None:
     """The damage when a block goes."""
     damages = [b.points[-1].damage for b in blocks]
+    heights = [LEAST if d is None else max(d, LEAST) for d in damages]
     at = range(len(blocks))
-    ax.bar(at, [LEAST if d is None else max(d, LEAST) for d in damages], 0.6, color=plots.BASE)
+    ax.bar(at, heights, 0.6, color=plots.BASE)
     for k, d in enumerate(damages):
         if d is None:
             ax.annotate("not finite", (k, LEAST), ha="center", va="bottom", fontsize=7)
     ax.set_yscale("log")
+    ax.set_ylim(min(*heights, little / 10) / 2, max(*heights, little) * 2)
     ax.axhline(little, color=plots.GREY, linewidth=0.7, linestyle="--")
     ax.set_xticks(at, [plots.shortened(b.name, 18) for b in blocks], rotation=30, ha="right", fontsize=7)
     for label in ax.get_xticklabels():
         label.set_parse_math(False)
-    ax.tick_params(axis="y", labelsize=7)
+    ax.tick_params(axis="y", which="both", labelsize=7)
     ax.set_title("damage when a block goes, the layers behind it refit", fontsize=8)
