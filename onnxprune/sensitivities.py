@@ -1,8 +1,9 @@
-"""How much each place can lose: every group is cut alone, to several widths, and the damage to the outputs measured.
+"""How much each place can lose: every group is cut alone, to several widths, every residual block dropped alone, and
+the damage to the outputs measured.
 
 Measurements are kept in a file as they come, rewritten whole each time: a run that was cut short goes on where it
 stopped, and a later one with more widths measures only those. One floor above `api`: it prints nothing. Rows have a
-kind; so far all are groups of channels.
+kind.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,22 @@ from typing import Any
 import numpy as np
 
 from onnxprune import __version__, api
-from onnxprune.api import ModelLike, Progress, Subject
+from onnxprune.api import ModelLike
+from onnxprune.blocks import block_damages
 from onnxprune.channels import ChannelGroup
 from onnxprune.decide.allocation import Limits
+from onnxprune.decide.blocks import Block, find_blocks
 from onnxprune.decide.curves import Curve
 from onnxprune.decide.sensitivity import SHARES, Trials
 from onnxprune.decide.study import TRIAL_MACS, TRIAL_SAMPLES, Samples, trials_of
 from onnxprune.errors import FileError, UnsupportedError, UsageError
 from onnxprune.graph import files
+from onnxprune.graph.layers import layers
 from onnxprune.measure.calibration import Calibration, ImageSpec
 from onnxprune.measure.cost import CostModel, count_macs
+from onnxprune.planning import BATCH, PRICE_SAMPLES, Progress, why_not
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
+from onnxprune.subject import METHODS, Subject
 
 STEPS = 8
 
@@ -42,6 +49,7 @@ def sensitivity(
     force: bool = False,
     steps: int = STEPS,
     widths: Sequence[float] | None = None,
+    methods: Collection[str] = METHODS,
     include: str | None = None,
     exclude: str | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -52,7 +60,7 @@ def sensitivity(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Damage to the outputs against the kept width, for every group of channels cut alone.
+    """Damage to the outputs against the kept width, for every group of channels cut alone, and of every block dropped.
 
     Args:
         model, calibration, input_shapes, samples, image, prune_statistics: as for `open_model`.
@@ -60,7 +68,8 @@ def sensitivity(
         force: replace a file at `path` that holds something else.
         steps: measure at that many widths, evenly spaced below the full one.
         widths: kept shares instead, each between 0 and 1.
-        include, exclude: regular expressions on the names of groups and their weights.
+        methods: "channels", "blocks" or both.
+        include, exclude: regular expressions on the names of groups and their weights, and of the nodes in a block.
         seed, threads: as in `Settings`.
         progress: called with (phase, done, total).
 
@@ -80,6 +89,7 @@ def sensitivity(
         path=path,
         force=force,
         shares=shares(steps, widths),
+        methods=methods,
         limits=Limits(1, 1, include, exclude),
         seed=seed,
         threads=threads,
@@ -108,6 +118,7 @@ def measure(
     path: str | Path | None = None,
     force: bool = False,
     shares: Sequence[float] = shares(),
+    methods: Collection[str] = METHODS,
     limits: Limits | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -116,34 +127,70 @@ def measure(
     """As `sensitivity`, of a model that is open.
 
     Raises:
-        UsageError: no samples, or no group is left.
+        UsageError: no samples, an unknown method, or nothing is left.
         UnsupportedError: nothing can be cut.
         FileError: `path` holds other measurements, or cannot be written.
     """
-    limits = limits or Limits(1)
     if subject.calibration is None:
         raise UsageError("sensitivity needs samples; give --calib")
-    if not subject.channels.groups:
-        raise UnsupportedError(f"nothing can be cut: {api.why_not(subject.channels)}")
-    groups = [g for g in subject.channels.groups if limits.allows(g)]
-    if not groups:
-        raise UsageError("--include and --exclude leave no group; `onnxprune inspect` lists the groups")
     if seed < 0 or (threads is not None and threads < 1):
         raise UsageError("the seed is at least 0, the number of threads at least 1")
+    places = _places(subject, shares, methods, limits or Limits(1))
     trial = _Trial(subject, subject.calibration, seed, threads, progress)
     store = _Store(trial.nothing(), path, force, [subject.path, Path(subject.calibration.source)])
-    wanted = {g.name: widths_of(g, shares) for g in groups}
-    todo = [(g, w) for g in groups for w in wanted[g.name] if w not in store.kept(g.name)]
-    for k, (group, width) in enumerate(todo):
+    todo = [(p, kept) for p in places for kept in p.widths if kept not in store.kept(p)]
+    for k, (place, kept) in enumerate(todo):
         if progress:
             progress("measure", k, len(todo))
-        point = trial.point(group, width)
-        store.add(Row("group", group.name, group.width, (point,)), complete=k + 1 == len(todo))
+        point = trial.point(place, kept)
+        store.add(Row(place.kind, place.name, place.width, (point,)), complete=k + 1 == len(todo))
     if progress and todo:
         progress("measure", len(todo), len(todo))
-    rows = [store.rows.get(("group", g.name), Row("group", g.name, g.width, ())) for g in groups]
-    shown = [replace(r, points=tuple(p for p in r.points if p.kept in wanted[r.name])) for r in rows]
-    return replace(store.empty, rows=tuple(r for r in shown if r.points), measured=len(todo))
+    rows = [(store.rows[p.kind, p.name], p.widths) for p in places if p.widths]
+    shown = tuple(replace(r, points=tuple(p for p in r.points if p.kept in widths)) for r, widths in rows)
+    return replace(store.empty, rows=shown, measured=len(todo))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is cut alone, and to which widths; a block has the width 1, or 0 when it goes."""
+
+    kind: str
+    name: str
+    width: int
+    widths: Sequence[int]
+    what: ChannelGroup | Block
+
+
+def _places(subject: Subject, shares: Sequence[float], methods: Collection[str], limits: Limits) -> list[_Place]:
+    """Groups, then blocks, in graph order.
+
+    Raises:
+        UsageError: an unknown method, or nothing is left.
+        UnsupportedError: nothing can be cut.
+    """
+    unknown = sorted(set(methods) - set(METHODS))
+    if unknown or not methods:
+        raise UsageError(f"unknown method {''.join(unknown[:1])!r}; any of {', '.join(METHODS)}")
+    channels = subject.channels
+    groups = channels.groups if "channels" in methods else ()
+    blocks = find_blocks(subject.graph, channels.shapes) if "blocks" in methods else ()
+    if not groups and not blocks:
+        raise UnsupportedError(f"nothing can be cut: {why_not(channels)}")
+    found = [_Place("group", g.name, g.width, widths_of(g, shares), g) for g in groups if limits.allows(g)]
+    found += [_Place("block", b.add, 1, (0,), b) for b in blocks if _allowed(b, limits)]
+    if not found:
+        raise UsageError("--include and --exclude leave nothing to cut; `onnxprune inspect` lists the groups")
+    return found
+
+
+def _allowed(block: Block, limits: Limits) -> bool:
+    try:
+        return (limits.include is None or block.named(limits.include)) and not (
+            limits.exclude is not None and block.named(limits.exclude)
+        )
+    except re.error as error:
+        raise UsageError(f"not a regular expression: {error} - see --include and --exclude") from error
 
 
 def widths_of(group: ChannelGroup, shares: Sequence[float]) -> list[int]:
@@ -183,23 +230,40 @@ class _Trial:
         if self.progress:
             self.progress("calibrate", 0, len(self.fit))
         fit = self.fit
-        samples = Samples(fit.batches, lambda n: list(fit.take(n).batches(min(n, api.BATCH))))
+        samples = Samples(fit.batches, lambda n: list(fit.take(n).batches(min(n, BATCH))))
         s = self.subject
         return trials_of(s.model, s.graph, s.channels, samples, self.count, threads=self.threads, seed=self.seed)
 
-    def point(self, group: ChannelGroup, width: int) -> Point:
-        """One cut: the group alone, to `width`."""
+    def point(self, place: _Place, kept: int) -> Point:
+        """One cut: the group alone, to the width `kept`, or the block alone."""
+        cut = self._group(place.what, kept) if isinstance(place.what, ChannelGroup) else self._block(place.what)
+        damage, macs_removed = cut
+        return Point(kept, damage if math.isfinite(damage) else None, macs_removed)
+
+    def _group(self, group: ChannelGroup, width: int) -> tuple[float, float]:
         curves, trials = self._ready
         curve = curves[group.name]
         damage = trials.damage(trials.cut_alone(group, curve.order[: group.width - width]))
-        alive = self.subject.channels.alive({group.name: curve.kept(width)})
-        return Point(width, damage if math.isfinite(damage) else None, self.cost.removed(alive))
+        return damage, self.cost.removed(self.subject.channels.alive({group.name: curve.kept(width)}))
+
+    def _block(self, block: Block) -> tuple[float, float]:
+        _, trials = self._ready
+        graph, channels = self.subject.graph, self.subject.channels
+        found = block_damages(graph, channels, [block], self._few, trials.damage, threads=self.threads, seed=self.seed)
+        macs = {layer.key: layer.macs for layer in layers(graph, channels.shapes)}
+        inside = sum(macs.get(key, 0.0) for key in block.nodes)
+        return found[block.add], inside / max(sum(macs.values()), 1.0)
+
+    @cached_property
+    def _few(self) -> list[Mapping[str, np.ndarray]]:
+        """What the layers behind a block are refitted on, as the planner does it."""
+        return list(self.fit.take(PRICE_SAMPLES).batches(min(PRICE_SAMPLES, BATCH)))
 
 
 def _digest(data: Calibration) -> str:
     """Of all samples, in order."""
     found = hashlib.sha256()
-    for feeds in data.batches(api.BATCH):
+    for feeds in data.batches(BATCH):
         for name, array in sorted(feeds.items()):
             found.update(f"{name} {array.dtype} {array.shape}\n".encode())
             found.update(np.ascontiguousarray(array).tobytes())
@@ -247,9 +311,9 @@ class _Store:
                 raise FileError(f"{other}; it is of {words}")
         return found
 
-    def kept(self, name: str) -> set[int]:
-        """The widths of a group that are known."""
-        row = self.rows.get(("group", name))
+    def kept(self, place: _Place) -> set[int]:
+        """The widths of a place that are known."""
+        row = self.rows.get((place.kind, place.name))
         return {p.kept for p in row.points} if row else set()
 
     def add(self, row: Row, *, complete: bool) -> None:

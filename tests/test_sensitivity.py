@@ -26,8 +26,11 @@ from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged, render
 X = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32)
 
 
-def net(seed: int = 0, width: int = 8) -> onnx.ModelProto:
-    """Two convs and a linear layer. Half of what the first conv writes is nothing, all of the second's counts."""
+def net(seed: int = 0, width: int = 8, *, residual: bool = False) -> onnx.ModelProto:
+    """Two convs and a linear layer. Half of what the first conv writes is nothing, all of the second's counts.
+
+    `residual`: the second conv adds to what it reads.
+    """
     rng = np.random.default_rng(seed)
     shapes = {"w0": (width, 3, 3, 3), "w1": (width, width, 3, 3), "w2": (width, 5)}
     weights = {name: rng.standard_normal(shape).astype(np.float32) / 4 for name, shape in shapes.items()}
@@ -36,7 +39,8 @@ def net(seed: int = 0, width: int = 8) -> onnx.ModelProto:
         helper.make_node("Conv", ["x", "w0"], ["a"], "first", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("Conv", ["b", "w1"], ["c"], "second", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c"], ["d"]),
+        *([helper.make_node("Add", ["c", "b"], ["r"], "sum")] if residual else []),
+        helper.make_node("Relu", ["r" if residual else "c"], ["d"]),
         helper.make_node("GlobalAveragePool", ["d"], ["e"]),
         helper.make_node("Flatten", ["e"], ["f"]),
         helper.make_node("Gemm", ["f", "w2"], ["y"]),
@@ -116,6 +120,31 @@ def test_macs_are_those_of_the_cut_alone():
 )
 def test_widths(steps, widths, expected):
     assert list(points(onnxprune.sensitivity(net(), X, steps=steps, widths=widths))) == expected
+
+
+def test_blocks_are_dropped_alone_with_the_layers_behind_refit():
+    found = onnxprune.sensitivity(net(residual=True), X, methods=["blocks"])
+    (row,) = found.rows
+    assert (row.kind, row.name, row.width, [p.kept for p in row.points]) == ("block", "r", 1, [0])
+    second, rest = 64 * 8 * 72, 64 * 8 * 27 + 8 * 5
+    assert row.points[0].macs_removed == pytest.approx(second / (second + rest))
+    without = net(residual=True)
+    without.graph.node[3].op_type = "Identity"
+    without.graph.node[3].input[:] = ["b"]
+    wanted, got = (open_session(m).run({"x": X}) for m in (net(residual=True), without))
+    assert 0 < row.points[0].damage < damage(wanted, got)  # what goes without a refit is worse
+
+
+def test_methods_and_patterns_choose_what_is_tried():
+    def names(**options):
+        return [(r.kind, r.name) for r in onnxprune.sensitivity(net(residual=True), X, steps=1, **options).rows]
+
+    both = names()
+    assert both[-1] == ("block", "r") and all(kind == "group" for kind, _ in both[:-1]) and len(both) > 1
+    assert names(methods=["channels"]) == both[:-1] and names(include="^r$") == [("block", "r")]
+    assert names(exclude="^r$") == both[:-1]
+    with pytest.raises(UsageError, match="magic"):
+        names(methods=["magic"])
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"widths": []}, {"widths": [1.5]}, {"widths": [0]}, {"seed": -1}])
@@ -241,7 +270,10 @@ def test_the_table_is_sorted_and_safe_to_print():
     console.print(render(Sensitivity("m", "s", {}, (evil, ROW))))
     short, full = console.file.getvalue().split("cut alone")[1:]
     assert "1 more" in short and "[red]" not in short and full.index("25%") < full.index("[red]\\x1b[31m")
-    assert "-10.0%" in short and "not finite" not in full
+    assert "-10.0%" in short and "not finite" not in full and "all gone" not in full
+    console.print(render(Sensitivity("m", "s", {}, (ROW, Row("block", "b", 1, (Point(0, 0.25, 0.4),))))))
+    last = console.file.getvalue().split("cut alone")[-1]
+    assert "all gone" in last and last.split("b ", 1)[1].split("\n")[0].split() == ["block", "1", "0.25", "0%", "-0.0%"]
 
 
 def test_the_plot_has_a_panel_a_row():
@@ -252,6 +284,10 @@ def test_the_plot_has_a_panel_a_row():
     picture = plots.encoded(sensitivity_plot.draw(Sensitivity("m", "s", {}, tuple(rows))), "p.svg").decode()
     assert ">g (8)<" in picture and ">$a&lt;b (4)<" in picture and "that can save most" not in picture
     many = tuple(Row("group", f"g{k}", 4, (Point(2, 0.1, k / 100),)) for k in range(sensitivity_plot.MOST + 1))
+    blocks = (Row("block", "b<c", 1, (Point(0, 0.25, 0.4),)), Row("block", "d", 1, (Point(0, None, 0.4),)))
+    for drawn in (blocks, (ROW, *blocks)):
+        picture = plots.encoded(sensitivity_plot.draw(Sensitivity("m", "s", {}, drawn)), "p.svg").decode()
+        assert ">b&lt;c<" in picture and "not finite" in picture
     picture = plots.encoded(sensitivity_plot.draw(Sensitivity("m", "s", {}, many)), "p.svg").decode()
     assert "the 60 of 61 that can save most MACs" in picture and ">g0 (4)<" not in picture
 
@@ -282,6 +318,8 @@ BAD = [
     (["m.onnx", "--calib", "s.npz", "--widths", "0.5", "--steps", "3"], 2, "drop one"),
     (["m.onnx", "--calib", "s.npz", "--include", "none such"], 2, "inspect"),
     (["m.onnx", "--calib", "s.npz", "--include", "("], 2, "regular expression"),
+    (["m.onnx", "--calib", "s.npz", "--methods", "magic"], 2, "magic"),
+    (["m.onnx", "--calib", "s.npz", "--methods", "blocks"], 5, "nothing can be cut"),
     (["m.onnx", "--calib", "s.npz", "--plot", "p.jpeg"], 2, ".svg"),
     (["m.onnx", "--calib", "none.npz"], 4, "none.npz"),
     (["m.onnx", "--calib", "nan.npz"], 4, "sample 3"),

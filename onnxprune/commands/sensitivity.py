@@ -16,6 +16,7 @@ from onnxprune.commands.common import (
     numbers,
     open_subject,
     print_out,
+    words,
 )
 from onnxprune.errors import UsageError
 from onnxprune.report.terminal import Status, plain
@@ -25,21 +26,23 @@ ROWS = 40  # of the table, without -v
 
 def parser() -> Parser:
     about = (
-        "Damage to the outputs against the kept width, for every group of channels cut alone. Measurements are\n"
-        "kept in FILE as they come: the same command again goes on where the last one stopped."
+        "Damage to the outputs against the kept width, for every group of channels cut alone, and for every\n"
+        "residual block dropped alone. Measurements are kept in FILE as they come: the same command again goes\n"
+        "on where the last one stopped."
     )
     made = Parser("sensitivity", "sensitivity MODEL --calib SAMPLES [-o FILE] [options]", about)
     made.add_argument("model", metavar="MODEL")
     add = made.add_argument_group("what to cut").add_argument
     add("--steps", type=int, metavar="N", help="so many widths, evenly spaced (default 8)")
     add("--widths", type=numbers, metavar="LIST", help="kept shares instead: 0.75,0.5,0.25")
-    add("--include", metavar="REGEX", help="only groups whose name or weights match")
-    add("--exclude", metavar="REGEX", help="no groups whose name or weights match")
+    add("--methods", type=words, metavar="LIST", help="kinds of cuts (default channels,blocks)")
+    add("--include", metavar="REGEX", help="only groups whose name or weights match, blocks whose nodes do")
+    add("--exclude", metavar="REGEX", help="none whose name, weights or nodes match")
     add_statistics(made.add_argument_group("analysis").add_argument)
     add_samples(made)
     add = made.add_argument_group("result").add_argument
     add("-o", "--output", metavar="FILE", help="where results are kept (default NAME.sensitivity.json by the input)")
-    add("--plot", metavar="FILE", help='draw a panel a group: .svg or .png (needs "onnxprune[plot]")')
+    add("--plot", metavar="FILE", help='draw them: .svg or .png (needs "onnxprune[plot]")')
     add("--force", action="store_true", help="replace a file that holds something else")
     add_general(made)
     return made
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         path=output,
         force=args.force,
         shares=shares,
+        methods=sensitivities.METHODS if args.methods is None else args.methods,
         limits=Limits(1, 1, args.include, args.exclude),
         seed=args.seed or 0,
         threads=args.threads,

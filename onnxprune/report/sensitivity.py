@@ -138,13 +138,17 @@ def render(found: Sensitivity, *, most: int | None = None, little: float = LITTL
     """A line a row, what can lose most first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("cut alone", overflow="fold")
-    for title in ("kind", "width", *(f"keep {s:.0%}" for s in SHARES), "can go", "MACs then"):
+    blocks = any(r.kind == "block" for r in found.rows)
+    titles = [*(f"keep {s:.0%}" for s in SHARES), *(["all gone"] if blocks else [])]
+    for title in ("kind", "width", *titles, "can go", "MACs then"):
         table.add_column(title, justify="right", no_wrap=True)
     ranked = found.ranked(little)
     for row in ranked[:most]:
         gone = row.can_go(little)
         macs = next((p.macs_removed for p in row.points if 1 - p.kept / row.width == gone), 0.0)
-        cells = [_damage(row.near(s)) for s in SHARES]
+        block = row.kind == "block"
+        cells = [_damage(None if block else row.near(s)) for s in SHARES]
+        cells += [_damage(row.near(0) if block else None)] if blocks else []
         table.add_row(Text(plain(row.name)), row.kind, str(row.width), *map(Text, cells), f"{gone:.0%}", f"-{macs:.1%}")
     return Group(table, Text("\n".join(_notes(found, len(ranked), most, little)), "dim"))
 
@@ -152,8 +156,8 @@ def render(found: Sensitivity, *, most: int | None = None, little: float = LITTL
 def _notes(found: Sensitivity, rows: int, most: int | None, little: float) -> list[str]:
     points = sum(len(r.points) for r in found.rows)
     notes = [
-        "damage to the outputs at the measured width nearest to each share; 0: unchanged",
-        f"can go: the share that goes at a damage of at most {little:g}; one cut at a time, what stays refit",
+        "damage to the outputs at the measured width nearest to each share, or without the block; 0: unchanged",
+        f"can go: the share that goes at a damage of at most {little:g}; one cut at a time, its readers refit",
         f"{points} cuts, {found.measured} of them measured now, on {found.settings.get('samples', '?')} samples",
     ]
     if most is not None and rows > most:

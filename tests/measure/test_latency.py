@@ -370,16 +370,24 @@ def test_an_interrupted_sample_is_taken_again(fakes, monkeypatch, attempts, lost
     assert latency._sample(run, 1) == expected
 
 
-@pytest.mark.parametrize(("alone", "ms"), [(False, 9), (True, 5)], ids=["threads or a device", "one thread"])
-def test_what_others_took_of_our_core_is_not_counted(fakes, monkeypatch, alone, ms):
-    turns = iter(range(100))
+@pytest.mark.parametrize(
+    ("alone", "took", "ms", "attempts"),
+    [
+        (False, 9, 9, 3),  # threads or a device: the time on the core of one thread says nothing
+        (True, 9, 5, 3),
+        (True, 12, 8, 1),  # a long run: the next attempt would be interrupted as well
+    ],
+)
+def test_what_others_took_of_our_core_is_not_counted(fakes, monkeypatch, alone, took, ms, attempts):
+    turns, runs = iter(range(100)), []
 
     def run():
-        fakes.clock.now += int(9e6)
+        runs.append(1)
+        fakes.clock.now += int(took * 1e6)
         fakes.clock.taken += int(4e6)
 
     monkeypatch.setattr(latency, "_lost_turns", lambda: next(turns))
-    assert latency._sample(run, 1, alone=alone) == (ms, False)
+    assert latency._sample(run, 1, alone=alone) == (ms, False) and len(runs) == attempts
 
 
 def test_spinning_is_off_with_more_threads_unless_asked_for(fakes):
