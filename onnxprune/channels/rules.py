@@ -384,6 +384,7 @@ TAKES_CONSTANTS = {
     "Einsum",
     "Transpose",
     "Expand",
+    "ConstantOfShape",
 }
 """Operators whose first operand may be a constant; their rules say what that means."""
 
@@ -686,11 +687,29 @@ def gather(walk: Walk, x: Value, indices: Value) -> Ids:
     return x.reshape(x.shape[:axis] + (1,) * len(shape) + x.shape[axis + 1 :])
 
 
+@rule("ConstantOfShape")
+def _filled(walk: Walk, *shape: Value) -> Ids:
+    """One number everywhere (a first hidden state): it has as many channels as whatever it meets."""
+    out = walk.out()
+    carried = [d if len(out) <= 3 or k == 1 else 1 for k, d in enumerate(out)]
+    if not 1 < math.prod(carried) <= FILLED or len(out) < 2:
+        return walk.dead(0, "a constant")
+    ids = walk.ties.fresh(math.prod(carried)).reshape(carried)
+    walk.ties.joints.append(ids)
+    return ids
+
+
+FILLED = 1 << 16
+"""Largest id array of a constant that is one number everywhere."""
+
+
 @rule("Expand")
 def expand(walk: Walk, x: Value, shape: Value) -> Ids:
     if isinstance(x, Param):  # a class token, one for every image
         wide = [k for k, d in enumerate(x.shape) if d > 1]
-        if not wide or math.prod(x.shape) > LIMIT:
+        if not wide:
+            return _filled(walk)
+        if math.prod(x.shape) > LIMIT:
             return walk.dead(0, "Expand of a constant")
         x = x.joint(wide)
     return _lift(x, len(walk.out())) if isinstance(x, np.ndarray) else walk.dead()
