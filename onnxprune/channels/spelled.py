@@ -400,6 +400,15 @@ def _reduce_mean(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spel
     return [("*scale", float(cut.alive[read[1]].mean()))]
 
 
+@spells("Attention")
+def _attention(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    """The default scale is one over the root of a head's width, as it was."""
+    if attr(node, "scale") is not None or not cut.changed(node.input[0]):
+        return []
+    shape = cut.channels.shapes[node.input[0]]
+    return [("scale", float((shape[-1] / (attr(node, "q_num_heads", 1) if len(shape) == 3 else 1)) ** -0.5))]
+
+
 @spells("Tile", 1)
 @spells("Pad", 1, 3)
 def _nothing(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:

@@ -421,6 +421,21 @@ row("attention, packed, Reshape and Slice", f"""{SEQ} <float[12,24] w, float[24]
        v0 = Slice(p, i2, i3, i0) v = Squeeze(v0, i0) k = Transpose<perm=[0,1,3,2]>(k1) d = MatMul(q, k)
        a = Softmax<axis=-1>(d) c = MatMul(a, v) e = Transpose<perm=[0,2,1,3]>(c) f = Reshape(e, jo) y = MatMul(f, wo) }}""",
     [4])
+TOKENS = "float[12,8] wq, float[12,8] wk, float[12,10] wv, float[10,12] wo"
+row("Attention with heads in one axis", f"""{SEQ} <{TOKENS}>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) a = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v)
+       y = MatMul(a, wo) }}""", [4, 5], opset=23)
+row("Attention, more queries than keys", f"""{SEQ} <float[12,4] wk, float[12,5] wv, float[12,8] wq, float[10,12] wo>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+       a = Attention<q_num_heads=2, kv_num_heads=1, scale=0.3>(q, k, v) y = MatMul(a, wo) }}""", [4, 5], opset=23)
+row("Attention with heads on an axis", f"""{SEQ} <float[12,8] wq, float[12,8] wk, float[12,8] wv, float[8,12] wo, {HEADS}, float[6,6] m>
+    {{ q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) q1 = Reshape(q0, sp) k1 = Reshape(k0, sp)
+       v1 = Reshape(v0, sp) q = Transpose<perm=[0,2,1,3]>(q1) k = Transpose<perm=[0,2,1,3]>(k1)
+       v = Transpose<perm=[0,2,1,3]>(v1) a = Attention(q, k, v, m) e = Transpose<perm=[0,2,1,3]>(a)
+       f = Reshape(e, jo) y = MatMul(f, wo) }}""", [4, 4], opset=23)
+row("Attention that hands its keys on", f"""{SEQ[:-1]}, float[] p) <{TOKENS}>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+       a, p = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v) y = MatMul(a, wo) }}""", [], "Attention with a cache", opset=23)
 net("Slice of one channel", "int64[1] s = {2}, int64[1] e = {3}, int64[1] a = {1}",
     "b = Slice(h, s, e, a) z = Mul(h, b)", [7], "single channel")
 row("Einsum with a weight", """(float[N,6,12] x) => (float[] y) <float[12,8] w, float[8,5] v>
