@@ -8,11 +8,9 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,145 +18,42 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import (
-    ChannelGroup,
-    Channels,
-    Cut,
-    common_reasons,
-    find_channels,
-)
-from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import CHOICES, SAMPLED, Samples, study
+from onnxprune.blocks import drop_of
+from onnxprune.channels import ChannelGroup, Cut, find_channels
+from onnxprune.decide.blocks import find_blocks
 from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.lossless import in_words, plan_lossless
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
-from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
+from onnxprune.measure.cost import Cost, count_macs, count_params
+from onnxprune.measure.latency import BenchResult
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
-from onnxprune.plan import KeepChannels, PrunePlan
+from onnxprune.metric import Metric, agreement, open_metric
+from onnxprune.plan import PrunePlan
+from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
+from onnxprune.rewrite.drop import bypass
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
 from onnxprune.rewrite.nearest import cut_merged
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
+from onnxprune.subject import Settings, Subject
 from onnxprune.surgery import operate
+from onnxprune.targets import OPTIONS, SLACK, Target, close_loop, largest
 
-REPAIRS = ("none", "merge", "statistics", "refit")
-METHODS = ("channels",)
-BATCH = 32
 REPAIR_SAMPLES = 512
+MEASURE_ROUNDS = 20
+"""Rounds of one measurement in a closed loop; the finished model gets 40."""
+RETRIES = 3
+"""How often a target that the finished model misses by noise is aimed at again."""
 MERGED = "similarity"
 """The criterion whose removed channels are merged before a repair of statistics; a refit gains nothing from it."""
 
 ModelLike = str | PathLike[str] | onnx.ModelProto
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, done, total)."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the outcome besides the model and the samples.
-
-    Attributes:
-        ratio: share of the cost to remove, between 0 and 1.
-        of: what counts: "macs", "params" or "channels".
-        criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
-        allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
-        repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
-        round_to: widths are multiples of this, or "auto".
-        min_width: least width of a group.
-        include, exclude: regular expressions on the names of groups and their weights.
-        methods: kinds of edits; so far channels only.
-        lossless: remove only what changes no output; the ratio does not count then.
-        best_effort: take what can be reached instead of failing when the ratio cannot.
-        prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
-        seed: for everything random.
-        threads: ORT threads; None: ORT's choice.
-    """
-
-    ratio: float = 0.5
-    of: str = "macs"
-    criterion: str | None = None
-    allocation: str | None = None
-    repair: str | None = None
-    round_to: int | str = "auto"
-    min_width: int = 1
-    include: str | None = None
-    exclude: str | None = None
-    methods: tuple[str, ...] = METHODS
-    lossless: bool = False
-    best_effort: bool = False
-    prune_statistics: bool = False
-    seed: int = 0
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise UsageError(f"ratio {self.ratio} is not between 0 and 1; 0.5 removes half")
-        _one_of("criterion", self.criterion, CHOICES)
-        _one_of("repair", self.repair, REPAIRS)
-        _one_of("allocation", self.allocation, ALLOCATIONS)
-        _one_of("of", self.of, ("macs", "params", "channels"))
-        for method in self.methods:
-            _one_of("method", method, METHODS)
-        if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
-            raise UsageError("widths and their rounding are at least 1")
-        if self.seed < 0 or (self.threads is not None and self.threads < 1):
-            raise UsageError("the seed is at least 0, the number of threads at least 1")
-        if self.lossless and self.repair not in (None, "none"):
-            raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
-        for pattern in filter(None, (self.include, self.exclude)):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
-
-    def choices(self, samples: bool) -> tuple[str, str]:
-        """Criterion and allocation, with or without samples.
-
-        Raises:
-            UsageError: one was asked for that needs samples, and there are none; or an extra is missing.
-        """
-        criterion = self.criterion or ("elimination" if samples else "activation")
-        allocation = self.allocation or ("adaptive" if samples else "uniform")
-        if not samples:
-            for option, value, needs in (
-                ("criterion", criterion, SAMPLED),
-                ("allocation", allocation, ("adaptive",)),
-            ):
-                if value in needs:
-                    raise UsageError(f"--{option} {value} needs samples; give --calib")
-        if criterion == "lasso" and find_spec("sklearn") is None:
-            raise UsageError('--criterion lasso needs scikit-learn - pip install "onnxprune[lasso]"')
-        return criterion, allocation
-
-
-def _one_of(what: str, value: str | None, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value is not None and value not in known:
-        raise UsageError(f"unknown {what} {value!r}; one of {', '.join(known)}")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model opened for pruning: checked, run once, analysed."""
-
-    model: onnx.ModelProto
-    graph: Graph
-    feeds: Mapping[str, np.ndarray]
-    channels: Channels
-    digest: str
-    path: Path | None = None
-    calibration: Calibration | None = None
-    warnings: list[str] = field(default_factory=list)
-
-    def cost(self) -> Cost:
-        """The original's cost."""
-        macs = count_macs(self.graph, self.channels.shapes)
-        return Cost(count_params(self.model), macs, files.byte_size(self.model))
 
 
 def open_model(
@@ -255,47 +150,12 @@ def make_plans(
     leave: Collection[str] = (),
 ) -> Iterator[PrunePlan]:
     """One plan a ratio, all from one look at the samples. `settings.ratio` plays no part."""
-    channels = replace(subject.channels, groups=tuple(g for g in subject.channels.groups if g.name not in leave))
-    if not channels.groups:
-        raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
     if settings.lossless:
         yield _lossless_plan(subject, settings)
         return
-    limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
-    if not any(limits.allows(g) for g in channels.groups):
-        raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
-    criterion, how = settings.choices(subject.calibration is not None)
-    known = study(
-        subject.model,
-        subject.graph,
-        channels,
-        _samples(subject, settings, progress),
-        criterion=criterion,
-        adaptive=how == "adaptive",
-        limits=limits,
-        threads=settings.threads,
-        seed=settings.seed,
-        progress=(lambda k, n: progress("decide", k, n)) if progress else None,
-    )
-    cost = CostModel(subject.graph, channels, settings.of)
+    planner = Planner(subject, settings, progress, leave=leave)
     for ratio in ratios:
-        found = known.allocate(cost, ratio, how)
-        if not found.met and not settings.best_effort:
-            raise BudgetError(
-                f"only {found.removed:.1%} of the {settings.of} can go, not {ratio:.1%}: "
-                f"{why_not(channels)}; ask for less or add --best-effort"
-            )
-        widths = {g.name: g.width for g in channels.groups}
-        edits = tuple(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items())
-        decided = {
-            "ratio": ratio,
-            "of": settings.of,
-            "criterion": criterion,
-            "allocation": how,
-            "seed": settings.seed,
-            "prune_statistics": bool(channels.inexact),
-        }
-        yield PrunePlan(subject.digest, edits, decided)
+        yield planner.plan(ratio)
 
 
 def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
@@ -304,31 +164,14 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
     Raises:
         UnsupportedError: nothing can.
     """
-    limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
+    if not subject.channels.groups:
+        raise UnsupportedError(f"nothing can be pruned: {why_not(subject.channels)}")
+    limits = settings.limits()
     samples = [] if subject.calibration is None else [subject.calibration.first(BATCH)]
     edits, decided = plan_lossless(subject.graph, subject.channels, subject.feeds, samples, limits)
     if not edits:
         raise UnsupportedError("; ".join(["no channel can go without changing an output", *in_words(decided)]))
     return PrunePlan(subject.digest, edits, {**decided, "seed": settings.seed})
-
-
-def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
-    """The fitting part of the calibration samples."""
-    if subject.calibration is None:
-        return None
-    fit, _ = subject.calibration.split(seed=settings.seed)
-    return Samples(
-        lambda size: _counted(fit, "calibrate", progress, size), lambda n: list(fit.take(n).batches(min(n, BATCH)))
-    )
-
-
-def _counted(data: Calibration, phase: str, progress: Progress | None, size: int = BATCH):
-    done = 0
-    for feeds in data.batches(size):
-        yield feeds
-        done += len(next(iter(feeds.values())))
-        if progress:
-            progress(phase, done, len(data))
 
 
 def apply_plan(
@@ -368,9 +211,11 @@ def apply_plan(
         if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
             pruned = _merged(subject, alive, fit, settings)
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
+    if plan.drops():
+        pruned = bypass(pruned, plan.drops())
     fidelity = None
     if held is not None:
-        fidelity = check_fidelity(subject.model, pruned, _counted(held, "verify", progress), held_out=not held.shared)
+        fidelity = check_fidelity(subject.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
     sizes = Cut(channels, alive).shapes
     after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), files.byte_size(pruned))
     result = Result(
@@ -452,11 +297,148 @@ def plan_and_apply(
     return replace(result, warnings=(*result.warnings, f"{done}: {unstable}"))
 
 
+def reach(
+    subject: Subject,
+    settings: Settings,
+    target: Target,
+    *,
+    metric: str | Metric | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """The smallest change that reaches a target, measured on this machine.
+
+        subject = onnxprune.open_model("model.onnx", calibration=batches)
+        result = onnxprune.reach(subject, Settings(), Target("speedup", 2.0))
+
+    For a speed-up or milliseconds: plan, cut, time original and candidate side by side, correct, until the paired
+    ratio holds; the same with the file's size for megabytes. For a drop: the largest cut whose repaired network keeps
+    the metric. `settings.ratio` plays no part.
+
+    Args:
+        subject: from `open_model`.
+        settings: everything else that decides.
+        target: what to reach.
+        metric: for "max_drop": as `--eval`, or a function of a model that returns a number, the higher the better;
+            None: agreement with the original on the held-out samples, in percent.
+        progress: called with (phase, done, total).
+
+    Raises:
+        BudgetError: the target cannot be reached.
+        UsageError: the original is there already.
+    """
+    if target.of is not None and settings.of is None:
+        settings = replace(settings, of=target.of)
+    if settings.lossless:
+        raise UsageError(f"--lossless takes no target; drop {OPTIONS[target.kind]}")
+    if target.kind == "max_drop":
+        return _least_drop(subject, settings, target, _metric(subject, settings, metric), progress)
+    planner = Planner(subject, settings, progress)
+    gain, goal, words = _gains(subject, planner, target, progress)
+    if goal <= 1:
+        raise UsageError(f"the original has {words} already; nothing to do for {OPTIONS[target.kind]} {target.value:g}")
+    extra, result = 1.0, None
+    for _ in range(RETRIES):
+        found = [
+            close_loop(partial(planner.propose, kind=kind), gain, goal * extra, slack=SLACK) for kind in planner.kinds
+        ]
+        plans = [(plan, step) for plan, step in filter(None, found) if plan is not None]
+        if not plans:
+            raise BudgetError(
+                f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {why_not(subject.channels)}; ask for less"
+            )
+        plan = planner.better([p for p, _ in plans])
+        plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
+        result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
+        reached = _reached(result, target)
+        if reached >= goal:
+            return result
+        extra *= 1.01 * goal / reached
+    assert result is not None
+    short = f"{OPTIONS[target.kind]} {target.value:g}: the finished model misses it ({reached:.3f} of {goal:.3f} times)"
+    if not settings.best_effort:
+        raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
+    return replace(result, warnings=(*result.warnings, short))
+
+
+def _gains(
+    subject: Subject, planner: Planner, target: Target, progress: Progress | None
+) -> tuple[Callable[[PrunePlan], float], float, str]:
+    """(plan -> measured gain, the gain to reach, what the original has in words)."""
+    if target.kind == "size_mb":
+        whole = files.byte_size(subject.model)
+        words = f"{whole / 1e6:.3g} MB"
+        return lambda plan: whole / files.byte_size(planner.cut(plan)), whole / (target.value * 1e6), words
+    settings, steps = planner.settings, 0
+
+    def gain(plan: PrunePlan) -> float:
+        nonlocal steps
+        steps += 1
+        if progress:
+            progress("measure", steps, steps)
+        return _paired(subject, [subject.model, planner.cut(plan)], settings, MEASURE_ROUNDS).comparisons[0].speedup
+
+    if target.kind == "speedup":
+        return gain, target.value, "speed-up 1"
+    own = _paired(subject, [subject.model], settings, MEASURE_ROUNDS).timings[0].p50_ms
+    return gain, own / target.value, f"{own:.3g} ms"
+
+
+def _reached(result: Result, target: Target) -> float:
+    """The gain of a finished model, as `_gains` counts it."""
+    if target.kind == "size_mb":
+        return result.before.bytes / result.after.bytes
+    assert result.latency is not None
+    if target.kind == "speedup":
+        return result.latency.comparisons[0].speedup
+    assert result.before.latency_ms is not None and result.after.latency_ms is not None
+    return result.before.latency_ms / result.after.latency_ms
+
+
+def _metric(subject: Subject, settings: Settings, metric: str | Metric | None) -> Metric:
+    if callable(metric):
+        return metric
+    if metric is not None:
+        return open_metric(metric, runtime.input_specs(subject.model), threads=settings.threads)
+    if subject.calibration is None:
+        raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
+    _, held = subject.calibration.split(seed=settings.seed)
+    return agreement(subject.model, lambda: held.batches(BATCH), threads=settings.threads)
+
+
+def _least_drop(
+    subject: Subject, settings: Settings, target: Target, metric: Metric, progress: Progress | None
+) -> Result:
+    """The largest cut that keeps the metric."""
+    planner, before = Planner(subject, settings, progress), metric(subject.model)
+
+    def works(ratio: float) -> tuple[Result, float] | None:
+        try:
+            result = apply_plan(subject, planner.plan(ratio), settings, progress=progress)
+        except BudgetError:
+            return None
+        after = metric(result.model)
+        return (result, after) if before - after <= target.value else None
+
+    found = largest(works)
+    if found is None:
+        raise BudgetError(
+            f"no cut keeps the metric within {target.value:g} of {before:.4g}; allow more, or give more --calib samples"
+        )
+    (result, after), _ = found
+    decided = {**result.plan.settings, "target": {"max_drop": target.value}}
+    words = f"metric {before:.4g} before, {after:.4g} after"
+    return replace(result, plan=replace(result.plan, settings=decided), notes=(words,))
+
+
 def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     """Refuse a plan that was made for another model."""
     if plan.model_digest != subject.digest:
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     known = {g.name: g.width for g in subject.channels.groups}
+    blocks = {drop_of(b, subject.channels) for b in find_blocks(subject.graph, subject.channels.shapes)}
+    for drop in plan.drops():
+        if drop not in blocks:
+            raise UsageError(f"the plan drops block {drop.block!r}, which is no residual block of the model")
     for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
@@ -482,7 +464,7 @@ def _repaired(
     report = (lambda k, n: progress("repair", k, n)) if progress else None
     graph, channels, threads = subject.graph, subject.channels, settings.threads
     if fit is None:
-        repeat = all(_dynamic_batch(subject, name) for name in subject.feeds)
+        repeat = all(subject.dynamic_batch(name) for name in subject.feeds)
         return repair_imagined(
             graph, channels, alive, subject.feeds, repeat=repeat, threads=threads, seed=settings.seed, progress=report
         )
@@ -495,17 +477,8 @@ def _repaired(
 
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
     """Time the original against the pruned model, interleaved, and add the outcome to the result."""
-    feeds = {k: v[:1] if _dynamic_batch(subject, k) else v for k, v in subject.feeds.items()}
     report = (lambda k, n: progress("bench", k, n)) if progress else None
-    timed = time_models(
-        [subject.model, result.model],
-        names=["original", "pruned"],
-        feeds=feeds,
-        threads=settings.threads or 1,
-        seed=settings.seed,
-        time_budget_s=30,
-        progress=report,
-    )
+    timed = _paired(subject, [subject.model, result.model], settings, 40, report)
     warnings = result.warnings
     if timed.comparisons[0].verdict != "faster":
         warnings = (*warnings, f"the pruned model is not measurably faster: {timed.comparisons[0].verdict}")
@@ -519,15 +492,24 @@ def measure_latency(result: Result, subject: Subject, settings: Settings, progre
     )
 
 
-def _dynamic_batch(subject: Subject, name: str) -> bool:
-    spec = next(s for s in runtime.input_specs(subject.model) if s.name == name)
-    return bool(spec.shape) and not isinstance(spec.shape[0], int)
-
-
-def why_not(channels: Channels, most: int = 3) -> str:
-    """The most common reasons for what is pinned, in words."""
-    top = common_reasons(channels.pinned, most)
-    return "; ".join(f"{reason} ({n} channels)" for reason, n in top) or "it has no weights that we know"
+def _paired(
+    subject: Subject,
+    models: Sequence[onnx.ModelProto],
+    settings: Settings,
+    rounds: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> BenchResult:
+    """Models timed side by side on one sample."""
+    return time_models(
+        models,
+        names=["original", "pruned"][: len(models)],
+        feeds=subject.one(),
+        threads=settings.threads or 1,
+        seed=settings.seed,
+        rounds=rounds,
+        time_budget_s=30,
+        progress=progress,
+    )
 
 
 def prune(
@@ -539,6 +521,8 @@ def prune(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    target: Target | None = None,
+    metric: str | Metric | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Result:
@@ -556,6 +540,8 @@ def prune(
         input_shapes: sizes for dynamic axes, by input name.
         samples: use at most so many samples.
         image: how to read a folder of images.
+        target: what to reach instead of a ratio: `Target("speedup", 2.0)`, "latency_ms", "size_mb" or "max_drop".
+        metric: for "max_drop", see `reach`.
         progress: called with (phase, done, total).
         **settings: the other fields of `Settings`.
 
@@ -577,6 +563,8 @@ def prune(
         image=image,
         prune_statistics=chosen.prune_statistics,
     )
+    if target is not None:
+        return reach(subject, chosen, target, metric=metric, progress=progress)
     return plan_and_apply(subject, chosen, bench=bench, progress=progress)
 
 
@@ -585,10 +573,12 @@ __all__ = [
     "ModelError",
     "Settings",
     "Subject",
+    "Target",
     "apply_plan",
     "make_plan",
     "open_model",
     "plan_and_apply",
     "prune",
+    "reach",
     "sweep",
 ]

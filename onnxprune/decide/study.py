@@ -6,14 +6,14 @@ does to the outputs. It holds no ratio and no budget: `allocate` turns it into w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
-from onnxprune.decide.allocation import Allocation, Ladder, Limits, allocate
+from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.selection import Choice, by_lasso, by_likeness
@@ -60,6 +60,7 @@ class Study:
         damages: (width + 1,) damage to the outputs at every width, for the adaptive allocation; else None.
         limits: allowed widths.
         choices: what a criterion that chooses channels together says of every group; empty for the others.
+        trials: what tells the damage of a candidate, where `damages` were measured.
     """
 
     channels: Channels
@@ -67,9 +68,10 @@ class Study:
     damages: Mapping[str, np.ndarray] | None
     limits: Limits
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    trials: Trials | None = None
 
-    def allocate(self, cost: CostModel, ratio: float, how: str) -> Allocation:
-        """Which channels stay when the share `ratio` of the cost goes."""
+    def allocate(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> Allocation:
+        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -80,6 +82,7 @@ class Study:
             limits=self.limits,
             damages=self.damages,
             heights=heights or None,
+            blocks=blocks,
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
 
@@ -153,7 +156,7 @@ def study(
         if progress:
             progress(k, len(channels.groups))
         hurt[g.name] = damages(g, found[g.name], trials, widths[g.name])
-    return Study(channels, scores, hurt, limits, choices)
+    return Study(channels, scores, hurt, limits, choices, trials)
 
 
 def _others(curves: Curves, energies: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
@@ -187,3 +190,21 @@ def _energies_read(
 
 
 CHOICES = (*SAMPLED, *CRITERIA)
+
+
+def trials_of(
+    model: onnx.ModelProto,
+    graph: Graph,
+    channels: Channels,
+    samples: Samples,
+    count: int,
+    *,
+    threads: int | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, Curve], Trials]:
+    """(the curve of every group by elimination, trials on the first `count` samples): to try any width of any group."""
+    curves = _curves(model, graph, channels, samples, threads, seed)
+    seen = _energies_read(model, channels, samples, threads) if any(curves.others.values()) else {}
+    others = _others(curves, score("activation", channels.groups, graph, seen, seed))
+    found = {g.name: curves.of(g, others[g.name]) for g in channels.groups}
+    return found, Trials(curves, samples.few(count), threads=threads)

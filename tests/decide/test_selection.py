@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import api, prune
+from onnxprune import api, prune, subject
 from onnxprune.channels import find_channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
 from onnxprune.decide.study import LIKENESS, Samples, study
@@ -138,7 +138,7 @@ def test_samples_are_needed(criterion):
 
 
 def test_a_missing_solver_is_named(monkeypatch):
-    monkeypatch.setattr(api, "find_spec", lambda name: None)
+    monkeypatch.setattr(subject, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r'pip install "onnxprune\[lasso\]"'):
         api.Settings(criterion="lasso").choices(True)
     assert api.Settings(criterion="similarity").choices(True) == ("similarity", "adaptive")
