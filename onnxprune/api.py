@@ -271,22 +271,30 @@ def sweep(
 def plan_and_apply(
     subject: Subject, settings: Settings, *, bench: bool = False, progress: Progress | None = None
 ) -> Result:
-    """Decide and carry out. With `best_effort`, what cannot be proven on random input is left alone.
+    """Decide and carry out. With `best_effort`, what cannot be proven on random input is cut so that it can be, or
+    left alone.
 
     Raises:
         UnstableError: rounding decides the outputs on random input, and nothing else could be cut.
     """
+    run = partial(apply_plan, subject, settings=settings, bench=bench, progress=progress)
     plan = make_plan(subject, settings, progress)
     try:
-        return apply_plan(subject, plan, settings, bench=bench, progress=progress)
+        return run(plan)
     except UnstableError as error:
-        groups = len(subject.channels.groups)
-        if not settings.best_effort or len(error.groups) == groups:
+        if not settings.best_effort:
             raise
-        plan = make_plan(subject, settings, progress, leave=error.groups)
-        result = apply_plan(subject, plan, settings, bench=bench, progress=progress)
-        left = f"{len(error.groups)} of {groups} groups were left alone: {error}"
-        return replace(result, warnings=(*result.warnings, left))
+        unstable, groups = error, len(subject.channels.groups)
+    count = f"{len(unstable.groups)} of {groups} groups"
+    try:
+        result = run(plan.leading(unstable.groups))
+        done = f"{count} keep their first channels, whatever these are worth, so that rounding stays the same"
+    except UnstableError:
+        if len(unstable.groups) == groups:
+            raise unstable from None
+        result = run(make_plan(subject, settings, progress, leave=unstable.groups))
+        done = f"{count} were left alone"
+    return replace(result, warnings=(*result.warnings, f"{done}: {unstable}"))
 
 
 def reach(
