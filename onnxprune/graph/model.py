@@ -86,7 +86,7 @@ def captured(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-FLOATS = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16))
+FLOATS = frozenset(getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
 
 
 def body_weights(graph: Graph, node: onnx.NodeProto) -> dict[str, tuple[int, ...]]:
