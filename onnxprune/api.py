@@ -350,6 +350,9 @@ def reach(
         plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
         result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
         reached = _reached(result, target)
+        if settings.of == "latency":
+            note = f"the latency model promised {planner.gain(plan):.2f}x, {reached:.2f}x was measured"
+            result = replace(result, notes=(*result.notes, note))
         if reached >= goal:
             return result
         extra *= 1.01 * goal / reached

@@ -222,6 +222,12 @@ class Planner:
         alive = self.subject.channels.alive(plan.keep())
         return drop_blocks(cut(self.subject.graph, self.subject.channels, alive), plan.drops())
 
+    def gain(self, plan: PrunePlan) -> float:
+        """Old cost over new, as the cost model sees it."""
+        gone = {drop.block for drop in plan.drops()}
+        standing = np.array([b.add not in gone for b in self.blocks])
+        return self.cost.total / self.cost(self.subject.channels.alive(plan.keep()), standing)
+
     def _plan(self, found: Allocation, ratio: float) -> PrunePlan:
         widths = {g.name: g.width for g in self.channels.groups}
         blocks = {b.add: b for b in self.blocks}
