@@ -45,6 +45,7 @@ from onnxprune.rewrite.imagined import repair_imagined, repair_merge
 from onnxprune.rewrite.nearest import cut_merged
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
+from onnxprune.stitched import best
 from onnxprune.surgery import operate
 
 REPAIRS = ("none", "merge", "statistics", "refit")
@@ -265,11 +266,12 @@ def make_plans(
     if not any(limits.allows(g) for g in channels.groups):
         raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
     criterion, how = settings.choices(subject.calibration is not None)
+    samples = _samples(subject, settings, progress)
     known = study(
         subject.model,
         subject.graph,
         channels,
-        _samples(subject, settings, progress),
+        samples,
         criterion=criterion,
         adaptive=how == "adaptive",
         limits=limits,
@@ -278,8 +280,9 @@ def make_plans(
         progress=(lambda k, n: progress("decide", k, n)) if progress else None,
     )
     cost = CostModel(subject.graph, channels, settings.of)
+    judge = partial(best, subject.graph, channels, samples=samples, repair=settings.repair or "refit")
     for ratio in ratios:
-        found = known.allocate(cost, ratio, how)
+        found = judge(known.candidates(cost, ratio, how), threads=settings.threads)
         if not found.met and not settings.best_effort:
             raise BudgetError(
                 f"only {found.removed:.1%} of the {settings.of} can go, not {ratio:.1%}: "
@@ -313,13 +316,11 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
 
 
 def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
-    """The fitting part of the calibration samples."""
+    """The fitting part of the calibration samples, parted again: to learn from, and to judge by."""
     if subject.calibration is None:
         return None
-    fit, _ = subject.calibration.split(seed=settings.seed)
-    return Samples(
-        lambda size: _counted(fit, "calibrate", progress, size), lambda n: list(fit.take(n).batches(min(n, BATCH)))
-    )
+    learnt, judges = subject.calibration.split(seed=settings.seed)[0].split(seed=settings.seed)
+    return Samples(lambda size: _counted(learnt, "calibrate", progress, size), judges.batches)
 
 
 def _counted(data: Calibration, phase: str, progress: Progress | None, size: int = BATCH):

@@ -33,6 +33,8 @@ SAMPLED = (*CURVED, *LIKENESS)
 """Criteria that need samples."""
 TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
+POWERS = (0.7, 0.5)
+"""Powers of the damages whose sums are minimised besides that of the damages themselves."""
 TRIAL_SAMPLES = (8, 128)
 """Least and most samples of a trial."""
 
@@ -42,12 +44,30 @@ class Samples:
     """The fitting samples, as a study takes them.
 
     Attributes:
-        batches: gives all of them in batches of at most that many, for one pass over the data.
-        few: gives the first so many, in batches.
+        batches: gives those to learn from in batches of at most that many, for one pass over the data.
+        judges: gives others the same way, for judging what was learnt.
     """
 
     batches: Callable[[int], Iterable[Feeds]]
-    few: Callable[[int], list[Feeds]]
+    judges: Callable[[int], Iterable[Feeds]]
+
+    def some(self, count: int) -> list[Feeds]:
+        """About the first so many to learn from, in batches."""
+        return _first(self.batches, count)
+
+    def few(self, count: int) -> list[Feeds]:
+        """About the first so many judges, in batches."""
+        return _first(self.judges, count)
+
+
+def _first(batches: Callable[[int], Iterable[Feeds]], count: int, size: int = 32) -> list[Feeds]:
+    found: list[Feeds] = []
+    for feeds in batches(min(count, size)):
+        found.append(feeds)
+        count -= len(next(iter(feeds.values())))
+        if count <= 0:
+            break
+    return found
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,21 @@ class Study:
     damages: Mapping[str, np.ndarray] | None
     limits: Limits
     choices: Mapping[str, Choice] = field(default_factory=dict)
+
+    def candidates(self, cost: CostModel, ratio: float, how: str) -> list[Allocation]:
+        """Allocations worth judging on the whole network, the likeliest first.
+
+        How damages combine is not known, so the adaptive allocation is made for the sums of several powers of them: a
+        low power spreads the cuts, and the uniform one trusts no measurement at all.
+        """
+        found = [self.allocate(cost, ratio, how)]
+        if how == "adaptive" and self.damages is not None:
+            for power in POWERS:
+                softer = replace(self, damages={name: d**power for name, d in self.damages.items()})
+                found.append(softer.allocate(cost, ratio, how))
+            found.append(self.allocate(cost, ratio, "uniform"))
+        kept = {tuple(sorted(a.keep.items())): a for a in reversed(found) if a.met or not found[0].met}
+        return list(kept.values())[::-1]
 
     def allocate(self, cost: CostModel, ratio: float, how: str) -> Allocation:
         """Which channels stay when the share `ratio` of the cost goes."""
@@ -166,8 +201,11 @@ def _curves(
     model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples, threads: int | None, seed: int
 ) -> Curves:
     designs = reader_designs(graph, channels)
-    found = second_moments(model, list(designs.values()), channels.shapes, samples.batches, threads=threads, seed=seed)
-    return Curves(graph, channels, designs, found)
+    found, held = (
+        second_moments(model, list(designs.values()), channels.shapes, part, threads=threads, seed=seed)
+        for part in (samples.batches, samples.judges)
+    )
+    return Curves(graph, channels, designs, found, held)
 
 
 def _energies_read(
