@@ -8,11 +8,9 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,146 +18,35 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import (
-    ChannelGroup,
-    Channels,
-    Cut,
-    common_reasons,
-    find_channels,
-)
-from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import CHOICES, SAMPLED, Samples, study
-from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
+from onnxprune.blocks import drop_of
+from onnxprune.channels import ChannelGroup, Cut, find_channels
+from onnxprune.decide.blocks import find_blocks
+from onnxprune.errors import ModelError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.lossless import in_words, plan_lossless
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
-from onnxprune.measure.cost import Cost, CostModel, count_macs, count_params
+from onnxprune.measure.cost import Cost, count_macs, count_params
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
-from onnxprune.plan import KeepChannels, PrunePlan
+from onnxprune.plan import PrunePlan
+from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
+from onnxprune.rewrite.drop import bypass
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
 from onnxprune.rewrite.nearest import cut_merged
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
-from onnxprune.stitched import best
+from onnxprune.subject import Settings, Subject
 from onnxprune.surgery import operate
 
-REPAIRS = ("none", "merge", "statistics", "refit")
-METHODS = ("channels",)
-BATCH = 32
 REPAIR_SAMPLES = 512
 MERGED = "similarity"
 """The criterion whose removed channels are merged before a repair of statistics; a refit gains nothing from it."""
 
 ModelLike = str | PathLike[str] | onnx.ModelProto
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, done, total)."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides the outcome besides the model and the samples.
-
-    Attributes:
-        ratio: share of the cost to remove, between 0 and 1.
-        of: what counts: "macs", "params" or "channels".
-        criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
-        allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
-        repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
-        round_to: widths are multiples of this, or "auto".
-        min_width: least width of a group.
-        include, exclude: regular expressions on the names of groups and their weights.
-        methods: kinds of edits; so far channels only.
-        lossless: remove only what changes no output; the ratio does not count then.
-        best_effort: take what can be reached instead of failing when the ratio cannot.
-        prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
-        seed: for everything random.
-        threads: ORT threads; None: ORT's choice.
-    """
-
-    ratio: float = 0.5
-    of: str = "macs"
-    criterion: str | None = None
-    allocation: str | None = None
-    repair: str | None = None
-    round_to: int | str = "auto"
-    min_width: int = 1
-    include: str | None = None
-    exclude: str | None = None
-    methods: tuple[str, ...] = METHODS
-    lossless: bool = False
-    best_effort: bool = False
-    prune_statistics: bool = False
-    seed: int = 0
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise UsageError(f"ratio {self.ratio} is not between 0 and 1; 0.5 removes half")
-        _one_of("criterion", self.criterion, CHOICES)
-        _one_of("repair", self.repair, REPAIRS)
-        _one_of("allocation", self.allocation, ALLOCATIONS)
-        _one_of("of", self.of, ("macs", "params", "channels"))
-        for method in self.methods:
-            _one_of("method", method, METHODS)
-        if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
-            raise UsageError("widths and their rounding are at least 1")
-        if self.seed < 0 or (self.threads is not None and self.threads < 1):
-            raise UsageError("the seed is at least 0, the number of threads at least 1")
-        if self.lossless and self.repair not in (None, "none"):
-            raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
-        for pattern in filter(None, (self.include, self.exclude)):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
-
-    def choices(self, samples: bool) -> tuple[str, str]:
-        """Criterion and allocation, with or without samples.
-
-        Raises:
-            UsageError: one was asked for that needs samples, and there are none; or an extra is missing.
-        """
-        criterion = self.criterion or ("elimination" if samples else "activation")
-        allocation = self.allocation or ("adaptive" if samples else "uniform")
-        if not samples:
-            for option, value, needs in (
-                ("criterion", criterion, SAMPLED),
-                ("allocation", allocation, ("adaptive",)),
-            ):
-                if value in needs:
-                    raise UsageError(f"--{option} {value} needs samples; give --calib")
-        if criterion == "lasso" and find_spec("sklearn") is None:
-            raise UsageError('--criterion lasso needs scikit-learn - pip install "onnxprune[lasso]"')
-        return criterion, allocation
-
-
-def _one_of(what: str, value: str | None, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value is not None and value not in known:
-        raise UsageError(f"unknown {what} {value!r}; one of {', '.join(known)}")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model opened for pruning: checked, run once, analysed."""
-
-    model: onnx.ModelProto
-    graph: Graph
-    feeds: Mapping[str, np.ndarray]
-    channels: Channels
-    digest: str
-    path: Path | None = None
-    calibration: Calibration | None = None
-    warnings: list[str] = field(default_factory=list)
-
-    def cost(self) -> Cost:
-        """The original's cost."""
-        macs = count_macs(self.graph, self.channels.shapes)
-        return Cost(count_params(self.model), macs, files.byte_size(self.model))
 
 
 def open_model(
@@ -256,49 +143,12 @@ def make_plans(
     leave: Collection[str] = (),
 ) -> Iterator[PrunePlan]:
     """One plan a ratio, all from one look at the samples. `settings.ratio` plays no part."""
-    channels = replace(subject.channels, groups=tuple(g for g in subject.channels.groups if g.name not in leave))
-    if not channels.groups:
-        raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
     if settings.lossless:
         yield _lossless_plan(subject, settings)
         return
-    limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
-    if not any(limits.allows(g) for g in channels.groups):
-        raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
-    criterion, how = settings.choices(subject.calibration is not None)
-    samples = _samples(subject, settings, progress)
-    known = study(
-        subject.model,
-        subject.graph,
-        channels,
-        samples,
-        criterion=criterion,
-        adaptive=how == "adaptive",
-        limits=limits,
-        threads=settings.threads,
-        seed=settings.seed,
-        progress=(lambda k, n: progress("decide", k, n)) if progress else None,
-    )
-    cost = CostModel(subject.graph, channels, settings.of)
-    judge = partial(best, subject.graph, channels, samples=samples, repair=settings.repair or "refit")
+    planner = Planner(subject, settings, progress, leave=leave)
     for ratio in ratios:
-        found = judge(known.candidates(cost, ratio, how), threads=settings.threads)
-        if not found.met and not settings.best_effort:
-            raise BudgetError(
-                f"only {found.removed:.1%} of the {settings.of} can go, not {ratio:.1%}: "
-                f"{why_not(channels)}; ask for less or add --best-effort"
-            )
-        widths = {g.name: g.width for g in channels.groups}
-        edits = tuple(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items())
-        decided = {
-            "ratio": ratio,
-            "of": settings.of,
-            "criterion": criterion,
-            "allocation": how,
-            "seed": settings.seed,
-            "prune_statistics": bool(channels.inexact),
-        }
-        yield PrunePlan(subject.digest, edits, decided)
+        yield planner.plan(ratio)
 
 
 def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
@@ -307,29 +157,14 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
     Raises:
         UnsupportedError: nothing can.
     """
-    limits = Limits(settings.round_to, settings.min_width, settings.include, settings.exclude)
+    if not subject.channels.groups:
+        raise UnsupportedError(f"nothing can be pruned: {why_not(subject.channels)}")
+    limits = settings.limits()
     samples = [] if subject.calibration is None else [subject.calibration.first(BATCH)]
     edits, decided = plan_lossless(subject.graph, subject.channels, subject.feeds, samples, limits)
     if not edits:
         raise UnsupportedError("; ".join(["no channel can go without changing an output", *in_words(decided)]))
     return PrunePlan(subject.digest, edits, {**decided, "seed": settings.seed})
-
-
-def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
-    """The fitting part of the calibration samples, parted again: to learn from, and to judge by."""
-    if subject.calibration is None:
-        return None
-    learnt, judges = subject.calibration.split(seed=settings.seed)[0].split(seed=settings.seed)
-    return Samples(lambda size: _counted(learnt, "calibrate", progress, size), judges.batches)
-
-
-def _counted(data: Calibration, phase: str, progress: Progress | None, size: int = BATCH):
-    done = 0
-    for feeds in data.batches(size):
-        yield feeds
-        done += len(next(iter(feeds.values())))
-        if progress:
-            progress(phase, done, len(data))
 
 
 def apply_plan(
@@ -369,9 +204,11 @@ def apply_plan(
         if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
             pruned = _merged(subject, alive, fit, settings)
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
+    if plan.drops():
+        pruned = bypass(pruned, plan.drops())
     fidelity = None
     if held is not None:
-        fidelity = check_fidelity(subject.model, pruned, _counted(held, "verify", progress), held_out=not held.shared)
+        fidelity = check_fidelity(subject.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
     sizes = Cut(channels, alive).shapes
     after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), files.byte_size(pruned))
     result = Result(
@@ -450,6 +287,10 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     if plan.model_digest != subject.digest:
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     known = {g.name: g.width for g in subject.channels.groups}
+    blocks = {drop_of(b, subject.channels) for b in find_blocks(subject.graph, subject.channels.shapes)}
+    for drop in plan.drops():
+        if drop not in blocks:
+            raise UsageError(f"the plan drops block {drop.block!r}, which is no residual block of the model")
     for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
@@ -475,7 +316,7 @@ def _repaired(
     report = (lambda k, n: progress("repair", k, n)) if progress else None
     graph, channels, threads = subject.graph, subject.channels, settings.threads
     if fit is None:
-        repeat = all(_dynamic_batch(subject, name) for name in subject.feeds)
+        repeat = all(subject.dynamic_batch(name) for name in subject.feeds)
         return repair_imagined(
             graph, channels, alive, subject.feeds, repeat=repeat, threads=threads, seed=settings.seed, progress=report
         )
@@ -488,12 +329,11 @@ def _repaired(
 
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
     """Time the original against the pruned model, interleaved, and add the outcome to the result."""
-    feeds = {k: v[:1] if _dynamic_batch(subject, k) else v for k, v in subject.feeds.items()}
     report = (lambda k, n: progress("bench", k, n)) if progress else None
     timed = time_models(
         [subject.model, result.model],
         names=["original", "pruned"],
-        feeds=feeds,
+        feeds=subject.one(),
         threads=settings.threads or 1,
         seed=settings.seed,
         time_budget_s=30,
@@ -510,17 +350,6 @@ def measure_latency(result: Result, subject: Subject, settings: Settings, progre
         before=replace(result.before, latency_ms=before),
         after=replace(result.after, latency_ms=after),
     )
-
-
-def _dynamic_batch(subject: Subject, name: str) -> bool:
-    spec = next(s for s in runtime.input_specs(subject.model) if s.name == name)
-    return bool(spec.shape) and not isinstance(spec.shape[0], int)
-
-
-def why_not(channels: Channels, most: int = 3) -> str:
-    """The most common reasons for what is pinned, in words."""
-    top = common_reasons(channels.pinned, most)
-    return "; ".join(f"{reason} ({n} channels)" for reason, n in top) or "it has no weights that we know"
 
 
 def prune(

@@ -127,14 +127,15 @@ def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     if several:
         add("--ratios", type=_numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
-    add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
+    add("--of", default="macs", metavar="WHAT", help="of macs (default), params, channels or latency")
     add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
     add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
     add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
     add("--min-width", type=int, default=1, metavar="N", help="no group gets narrower than N")
     add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
     add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
-    add("--methods", type=_words, default=("channels",), metavar="LIST", help="kinds of edits (channels)")
+    add("--methods", type=_words, metavar="LIST", help="kinds of edits (default channels,blocks)")
+    add("--keep-block", metavar="REGEX", help="never drop blocks with a node whose name matches")
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
     _add_statistics(parser)
 
@@ -491,7 +492,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         min_width=args.min_width,
         include=args.include,
         exclude=args.exclude,
-        methods=args.methods,
+        **({} if args.methods is None else {"methods": args.methods}),
+        keep_block=args.keep_block,
         best_effort=args.best_effort,
         prune_statistics=args.prune_statistics,
         seed=args.seed or 0,

@@ -38,6 +38,40 @@ class KeepChannels:
 
 
 @dataclass(frozen=True)
+class DropBlock:
+    """Take a residual branch out: what it would have been added to is handed on.
+
+    Attributes:
+        block: the Add behind the branch, by its output.
+        branch: which of the Add's operands goes.
+        axis: an axis of that operand whose size is fixed, that of its channels.
+        rank: its number of axes.
+        length: its size on that axis.
+    """
+
+    block: str
+    branch: int
+    axis: int
+    rank: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.branch not in (0, 1) or not 0 <= self.axis < self.rank or self.length < 1:
+            raise UsageError(f"plan: block {self.block!r} has no operand {self.branch} with an axis {self.axis}")
+
+    def cut(self) -> dict[str, object]:
+        """The drop as an entry of the published `cuts`: the whole operand of the Add."""
+        return {
+            "node": self.block,
+            "input": self.branch,
+            "axis": self.axis,
+            "rank": self.rank,
+            "length": self.length,
+            "removed": list(range(self.length)),
+        }
+
+
+@dataclass(frozen=True)
 class MergeColumns:
     """What some inputs of a layer contributed is taken over by others, so that they may go.
 
@@ -80,7 +114,8 @@ class MergeColumns:
         return cls(str(e["node"]), int(e["input"]), int(e["axis"]), whole[0], whole[1], real[0], real[1])
 
 
-KINDS = {KeepChannels: "keep_channels", MergeColumns: "merge_columns"}
+Edit = KeepChannels | DropBlock | MergeColumns
+KINDS = {KeepChannels: "keep_channels", DropBlock: "drop_block", MergeColumns: "merge_columns"}
 
 
 @dataclass(frozen=True)
@@ -94,12 +129,16 @@ class PrunePlan:
     """
 
     model_digest: str
-    edits: tuple[KeepChannels | MergeColumns, ...]
+    edits: tuple[Edit, ...]
     settings: Mapping[str, object]
 
     def cuts(self) -> tuple[KeepChannels, ...]:
         """The edits that remove channels."""
         return tuple(e for e in self.edits if isinstance(e, KeepChannels))
+
+    def drops(self) -> tuple[DropBlock, ...]:
+        """The edits that take blocks out."""
+        return tuple(e for e in self.edits if isinstance(e, DropBlock))
 
     def merges(self) -> tuple[MergeColumns, ...]:
         """The edits that hand on what removed channels contributed."""
@@ -139,10 +178,13 @@ class PrunePlan:
                 raise UsageError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
             if content["schema"] > SCHEMA:
                 raise UsageError(f"the plan has schema {content['schema']}, this onnxprune reads {SCHEMA} - upgrade")
-            edits: list[KeepChannels | MergeColumns] = []
+            edits: list[Edit] = []
             for e in content["edits"]:
                 if e["edit"] == "merge_columns":
                     edits.append(MergeColumns.from_dict(e))
+                elif e["edit"] == "drop_block":
+                    numbers = (int(e[name]) for name in ("branch", "axis", "rank", "length"))
+                    edits.append(DropBlock(str(e["block"]), *numbers))
                 elif e["edit"] == "keep_channels":
                     edits.append(KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"])))
                 else:

@@ -1,9 +1,9 @@
-"""Which of several allocations is best, judged on the whole network: each is cut, mended quickly, and compared.
+"""Which of several plans is best, judged on the whole network: each is cut, mended quickly, and compared.
 
-An allocation minimises a sum of damages that every group does alone. How they combine once all cuts are made and
-mended is not known from single cuts; so a few allocations are carried out, cheaply, and the one whose outputs are
-closest to the original's, on samples that nothing was fitted on, is taken. What allocations there are, and the final
-repair, is the business of others.
+A plan minimises a sum of damages that every cut does alone. How they combine once all are made and mended is not
+known from single cuts; so a few plans are carried out, cheaply, and the one whose outputs are closest to the
+original's, on samples that nothing was fitted on, is taken. What plans there are, and the final repair, is the
+business of others.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
-from onnxprune.decide.allocation import Allocation
 from onnxprune.decide.study import Samples
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import count_macs
 from onnxprune.measure.damage import damage
+from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.drop import drop_blocks
 from onnxprune.rewrite.refit import QUICK, refit
 from onnxprune.rewrite.statistics import repair_statistics
 
@@ -39,40 +40,40 @@ REPAIRS: Mapping[str, Callable[..., onnx.ModelProto]] = {
 def best(
     graph: Graph,
     channels: Channels,
-    found: Sequence[Allocation],
+    plans: Sequence[PrunePlan],
     samples: Samples,
     *,
     repair: str,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Allocation:
-    """The allocation that does least damage to the outputs when all its cuts are made and mended.
+) -> PrunePlan:
+    """The plan that does least damage to the outputs when all its cuts are made and mended.
 
     Args:
         graph: the original network.
         channels: its analysis.
-        found: candidates; one alone is taken as it is.
+        plans: candidates; one alone is taken as it is, the first of equals.
         samples: to mend with, and to judge by.
         repair: name of the repair that will follow.
         threads: ORT threads.
         progress: called with (candidates judged, candidates).
     """
-    if len(found) < 2:
-        return found[0]
-    each = 3 * len(found) * count_macs(graph, channels.shapes)
+    if len(plans) < 2:
+        return plans[0]
+    each = 3 * len(plans) * count_macs(graph, channels.shapes)
     count = int(np.clip(MACS / max(1.0, each), *SAMPLES))
     fitted, judges = samples.some(count), samples.few(count)
     wanted, hurt = _outputs(graph.model, judges, threads), []
-    for k, candidate in enumerate(found):
+    for k, plan in enumerate(plans):
         if progress:
-            progress(k, len(found))
-        alive = channels.alive(candidate.keep)
-        model = cut(graph, channels, alive)
+            progress(k, len(plans))
+        alive = channels.alive(plan.keep())
+        model = drop_blocks(cut(graph, channels, alive), plan.drops())
         if repair in REPAIRS:
             model = REPAIRS[repair](graph, model, channels, alive, fitted, threads=threads)
         got = _outputs(model, judges, threads)
         hurt.append(float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)])))
-    return found[int(np.argmin(hurt))]
+    return plans[int(np.argmin(hurt))]
 
 
 def _outputs(

@@ -19,6 +19,7 @@ from onnxprune.lossless import carry_out, in_words, probing
 from onnxprune.measure.verify import FULL, ORDERS, Surgery, check_equal, check_surgery
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.drop import drop_blocks
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -55,13 +56,13 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
         UnstableError: rounding alone decides the outputs on random input.
     """
     alive = channels.alive(plan.keep())
-    cuts = tuple(removed_cuts(graph, channels, alive))
+    cuts = (*removed_cuts(graph, channels, alive), *(drop.cut() for drop in plan.drops()))
     probes = [held] if held is not None else _random_probes(graph, feeds)
     if plan.lossless:
         model = carry_out(graph, channels, alive, plan.merges())
         surgery = check_equal(graph.model, model, [*probing(feeds), *probes])
     else:
-        model = cut(graph, channels, alive)
+        model = drop_blocks(cut(graph, channels, alive), plan.drops())
         kept = Cut(channels, alive).kept()
         surgery = check_surgery(graph.model, model, cuts, probes, kept=kept, until_turned=held is None)
     if channels.inexact and not plan.lossless:

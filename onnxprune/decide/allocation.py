@@ -1,15 +1,16 @@
-"""How many channels each group keeps, under one budget.
+"""How many channels each group keeps, and which blocks go, under one budget.
 
-Both allocations are one-parameter families of cuts, so the budget is met by bisection: `uniform` removes the
+Both simple allocations are one-parameter families of cuts, so the budget is met by bisection: `uniform` removes the
 same share of every group; `global` removes the channels whose normalised score per cost is lowest, wherever
-they are. Widths are rounded to what runs fast, and a last pass closes the gap that rounding left.
+they are. Widths are rounded to what runs fast, and a last pass closes the gap that rounding left. `adaptive` weighs
+widths and whole blocks against each other by what they do to the outputs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,12 +104,28 @@ class Ladder:
 
 
 @dataclass(frozen=True)
+class BlockMove:
+    """A block that may go.
+
+    Attributes:
+        name: of the block.
+        damage: to the outputs when it goes.
+        inside: names of the groups that go with it.
+    """
+
+    name: str
+    damage: float
+    inside: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Allocation:
-    """The outcome: kept channels of every group, and how much of the cost is gone."""
+    """The outcome: kept channels of every group, blocks that go, and how much of the cost is gone."""
 
     keep: Mapping[str, tuple[int, ...]]
     removed: float
     asked: float
+    drop: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -125,6 +142,7 @@ def allocate(
     limits: Limits | None = None,
     damages: Mapping[str, np.ndarray] | None = None,
     heights: Mapping[str, np.ndarray] | None = None,
+    blocks: Sequence[BlockMove] = (),
 ) -> Allocation:
     """Choose widths so that the share `ratio` of the cost goes.
 
@@ -138,6 +156,7 @@ def allocate(
         damages: (width + 1,) damage to the outputs at every width of every group, for "adaptive".
         heights: (width,) at which each channel goes, on one scale for all groups: "global" then lowers one
             height for all, in place of its own measure.
+        blocks: what may go whole, for "adaptive"; as many, and in the order, as `cost` knows.
     """
     if not 0 < ratio < 1:
         raise UsageError(f"ratio {ratio} is not between 0 and 1 - 0.5 removes half")
@@ -147,7 +166,10 @@ def allocate(
     if how == "adaptive":
         if damages is None:
             raise UsageError("the adaptive allocation needs samples; give --calib, or --allocation uniform")
-        return _allocation(channels, ladders, adaptive(ladders, damages, cost, ratio), cost, ratio)
+        widths, standing = adaptive(ladders, damages, cost, ratio, blocks)
+        drop = tuple(b.name for b, stays in zip(blocks, standing, strict=True) if not stays)
+        found = _allocation(channels, ladders, widths, cost, ratio)
+        return replace(found, removed=cost.removed(_alive(channels, ladders, widths), standing), drop=drop)
     if how == "global" and heights is not None:
         widths_at = _lowest_first(ladders, [heights[ladder.group.name] for ladder in ladders])
     else:
@@ -231,20 +253,21 @@ def adaptive(
     damages: Mapping[str, np.ndarray],
     cost: CostModel,
     ratio: float,
-) -> list[int]:
-    """Widths of least total damage: greedy, then improved by local search.
+    blocks: Sequence[BlockMove] = (),
+) -> tuple[list[int], np.ndarray]:
+    """Widths and standing blocks of least total damage: greedy, then improved by local search.
 
     Greedy takes, over and over, the step that does least damage per cost saved, several widths at once where the
-    curve is flat further on (the lower convex hull); what a step saves is exact at the current widths of all
-    other groups. The search puts one group at another width, lets the others make up for it greedily, and keeps
-    what does less damage. Steps that turn out not to be needed are taken back.
+    curve is flat further on (the lower convex hull), or a whole block; what a step saves is exact at the current
+    state of everything else. The search puts one group at another width (or a block in or out), lets the others make
+    up for it greedily, and keeps what does less damage. Steps that turn out not to be needed are taken back.
     """
-    search = _Search(ladders, damages, WidthCost(cost, [ladder.group for ladder in ladders]), ratio)
-    at = search.settled(np.array([len(ladder.widths) - 1 for ladder in ladders]))
+    search = _Search(ladders, damages, WidthCost(cost, [ladder.group for ladder in ladders]), ratio, blocks)
+    at = search.settled(search.whole())
     best = search.damage(at)
     for _ in range(SWEEPS):
         before = best
-        for k in range(len(ladders)):
+        for k in range(len(at)):
             for i in search.others(k, at[k]):
                 trial = at.copy()
                 trial[k] = i
@@ -254,23 +277,51 @@ def adaptive(
                     at, best = trial, found
         if best >= before:
             break
-    return [int(w) for w in search.widths(at)]
+    widths = search.widths(at)
+    return [int(w) for w in widths[: len(ladders)]], widths[len(ladders) :] > 0
 
 
 class _Search:
-    """The moves of `adaptive`. A state is an index into every ladder's widths."""
+    """The moves of `adaptive`. A state is an index into every ladder's widths, then 1 or 0 for every block."""
 
-    def __init__(self, ladders: list[Ladder], damages: Mapping[str, np.ndarray], cost: WidthCost, ratio: float):
-        self.ladders, self.cost, self.ratio = ladders, cost, ratio
+    def __init__(
+        self,
+        ladders: list[Ladder],
+        damages: Mapping[str, np.ndarray],
+        cost: WidthCost,
+        ratio: float,
+        blocks: Sequence[BlockMove] = (),
+    ):
+        self.cost, self.ratio = cost, ratio
+        self.steps = [np.array(ladder.widths) for ladder in ladders] + [np.array([0, 1])] * len(blocks)
         self.values = [damages[ladder.group.name][ladder.widths] for ladder in ladders]
+        self.values += [np.array([b.damage, 0.0]) for b in blocks]
         self.hulls = [_hull(ladder, damages[ladder.group.name]) for ladder in ladders]
+        self.hulls += [[(0, np.inf), (0, b.damage)] for b in blocks]
+        self.groups, self.blocks = len(ladders), len(blocks)
+        inside = {name: b for b, move in enumerate(blocks) for name in move.inside}
+        self.inside = np.array([inside.get(ladder.group.name, -1) for ladder in ladders], int)
+
+    def whole(self) -> np.ndarray:
+        """The state in which nothing is cut."""
+        return np.array([len(steps) - 1 for steps in self.steps], int)
 
     def widths(self, at: np.ndarray) -> np.ndarray:
-        return np.array([ladder.widths[i] for ladder, i in zip(self.ladders, at, strict=True)])
+        return np.array([steps[i] for steps, i in zip(self.steps, at, strict=True)])
+
+    def _damages(self, at: np.ndarray) -> np.ndarray:
+        """The damage that each cut adds; a group inside a block that has gone adds none."""
+        own = np.array([v[i] for v, i in zip(self.values, at, strict=True)])
+        own[: self.groups][self._gone(at)] = 0.0
+        return own
+
+    def _gone(self, at: np.ndarray) -> np.ndarray:
+        """(groups,) whether the block around a group has gone."""
+        return ~np.append(at[self.groups :] > 0, True)[self.inside]
 
     def damage(self, at: np.ndarray) -> float:
         """Total damage; that of several cuts is taken to add up."""
-        return float(sum(v[i] for v, i in zip(self.values, at, strict=True)))
+        return float(self._damages(at).sum())
 
     def fits(self, at: np.ndarray) -> bool:
         """Whether the budget is met."""
@@ -278,40 +329,79 @@ class _Search:
 
     def others(self, k: int, now: int) -> list[int]:
         """Widths to try for one group: all of them, or the next ones where there are many groups."""
-        count = len(self.ladders[k].widths)
-        near = count if len(self.ladders) * count <= MOVES else 1
+        count = len(self.steps[k])
+        near = count if len(self.steps) * count <= MOVES else 1
         return [i for i in range(max(0, now - near), min(count, now + near + 1)) if i != now]
 
     def settled(self, at: np.ndarray, fixed: int | None = None) -> np.ndarray:
         """Down greedily until the budget is met, then back up where that was not needed."""
         at = at.copy()
         while not self.fits(at):
-            price = self.cost.per_channel(self.widths(at))
-            price = np.maximum(price, 1e-12 * max(price.max(), 1e-300))
-            dear = np.array([hull[i][1] for hull, i in zip(self.hulls, at, strict=True)]) / price
+            dear, to = self._by_stairs(at) if self.cost.cost.curved else self._by_slope(at)
             if fixed is not None:
                 dear[fixed] = np.inf
             k = int(np.argmin(dear))
             if not np.isfinite(dear[k]):
                 return at
-            at[k] = self.hulls[k][at[k]][0]
+            at[k] = to[k]
         return self._raised(at, fixed)
+
+    def _by_slope(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(damage per cost saved of the next step of each, where it leads): along the hull, at the current prices."""
+        price = self.cost.per_channel(self.widths(at))
+        price = np.maximum(price, 1e-12 * max(price.max(), 1e-300))
+        steps = [hull[i] for hull, i in zip(self.hulls, at, strict=True)]
+        slope = np.array([s[1] for s in steps])
+        slope[self.groups :] -= self._spared(at)
+        return np.maximum(slope, 1e-30) / price, np.array([s[0] for s in steps])
+
+    def _by_stairs(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same where a width's cost goes by stairs: the best of all steps down, each at what it really saves."""
+        widths = self.widths(at)
+        dear, to = np.full(len(at), np.inf), at.copy()
+        now = self._damages(at)
+        spared = np.zeros(len(at))
+        spared[self.groups :] = self._spared(at)
+        for down in _strides(int(at.max())):
+            lower = np.maximum(at - down, 0)
+            saved = self.cost.saved(widths, self.widths(lower))
+            hurt = np.array([v[i] for v, i in zip(self.values, lower, strict=True)]) - now - spared
+            telling = (lower < at) & (saved > 1e-6 * self.cost.cost.total)
+            price = np.where(telling, np.maximum(hurt, 1e-30) / np.maximum(saved, 1e-300), np.inf)
+            better = price < dear
+            dear[better], to[better] = price[better], lower[better]
+        return dear, to
+
+    def _spared(self, at: np.ndarray) -> np.ndarray:
+        """(blocks,) damage done inside every block, that its going makes undone."""
+        if not self.blocks:
+            return np.zeros(0)
+        own = np.array([v[i] for v, i in zip(self.values[: self.groups], at, strict=False)])
+        return np.bincount(np.where(self.inside < 0, self.blocks, self.inside), own, self.blocks + 1)[:-1]
 
     def _raised(self, at: np.ndarray, fixed: int | None) -> np.ndarray:
         """Take steps back while the budget allows, the one that undoes most damage first."""
         fit = {k for k in range(len(at)) if k != fixed}
         while True:
-            gains = []
+            gains, gone, spared = [], self._gone(at), self._spared(at)
             for k in list(fit):
                 up = at.copy()
                 up[k] += 1
                 if up[k] < len(self.values[k]) and self.fits(up):
-                    gains.append((self.values[k][at[k]] - self.values[k][up[k]], -k))
+                    gain = self.values[k][at[k]] - self.values[k][up[k]]
+                    gain = gain - spared[k - self.groups] if k >= self.groups else 0.0 if gone[k] else gain
+                    if gain >= 0:
+                        gains.append((gain, -k))
                 else:
                     fit.discard(k)  # what does not fit now will not fit later
             if not gains:
                 return at
             at[-max(gains)[1]] += 1
+
+
+def _strides(most: int) -> list[int]:
+    """How far down to look: every step near by, fewer further away."""
+    return sorted({min(most, round(d)) for d in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 64, 128) if d <= most} | {most})
 
 
 def _hull(ladder: Ladder, damage: np.ndarray) -> list[tuple[int, float]]:

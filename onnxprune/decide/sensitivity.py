@@ -9,6 +9,7 @@ curve gives the shape. That damages of several cuts add up is an assumption.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
 import onnx
@@ -41,6 +42,13 @@ class Trials:
         found = {layer.key: affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)}
         self.places = {key: place for key, place in found.items() if place is not None}
         self.wanted = self._run(graph.model)
+
+    def on(self, batches: Sequence[Feeds]) -> Trials:
+        """The same network, judged by other samples."""
+        other = copy(self)
+        other.batches = batches
+        other.wanted = other._run(self.curves.graph.model)
+        return other
 
     def _run(self, model: onnx.ModelProto) -> list[list[np.ndarray]]:
         session = runtime.open_session(model, threads=self.threads, name="trial")

@@ -6,14 +6,14 @@ does to the outputs. It holds no ratio and no budget: `allocate` turns it into w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
-from onnxprune.decide.allocation import Allocation, Ladder, Limits, allocate
+from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.selection import Choice, by_lasso, by_likeness
@@ -80,6 +80,7 @@ class Study:
         damages: (width + 1,) damage to the outputs at every width, for the adaptive allocation; else None.
         limits: allowed widths.
         choices: what a criterion that chooses channels together says of every group; empty for the others.
+        trials: what tells the damage of a candidate, where `damages` were measured.
     """
 
     channels: Channels
@@ -87,24 +88,25 @@ class Study:
     damages: Mapping[str, np.ndarray] | None
     limits: Limits
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    trials: Trials | None = None
 
-    def candidates(self, cost: CostModel, ratio: float, how: str) -> list[Allocation]:
+    def candidates(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> list[Allocation]:
         """Allocations worth judging on the whole network, the likeliest first.
 
         How damages combine is not known, so the adaptive allocation is made for the sums of several powers of them: a
-        low power spreads the cuts, and the uniform one trusts no measurement at all.
+        low power spreads the cuts.
         """
-        found = [self.allocate(cost, ratio, how)]
-        if how == "adaptive" and self.damages is not None:
-            for power in POWERS:
-                softer = replace(self, damages={name: d**power for name, d in self.damages.items()})
-                found.append(softer.allocate(cost, ratio, how))
-            found.append(self.allocate(cost, ratio, "uniform"))
-        kept = {tuple(sorted(a.keep.items())): a for a in reversed(found) if a.met or not found[0].met}
-        return list(kept.values())[::-1]
+        found = [self.allocate(cost, ratio, how, blocks)]
+        if how != "adaptive" or self.damages is None:
+            return found
+        for power in POWERS:
+            softer = replace(self, damages={name: d**power for name, d in self.damages.items()})
+            moves = [replace(b, damage=b.damage**power) for b in blocks]
+            found.append(softer.allocate(cost, ratio, how, moves))
+        return found
 
-    def allocate(self, cost: CostModel, ratio: float, how: str) -> Allocation:
-        """Which channels stay when the share `ratio` of the cost goes."""
+    def allocate(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> Allocation:
+        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -115,6 +117,7 @@ class Study:
             limits=self.limits,
             damages=self.damages,
             heights=heights or None,
+            blocks=blocks,
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
 
@@ -188,7 +191,7 @@ def study(
         if progress:
             progress(k, len(channels.groups))
         hurt[g.name] = damages(g, found[g.name], trials, widths[g.name])
-    return Study(channels, scores, hurt, limits, choices)
+    return Study(channels, scores, hurt, limits, choices, trials)
 
 
 def _others(curves: Curves, energies: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:

@@ -190,6 +190,7 @@ def open_session(
     optimise: bool = True,
     spinning: bool = True,
     name: str = "model",
+    profile: Path | None = None,
 ) -> Session:
     """A session on exactly the provider that was asked for.
 
@@ -200,6 +201,7 @@ def open_session(
         optimise: whether ORT may fuse and fold and repack weights; not worth it for a run or two.
         spinning: whether idle threads burn cycles; off on a busy machine.
         name: what messages call the model.
+        profile: where ORT's profile of the runs is to go, the start of a file name; None: none is made.
 
     Raises:
         ProviderError: a provider is not in this build, did not start, or took no node.
@@ -235,6 +237,8 @@ def open_session(
             made.add_session_config_entry("session.disable_prepacking", "1")
         if not spinning:
             made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if profile is not None:
+            made.enable_profiling, made.profile_file_prefix = True, str(profile)
         return made
 
     with contextlib.ExitStack() as undo:

@@ -1,14 +1,16 @@
-"""What a model costs: multiply-accumulates, parameters, bytes; and what it would cost with fewer channels.
+"""What a model costs: multiply-accumulates, parameters, bytes, milliseconds; and what it would cost with less in it.
 
 A layer's MACs are a product of widths: cutting a channel saves what its readers and writers cost *at the
 current widths of the others*. `CostModel` keeps every layer as a base cost times fractions of living channels,
-so any candidate set of channels is priced exactly in one sparse product.
+so any candidate set of channels is priced exactly in one sparse product. A latency is the same product with the
+fractions read off measured stairs (`measure.node_times`). What lies inside a block that may be dropped is
+multiplied by 0 or 1 as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ from scipy.sparse import csr_array, diags_array
 from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
+from onnxprune.measure.node_times import NodeTimes, Stairs
 
 
 @dataclass(frozen=True)
@@ -57,102 +60,201 @@ def count_macs(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:
     return sum(layer.macs for layer in layers(graph, shapes))
 
 
+@dataclass(frozen=True)
+class Term:
+    """One part of the cost: `base` times, for every factor, what is left of it.
+
+    Attributes:
+        base: the cost of the original.
+        factors: lines of units, with the stairs by which the living share counts; None: by itself.
+        node: key of the node that it belongs to; "" for none.
+    """
+
+    base: float
+    factors: Sequence[tuple[np.ndarray, Stairs | None]] = ()
+    node: str = ""
+
+
 class CostModel:
-    """Prices of any set of living channels.
+    """Prices of any set of living channels and standing blocks.
 
     Args:
         graph: the original graph.
         channels: its analysis.
-        of: "macs" (what layers multiply), "params" (elements of cut constants) or "channels" (units).
+        of: "macs" (what layers multiply), "params" (elements of cut constants), "channels" (units) or "latency"
+            (milliseconds, needs `times`).
+        blocks: for every block that may be dropped, the keys of the nodes inside.
+        times: measured times of the nodes.
+
+    Attributes:
+        blocks: how many there are; behind the units, `fractions` has a column for each.
+        curved: whether any factor goes by stairs.
     """
 
-    def __init__(self, graph: Graph, channels: Channels, of: str = "macs"):
-        self.of = of
-        terms = {"macs": _mac_terms, "params": _param_terms, "channels": _channel_terms}[of](graph, channels)
-        self.base = np.array([t[0] for t in terms])
+    def __init__(
+        self,
+        graph: Graph,
+        channels: Channels,
+        of: str = "macs",
+        *,
+        blocks: Sequence[Collection[str]] = (),
+        times: NodeTimes | None = None,
+    ):
+        self.of, self.blocks, self.units = of, len(blocks), channels.unit_count
+        if of == "latency":
+            assert times is not None
+            terms = _latency_terms(graph, channels, times)
+        else:
+            terms = {"macs": _mac_terms, "params": _param_terms, "channels": _channel_terms}[of](graph, channels)
+        self.base = np.array([t.base for t in terms])
+        block_of = {node: b for b, nodes in enumerate(blocks) for node in nodes}
         rows: list[np.ndarray] = []
         columns: list[np.ndarray] = []
         values: list[np.ndarray] = []
         fixed: list[float] = []
         owner: list[int] = []
-        for k, (_, factors) in enumerate(terms):
-            for line in factors:
+        stairs: list[Stairs | None] = []
+        for k, term in enumerate(terms):
+            lines = list(term.factors)
+            if term.node in block_of:
+                lines.append((np.array([self.units + block_of[term.node]]), None))
+            for line, steps in lines:
                 there = line[line >= 0]
                 rows.append(np.full(len(there), len(owner)))
                 columns.append(there)
                 values.append(np.full(len(there), 1 / len(line)))
                 fixed.append(1 - len(there) / len(line))
                 owner.append(k)
+                stairs.append(steps)
         self.owner, self.fixed = np.array(owner, int), np.array(fixed)
-        shape = (len(owner), channels.unit_count)
+        self.stairs = _Stairways(stairs)
+        self.curved = any(steps is not None for steps in stairs)
+        shape = (len(owner), self.units + self.blocks)
         if owner:
             entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
             self.fractions = csr_array(entries, shape=shape)
         else:
             self.fractions = csr_array(shape)
-        self.total = self(np.ones(channels.unit_count + 1, bool))
+        self.total = self(np.ones(self.units + 1, bool))
 
-    def __call__(self, alive: np.ndarray) -> float:
-        """The cost with the units where `alive`, (unit_count + 1,), is true."""
-        return float(self.per_term(alive).sum())
+    def __call__(self, alive: np.ndarray, standing: np.ndarray | None = None) -> float:
+        """The cost with the units where `alive`, (unit_count + 1,), and the blocks where `standing` is true."""
+        return float(self.per_term(alive, standing).sum())
 
-    def per_term(self, alive: np.ndarray) -> np.ndarray:
+    def living(self, alive: np.ndarray, standing: np.ndarray | None = None) -> np.ndarray:
+        """The living share of every factor."""
+        there = alive[:-1].astype(float)
+        if self.blocks:
+            there = np.concatenate([there, np.ones(self.blocks) if standing is None else standing.astype(float)])
+        return self.fixed + self.fractions @ there
+
+    def per_term(self, alive: np.ndarray, standing: np.ndarray | None = None) -> np.ndarray:
         """The cost of every term."""
         product = np.ones(len(self.base))
         if len(self.owner):
-            np.multiply.at(product, self.owner, self.fixed + self.fractions @ alive[:-1].astype(float))
+            np.multiply.at(product, self.owner, self.stairs.time(self.living(alive, standing)))
         return self.base * product
 
-    def removed(self, alive: np.ndarray) -> float:
+    def removed(self, alive: np.ndarray, standing: np.ndarray | None = None) -> float:
         """The share of the cost that is gone."""
-        return 1 - self(alive) / self.total if self.total else 0.0
+        return 1 - self(alive, standing) / self.total if self.total else 0.0
 
     def per_unit(self, alive: np.ndarray) -> np.ndarray:
-        """What removing each single unit would save from here, (unit_count,): exact marginals, first order."""
-        fraction = np.maximum(self.fixed + self.fractions @ alive[:-1].astype(float), 1e-12)
-        slope = self.per_term(alive)[self.owner] / fraction
-        return np.asarray(self.fractions.T @ slope).ravel()
+        """What removing each single unit would save from here, (unit_count,): exact marginals, first order (stairs
+        count as ramps)."""
+        slope = self.per_term(alive)[self.owner] / np.maximum(self.living(alive), 1e-12)
+        return np.asarray(self.fractions.T @ slope).ravel()[: self.units]
+
+
+class _Stairways:
+    """The stairs of many factors, read all at once: one table, a factor's part of it moved by 2 for each before it."""
+
+    def __init__(self, stairs: Sequence[Stairs | None]):
+        self.which = np.array([k for k, steps in enumerate(stairs) if steps is not None], int)
+        found = [steps for steps in stairs if steps is not None]
+        self.shift = np.zeros(len(stairs))
+        self.shift[self.which] = 2.0 * np.arange(len(found))
+        shares, times = [np.zeros(0)], [np.zeros(0)]
+        for k, steps in enumerate(found):
+            shares.append(np.concatenate([[0.0], steps.share]) + 2.0 * k)
+            times.append(np.concatenate([steps.time[:1], steps.time]))
+        self.share, self.value = np.concatenate(shares), np.concatenate(times)
+
+    def time(self, living: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
+        """Relative time at those living shares, of all factors or of the ones named; 0 where nothing is left."""
+        if not len(self.which):
+            return living
+        which = self.which if factors is None else np.flatnonzero(np.isin(factors, self.which))
+        rows = which if factors is None else factors[which]
+        out = living.copy()
+        at = living[which]
+        out[which] = np.where(at > 0, np.interp(np.minimum(at, 1.0) + self.shift[rows], self.share, self.value), 0.0)
+        return out
 
 
 class WidthCost:
-    """The cost as a function of how many channels each group keeps, whichever they are.
+    """The cost as a function of how many channels each group keeps, whichever they are, and of which blocks stand.
 
     Channels of a group are alike, so a layer's living fraction is linear in the widths. Exact where every channel
-    of a group appears equally often in a layer, as nearly always; else to within the difference.
+    of a group appears equally often in a layer, as nearly always; else to within the difference. Behind the widths
+    of the groups come the blocks, 1 or 0 each.
     """
 
     def __init__(self, cost: CostModel, groups: Sequence[ChannelGroup]):
         self.cost = cost
-        member = np.full(cost.fractions.shape[1], len(groups))
+        count = len(groups) + cost.blocks
+        member = np.full(cost.fractions.shape[1], count)
         for k, group in enumerate(groups):
             member[group.units] = k
+        member[cost.units :] = len(groups) + np.arange(cost.blocks)
         unit = np.arange(len(member))
-        owner = csr_array((np.ones(len(member)), (unit, member)), shape=(len(member), len(groups) + 1))
+        owner = csr_array((np.ones(len(member)), (unit, member)), shape=(len(member), count + 1))
         shares = (cost.fractions @ owner).tocsr()
-        widths = np.array([max(1, g.width) for g in groups] + [1])
-        self.shares = (shares @ diags_array(1.0 / widths)).tocsr()[:, : len(groups)]
-        self.fixed = cost.fixed + shares[:, [len(groups)]].toarray().ravel()
+        widths = np.array([max(1, g.width) for g in groups] + [1] * (cost.blocks + 1))
+        self.shares = (shares @ diags_array(1.0 / widths)).tocsr()[:, :count]
+        self.fixed = cost.fixed + shares[:, [count]].toarray().ravel()
         self.back = self.shares.T.tocsr()
         self.first = np.searchsorted(cost.owner, np.arange(len(cost.base)))
         self.empty = np.bincount(cost.owner, minlength=len(cost.base)) == 0
+        self._entries = self.shares.tocoo()
+        pairs = cost.owner[self._entries.row] * count + self._entries.col
+        self._order = np.argsort(pairs, kind="stable")
+        self._starts = np.flatnonzero(np.r_[True, np.diff(pairs[self._order]) > 0]) if len(pairs) else np.zeros(0, int)
+        self._pair = pairs[self._order][self._starts] if len(pairs) else np.zeros(0, int)
+        self.count = count
 
     def _terms(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         living = self.fixed + self.shares @ widths.astype(float)
         if not len(living):
             return self.cost.base, living
-        product = np.multiply.reduceat(living, np.minimum(self.first, len(living) - 1))
+        times = self.cost.stairs.time(living)
+        product = np.multiply.reduceat(times, np.minimum(self.first, len(living) - 1))
         return self.cost.base * np.where(self.empty, 1.0, product), living
 
     def removed(self, widths: np.ndarray) -> float:
-        """The share of the cost that is gone at those widths, (groups,)."""
+        """The share of the cost that is gone at those widths, (groups + blocks,)."""
         return 1 - float(self._terms(widths)[0].sum()) / self.cost.total if self.cost.total else 0.0
 
     def per_channel(self, widths: np.ndarray) -> np.ndarray:
-        """What one channel less of each group would save from here, (groups,): exact, to first order."""
+        """What one channel less of each group would save from here, (groups + blocks,): exact, to first order."""
         terms, living = self._terms(widths)
         if not len(living):
             return np.zeros(len(widths))
         return np.asarray(self.back @ (terms[self.cost.owner] / np.maximum(living, 1e-12)))
+
+    def saved(self, widths: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """What taking each group alone to its target would save from here, (groups + blocks,), stairs and all."""
+        terms, living = self._terms(widths)
+        e = self._entries
+        if not len(e.data):
+            return np.zeros(self.count)
+        now = self.cost.stairs.time(living)
+        moved = np.maximum(living[e.row] + e.data * (targets - widths)[e.col], 0.0)
+        then = self.cost.stairs.time(moved, e.row)
+        ratio = then / np.maximum(now[e.row], 1e-12)
+        left = np.multiply.reduceat(ratio[self._order], self._starts)
+        term, group = np.divmod(self._pair, self.count)
+        return np.bincount(group, weights=terms[term] * (1 - left), minlength=self.count)
 
 
 class Running:
@@ -166,6 +268,7 @@ class Running:
     def __init__(self, cost: CostModel, alive: np.ndarray):
         self.cost, self.alive = cost, alive.copy()
         self.terms = cost.per_term(alive)
+        self.there = np.concatenate([alive[:-1], np.ones(cost.blocks, bool)])
         self.first = np.searchsorted(cost.owner, np.arange(len(cost.base) + 1))
         self.by_unit = cost.fractions.tocsc()
 
@@ -176,7 +279,7 @@ class Running:
     def set(self, units: np.ndarray, alive: np.ndarray) -> None:
         """Let the units live or go, (k,) bool."""
         changed = units[self.alive[units] != alive]
-        self.alive[units] = alive
+        self.alive[units] = self.there[units] = alive
         if not len(changed) or not len(self.cost.owner):
             return
         touched = self.by_unit.indices[_ranges(self.by_unit.indptr, changed)]
@@ -184,12 +287,12 @@ class Running:
         rows = _ranges(self.first, terms)
         entries = _ranges(self.cost.fractions.indptr, rows)
         lengths = np.diff(self.cost.fractions.indptr)[rows]
-        weights = self.cost.fractions.data[entries] * self.alive[self.cost.fractions.indices[entries]]
+        weights = self.cost.fractions.data[entries] * self.there[self.cost.fractions.indices[entries]]
         # summed and multiplied one by one, in the order of the sparse product: equal to the last bit
         living = np.bincount(np.repeat(np.arange(len(rows)), lengths), weights=weights, minlength=len(rows))
         product = np.ones(len(terms))
         owner = np.repeat(np.arange(len(terms)), np.diff(self.first)[terms])
-        np.multiply.at(product, owner, self.cost.fixed[rows] + living)
+        np.multiply.at(product, owner, self.cost.stairs.time(self.cost.fixed[rows] + living, rows))
         self.terms[terms] = self.cost.base[terms] * product
 
 
@@ -200,7 +303,7 @@ def _ranges(starts: np.ndarray, which: np.ndarray) -> np.ndarray:
     return np.repeat(low - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
-def _mac_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.ndarray]]]:
+def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
     terms = []
     for layer in layers(graph, channels.shapes):
         if layer.weight is not None:
@@ -209,12 +312,12 @@ def _mac_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.nd
             made = channels.lines.get(layer.key)
             contracted = channels.reads.get((layer.key, 0))
             factors = [found[1] for found in (made, contracted) if found is not None]
-        terms.append((layer.macs, factors))
+        terms.append(Term(layer.macs, [(line, None) for line in factors], layer.key))
     return terms
 
 
-def _param_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.ndarray]]]:
-    terms: list[tuple[float, list[np.ndarray]]] = []
+def _param_terms(graph: Graph, channels: Channels) -> list[Term]:
+    terms: list[Term] = []
     seen: set[str] = set()
     cut_size = 0
     for use, axes in channels.params.items():
@@ -224,10 +327,32 @@ def _param_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.
             continue
         seen.add(name)
         cut_size += value.size
-        terms.append((float(value.size), list(axes.values())))
+        terms.append(Term(float(value.size), [(line, None) for line in axes.values()], use[0]))
     rest = count_params(graph.model) - cut_size
-    return [*terms, (float(max(rest, 0)), [])]
+    return [*terms, Term(float(max(rest, 0)))]
 
 
-def _channel_terms(graph: Graph, channels: Channels) -> list[tuple[float, list[np.ndarray]]]:
-    return [(float(channels.unit_count), [np.arange(channels.unit_count)])] if channels.unit_count else []
+def _channel_terms(graph: Graph, channels: Channels) -> list[Term]:
+    return [Term(float(channels.unit_count), [(np.arange(channels.unit_count), None)])] if channels.unit_count else []
+
+
+def _latency_terms(graph: Graph, channels: Channels, times: NodeTimes) -> list[Term]:
+    """What each node takes, by the stairs of its weight or in proportion to the channels it writes; what is left over
+    is shared out evenly, for every node costs a dispatch."""
+    weights = {layer.key: layer.weight for layer in layers(graph, channels.shapes)}
+    each = times.loose_ms / max(1, len(times.nodes))
+    terms = []
+    for key, ms in times.nodes.items():
+        steps, weight = times.stairs.get(key, {}), weights.get(key)
+        axes = channels.params.get(weight, {}) if weight is not None else {}
+        factors = [(line, steps.get(axis)) for axis, line in axes.items()]
+        if not factors and key in graph.nodes:
+            made = next((channels.lines[o] for o in graph.nodes[key].output if o in channels.lines), None)
+            contracted = channels.reads.get((key, 0))
+            factors = [(found[1], None) for found in (made, contracted) if found is not None]
+        kappa = times.mixed.get(key, 1.0) if len(factors) == 2 else 1.0
+        terms += [Term(kappa * ms, factors, key), Term(each, (), key)]
+        if kappa != 1:  # t (1 - (1 - f) - (1 - g) + kappa (1 - f) (1 - g)), multiplied out
+            terms += [Term((1 - kappa) * ms, [factor], key) for factor in factors]
+            terms.append(Term((kappa - 1) * ms, (), key))
+    return terms

@@ -15,7 +15,7 @@ together. Where a ReLU or ReLU6 follows, entries that the original clips need on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,7 @@ def refit(
     threads: int | None = None,
     seed: int = 0,
     effort: Effort = THOROUGH,
+    only: Collection[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> onnx.ModelProto:
     """The pruned model with every linear layer refitted, in one pass over both networks.
@@ -89,14 +90,15 @@ def refit(
         threads: ORT threads.
         seed: of the sampled positions.
         effort: how much work to do.
+        only: keys of the layers to refit; None: all.
         progress: called with (layers done, layers).
     """
     cut = Cut(channels, alive)
     graph = Graph(with_biases(pruned, cut.changed))
     before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
     walk = _Walk(graph, cut, before, after, np.random.default_rng(seed), effort)
-    places = list(correctable(original, graph, cut))
-    walk.prepare(places)
+    places = [p for p in correctable(original, graph, cut) if only is None or p.key in only]
+    walk.prepare(places, thorough=only is None and effort.rounds > 0)
     for k, place in enumerate(places):
         if progress:
             progress(k, len(places))
@@ -118,14 +120,15 @@ class _Walk:
         self.producers: dict[str, tuple[LayerFit, tuple[float, float]]] = {}
         self.partners: dict[str, str] = {}  # place tensor -> place tensor of the layer on its shortcut
 
-    def prepare(self, places: Sequence[Affine]) -> None:
-        """Find the layers, and those that share an Add; what the earlier one reads is kept for the later."""
+    def prepare(self, places: Sequence[Affine], *, thorough: bool) -> None:
+        """Find the layers, and those that share an Add; what the earlier one reads is kept for the later. A thorough
+        walk also gives the layer in front its turn."""
         for place in places:
             fit = LayerFit.of(self.graph, place)
             if fit is None or fit.design.inputs > WIDEST:
                 continue
             self.fits[place.tensor] = fit
-            producer = self._producer(fit)
+            producer = self._producer(fit) if thorough else None
             if producer is not None:
                 self.producers[place.tensor] = producer
                 self.after.hold(producer[0].design.tensor, place.key)

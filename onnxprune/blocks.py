@@ -1,0 +1,70 @@
+"""What it does to the outputs when a residual block goes, measured with the layers behind it repaired.
+
+A damage before repair says little: the next branch can learn to add most of what the block added. So every block is
+dropped alone, the few layers behind it are refitted on some samples, and the outputs are compared on others.
+`decide` and `rewrite` meet here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Channels
+from onnxprune.decide.blocks import Block
+from onnxprune.graph.layers import layers
+from onnxprune.graph.model import Graph
+from onnxprune.plan import DropBlock
+from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.refit import refit
+
+Feeds = Mapping[str, np.ndarray]
+REPAIRED = 3
+"""Layers behind a block that are refitted before its damage is measured."""
+
+
+def drop_of(block: Block, channels: Channels) -> DropBlock:
+    """The edit that takes a block out."""
+    rank = len(block.shape)
+    axis = channels.lines[block.add][0] if block.add in channels.lines else 1 if rank != 3 else 2
+    return DropBlock(block.add, block.branch, axis, rank, block.shape[axis])
+
+
+def block_damages(
+    graph: Graph,
+    channels: Channels,
+    blocks: Sequence[Block],
+    batches: Sequence[Feeds],
+    damage: Callable[[onnx.ModelProto], float],
+    *,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Block -> damage to the outputs when it alone goes.
+
+    Args:
+        graph: the original network.
+        channels: its analysis.
+        blocks: those to try.
+        batches: samples to refit on.
+        damage: of a candidate.
+        threads: ORT threads.
+        seed: of the refit.
+        progress: called with (blocks tried, blocks).
+    """
+    whole = np.ones(channels.unit_count + 1, bool)
+    order = {key: k for k, key in enumerate(graph.nodes)}
+    places = [order[layer.key] for layer in layers(graph, channels.shapes)]
+    keys = list(graph.nodes)
+    found = {}
+    for k, block in enumerate(blocks):
+        if progress:
+            progress(k, len(blocks))
+        without = drop_blocks(graph.model, [drop_of(block, channels)])
+        behind = [keys[p] for p in places if p > order[block.add]][:REPAIRED]
+        mended = refit(graph, without, channels, whole, batches, threads=threads, seed=seed, only=behind)
+        found[block.add] = damage(mended)
+    return found

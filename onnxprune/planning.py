@@ -1,0 +1,242 @@
+"""From settings to a plan: what is known of the model, found once and asked at any ratio.
+
+A `Planner` looks at the samples once (`decide.study`), prices the model (`measure.cost`) and the blocks that may go
+(`blocks`), and turns ratios into plans. Damages of single cuts only add up roughly, so several plans compete for a
+ratio - channels alone, blocks and channels mixed, cuts spread more or less - and the one whose network is closest to
+the original once it is cut and mended is taken (`stitched`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from onnxprune.blocks import block_damages, drop_of
+from onnxprune.channels import ChannelGroup, Channels, common_reasons
+from onnxprune.decide.allocation import Allocation, BlockMove
+from onnxprune.decide.blocks import Block, find_blocks
+from onnxprune.decide.study import Samples, study
+from onnxprune.errors import BudgetError, UnsupportedError, UsageError
+from onnxprune.measure.calibration import Calibration
+from onnxprune.measure.cost import CostModel
+from onnxprune.measure.node_times import NodeTimes, node_times
+from onnxprune.plan import Edit, KeepChannels, PrunePlan
+from onnxprune.stitched import best
+from onnxprune.subject import Settings, Subject
+
+BATCH = 32
+PRICE_SAMPLES = 64
+"""Samples that the layers behind a dropped block are refitted on, to see its damage."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (phase, done, total)."""
+
+
+class Planner:
+    """Plans for one model under one set of settings. `settings.ratio` plays no part.
+
+    Args:
+        subject: the model.
+        settings: what counts and what is allowed.
+        progress: called with (phase, done, total).
+        leave: names of groups to leave alone.
+
+    Raises:
+        UnsupportedError: nothing can be pruned; the message names the most common reasons.
+    """
+
+    def __init__(
+        self, subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
+    ):
+        self.subject, self.settings, self.progress = subject, settings, progress
+        groups = tuple(g for g in subject.channels.groups if g.name not in leave)
+        self.channels = channels = replace(subject.channels, groups=groups)
+        if not channels.groups and "blocks" not in settings.methods:
+            raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
+        limits = settings.limits()
+        self.criterion, self.how = settings.choices(subject.calibration is not None)
+        self.blocks = self._blocks()
+        if not any(limits.allows(g) for g in channels.groups) and not self.blocks:
+            self._refuse()
+        self.study = study(
+            subject.model,
+            subject.graph,
+            channels,
+            _samples(subject, settings, progress),
+            criterion=self.criterion,
+            adaptive=self.how == "adaptive",
+            limits=limits,
+            threads=settings.threads,
+            seed=settings.seed,
+            progress=self._report("decide"),
+        )
+
+    def _refuse(self) -> None:
+        if not self.channels.groups:
+            raise UnsupportedError(f"nothing can be pruned: {why_not(self.channels)}")
+        if "channels" not in self.settings.methods:
+            needs = "samples (--calib) and the adaptive allocation, and a residual block that --keep-block leaves"
+            raise UnsupportedError(f"no block can go: dropping blocks takes {needs}")
+        raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
+
+    def _report(self, phase: str) -> Callable[[int, int], None] | None:
+        progress = self.progress
+        return None if progress is None else lambda k, n: progress(phase, k, n)
+
+    def _blocks(self) -> tuple[Block, ...]:
+        if "blocks" not in self.settings.methods or self.how != "adaptive":
+            return ()
+        return find_blocks(self.subject.graph, self.channels.shapes, self.settings.keep_block)
+
+    @cached_property
+    def times(self) -> NodeTimes | None:
+        """What the nodes take, where that counts."""
+        if self.settings.of != "latency":
+            return None
+        return node_times(
+            self.subject.graph,
+            self.subject.one(),
+            self.channels.shapes,
+            threads=self.settings.threads or 1,
+            progress=self._report("time"),
+        )
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """What counts."""
+        inside = [block.nodes for block in self.blocks]
+        return CostModel(self.subject.graph, self.channels, self.settings.of, blocks=inside, times=self.times)
+
+    @cached_property
+    def alone(self) -> CostModel:
+        """The same, for channels alone."""
+        if not self.blocks:
+            return self.cost
+        return CostModel(self.subject.graph, self.channels, self.settings.of, times=self.times)
+
+    @cached_property
+    def moves(self) -> tuple[BlockMove, ...]:
+        """The blocks, with what their going does to the outputs."""
+        trials = self.study.trials
+        if not self.blocks or trials is None:
+            return ()
+        found = block_damages(
+            self.subject.graph,
+            self.channels,
+            self.blocks,
+            self._fitting().some(PRICE_SAMPLES),
+            trials.damage,
+            threads=self.settings.threads,
+            seed=self.settings.seed,
+            progress=self._report("blocks"),
+        )
+        inside = [frozenset(g.name for g in self.channels.groups if self._within(g, b)) for b in self.blocks]
+        return tuple(BlockMove(b.add, found[b.add], names) for b, names in zip(self.blocks, inside, strict=True))
+
+    def _within(self, group: ChannelGroup, block: Block) -> bool:
+        """Whether everything that carries the group's channels lies inside the block."""
+        producer, nodes = self.subject.graph.producer, set(block.nodes[:-1])
+        return all((s.use[0] or producer.get(s.tensor, "")) in nodes for s in group.slices)
+
+    def _fitting(self) -> Samples:
+        found = _samples(self.subject, self.settings, None)
+        assert found is not None
+        return found
+
+    def candidates(self, ratio: float) -> list[PrunePlan]:
+        """The plans that compete at a ratio, likeliest first: channels alone, the mix where it drops any, and equal
+        shares everywhere, which trust no measurement.
+
+        Raises:
+            BudgetError: the ratio cannot be reached (unless `best_effort`).
+        """
+        cuts = "channels" in self.settings.methods
+        found = self.study.candidates(self.alone, ratio, self.how) if cuts else []
+        if self.moves:
+            found += [a for a in self.study.candidates(self.cost, ratio, self.how, self.moves) if a.drop]
+        if cuts and self.how == "adaptive":
+            found.append(self.study.allocate(self.alone, ratio, "uniform"))
+        met = [a for a in found if a.met]
+        if not met:
+            best = max(found, key=lambda a: a.removed, default=None)
+            if best is None or not self.settings.best_effort:
+                raise self._out_of_reach(0.0 if best is None else best.removed, ratio)
+            met = [best]
+        plans = [self._plan(a, ratio) for a in met]
+        return [p for k, p in enumerate(plans) if all(p.edits != q.edits for q in plans[:k])]
+
+    def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
+        return BudgetError(
+            f"only {removed:.1%} of the {self.settings.of} can go, not {ratio:.1%}: "
+            f"{why_not(self.channels)}; ask for less or add --best-effort"
+        )
+
+    def plan(self, ratio: float) -> PrunePlan:
+        """The plan for a ratio.
+
+        Raises:
+            BudgetError: the ratio cannot be reached (unless `best_effort`).
+        """
+        return self.better(self.candidates(ratio))
+
+    def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:
+        """The plan whose repaired network does least damage to the outputs; the first among equals."""
+        if len(plans) == 1:
+            return plans[0]
+        settings = self.settings
+        return best(
+            self.subject.graph,
+            self.subject.channels,
+            plans,
+            self._fitting(),
+            repair=settings.repair or "refit",
+            threads=settings.threads,
+            progress=self._report("compare"),
+        )
+
+    def _plan(self, found: Allocation, ratio: float) -> PrunePlan:
+        widths = {g.name: g.width for g in self.channels.groups}
+        blocks = {b.add: b for b in self.blocks}
+        edits: tuple[Edit, ...] = (
+            *(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items()),
+            *(drop_of(blocks[name], self.channels) for name in found.drop),
+        )
+        decided: Mapping[str, object] = {
+            "ratio": ratio,
+            "of": self.settings.of,
+            "criterion": self.criterion,
+            "allocation": self.how,
+            "methods": list(self.settings.methods),
+            "seed": self.settings.seed,
+            "prune_statistics": bool(self.channels.inexact),
+        }
+        return PrunePlan(self.subject.digest, edits, decided)
+
+
+def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
+    """The fitting part of the calibration samples, parted again: to learn from, and to judge by."""
+    if subject.calibration is None:
+        return None
+    learnt, judges = subject.calibration.split(seed=settings.seed)[0].split(seed=settings.seed)
+    return Samples(lambda size: counted(learnt, "calibrate", progress, size), judges.batches)
+
+
+def counted(
+    data: Calibration, phase: str, progress: Progress | None, size: int = BATCH
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """The samples in batches, with word of how many are done."""
+    done = 0
+    for feeds in data.batches(size):
+        yield feeds
+        done += len(next(iter(feeds.values())))
+        if progress:
+            progress(phase, done, len(data))
+
+
+def why_not(channels: Channels, most: int = 3) -> str:
+    """The most common reasons for what is pinned, in words."""
+    top = common_reasons(channels.pinned, most)
+    return "; ".join(f"{reason} ({n} channels)" for reason, n in top) or "it has no weights that we know"

@@ -1,0 +1,152 @@
+"""What a run is about: the settings that decide the outcome, and the model opened for it.
+
+Checks what can be checked before any work is done.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Channels
+from onnxprune.decide.allocation import ALLOCATIONS, Limits
+from onnxprune.decide.study import CHOICES, SAMPLED
+from onnxprune.errors import UsageError
+from onnxprune.graph import files, runtime
+from onnxprune.graph.model import Graph
+from onnxprune.measure.calibration import Calibration
+from onnxprune.measure.cost import Cost, count_macs, count_params
+
+REPAIRS = ("none", "merge", "statistics", "refit")
+METHODS = ("channels", "blocks")
+KINDS = ("macs", "params", "channels", "latency")
+"""What a cost may count."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the outcome besides the model and the samples.
+
+    Attributes:
+        ratio: share of the cost to remove, between 0 and 1.
+        of: what counts: "macs", "params", "channels" or "latency" (of a run on this machine).
+        criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
+        allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
+        repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
+        round_to: widths are multiples of this, or "auto".
+        min_width: least width of a group.
+        include, exclude: regular expressions on the names of groups and their weights.
+        methods: kinds of edits: "channels", "blocks" (whole residual blocks; needs samples and the adaptive
+            allocation, and is left out without them).
+        keep_block: blocks with a node whose name matches this regular expression stay.
+        lossless: remove only what changes no output; the ratio does not count then.
+        best_effort: take what can be reached instead of failing when the ratio cannot.
+        prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
+        seed: for everything random.
+        threads: ORT threads; None: ORT's choice.
+    """
+
+    ratio: float = 0.5
+    of: str = "macs"
+    criterion: str | None = None
+    allocation: str | None = None
+    repair: str | None = None
+    round_to: int | str = "auto"
+    min_width: int = 1
+    include: str | None = None
+    exclude: str | None = None
+    methods: tuple[str, ...] = METHODS
+    keep_block: str | None = None
+    lossless: bool = False
+    best_effort: bool = False
+    prune_statistics: bool = False
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UsageError(f"ratio {self.ratio} is not between 0 and 1; 0.5 removes half")
+        _one_of("criterion", self.criterion, CHOICES)
+        _one_of("repair", self.repair, REPAIRS)
+        _one_of("allocation", self.allocation, ALLOCATIONS)
+        _one_of("of", self.of, KINDS)
+        for method in self.methods:
+            _one_of("method", method, METHODS)
+        if not self.methods:
+            raise UsageError(f"no method given; any of {', '.join(METHODS)}")
+        if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
+            raise UsageError("widths and their rounding are at least 1")
+        if self.seed < 0 or (self.threads is not None and self.threads < 1):
+            raise UsageError("the seed is at least 0, the number of threads at least 1")
+        if self.lossless and self.repair not in (None, "none"):
+            raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
+        for pattern in filter(None, (self.include, self.exclude, self.keep_block)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
+
+    def limits(self) -> Limits:
+        """The widths that are allowed; none but the full ones where channels are not to be cut."""
+        if "channels" not in self.methods:
+            return Limits(include=r"(?!)")
+        return Limits(self.round_to, self.min_width, self.include, self.exclude)
+
+    def choices(self, samples: bool) -> tuple[str, str]:
+        """Criterion and allocation, with or without samples.
+
+        Raises:
+            UsageError: one was asked for that needs samples, and there are none; or an extra is missing.
+        """
+        criterion = self.criterion or ("elimination" if samples else "activation")
+        allocation = self.allocation or ("adaptive" if samples else "uniform")
+        if not samples:
+            for option, value, needs in (
+                ("criterion", criterion, SAMPLED),
+                ("allocation", allocation, ("adaptive",)),
+            ):
+                if value in needs:
+                    raise UsageError(f"--{option} {value} needs samples; give --calib")
+        if criterion == "lasso" and find_spec("sklearn") is None:
+            raise UsageError('--criterion lasso needs scikit-learn - pip install "onnxprune[lasso]"')
+        return criterion, allocation
+
+
+def _one_of(what: str, value: str | None, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if value is not None and value not in known:
+        raise UsageError(f"unknown {what} {value!r}; one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model opened for pruning: checked, run once, analysed."""
+
+    model: onnx.ModelProto
+    graph: Graph
+    feeds: Mapping[str, np.ndarray]
+    channels: Channels
+    digest: str
+    path: Path | None = None
+    calibration: Calibration | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def one(self) -> dict[str, np.ndarray]:
+        """One sample's feeds, for timing."""
+        return {k: v[:1] if self.dynamic_batch(k) else v for k, v in self.feeds.items()}
+
+    def dynamic_batch(self, name: str) -> bool:
+        """Whether the input's first axis has no fixed size."""
+        spec = next(s for s in runtime.input_specs(self.model) if s.name == name)
+        return bool(spec.shape) and not isinstance(spec.shape[0], int)
+
+    def cost(self) -> Cost:
+        """The original's cost."""
+        macs = count_macs(self.graph, self.channels.shapes)
+        return Cost(count_params(self.model), macs, files.byte_size(self.model))
