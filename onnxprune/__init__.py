@@ -10,23 +10,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onnxprune.api import Settings, apply_plan, make_plan, open_model, prune, sweep
+    from onnxprune.api import Settings, Target, apply_plan, make_plan, open_model, prune, reach, sweep
     from onnxprune.errors import PruneError
     from onnxprune.measure.calibration import ImageSpec
+    from onnxprune.measure.cases import bench_cases
     from onnxprune.measure.latency import bench
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
+    from onnxprune.sensitivities import sensitivity
 
 # Imported when first asked for: `onnxprune --help` must not wait for onnx and numpy.
 _HOMES = {
     "prune": "api", "open_model": "api", "make_plan": "api", "apply_plan": "api", "Settings": "api",
     "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "measure.latency",
-    "ImageSpec": "measure.calibration", "sweep": "api",
+    "ImageSpec": "measure.calibration", "sweep": "api", "reach": "api", "Target": "targets",
+    "sensitivity": "sensitivities", "bench_cases": "measure.cases",
 }  # fmt: skip
 
 __all__ = [
-    "ImageSpec", "PruneError", "PrunePlan", "Result", "Settings", "apply_plan", "bench", "make_plan", "open_model",
-    "prune", "sweep",
+    "ImageSpec", "PruneError", "PrunePlan", "Result", "Settings", "Target", "apply_plan", "bench", "bench_cases",
+    "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep",
 ]  # fmt: skip
 
 

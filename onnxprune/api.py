@@ -8,7 +8,7 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -21,16 +21,18 @@ import onnx
 from onnxprune.blocks import drop_of
 from onnxprune.channels import ChannelGroup, Cut, find_channels
 from onnxprune.decide.blocks import find_blocks
-from onnxprune.errors import ModelError, UnstableError, UnsupportedError, UsageError
+from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.lossless import in_words, plan_lossless
 from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
 from onnxprune.measure.cost import Cost, count_macs, count_params
+from onnxprune.measure.latency import BenchResult
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
+from onnxprune.metric import Metric, agreement, open_metric
 from onnxprune.plan import PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
@@ -41,8 +43,13 @@ from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 from onnxprune.subject import Settings, Subject
 from onnxprune.surgery import operate
+from onnxprune.targets import OPTIONS, SLACK, Target, close_loop, largest
 
 REPAIR_SAMPLES = 512
+MEASURE_ROUNDS = 20
+"""Rounds of one measurement in a closed loop; the finished model gets 40."""
+RETRIES = 3
+"""How often a target that the finished model misses by noise is aimed at again."""
 MERGED = "similarity"
 """The criterion whose removed channels are merged before a repair of statistics; a refit gains nothing from it."""
 
@@ -282,6 +289,139 @@ def plan_and_apply(
         return replace(result, warnings=(*result.warnings, left))
 
 
+def reach(
+    subject: Subject,
+    settings: Settings,
+    target: Target,
+    *,
+    metric: str | Metric | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """The smallest change that reaches a target, measured on this machine.
+
+        subject = onnxprune.open_model("model.onnx", calibration=batches)
+        result = onnxprune.reach(subject, Settings(), Target("speedup", 2.0))
+
+    For a speed-up or milliseconds: plan, cut, time original and candidate side by side, correct, until the paired
+    ratio holds; the same with the file's size for megabytes. For a drop: the largest cut whose repaired network keeps
+    the metric. `settings.ratio` plays no part.
+
+    Args:
+        subject: from `open_model`.
+        settings: everything else that decides. `of` is set to what serves the target, where it is "macs".
+        target: what to reach.
+        metric: for "max_drop": as `--eval`, or a function of a model that returns a number, the higher the better;
+            None: agreement with the original on the held-out samples, in percent.
+        progress: called with (phase, done, total).
+
+    Raises:
+        BudgetError: the target cannot be reached.
+        UsageError: the original is there already.
+    """
+    if target.of is not None and settings.of == "macs":
+        settings = replace(settings, of=target.of)
+    if settings.lossless:
+        raise UsageError(f"--lossless takes no target; drop {OPTIONS[target.kind]}")
+    if target.kind == "max_drop":
+        return _least_drop(subject, settings, target, _metric(subject, settings, metric), progress)
+    planner = Planner(subject, settings, progress)
+    gain, goal, words = _gains(subject, planner, target, progress)
+    if goal <= 1:
+        raise UsageError(f"the original has {words} already; nothing to do for {OPTIONS[target.kind]} {target.value:g}")
+    extra, result = 1.0, None
+    for _ in range(RETRIES):
+        found = [
+            close_loop(partial(planner.propose, kind=kind), gain, goal * extra, slack=SLACK) for kind in planner.kinds
+        ]
+        plans = [(plan, step) for plan, step in filter(None, found) if plan is not None]
+        if not plans:
+            raise BudgetError(
+                f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {why_not(subject.channels)}; ask for less"
+            )
+        plan = planner.better([p for p, _ in plans])
+        plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
+        result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
+        reached = _reached(result, target)
+        if reached >= goal:
+            return result
+        extra *= 1.01 * goal / reached
+    assert result is not None
+    short = f"{OPTIONS[target.kind]} {target.value:g}: the finished model misses it ({reached:.3f} of {goal:.3f} times)"
+    if not settings.best_effort:
+        raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
+    return replace(result, warnings=(*result.warnings, short))
+
+
+def _gains(
+    subject: Subject, planner: Planner, target: Target, progress: Progress | None
+) -> tuple[Callable[[PrunePlan], float], float, str]:
+    """(plan -> measured gain, the gain to reach, what the original has in words)."""
+    if target.kind == "size_mb":
+        whole = files.byte_size(subject.model)
+        words = f"{whole / 1e6:.3g} MB"
+        return lambda plan: whole / files.byte_size(planner.cut(plan)), whole / (target.value * 1e6), words
+    settings, steps = planner.settings, 0
+
+    def gain(plan: PrunePlan) -> float:
+        nonlocal steps
+        steps += 1
+        if progress:
+            progress("measure", steps, steps)
+        return _paired(subject, [subject.model, planner.cut(plan)], settings, MEASURE_ROUNDS).comparisons[0].speedup
+
+    if target.kind == "speedup":
+        return gain, target.value, "speed-up 1"
+    own = _paired(subject, [subject.model], settings, MEASURE_ROUNDS).timings[0].p50_ms
+    return gain, own / target.value, f"{own:.3g} ms"
+
+
+def _reached(result: Result, target: Target) -> float:
+    """The gain of a finished model, as `_gains` counts it."""
+    if target.kind == "size_mb":
+        return result.before.bytes / result.after.bytes
+    assert result.latency is not None
+    if target.kind == "speedup":
+        return result.latency.comparisons[0].speedup
+    assert result.before.latency_ms is not None and result.after.latency_ms is not None
+    return result.before.latency_ms / result.after.latency_ms
+
+
+def _metric(subject: Subject, settings: Settings, metric: str | Metric | None) -> Metric:
+    if callable(metric):
+        return metric
+    if metric is not None:
+        return open_metric(metric, runtime.input_specs(subject.model), threads=settings.threads)
+    if subject.calibration is None:
+        raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
+    _, held = subject.calibration.split(seed=settings.seed)
+    return agreement(subject.model, lambda: held.batches(BATCH), threads=settings.threads)
+
+
+def _least_drop(
+    subject: Subject, settings: Settings, target: Target, metric: Metric, progress: Progress | None
+) -> Result:
+    """The largest cut that keeps the metric."""
+    planner, before = Planner(subject, settings, progress), metric(subject.model)
+
+    def works(ratio: float) -> tuple[Result, float] | None:
+        try:
+            result = apply_plan(subject, planner.plan(ratio), settings, progress=progress)
+        except BudgetError:
+            return None
+        after = metric(result.model)
+        return (result, after) if before - after <= target.value else None
+
+    found = largest(works)
+    if found is None:
+        raise BudgetError(
+            f"no cut keeps the metric within {target.value:g} of {before:.4g}; allow more, or give more --calib samples"
+        )
+    (result, after), _ = found
+    decided = {**result.plan.settings, "target": {"max_drop": target.value}}
+    words = f"metric {before:.4g} before, {after:.4g} after"
+    return replace(result, plan=replace(result.plan, settings=decided), notes=(words,))
+
+
 def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     """Refuse a plan that was made for another model."""
     if plan.model_digest != subject.digest:
@@ -330,15 +470,7 @@ def _repaired(
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
     """Time the original against the pruned model, interleaved, and add the outcome to the result."""
     report = (lambda k, n: progress("bench", k, n)) if progress else None
-    timed = time_models(
-        [subject.model, result.model],
-        names=["original", "pruned"],
-        feeds=subject.one(),
-        threads=settings.threads or 1,
-        seed=settings.seed,
-        time_budget_s=30,
-        progress=report,
-    )
+    timed = _paired(subject, [subject.model, result.model], settings, 40, report)
     warnings = result.warnings
     if timed.comparisons[0].verdict != "faster":
         warnings = (*warnings, f"the pruned model is not measurably faster: {timed.comparisons[0].verdict}")
@@ -352,6 +484,26 @@ def measure_latency(result: Result, subject: Subject, settings: Settings, progre
     )
 
 
+def _paired(
+    subject: Subject,
+    models: Sequence[onnx.ModelProto],
+    settings: Settings,
+    rounds: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> BenchResult:
+    """Models timed side by side on one sample."""
+    return time_models(
+        models,
+        names=["original", "pruned"][: len(models)],
+        feeds=subject.one(),
+        threads=settings.threads or 1,
+        seed=settings.seed,
+        rounds=rounds,
+        time_budget_s=30,
+        progress=progress,
+    )
+
+
 def prune(
     model: ModelLike,
     ratio: float = 0.5,
@@ -361,6 +513,8 @@ def prune(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    target: Target | None = None,
+    metric: str | Metric | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Result:
@@ -378,6 +532,8 @@ def prune(
         input_shapes: sizes for dynamic axes, by input name.
         samples: use at most so many samples.
         image: how to read a folder of images.
+        target: what to reach instead of a ratio: `Target("speedup", 2.0)`, "latency_ms", "size_mb" or "max_drop".
+        metric: for "max_drop", see `reach`.
         progress: called with (phase, done, total).
         **settings: the other fields of `Settings`.
 
@@ -399,6 +555,8 @@ def prune(
         image=image,
         prune_statistics=chosen.prune_statistics,
     )
+    if target is not None:
+        return reach(subject, chosen, target, metric=metric, progress=progress)
     return plan_and_apply(subject, chosen, bench=bench, progress=progress)
 
 
@@ -407,10 +565,12 @@ __all__ = [
     "ModelError",
     "Settings",
     "Subject",
+    "Target",
     "apply_plan",
     "make_plan",
     "open_model",
     "plan_and_apply",
     "prune",
+    "reach",
     "sweep",
 ]

@@ -19,7 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnxprune import __version__
+from onnxprune.commands import bench, sensitivity
+from onnxprune.commands.common import Add, Parser
+from onnxprune.commands.common import add_general as _add_general
+from onnxprune.commands.common import add_samples as _add_samples
+from onnxprune.commands.common import add_statistics as _add_statistics
+from onnxprune.commands.common import as_json as _json
+from onnxprune.commands.common import check_samples as _check_samples
+from onnxprune.commands.common import columns as _width
+from onnxprune.commands.common import numbers as _numbers
+from onnxprune.commands.common import open_subject as _open
+from onnxprune.commands.common import print_out as _print
+from onnxprune.commands.common import words as _words
 from onnxprune.errors import BudgetError, CalibrationError, FileError, ModelError, PruneError, UsageError
 from onnxprune.report.terminal import Status, change, plain, si, summary, surgery_words, table
 
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
     from onnxprune.api import Settings, Subject
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
+    from onnxprune.targets import Target
 
 ROWS = 40  # of a table, without -v
 
@@ -38,6 +50,7 @@ Prune a CNN given as an ONNX file (never changed): a smaller, faster file with n
   onnxprune plan MODEL ... -o plan.json                        decide, and write the decision down
   onnxprune apply MODEL PLAN [--calib SAMPLES] [-o OUT]        carry a plan out
   onnxprune verify ORIGINAL PRUNED --plan PLAN [--calib ...]   check a pruned file
+  onnxprune sensitivity MODEL --calib SAMPLES                  what each cut does to the outputs
   onnxprune bench A [B ...]                                    latency side by side
 
 `onnxprune COMMAND --help` tells the options of a command; those of the main job are:
@@ -51,34 +64,6 @@ missed, 7 reading or writing failed, 8 provider not available, 130 interrupted, 
 # ---- options ---------------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are ours: one line, exit code 2."""
-
-    def __init__(self, name: str, usage: str, about: str, epilog: str | None = None):
-        super().__init__(
-            prog=f"onnxprune {name}".strip(),
-            usage=f"onnxprune {usage}",
-            description=about,
-            epilog=epilog,
-            allow_abbrev=False,
-            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=27, width=100),
-        )
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-
-def _sizes(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, sizes = text.rpartition("=")
-    try:
-        shape = tuple(int(n) for n in sizes.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not name or not shape or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=1,3,224,224")
-    return name, shape
-
-
 def _round_to(text: str) -> int | str:
     if text == "auto":
         return text
@@ -88,44 +73,16 @@ def _round_to(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
-def _seed_number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return int(text)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in _words(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.3,0.5,0.7") from None
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _add_samples(parser: Parser) -> None:
-    group = parser.add_argument_group("samples")
-    add = group.add_argument
-    add("--calib", metavar="SAMPLES", help="unlabelled: .npz, .npy, a folder, or file.py:function")
-    add("--samples", type=int, metavar="N", help="use at most N samples")
-    add("--image", metavar="SPEC", help="for a folder of images: size=224x224,mean=0.5,std=0.5,...")
-    add(
-        "--input-shape",
-        type=_sizes,
-        action="append",
-        default=[],
-        metavar="NAME=N,N",
-        help="sizes of an input with dynamic axes (repeatable)",
-    )
-
-
 def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     add = parser.add_argument_group("what to remove").add_argument
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
     if several:
         add("--ratios", type=_numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
+        add("--speedup", type=float, metavar="X", help="instead: X times as fast, measured here")
+        add("--latency-ms", type=float, metavar="T", help="instead: a run takes T ms, measured here")
+        add("--size-mb", type=float, metavar="S", help="instead: the file has S megabytes (10^6 bytes)")
+        add("--max-drop", type=float, metavar="D", help="instead: cut until the metric of --eval drops by D")
+        add("--eval", metavar="SPEC", help="file.py:function of a model's path, or .npz with labels (top-1 %%)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params, channels or latency")
     add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
@@ -137,22 +94,15 @@ def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     add("--methods", type=_words, metavar="LIST", help="kinds of edits (default channels,blocks)")
     add("--keep-block", metavar="REGEX", help="never drop blocks with a node whose name matches")
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
-    _add_statistics(parser)
+    _add_statistics(add)
 
 
-def _add_statistics(parser: Parser) -> None:
-    words = "cut under LayerNorm and the like too: not exact"
-    parser.add_argument("--prune-statistics", action="store_true", help=words)
-
-
-def _add_output(parser: Parser, written: str = "NAME.pruned.onnx beside the input") -> None:
-    add = parser.add_argument_group("result").add_argument
+def _add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") -> None:
     add("-o", "--output", metavar="FILE", help=f"where to write (default {written})")
     add("--force", action="store_true", help="replace an existing file")
 
 
-def _add_making(parser: Parser) -> None:
-    add = parser.add_argument_group("repair and timing").add_argument
+def _add_making(add: Add) -> None:
     add("--repair", metavar="NAME", help="refit (default with --calib), statistics, merge (else), none")
     add(
         "--bench",
@@ -162,17 +112,6 @@ def _add_making(parser: Parser) -> None:
     )
 
 
-def _add_general(parser: Parser, *, json_help: str = "print one JSON object instead of text") -> None:
-    add = parser.add_argument_group("general").add_argument
-    add("--json", action="store_true", help=json_help)
-    add("--threads", type=int, metavar="N", help="threads of ONNX Runtime")
-    add("--seed", type=_seed_number, metavar="N", help="for everything random (default 0)")
-    add("-q", "--quiet", action="store_true", help="only errors on standard error")
-    add("-v", "--verbose", action="store_true", help="name the phases; full tables")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    add("--version", action="version", version=f"onnxprune {__version__}")
-
-
 def _prune_parser(name: str = "") -> Parser:
     about = "The main job: decide, cut, repair, check, measure, write." if name else ABOUT
     usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
@@ -180,10 +119,11 @@ def _prune_parser(name: str = "") -> Parser:
     parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)  # the usage line says it
     _add_decisions(parser, several=True)
     _add_samples(parser)
-    _add_making(parser)
-    _add_output(parser)
-    parser.add_argument("--dry-run", action="store_true", help="analyse and plan; write nothing")
-    parser.add_argument("--plan-out", metavar="FILE", help="write the plan too, as JSON")
+    add = parser.add_argument_group("repair, timing, result").add_argument
+    _add_making(add)
+    _add_output(add)
+    add("--dry-run", action="store_true", help="analyse and plan; write nothing")
+    add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     _add_general(parser)
     return parser
 
@@ -191,7 +131,7 @@ def _prune_parser(name: str = "") -> Parser:
 def _inspect_parser() -> Parser:
     parser = Parser("inspect", "inspect MODEL [options]", "What can be pruned, and why the rest cannot.")
     parser.add_argument("model", metavar="MODEL")
-    _add_statistics(parser)
+    _add_statistics(parser.add_argument_group("analysis").add_argument)
     _add_samples(parser)
     _add_general(parser)
     return parser
@@ -203,7 +143,7 @@ def _plan_parser() -> Parser:
     parser.add_argument("model", metavar="MODEL")
     _add_decisions(parser)
     _add_samples(parser)
-    _add_output(parser, "standard output")
+    _add_output(parser.add_argument_group("result").add_argument, "standard output")
     _add_general(parser, json_help="print the plan, also when -o writes it")
     return parser
 
@@ -214,8 +154,9 @@ def _apply_parser() -> Parser:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out")
     _add_samples(parser)
-    _add_making(parser)
-    _add_output(parser)
+    add = parser.add_argument_group("repair, timing, result").add_argument
+    _add_making(add)
+    _add_output(add)
     _add_general(parser)
     return parser
 
@@ -239,27 +180,6 @@ def _verify_parser() -> Parser:
     return parser
 
 
-def _bench_parser() -> Parser:
-    about = "Time models side by side, interleaved; the first is the baseline."
-    parser = Parser("bench", "bench A [B ...] [options]", about)
-    parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="for a dynamic batch axis")
-    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="at least 10 (default 40)")
-    parser.add_argument("--time-budget", type=float, metavar="S", help="stop after so many seconds")
-    parser.add_argument(
-        "--providers",
-        type=_words,
-        default=("cpu",),
-        metavar="LIST",
-        help="cpu (default), cuda, tensorrt, openvino, coreml, directml",
-    )
-    parser.add_argument(
-        "--input-shape", type=_sizes, action="append", default=[], metavar="NAME=N,N", help="input sizes"
-    )
-    _add_general(parser)
-    return parser
-
-
 # ---- commands --------------------------------------------------------------------------------------------
 
 
@@ -272,8 +192,10 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
         return
     from onnxprune import api
 
-    settings = _settings(args)
+    settings, target = _settings(args), _target(args)
     output = _output(args)
+    if target is not None and args.dry_run:
+        raise UsageError("a target is reached by measuring what was cut; --dry-run goes with --ratio")
     if not args.dry_run:
         _check_outputs(args, output, args.plan_out)
     subject = _open(args, status)
@@ -282,7 +204,13 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
         plan = api.make_plan(subject, settings, status.progress)
         _show_plan(args, subject, plan, "dry run, nothing written")
         return
-    result = api.plan_and_apply(subject, settings, bench=_wants_bench(args), progress=status.progress)
+    if target is None:
+        result = api.plan_and_apply(subject, settings, bench=_wants_bench(args), progress=status.progress)
+    else:
+        result = api.reach(subject, settings, target, metric=args.eval, progress=status.progress)
+        if result.latency is None and _wants_bench(args):
+            result = api.measure_latency(result, subject, settings, status.progress)
+    _check_faster(args, result)
     _save(args, result, status)
     if args.plan_out:
         _write_text(result.plan.to_json(), args.plan_out, args)
@@ -291,7 +219,7 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
     """A whole trade-off curve from one look at the samples: one file a ratio."""
-    if args.ratio is not None or args.plan_out or args.dry_run or args.lossless:
+    if args.ratio is not None or args.plan_out or args.dry_run or args.lossless or _target(args) is not None:
         raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out and --dry-run")
     from onnxprune import api
     from onnxprune.report.terminal import sweep_table
@@ -432,44 +360,14 @@ def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: b
     return "\n".join(lines) + "\n"
 
 
-def _bench(args: argparse.Namespace, status: Status) -> None:
-    from onnxprune.graph import files
-    from onnxprune.measure.latency import bench
-
-    for path in args.models:
-        status.phase(f"read {path}")
-        files.read_model(path)
-    status.phase("bench")
-    result = bench(
-        args.models,
-        batch=args.batch,
-        shapes=dict(_shapes(args) or {}) or None,
-        providers=args.providers,
-        threads=1 if args.threads is None else args.threads,
-        rounds=args.rounds,
-        time_budget_s=args.time_budget,
-        seed=args.seed or 0,
-        progress=lambda done, total: status.progress("bench", done, total),
-    )
-    status.close()
-    if args.json:
-        _print(_json(result.to_json()))
-        return
-    from rich.console import Console
-
-    from onnxprune.report.bench import render
-
-    width = None if sys.stdout.isatty() else 120
-    Console(file=sys.stdout, highlight=False, width=width).print(render(result))
-
-
 COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, Status], None]]] = {
     "prune": (partial(_prune_parser, "prune"), _prune),
     "inspect": (_inspect_parser, _inspect),
     "plan": (_plan_parser, _plan),
     "apply": (_apply_parser, _apply),
     "verify": (_verify_parser, _verify),
-    "bench": (_bench_parser, _bench),
+    "sensitivity": (sensitivity.parser, sensitivity.run),
+    "bench": (bench.parser, bench.run),
 }
 
 
@@ -501,17 +399,29 @@ def _settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def _check_samples(args: argparse.Namespace) -> None:
-    if not args.calib:
-        for option in ("samples", "image"):
-            if getattr(args, option) is not None:
-                raise UsageError(f"--{option} says how to read samples; give --calib too")
-        if getattr(args, "repair", None) in ("statistics", "refit"):
-            raise UsageError(f"--repair {args.repair} needs samples; give --calib")
+def _target(args: argparse.Namespace) -> Target | None:
+    """The target that was asked for instead of a ratio."""
+    from onnxprune.targets import OPTIONS, Target
+
+    given = [kind for kind in OPTIONS if getattr(args, kind) is not None]
+    if len(given) > 1 or (given and args.ratio is not None):
+        names = [OPTIONS[kind] for kind in given] + (["--ratio"] if args.ratio is not None else [])
+        raise UsageError(f"{' and '.join(names)}: one target at a time")
+    if args.eval is not None and given != ["max_drop"]:
+        raise UsageError("--eval says what --max-drop measures; give --max-drop too")
+    return Target(given[0], getattr(args, given[0])) if given else None
 
 
-def _shapes(args: argparse.Namespace) -> dict[str, Sequence[int]] | None:
-    return dict(args.input_shape) or None
+def _check_faster(args: argparse.Namespace, result: Result) -> None:
+    """A model that is slower than the original is not what anyone wants: nothing is written."""
+    if result.latency is None or args.best_effort:
+        return
+    c = result.latency.comparisons[0]
+    if c.verdict == "slower":
+        raise BudgetError(
+            f"the pruned model is slower than the original: {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}]; nothing was "
+            "written; try --of latency or --speedup, or add --best-effort to have it anyway"
+        )
 
 
 def _output(args: argparse.Namespace) -> str:
@@ -535,25 +445,6 @@ def _check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequ
             raise FileError(f"{output}: the folder {folder} cannot be written to; choose another")
     if len({os.path.realpath(o) for o in outputs if o}) < len([o for o in outputs if o]):
         raise UsageError("two outputs would go to one file; choose another -o or --plan-out, or other --ratios")
-
-
-def _open(args: argparse.Namespace, status: Status, plan: PrunePlan | None = None) -> Subject:
-    from onnxprune import api
-
-    image = None
-    if args.image is not None:
-        from onnxprune.measure.calibration import ImageSpec
-
-        image = ImageSpec.parse(args.image)
-    status.phase("analyse")
-    return api.open_model(
-        args.model,
-        calibration=args.calib,
-        input_shapes=_shapes(args),
-        samples=args.samples,
-        image=image,
-        prune_statistics=args.prune_statistics if plan is None else bool(plan.settings.get("prune_statistics")),
-    )
 
 
 def _wants_bench(args: argparse.Namespace) -> bool:
@@ -596,23 +487,6 @@ def _write_text(text: str, path: str, args: argparse.Namespace) -> None:
 
 
 # ---- printing --------------------------------------------------------------------------------------------
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text)
-
-
-def _json(content: Any) -> str:
-    return json.dumps(content, allow_nan=False) + "\n"
-
-
-def _width() -> int | None:
-    """Columns of the terminal; None when the output goes elsewhere and must not be cut."""
-    if not sys.stdout.isatty():
-        return None
-    import shutil
-
-    return shutil.get_terminal_size((100, 40)).columns
 
 
 def _show_result(args: argparse.Namespace, result: Result, output: str, status: Status) -> None:

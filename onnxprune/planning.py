@@ -2,17 +2,19 @@
 
 A `Planner` looks at the samples once (`decide.study`), prices the model (`measure.cost`) and the blocks that may go
 (`blocks`), and turns ratios into plans. Damages of single cuts only add up roughly, so several plans compete for a
-ratio - channels alone, blocks and channels mixed, cuts spread more or less - and the one whose network is closest to
-the original once it is cut and mended is taken (`stitched`).
+ratio - channels alone or mixed with blocks, cuts spread more or less - and the one whose network is closest to the
+original once it is cut and mended is taken (`stitched`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+import onnx
 
 from onnxprune.blocks import block_damages, drop_of
 from onnxprune.channels import ChannelGroup, Channels, common_reasons
@@ -24,12 +26,16 @@ from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import CostModel
 from onnxprune.measure.node_times import NodeTimes, node_times
 from onnxprune.plan import Edit, KeepChannels, PrunePlan
+from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.drop import drop_blocks
 from onnxprune.stitched import best
 from onnxprune.subject import Settings, Subject
 
 BATCH = 32
 PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
+POWERS = (1.0, 0.7, 0.5)
+"""How damages are weighed in the plans that compete: a low power spreads the cuts."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
@@ -146,27 +152,44 @@ class Planner:
         assert found is not None
         return found
 
-    def candidates(self, ratio: float) -> list[PrunePlan]:
-        """The plans that compete at a ratio, likeliest first: channels alone, the mix where it drops any, and equal
-        shares everywhere, which trust no measurement.
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The ways to spend a budget that compete: channels alone, and the mix of channels and blocks."""
+        cuts = ("channels",) if "channels" in self.settings.methods and self.channels.groups else ()
+        return (*cuts, "mix") if self.moves else cuts
+
+    def propose(self, ratio: float, kind: str, power: float = 1.0) -> PrunePlan | None:
+        """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
+
+        How single damages combine is not known, so sums of several powers of them may be minimised.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
-        cuts = "channels" in self.settings.methods
-        found = self.study.candidates(self.alone, ratio, self.how) if cuts else []
-        if self.moves:
-            found += [a for a in self.study.candidates(self.cost, ratio, self.how, self.moves) if a.drop]
-        if cuts and self.how == "adaptive":
-            found.append(self.study.allocate(self.alone, ratio, "uniform"))
-        met = [a for a in found if a.met]
-        if not met:
-            best = max(found, key=lambda a: a.removed, default=None)
-            if best is None or not self.settings.best_effort:
-                raise self._out_of_reach(0.0 if best is None else best.removed, ratio)
-            met = [best]
-        plans = [self._plan(a, ratio) for a in met]
-        return [p for k, p in enumerate(plans) if all(p.edits != q.edits for q in plans[:k])]
+        if kind == "channels":
+            found = self.study.allocate(self.alone, ratio, self.how, power=power)
+        else:
+            found = self.study.allocate(self.cost, ratio, self.how, self.moves, power)
+        if not found.met and not self.settings.best_effort:
+            raise self._out_of_reach(found.removed, ratio)
+        return None if kind == "mix" and not found.drop and "channels" in self.kinds else self._plan(found, ratio)
+
+    def plan(self, ratio: float) -> PrunePlan:
+        """The plan for a ratio: the best one of those that reach it.
+
+        Raises:
+            BudgetError: the ratio cannot be reached (unless `best_effort`).
+        """
+        found, missed = [], []
+        for power, kind in itertools.product(POWERS if self.how == "adaptive" else POWERS[:1], self.kinds):
+            try:
+                found.append(self.propose(ratio, kind, power))
+            except BudgetError as error:
+                missed.append(error)
+        plans = [p for p in found if p is not None]
+        if not plans:
+            raise missed[0]
+        return self.better([p for k, p in enumerate(plans) if all(p.edits != q.edits for q in plans[:k])])
 
     def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
         return BudgetError(
@@ -174,28 +197,24 @@ class Planner:
             f"{why_not(self.channels)}; ask for less or add --best-effort"
         )
 
-    def plan(self, ratio: float) -> PrunePlan:
-        """The plan for a ratio.
-
-        Raises:
-            BudgetError: the ratio cannot be reached (unless `best_effort`).
-        """
-        return self.better(self.candidates(ratio))
-
     def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
         if len(plans) == 1:
             return plans[0]
-        settings = self.settings
         return best(
             self.subject.graph,
             self.subject.channels,
             plans,
             self._fitting(),
-            repair=settings.repair or "refit",
-            threads=settings.threads,
+            repair=self.settings.repair or "refit",
+            threads=self.settings.threads,
             progress=self._report("compare"),
         )
+
+    def cut(self, plan: PrunePlan) -> onnx.ModelProto:
+        """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""
+        alive = self.subject.channels.alive(plan.keep())
+        return drop_blocks(cut(self.subject.graph, self.subject.channels, alive), plan.drops())
 
     def _plan(self, found: Allocation, ratio: float) -> PrunePlan:
         widths = {g.name: g.width for g in self.channels.groups}

@@ -78,6 +78,15 @@ USAGE = [
     (["bench"], "MODEL"),
     (["bench", "m.onnx", "--rounds", "2"], "rounds"),
     (["bench", "m.onnx", "--providers", "abacus"], "abacus"),
+    (["bench", "m.onnx", "--batch", "0"], "1,8,32"),
+    (["bench", "m.onnx", "--batch", "4,many"], "1,8,32"),
+    (["bench", "m.onnx", "--batch", "4,4"], "different"),
+    (["bench", "m.onnx", "--batch", "4,8", "--input-shape", "x=1,1,28,28"], "write N"),
+    (["bench", "m.onnx", "--input-shape", "x=M,1,28,28"], "NAME="),
+    (["bench", "m.onnx", "--provider-option", "cuda.use_tf32=0"], "not among the providers"),
+    (["bench", "m.onnx", "--provider-option", "cpu.arena=0"], "cpu"),
+    (["bench", "m.onnx", "--provider-option", "tf32"], "cuda.use_tf32=0"),
+    (["bench", "m.onnx", "--plot", "p.gif"], ".svg"),
     (["verify", "m.onnx", "m.onnx"], "--plan"),
     (["apply", "m.onnx", "m.onnx"], "not a plan"),
 ]
@@ -173,6 +182,8 @@ def test_existing_outputs(here, capsys):
     refused(capsys, here, ["m.onnx", "-o", "o.onnx", "--plan-out", "plan.json"], 7, "--force")
     refused(capsys, here, ["plan", "m.onnx", "-o", "plan.json"], 7, "--force")
     refused(capsys, here, ["plan", "m.onnx", "-o", "m.onnx", "--force"], 7, "itself")
+    refused(capsys, here, ["bench", "m.onnx", "--csv", "plan.json"], 7, "--force")
+    refused(capsys, here, ["bench", "m.onnx", "--csv", "m.onnx", "--force"], 7, "itself")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")

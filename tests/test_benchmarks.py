@@ -24,6 +24,7 @@ import peers  # noqa: E402
 import photographs  # noqa: E402
 import regression  # noqa: E402
 import rendered  # noqa: E402
+import same_against_same  # noqa: E402
 import scaling  # noqa: E402
 import torch_peers  # noqa: E402
 
@@ -98,6 +99,19 @@ def test_method_of_the_command_line():
         {"criterion": "l1", "repair": "refit"},
     )
     assert accuracy.method("mine:min_width=4,best_effort=true") == ("mine", {"min_width": 4, "best_effort": True})
+
+
+def test_same_against_same_counts_the_runs_without_a_change():
+    model = onnx.load(RESNET)
+    other = same_against_same.other_weights(model, 0)
+    pairs = list(zip(model.graph.initializer, other.graph.initializer, strict=True))
+    assert [a.dims for a, _ in pairs] == [b.dims for _, b in pairs] and model.graph.node == other.graph.node
+    assert all(a != b for a, b in pairs if len(a.dims) > 1)
+    rows = [
+        {"against": "itself", "verdict": v, "speedup": 1.0, "noise": (0.98, 1.02)}
+        for v in ("slower", "no measurable change")
+    ]
+    assert "| itself | 1 of 2 | 1.000–1.000 | 0.980–1.020 |" in same_against_same.table(rows, 2)
 
 
 # ---- cache -----------------------------------------------------------------------------------------------

@@ -139,6 +139,17 @@ def test_bench_json(capsys):
     assert code == 0 and json.loads(text)["comparisons"][0]["verdict"] == "no measurable change"
 
 
+def test_bench_of_several_batches_as_json_and_csv(capsys, tmp_path):
+    out = tmp_path / "b.csv"
+    code, text, _ = run(capsys, "bench", MODEL, "--batch", "1,2", "--rounds", 10, "--json", "--csv", out)
+    found = json.loads(text)
+    assert code == 0 and found["kind"] == "onnxprune bench" and [r["batch"] for r in found["results"]] == [1, 2]
+    assert {"nodes", "provider_options", "versions", "load_start"} <= set(found["results"][0])
+    assert len(out.read_text().splitlines()) == 3
+    node = next(iter(found["results"][0]["nodes"].values()))[0]
+    assert set(node) == {"node", "op_type", "provider"} and node["provider"] == "CPUExecutionProvider"
+
+
 def test_help_is_short_and_quick():
     best, lines = 9.0, 0
     for _ in range(5):

@@ -33,8 +33,6 @@ SAMPLED = (*CURVED, *LIKENESS)
 """Criteria that need samples."""
 TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
-POWERS = (0.7, 0.5)
-"""Powers of the damages whose sums are minimised besides that of the damages themselves."""
 TRIAL_SAMPLES = (8, 128)
 """Least and most samples of a trial."""
 
@@ -90,23 +88,11 @@ class Study:
     choices: Mapping[str, Choice] = field(default_factory=dict)
     trials: Trials | None = None
 
-    def candidates(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> list[Allocation]:
-        """Allocations worth judging on the whole network, the likeliest first.
-
-        How damages combine is not known, so the adaptive allocation is made for the sums of several powers of them: a
-        low power spreads the cuts.
-        """
-        found = [self.allocate(cost, ratio, how, blocks)]
-        if how != "adaptive" or self.damages is None:
-            return found
-        for power in POWERS:
-            softer = replace(self, damages={name: d**power for name, d in self.damages.items()})
-            moves = [replace(b, damage=b.damage**power) for b in blocks]
-            found.append(softer.allocate(cost, ratio, how, moves))
-        return found
-
-    def allocate(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> Allocation:
-        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes."""
+    def allocate(
+        self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = (), power: float = 1.0
+    ) -> Allocation:
+        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes; the adaptive allocation
+        minimises the sum of the damages, each to that power."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -115,9 +101,9 @@ class Study:
             ratio,
             how=how,
             limits=self.limits,
-            damages=self.damages,
+            damages=self.damages and {name: d**power for name, d in self.damages.items()},
             heights=heights or None,
-            blocks=blocks,
+            blocks=[replace(b, damage=b.damage**power) for b in blocks],
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
 
@@ -228,3 +214,21 @@ def _energies_read(
 
 
 CHOICES = (*SAMPLED, *CRITERIA)
+
+
+def trials_of(
+    model: onnx.ModelProto,
+    graph: Graph,
+    channels: Channels,
+    samples: Samples,
+    count: int,
+    *,
+    threads: int | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, Curve], Trials]:
+    """(the curve of every group by elimination, trials on the first `count` samples): to try any width of any group."""
+    curves = _curves(model, graph, channels, samples, threads, seed)
+    seen = _energies_read(model, channels, samples, threads) if any(curves.others.values()) else {}
+    others = _others(curves, score("activation", channels.groups, graph, seen, seed))
+    found = {g.name: curves.of(g, others[g.name]) for g in channels.groups}
+    return found, Trials(curves, samples.few(count), threads=threads)

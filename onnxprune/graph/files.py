@@ -1086,10 +1086,17 @@ def atomic_write_text(text: str, path: str | Path, *, force: bool = False, sourc
     Raises:
         FileError: the path is taken or cannot be written.
     """
+    atomic_write_bytes(text.encode("utf-8", "backslashreplace"), path, force=force, sources=sources)
+
+
+def atomic_write_bytes(
+    data: bytes, path: str | Path, *, force: bool = False, sources: Iterable[str | Path] = ()
+) -> None:
+    """Writes `data` to `path`, whole or not at all; arguments and errors as for `atomic_write_text`."""
     path = Path(path)
     ensure_writable(path, force=force, sources=sources)
     with _Stage(path, force) as stage:
-        stage.write([text.encode("utf-8", "backslashreplace")])
+        stage.write([data])
         stage.commit()
 
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import io
 import os
 import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -133,7 +135,49 @@ def refusal(ir_version: int, opset: int) -> str | None:
     return None
 
 
+def parse_provider_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
+    """`cuda.use_tf32=0` and the like, by provider: what `open_session` takes.
+
+    Raises:
+        UsageError: it is spelled otherwise, or there is no such provider.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        alias, _, name = key.partition(".")
+        if not (equals and name and value):
+            raise UsageError(one_line(f"{text!r} is not PROVIDER.OPTION=VALUE such as cuda.use_tf32=0"))
+        found.setdefault(provider_name(alias), {})[name] = value
+    return found
+
+
+def _options_by_provider(
+    given: Mapping[str, Mapping[str, object]] | None, wanted: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """The options under ORT's names of the providers, as text, which is what ORT reads."""
+    found: dict[str, dict[str, str]] = {}
+    for alias, options in (given or {}).items():
+        name = provider_name(alias)
+        if not options:
+            continue
+        if name not in wanted:
+            raise UsageError(one_line(f"options are given for {_ALIASES[name]}, which is not among the providers"))
+        if name == _CPU:  # ORT takes anything here, and ignores it
+            raise UsageError(one_line(f"the cpu has no provider options; drop {next(iter(options))!r}"))
+        found[name] = {key: str(int(v) if isinstance(v, bool) else v) for key, v in options.items()}
+    return found
+
+
 # --------------------------------------------------------------------------------------------- sessions
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A node as ORT runs it, fused or rewritten as the case may be, and the provider that runs it."""
+
+    node: str
+    op_type: str
+    provider: str
 
 
 class Session:
@@ -143,8 +187,10 @@ class Session:
         inputs: what `run` must be fed.
         outputs: the names of what it returns.
         providers: ORT's names, the first is the one that was asked for.
-        assignment: provider → number of nodes after ORT's optimisation; None on the CPU alone, or where this
-            ORT cannot tell.
+        nodes: every node after ORT's optimisation with the provider that runs it; None where it was not recorded
+            (the CPU alone, unless asked for) or this ORT cannot tell.
+        assignment: provider → number of its nodes; None as above.
+        provider_options: provider → its options as they are in force, as ORT tells.
         name: what messages call the model.
         raw: the `onnxruntime.InferenceSession`.
     """
@@ -154,13 +200,15 @@ class Session:
         raw: Any,
         *,
         name: str = "model",
-        assignment: dict[str, int] | None = None,
+        nodes: tuple[Placed, ...] | None = None,
         keep: object = None,
         shared: object = None,
     ) -> None:
         self.raw = raw
         self.name = name
-        self.assignment = assignment
+        self.nodes = nodes
+        self.assignment = None if nodes is None else dict(Counter(n.provider for n in nodes))
+        self.provider_options = _in_force(raw)
         self.inputs = tuple(_spec_of_session(port) for port in raw.get_inputs())
         self.outputs = tuple(port.name for port in raw.get_outputs())
         self.providers = tuple(raw.get_providers())
@@ -186,9 +234,11 @@ def open_session(
     model: ModelProto | bytes | str | Path,
     *,
     providers: Sequence[str] = ("cpu",),
+    provider_options: Mapping[str, Mapping[str, object]] | None = None,
     threads: int | None = None,
     optimise: bool = True,
     spinning: bool = True,
+    record: bool = False,
     name: str = "model",
     profile: Path | None = None,
 ) -> Session:
@@ -197,9 +247,11 @@ def open_session(
     Args:
         model: in memory, serialised, or a path. A model too large for protobuf goes through a temporary file.
         providers: short names, the wanted one first; the CPU takes the nodes that the others leave.
+        provider_options: by provider, what ORT's documentation of that provider lists: {"cuda": {"use_tf32": 0}}.
         threads: for one operator; None leaves the choice to ORT.
         optimise: whether ORT may fuse and fold and repack weights; not worth it for a run or two.
         spinning: whether idle threads burn cycles; off on a busy machine.
+        record: note which provider runs which node on the CPU too; elsewhere it is always noted.
         name: what messages call the model.
         profile: where ORT's profile of the runs is to go, the start of a file name; None: none is made.
 
@@ -207,13 +259,14 @@ def open_session(
         ProviderError: a provider is not in this build, did not start, or took no node.
         ModelError: ORT does not load the model.
         FileError: `model` is a path and there is no such file.
-        UsageError: an unknown provider, or fewer than one thread.
+        UsageError: an unknown provider, an option that it does not know, or fewer than one thread.
     """
     if not providers:
         raise UsageError(f"no provider given; choose from {', '.join(PROVIDERS)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; it must be at least 1")
     wanted = list(dict.fromkeys(provider_name(alias) for alias in providers))
+    tuned = _options_by_provider(provider_options, wanted)
     ort = require_ort()
     _check_build(ort, wanted)
     if isinstance(model, (str, Path)) and not Path(model).is_file():
@@ -237,6 +290,8 @@ def open_session(
             made.add_session_config_entry("session.disable_prepacking", "1")
         if not spinning:
             made.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if PROVIDERS["directml"] in wanted:  # it has none; ORT would switch them off with a warning
+            made.enable_mem_pattern = False
         if profile is not None:
             made.enable_profiling, made.profile_file_prefix = True, str(profile)
         return made
@@ -245,14 +300,17 @@ def open_session(
         light = _without_weights(ort, model, shared) if wanted == [_CPU] and isinstance(model, ModelProto) else None
         source, keep = _loadable(model, undo) if light is None else (light, None)
         if wanted == [_CPU]:
+            made = options()
+            if record:
+                made.add_session_config_entry(*_RECORD)
             try:
-                raw = ort.InferenceSession(source, options(), providers=wanted)
+                raw = ort.InferenceSession(source, made, providers=wanted)
             except Exception as error:
                 raise ModelError(one_line(f"{name}: does not load in ONNX Runtime: {_reason(error)}")) from error
-            assignment = None
+            nodes = _placed(raw) if record else None
         else:
-            raw, assignment = _accelerated(ort, source, options, wanted, name)
-        session = Session(raw, name=name, assignment=assignment, keep=keep, shared=shared)
+            raw, nodes = _accelerated(ort, source, options, wanted, tuned, name)
+        session = Session(raw, name=name, nodes=nodes, keep=keep, shared=shared)
         undo.pop_all()
     return session
 
@@ -348,23 +406,32 @@ def _check_build(ort: ModuleType, wanted: Sequence[str]) -> None:
         raise ProviderError(f"provider {alias} is not in onnxruntime {ort.__version__} (which has {have}); {remedy}")
 
 
+_RECORD = ("session.record_ep_graph_assignment_info", "1")
+
+
 def _accelerated(
-    ort: ModuleType, source: bytes | str, options: Callable[[], Any], wanted: list[str], name: str
-) -> tuple[Any, dict[str, int] | None]:
-    """A session whose first provider really is the one asked for, and who took how many nodes.
+    ort: ModuleType,
+    source: bytes | str,
+    options: Callable[[], Any],
+    wanted: list[str],
+    tuned: Mapping[str, Mapping[str, str]],
+    name: str,
+) -> tuple[Any, tuple[Placed, ...] | None]:
+    """A session whose first provider really is the one asked for, and who took which nodes.
 
     Not run on a GPU here.
     """
     first, alias = wanted[0], _ALIASES[wanted[0]]
     made = options()
     with contextlib.suppress(Exception):  # an ORT too old to record it: then only the providers are compared
-        made.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    listed = wanted if _CPU in wanted else [*wanted, _CPU]
+        made.add_session_config_entry(*_RECORD)
+    listed = [(p, dict(tuned[p])) if p in tuned else p for p in dict.fromkeys([*wanted, _CPU])]
     with _captured_stderr() as said:
         if any(p in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]) for p in wanted):
             preload = getattr(ort, "preload_dlls", None)
             if preload is not None:
-                with contextlib.suppress(Exception):  # a missing library shows below, with ORT's own reason
+                # A missing library shows below, with ORT's own reason; here ORT would print it to standard output.
+                with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
                     preload()
         try:
             # enable_fallback=0: otherwise ORT prints a banner and tries again on the CPU
@@ -374,6 +441,8 @@ def _accelerated(
                 ort.InferenceSession(source, options(), providers=[_CPU])
             except Exception as fault:
                 raise ModelError(one_line(f"{name}: does not load in ONNX Runtime: {_reason(fault)}")) from fault
+            if tuned and "provider option" in str(error).lower():
+                raise UsageError(one_line(f"{name}: {alias} refuses an option: {_reason(error)}")) from error
             raise ProviderError(
                 one_line(f"{name}: provider {alias} does not start: {_reason(error)}; {_remedy(alias)}")
             ) from error
@@ -384,13 +453,18 @@ def _accelerated(
         raise ProviderError(
             one_line(f"{name}: asked for {alias}, but ONNX Runtime fell back to {fallen}{why}; {_remedy(alias)}")
         )
-    assignment = _assignment(raw)
-    if assignment is not None and not assignment.get(first):
-        spread = ", ".join(f"{_ALIASES.get(p, p)} {n}" for p, n in sorted(assignment.items())) or "nobody"
+    nodes = _placed(raw)
+    if nodes is not None and not any(n.provider == first for n in nodes):
+        spread = spread_in_words(Counter(n.provider for n in nodes))
         raise ProviderError(
             one_line(f"{name}: provider {alias} took no node (nodes by provider: {spread}); use --providers cpu")
         )
-    return raw, assignment
+    return raw, nodes
+
+
+def spread_in_words(assignment: Mapping[str, int]) -> str:
+    """`cuda 45, cpu 2`: how many nodes each provider runs."""
+    return ", ".join(f"{_ALIASES.get(p, p)} {n}" for p, n in sorted(assignment.items(), key=lambda x: (-x[1], x[0])))
 
 
 def _remedy(alias: str) -> str:
@@ -399,16 +473,20 @@ def _remedy(alias: str) -> str:
     return "check its driver and libraries, or use --providers cpu"
 
 
-def _assignment(raw: Any) -> dict[str, int] | None:
-    """Provider → number of nodes, where this ORT records it."""
+def _placed(raw: Any) -> tuple[Placed, ...] | None:
+    """Every node and its provider, where this ORT records it."""
     try:
         parts = raw.get_provider_graph_assignment_info()
-        counts: dict[str, int] = {}
-        for part in parts:
-            counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+        return tuple(Placed(n.name, n.op_type, part.ep_name) for part in parts for n in part.get_nodes()) or None
     except Exception:  # an ORT without the method, or one that recorded nothing
         return None
-    return counts or None
+
+
+def _in_force(raw: Any) -> dict[str, dict[str, str]]:
+    try:
+        return {str(p): {str(k): str(v) for k, v in o.items()} for p, o in raw.get_provider_options().items()}
+    except Exception:  # a stand-in without the method
+        return {}
 
 
 @contextlib.contextmanager

@@ -574,15 +574,8 @@ class _Reader:
     # Python
 
     def function(self, path: Path, name: str) -> list[_Entry]:
-        with _importable(path.parent):
-            module = ModuleType(f"onnxprune_samples_{path.stem}")
-            sys.modules[module.__name__] = module  # dataclasses look their module up by name
-            module.__file__ = str(path)
-            exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # an import would leave a __pycache__
-            function = getattr(module, name, None)
-            if not callable(function):
-                raise CalibrationError(f"{self.title}: no function {name!r} in it; check the name")
-            return self.python(function)  # read within: the file may import its neighbours late
+        with importable(path.parent):
+            return self.python(_function(path, name, self.title))  # read within: it may import its neighbours late
 
     def python(self, source: Any) -> list[_Entry]:
         if isinstance(source, Mapping) or hasattr(source, "__array__"):
@@ -814,8 +807,34 @@ def _no_room() -> Iterator[None]:
         raise FileError(f"{where}: samples do not fit: {_line(error)}; use fewer, or set TMPDIR") from error
 
 
+def load_function(spec: str) -> tuple[Callable[..., Any], Path]:
+    """The function that `file.py:name` names, and the file's folder, to be `importable` while it runs.
+
+    Raises:
+        CalibrationError: there is no such file or function, or the file raises.
+    """
+    found = FUNCTION.fullmatch(spec)
+    if found is None or not Path(found["path"]).is_file():
+        raise CalibrationError(f"{_shown(spec)}: not found; give file.py:function")
+    path = Path(found["path"])
+    with importable(path.parent), _saying(_shown(spec)):
+        return _function(path, found["name"], _shown(spec)), path.parent
+
+
+def _function(path: Path, name: str, title: str) -> Callable[..., Any]:
+    """A function out of a file, which is run for it."""
+    module = ModuleType(f"onnxprune_samples_{path.stem}")
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # an import would leave a __pycache__
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise CalibrationError(f"{title}: no function {name!r} in it; check the name")
+    return function  # type: ignore[no-any-return]
+
+
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
     """`folder` on the import path, as if the file in it had been run."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)

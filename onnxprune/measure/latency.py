@@ -3,9 +3,10 @@
 All models run with the same options on the same input. A session is opened and its input and output bound
 once, warmed up, and then timed in rounds: each round times every model once, in random order, so a busy
 machine hits all of them alike and the ratio within a round stays true. A sample is a block of runs long
-enough for the clock, taken again where the system gave our core to another process meanwhile. The first model
-is opened twice; the ratio of these two sessions is the noise floor that every other ratio must clear before
-it counts (`timing_stats`).
+enough for the clock, taken again where the system gave our core to another process meanwhile; where that
+happens every time (a run longer than the scheduler's turns, on a full machine), a single thread's sample counts
+as the time that it had its core. The first model is opened twice; the ratio of these two sessions is the
+noise floor that every other ratio must clear before it counts (`timing_stats`).
 
 Times are those of the run alone. On a device, inputs and outputs live there and the copies in and out are
 timed apart; **that path has been tested with fakes only, never on a GPU**. What a provider is called and
@@ -34,7 +35,7 @@ except ImportError:  # Windows
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.files import one_line
-from onnxprune.graph.runtime import Session, default_feed, open_session, versions
+from onnxprune.graph.runtime import Placed, Session, default_feed, open_session, versions
 from onnxprune.measure.timing_stats import (
     Interval,
     Verdict,
@@ -55,6 +56,9 @@ DEVICES = {  # where a provider keeps its tensors; any other: on the CPU
     "TensorrtExecutionProvider": "cuda",
     "DmlExecutionProvider": "dml",
 }
+CPU = "CPUExecutionProvider"
+GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
+"""Options under which a run is recorded once and replayed: every address must then stay what it was."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,9 @@ class BenchResult:
     spinning: bool
     batch: int
     providers: dict[str, tuple[str, ...]]  # model name -> the providers that its session really has
-    assignment: dict[str, Any]  # model name -> which provider runs how many nodes
+    provider_options: dict[str, dict[str, dict[str, str]]]  # model name -> provider -> what is in force there
+    assignment: dict[str, Any]  # model name -> provider -> how many nodes it runs; None where ORT cannot tell
+    nodes: dict[str, tuple[Placed, ...] | None]  # the same node by node
     shapes: dict[str, tuple[int, ...]]  # input name -> the shape that was timed
     versions: dict[str, Any]
     machine: dict[str, Any]
@@ -107,6 +113,7 @@ class BenchResult:
     load_end: tuple[float, ...] | None
     rounds: int  # that ran
     interrupted: int  # samples, of rounds x (models + 1), that lost their core to another process in every attempt
+    by_core_time: bool  # and whether these count as the time that they had their core: one thread on the CPU
     rounds_asked: int
     time_budget_s: float | None
     elapsed_s: float
@@ -114,7 +121,7 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, samples included, as plain JSON types."""
-        return {"schema": 1, **_plain(self)}
+        return {"schema": 1, "kind": "onnxprune bench", **_plain(self)}
 
 
 def bench(
@@ -123,8 +130,9 @@ def bench(
     names: Sequence[str] | None = None,
     feeds: Mapping[str, NDArray[Any]] | None = None,
     batch: int = 1,
-    shapes: dict[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     providers: Sequence[str] = ("cpu",),
+    provider_options: Mapping[str, Mapping[str, object]] | None = None,
     threads: int = 1,
     rounds: int = 40,
     time_budget_s: float | None = None,
@@ -135,8 +143,9 @@ def bench(
     """Time `models` side by side; the first is the baseline of every comparison.
 
     `feeds` is the input to time; without it a random one is made from the first model's inputs, with `batch`
-    and `shapes` for the dynamic axes. With more than one thread, `spinning` (idle threads poll instead of
-    sleep) is off unless asked for: on a busy machine it makes the median ten times the minimum.
+    and `shapes` for the dynamic axes. `provider_options` are those of ORT, by provider:
+    {"cuda": {"use_tf32": 0, "enable_cuda_graph": 1}}. With more than one thread, `spinning` (idle threads poll
+    instead of sleep) is off unless asked for: on a busy machine it makes the median ten times the minimum.
     `time_budget_s` caps the total: fewer rounds, though never under 10, and for models so slow that it would
     not fit a shorter warm-up, though never under 2 runs. `progress(done, asked)` is called after each round.
 
@@ -162,12 +171,22 @@ def bench(
     spin = threads == 1 if spinning is None else spinning  # one thread has nobody to wait for
 
     def open_one(model: Model, name: str) -> Session:
-        return open_session(model, providers=providers, threads=threads, optimise=True, spinning=spin, name=name)
+        return open_session(
+            model,
+            providers=providers,
+            provider_options=provider_options,
+            threads=threads,
+            optimise=True,
+            spinning=spin,
+            record=True,
+            name=name,
+        )
 
     sessions = [open_one(model, name) for model, name in zip(models, labels, strict=True)]
     source = labels[0] if feeds is None else "the feeds given"
     if feeds is None:
         feeds = default_feed(sessions[0].inputs, batch=batch, shapes=shapes, seed=seed)
+        _check_batch(feeds, batch, labels[0])
     feeds = {name: np.asarray(array, order="C") for name, array in feeds.items()}
     for session, name in zip(sessions, labels, strict=True):
         _check_inputs(session, feeds, name, source)
@@ -181,7 +200,9 @@ def bench(
         warm = [run.warm_up(share) for run in runs]
         per_sample = [max(1, math.ceil(SAMPLE_MS / best)) for _, best in warm]
         per_sample[-1] = per_sample[0]  # or A/A would compare two block lengths
-        times, interrupted = _rounds(runs, per_sample, round_orders(len(runs), rounds, seed), deadline, progress)
+        orders = round_orders(len(runs), rounds, seed)
+        alone = threads == 1 and sessions[0].providers[0] == CPU
+        times, interrupted = _rounds(runs, per_sample, orders, deadline, progress, alone=alone)
     copies = [run.copies_ms() for run in runs[:-1]]
 
     done = len(times)
@@ -199,7 +220,9 @@ def bench(
         spinning=spin,
         batch=batch,
         providers={n: tuple(s.providers) for n, s in zip(labels, sessions, strict=False)},
+        provider_options={n: s.provider_options for n, s in zip(labels, sessions, strict=False)},
         assignment={n: s.assignment for n, s in zip(labels, sessions, strict=False)},
+        nodes={n: s.nodes for n, s in zip(labels, sessions, strict=False)},
         shapes={name: tuple(array.shape) for name, array in feeds.items()},
         versions=versions(),
         machine={"system": platform.system(), "cpu": platform.machine(), "cores": os.cpu_count()},
@@ -207,6 +230,7 @@ def bench(
         load_end=_load_average(),
         rounds=done,
         interrupted=interrupted,
+        by_core_time=alone,
         rounds_asked=rounds,
         time_budget_s=time_budget_s,
         elapsed_s=time.perf_counter() - start,
@@ -228,9 +252,25 @@ class BoundRun:
         for name in session.outputs:
             binding.bind_output(name, device)
         self.binding, self._run = binding, raw.run_with_iobinding
+        options = session.provider_options.get(session.providers[0], {})
+        if any(options.get(key) in ("1", "True", "true") for key in GRAPHS):
+            self._keep_outputs()
 
     def __call__(self) -> None:
         self._run(self.binding)
+
+    def _keep_outputs(self) -> None:
+        """Bind the outputs where a first run, one that is not recorded, has put them.
+
+        A recorded run writes to the addresses it was recorded with. Not run on a GPU here.
+        """
+        try:
+            self.session.raw.run_with_iobinding(self.binding, unrecorded())
+        except Exception:
+            self.session.run(self.feeds)  # fails in the same way and says so in one line
+            raise
+        for name, value in zip(self.session.outputs, self.binding.get_outputs(), strict=True):
+            self.binding.bind_ortvalue_output(name, value)
 
     def warm_up(self, share_s: float) -> tuple[int, float]:
         """As `_warm_up`. ModelError where the model cannot be run on this input."""
@@ -263,6 +303,15 @@ def to_device(array: NDArray[Any], device: str) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
+def unrecorded() -> Any:
+    """Options of a run that is neither recorded nor replayed (ORT's key and value for that)."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
+
+
 def _warm_up(run: Callable[[], None], share_s: float) -> tuple[int, float]:
     """(runs, ms of the fastest): 10 runs and 200 ms, or what fits into `share_s`, but at least 2."""
     begin, best, count = time.perf_counter_ns(), math.inf, 0
@@ -283,8 +332,10 @@ def _rounds(
     orders: NDArray[np.intp],
     deadline: float,
     progress: Callable[[int, int], None] | None,
+    *,
+    alone: bool = False,
 ) -> tuple[NDArray[np.float64], int]:
-    """(ms per run: (rounds that ran, models), samples interrupted in every attempt).
+    """(ms per run: (rounds that ran, models), samples interrupted in every attempt); `alone` as for `_sample`.
 
     Stops early where one more round would miss the deadline.
     """
@@ -295,29 +346,32 @@ def _rounds(
         if done >= MIN_ROUNDS and now + (now - begin) / done > deadline:
             return times[:done], interrupted
         for i in order:
-            times[done, i], clean = _sample(runs[i], per_sample[i])
+            times[done, i], clean = _sample(runs[i], per_sample[i], alone=alone)
             interrupted += not clean
         if progress is not None:
             progress(done + 1, len(orders))
     return times, interrupted
 
 
-def _sample(run: Callable[[], None], runs: int) -> tuple[float, bool]:
+def _sample(run: Callable[[], None], runs: int, *, alone: bool = False) -> tuple[float, bool]:
     """(ms per run, whether we kept our core): the first clean attempt, or the fastest of them all.
 
     A sample that contains another process's turn on our core measures the scheduler, not the model. On a
-    full machine that is every third sample of a millisecond, and the median is no longer out of its reach.
+    full machine that is every third sample of a millisecond and every one of ten, and the median is no longer
+    out of its reach. Where the work is `alone` in this thread, the fastest is by the time that the thread had its
+    core; with other threads or a device that time says nothing.
     """
     best, block = math.inf, range(runs)
     for _ in range(ATTEMPTS):
         turns = _lost_turns()
-        before = time.perf_counter_ns()
+        had, before = time.thread_time_ns(), time.perf_counter_ns()
         for _ in block:
             run()
         ms = (time.perf_counter_ns() - before) / runs / 1e6
+        on_core = (time.thread_time_ns() - had) / runs / 1e6
         if _lost_turns() == turns:
             return ms, True
-        best = min(best, ms)
+        best = min(best, on_core if alone and on_core > 0 else ms)
     return best, False
 
 
@@ -419,6 +473,19 @@ def _listed(names: Mapping[str, Any]) -> str:
 
 def _shape(shape: Sequence[Any]) -> str:
     return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"
+
+
+def _check_batch(feeds: Mapping[str, NDArray[Any]], batch: int, name: str) -> None:
+    """A batch that was asked for must be the one that is run."""
+    runs = _batch(feeds, batch)
+    if batch not in (1, runs):
+        key, array = next((key, array) for key, array in feeds.items() if array.ndim)
+        raise UsageError(
+            one_line(
+                f"{name}: batch {batch} was asked for, but input {key} is {_shape(array.shape)}: its first axis is "
+                "fixed, by the model or by the shape given; drop the batch, or export with a dynamic batch axis"
+            )
+        )
 
 
 def _batch(feeds: Mapping[str, NDArray[Any]], batch: int) -> int:

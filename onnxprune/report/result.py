@@ -46,6 +46,7 @@ class Result:
         repair: the repair that was applied.
         inexact: nodes whose statistics the cut changes on purpose (`prune_statistics`).
         warnings: what the user should know.
+        notes: what was measured besides, in words.
         feeds: inputs for the run of the written file; None: it is loaded only.
     """
 
@@ -63,6 +64,7 @@ class Result:
     repair: str
     inexact: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -108,7 +110,9 @@ class Result:
             "latency": None if self.latency is None else self.latency.to_json(),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],
             "pinned": [asdict(p) for p in self.pinned],
+            "blocks": [drop.block for drop in self.plan.drops()],
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "cuts": list(self.cuts),
         }
 

@@ -128,6 +128,11 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
         lines.append(f"fidelity     {top1}cosine {f.cosine:.4f}, SQNR {f.sqnr_db:.1f} dB on {f.samples} {held}")
     cut = [(n, x, y) for n, x, y in result.groups if y < x]
     lines.append(f"groups       {len(cut)} of {len(result.groups)} cut; repair: {result.repair}")
+    drops = result.plan.drops()
+    if drops:
+        lines.append(f"blocks       {len(drops)} dropped: {', '.join(plain(d.block) for d in drops[:4])}")
+        lines[-1] += f" and {len(drops) - 4} more" if len(drops) > 4 else ""
+    lines += [f"measured     {plain(note)}" for note in result.notes]
     top = result.reasons()
     if top:
         lines.append("kept whole   " + "; ".join(f"{plain(r)} ({n})" for r, n in top))

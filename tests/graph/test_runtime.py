@@ -167,10 +167,16 @@ class FakeSession:
     def __init__(self, machine, options, providers):
         self.machine = machine
         self.recorded = "session.record_ep_graph_assignment_info" in options.entries
-        self.providers = [p for p in providers if p not in machine.dead]
+        given = [p if isinstance(p, tuple) else (p, {}) for p in providers]
+        self.options = {p: {"use_tf32": "1", **o} for p, o in given if p not in machine.dead}
+        self.providers = list(self.options)
+        self.mem_pattern = options.enable_mem_pattern
 
     def get_providers(self):
         return self.providers
+
+    def get_provider_options(self):
+        return self.options
 
     def get_inputs(self):
         return [SimpleNamespace(name="x", type="tensor(float)", shape=["N", 3, None])]
@@ -182,12 +188,16 @@ class FakeSession:
         if self.machine.nodes is None or not self.recorded:
             raise RuntimeError("not recorded")
         return [
-            SimpleNamespace(ep_name=name, get_nodes=lambda count=count: [None] * count)
+            SimpleNamespace(
+                ep_name=name, get_nodes=lambda count=count: [SimpleNamespace(name="n", op_type="Conv")] * count
+            )
             for name, count in self.machine.nodes
         ]
 
 
 class FakeOptions:
+    enable_mem_pattern = True
+
     def __init__(self):
         self.entries = {}
 
@@ -214,14 +224,16 @@ class Machine(SimpleNamespace):
 
     def preload_dlls(self):
         self.preloaded += 1
+        print("Failed to load libcublas.so.13")  # as ORT does: on standard output
         raise RuntimeError("a missing library is no reason to stop")
 
     def InferenceSession(self, model, options, providers, enable_fallback=1):
         self.fallback.append(enable_fallback)
         if self.dead:
             os.write(2, b"\x1b[31m2025-01-01 10:00 [E:onnxruntime:Default, x.cc:1 F] Error: no libcudnn.so.9\n")
-        if providers[0] in self.raises:
-            raise self.raises[providers[0]]
+        first = providers[0][0] if isinstance(providers[0], tuple) else providers[0]
+        if first in self.raises:
+            raise self.raises[first]
         return FakeSession(self, options, providers)
 
 
@@ -245,6 +257,50 @@ def test_cuda_that_works_says_who_took_what(machine):
     assert session.assignment == {CUDA: 45, CPU: 2}
     assert session.inputs == (InputSpec("x", np.dtype(np.float32), ("N", 3, None)),)
     assert (made.preloaded, made.fallback) == (1, [0])
+
+
+def test_provider_options_reach_the_provider(machine):
+    """Not run on a GPU."""
+    machine(nodes=[(CUDA, 1)])
+    given = runtime.parse_provider_options(["cuda.use_tf32=0", "cuda.cudnn_conv_algo_search=HEURISTIC"])
+    session = runtime.open_session(net(), providers=["cuda"], provider_options=given)
+    assert session.provider_options[CUDA] == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    flags = runtime.open_session(net(), providers=["cuda"], provider_options={"cuda": {"prefer_nhwc": True}})
+    assert flags.provider_options == {CUDA: {"use_tf32": "1", "prefer_nhwc": "1"}, CPU: {"use_tf32": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"cuda": {"use_tf33": 0}}, "cuda refuses an option: Unknown provider option"),
+        ({"tensorrt": {"trt_fp16_enable": 1}}, "tensorrt, which is not among the providers"),
+        ({"cpu": {"use_arena": 0}}, "no provider options"),
+        ({"abacus": {"beads": 9}}, "abacus"),
+    ],
+)
+def test_provider_options_that_do_not_fit(machine, given, says):
+    machine(raises={CUDA: RuntimeError('Unknown provider option: "use_tf33".')})
+    with pytest.raises(UsageError, match=says):
+        runtime.open_session(net(), providers=["cuda", "cpu"], provider_options=given)
+
+
+@pytest.mark.parametrize("text", ["use_tf32=0", "cuda.use_tf32", "cuda.=1", "cuda.use_tf32=", "abacus.beads=9"])
+def test_provider_options_that_are_none(text):
+    with pytest.raises(UsageError, match=r"cuda\.use_tf32=0|unknown provider"):
+        runtime.parse_provider_options([text])
+
+
+@pytest.mark.parametrize(("provider", "pattern"), [("directml", False), ("coreml", True)])
+def test_directml_runs_without_memory_patterns(machine, provider, pattern):
+    machine(build=("directml", "coreml", "cpu"))
+    assert runtime.open_session(net(), providers=[provider]).raw.mem_pattern == pattern
+
+
+def test_the_cpu_tells_its_nodes_when_asked():
+    assert runtime.open_session(net()).nodes is None
+    session = runtime.open_session(net(), record=True)
+    if session.nodes is not None:  # ONNX Runtime before 1.24 cannot tell
+        assert session.assignment == {CPU: len(session.nodes)} and "Conv" in session.nodes[0].op_type
 
 
 def test_a_build_that_records_no_assignment(machine):

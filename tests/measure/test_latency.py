@@ -14,7 +14,8 @@ from rich.console import Console
 
 from onnxprune.errors import ModelError, ProviderError, UsageError
 from onnxprune.graph.runtime import provider_name
-from onnxprune.measure import latency
+from onnxprune.measure import cases, latency
+from onnxprune.measure.cases import bench_cases
 from onnxprune.measure.latency import MIN_ROUNDS, BoundRun, bench
 from onnxprune.measure.timing_stats import (
     RESOLUTION,
@@ -24,13 +25,14 @@ from onnxprune.measure.timing_stats import (
     round_orders,
     verdict,
 )
-from onnxprune.report.bench import CSV_COLUMNS, bench_csv, render
+from onnxprune.report import plots
+from onnxprune.report.bench import CSV_COLUMNS, bench_csv, render, render_all
 
 NONE = "no measurable change"
 
 
 def conv_net(
-    width: int, *, layers: int = 2, name: str = "x", batch: int | str = "n", size: int = 28
+    width: int, *, layers: int = 2, name: str = "x", batch: int | str = "n", size: int | str = 28
 ) -> onnx.ModelProto:
     """3x3 convs over `width` channels: time grows with the square of the width."""
     rng = np.random.default_rng(0)
@@ -216,6 +218,12 @@ def test_feeds_that_do_not_fit_are_refused(feed, message):
         bench([conv_net(8)], feeds=feed)
 
 
+def test_a_batch_that_the_file_fixes_is_not_timed_as_another():
+    with pytest.raises(UsageError, match="its first axis is fixed"):
+        bench([conv_net(8, batch=1)], batch=8)
+    assert bench([conv_net(8, batch=4)], rounds=10).batch == 4
+
+
 @pytest.mark.parametrize(
     "models, options, message",
     [
@@ -223,6 +231,7 @@ def test_feeds_that_do_not_fit_are_refused(feed, message):
         (1, dict(rounds=9), "at least 10"),
         (1, dict(threads=0), "threads"),
         (1, dict(batch=0), "batch"),
+        (1, dict(batch=8, shapes={"x": (2, 3, 28, 28)}), "batch 8 was asked for, but input x is .2, 3"),
         (1, dict(time_budget_s=0), "time budget"),
         (2, dict(names=["a"]), "2 models but 1 names"),
         (2, dict(names=["a", "a"]), "must differ"),
@@ -260,13 +269,17 @@ class FakeRaw:
     def io_binding(self):
         log = self.log
         return SimpleNamespace(
+            get_outputs=lambda: [SimpleNamespace(device="where it was put")],
+            bind_ortvalue_output=lambda name, value: log.append(("kept", name, value.device)),
             bind_ortvalue_input=lambda name, value: log.append(("in", name, value.device)),
             bind_output=lambda name, device: log.append(("out", name, device)),
             synchronize_inputs=lambda: log.append("synchronize"),
             copy_outputs_to_cpu=lambda: log.append("fetch"),
         )
 
-    def run_with_iobinding(self, binding):
+    def run_with_iobinding(self, binding, options=None):
+        if options is not None:
+            self.log.append(options)
         self.clock.now += int(self.ms * 1e6)
         self.log.append("run")
 
@@ -274,7 +287,7 @@ class FakeRaw:
 @pytest.fixture
 def fakes(monkeypatch):
     """open(ms): a session whose runs take `ms`, on a clock that only runs advance."""
-    clock, log, opened = SimpleNamespace(now=0), [], []
+    clock, log, opened = SimpleNamespace(now=0, taken=0), [], []  # `taken`: while others had our core
 
     def open_session(model, **options):
         opened.append(options)
@@ -284,6 +297,8 @@ def fakes(monkeypatch):
             raw=FakeRaw(log, clock, float(model)),
             providers=(provider_name(options["providers"][0]), "CPUExecutionProvider"),
             assignment=None,
+            nodes=None,
+            provider_options={"CUDAExecutionProvider": (options.get("provider_options") or {}).get("cuda", {})},
         )
 
     class FakeValue:
@@ -295,11 +310,16 @@ def fakes(monkeypatch):
 
     monkeypatch.setattr(latency, "open_session", open_session)
     monkeypatch.setattr(latency, "_lost_turns", lambda: 0)
+    monkeypatch.setattr(latency, "unrecorded", lambda: "unrecorded")
     monkeypatch.setattr(latency, "to_device", lambda array, device: FakeValue(device))
     monkeypatch.setattr(
         latency,
         "time",
-        SimpleNamespace(perf_counter_ns=lambda: clock.now, perf_counter=lambda: clock.now / 1e9),
+        SimpleNamespace(
+            perf_counter_ns=lambda: clock.now,
+            perf_counter=lambda: clock.now / 1e9,
+            thread_time_ns=lambda: clock.now - clock.taken,
+        ),
     )
     return SimpleNamespace(clock=clock, log=log, opened=opened, feeds={"x": np.zeros((1, 4), np.float32)})
 
@@ -350,6 +370,18 @@ def test_an_interrupted_sample_is_taken_again(fakes, monkeypatch, attempts, lost
     assert latency._sample(run, 1) == expected
 
 
+@pytest.mark.parametrize(("alone", "ms"), [(False, 9), (True, 5)], ids=["threads or a device", "one thread"])
+def test_what_others_took_of_our_core_is_not_counted(fakes, monkeypatch, alone, ms):
+    turns = iter(range(100))
+
+    def run():
+        fakes.clock.now += int(9e6)
+        fakes.clock.taken += int(4e6)
+
+    monkeypatch.setattr(latency, "_lost_turns", lambda: next(turns))
+    assert latency._sample(run, 1, alone=alone) == (ms, False)
+
+
 def test_spinning_is_off_with_more_threads_unless_asked_for(fakes):
     for options in (dict(threads=1), dict(threads=2), dict(threads=2, spinning=True)):
         bench(["4"], feeds=fakes.feeds, rounds=10, **options)
@@ -376,6 +408,22 @@ def test_inputs_and_outputs_are_bound_once_where_the_provider_runs(fakes, provid
     assert result.providers["4"][0] == provider_name(provider)
 
 
+@pytest.mark.parametrize("on", ["0", "1"])
+def test_a_recorded_graph_writes_where_its_first_run_wrote(fakes, on):
+    """CUDA graphs at their boundary: one run that is not recorded, then outputs at fixed addresses; not run on a GPU."""
+    options = {"cuda": {"enable_cuda_graph": on, "use_tf32": "0"}}
+    result = bench(["4"], feeds=fakes.feeds, rounds=10, providers=("cuda",), provider_options=options)
+    wanted = [("in", "x", "cuda"), ("out", "y", "cuda")]
+    wanted += ["unrecorded", "run", ("kept", "y", "where it was put")] if on == "1" else []
+    assert fakes.log[: len(wanted)] == wanted and fakes.log.count("unrecorded") == 2 * int(on)
+    assert result.provider_options["4"]["CUDAExecutionProvider"]["enable_cuda_graph"] == on
+    assert f"use_tf32=0, enable_cuda_graph={on}" in shown(result)
+
+
+def test_the_key_that_keeps_a_run_from_being_recorded_is_one_that_ort_takes():
+    assert latency.unrecorded().get_run_config_entry("gpu_graph_id") == "-1"
+
+
 def test_copies_are_timed_apart(fakes, monkeypatch):
     """Not run on a GPU."""
     run = BoundRun(latency.open_session("4", providers=("cuda",)), fakes.feeds)
@@ -388,12 +436,58 @@ def test_copies_are_timed_apart(fakes, monkeypatch):
     assert run.copies_ms() == (2, 3)
 
 
+# ---- several batches and shapes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "batches, shapes, expected",
+    [
+        ((1,), (), [(1, None)]),
+        ((1, 8), (), [(1, None), (8, None)]),
+        ((1,), ({"x": (2, 3)},), [(1, {"x": (2, 3)})]),
+        ((1, 8), ({"x": ("N", 3)}, {"x": ("N", 5)}), [(b, {"x": (b, n)}) for n in (3, 5) for b in (1, 8)]),
+        ((4,), ({"x": ("N", 3), "y": (7, "N")},), [(4, {"x": (4, 3), "y": (7, 4)})]),
+    ],
+)
+def test_cases(batches, shapes, expected):
+    assert list(cases.cases(batches, shapes)) == expected
+
+
+@pytest.mark.parametrize("batches, shapes", [((), ()), ((2, 2), ()), ((1, 8), ({"x": (1, 3)},))])
+def test_cases_that_are_none(batches, shapes):
+    with pytest.raises(UsageError, match="batches"):
+        list(cases.cases(batches, shapes))
+
+
+def test_every_batch_and_shape_is_timed():
+    seen = []
+    shapes = ({"x": ("N", 3, 8, 8)}, {"x": ("N", 3, 12, 8)})
+    found = bench_cases(
+        [conv_net(8, size="s")], batches=(1, 3), shapes=shapes, rounds=10, progress=lambda *a: seen.append(a)
+    )
+    assert [r.shapes["x"] for r in found] == [(1, 3, 8, 8), (3, 3, 8, 8), (1, 3, 12, 8), (3, 3, 12, 8)]
+    assert [r.batch for r in found] == [1, 3, 1, 3] and seen[0] == (1, 40) and seen[-1] == (40, 40)
+    assert [r.timings[0].throughput_per_s * r.timings[0].p50_ms for r in found] == pytest.approx([1e3, 3e3] * 2)
+    text = shown(found)
+    assert text.count("baseline") == 4 and "batch 3, input x 3x3x12x8" in text
+    rows = list(csv.DictReader(io.StringIO(bench_csv(*found))))
+    assert [(r["batch"], r["inputs"]) for r in rows[:2]] == [("1", "x 1x3x8x8"), ("3", "x 3x3x8x8")]
+
+
+def test_a_time_budget_is_for_all_cases(fakes, monkeypatch):
+    monkeypatch.setattr(cases, "time", latency.time)
+    found = bench_cases(["100", "100"], batches=(1, 2), feeds=fakes.feeds, time_budget_s=20)
+    assert sum(r.elapsed_s for r in found) <= 20 and min(r.rounds for r in found) > MIN_ROUNDS
+    with pytest.raises(UsageError, match="time budget"):
+        bench_cases(["100"], feeds=fakes.feeds, time_budget_s=-1)
+
+
 # ---- for people ------------------------------------------------------------------------------------------
 
 
 def shown(result) -> str:
     console = Console(width=140, file=io.StringIO(), color_system=None)
-    console.print(render(result))
+    console.print(render_all(result) if isinstance(result, tuple) else render(result))
     return console.file.getvalue()
 
 
@@ -404,7 +498,34 @@ def test_the_table_names_models_verdicts_and_conditions(fakes):
     assert "baseline" in rows["slow"] and "16.000x" in rows["[fast]"] and "faster" in rows["[fast]"]
     assert NONE in rows["equal"] and "40 rounds" in text and "1 thread," in text and "x 1x4" in text
     assert "CPUExecutionProvider" in text and "interrupted" not in text
-    assert "3 of 160 samples were interrupted" in shown(replace(result, interrupted=3))
+    assert "3 of 160 samples were interrupted by other processes; there," in shown(replace(result, interrupted=3))
+
+
+def test_nodes_left_to_another_provider_are_told(fakes):
+    result = bench(["4"], feeds=fakes.feeds)
+    spread = {"CUDAExecutionProvider": 45, "CPUExecutionProvider": 2}
+    assert "nodes of 4: cuda 45, cpu 2" in shown(replace(result, assignment={"4": spread}))
+    assert "nodes of" not in shown(replace(result, assignment={"4": {"CPUExecutionProvider": 47}}))
+
+
+def test_a_plot_shows_every_model_case_and_the_noise(fakes):
+    pytest.importorskip("matplotlib")
+    from onnxprune.report import bench_plot
+
+    found = bench_cases(["4", "0.25"], batches=(1, 2), feeds=fakes.feeds, names=["$slow", "a<b"])
+    picture = plots.encoded(bench_plot.draw(found), "p.svg")
+    text = picture.decode()
+    assert all(text.count(word) == 2 for word in (">16.000x, faster<", ">$slow again<", ">0.25<"))
+    assert text.count(">a&lt;b<") == 4 and "batch 1, input x 1x4" in text and "grey: noise" in text
+    assert picture == plots.encoded(bench_plot.draw(found), "p.svg")
+    assert plots.encoded(bench_plot.draw(found[:1]), "p.png")[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(("name", "there", "says"), [("p.svg", False, r"onnxprune\[plot\]"), ("p.gif", True, "svg")])
+def test_a_plot_that_cannot_be_made_is_refused_before_the_work(monkeypatch, name, there, says):
+    monkeypatch.setattr(plots, "find_spec", lambda module: there or None)
+    with pytest.raises(UsageError, match=says):
+        plots.require(name)
 
 
 def test_csv_has_one_line_a_model(fakes):

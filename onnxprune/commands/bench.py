@@ -1,0 +1,156 @@
+"""`onnxprune bench`: latency side by side, as a table, JSON, CSV and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from onnxprune.commands.common import Parser, add_general, as_json, print_out, words
+from onnxprune.errors import UsageError
+from onnxprune.report.terminal import Status
+
+PROVIDERS = "cpu (default), cuda, tensorrt, openvino, coreml, directml (these five tested with stand-ins only)"
+OPTION = "an option of ONNX Runtime's provider: cuda.use_tf32=0, cuda.prefer_nhwc=1, cuda.enable_cuda_graph=1, "
+OPTION += "cuda.cudnn_conv_algo_search=HEURISTIC, ... (repeatable)"
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    found = tuple(int(word) if word.isdecimal() else 0 for word in words(text))
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of batch sizes such as 1,8,32; each is at least 1")
+    return found
+
+
+def _shape(text: str) -> tuple[str, tuple[int | str, ...]]:
+    name, _, sizes = text.rpartition("=")
+    found: list[int | str] = []
+    for word in sizes.replace("x", ",").split(","):
+        if word.upper() == "N":
+            found.append("N")
+        elif word.isdecimal() and int(word) > 0:
+            found.append(int(word))
+        else:
+            name = ""
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=1,3,224,224, or NAME=N,3,224,224 with N for the batch")
+    return name, tuple(found)
+
+
+def parser() -> Parser:
+    about = (
+        "Time models side by side, interleaved; the first is the baseline, and is timed a second time to see\n"
+        "how far the noise reaches. Several batches or shapes: one table each."
+    )
+    made = Parser("bench", "bench A [B ...] [options]", about)
+    add = made.add_argument
+    add("models", nargs="+", metavar="MODEL")
+    add("--batch", type=_batches, default=(1,), metavar="LIST", help="for a dynamic batch axis: 8, or 1,8,32")
+    add(
+        "--input-shape",
+        type=_shape,
+        action="append",
+        default=[],
+        metavar="NAME=N,N",
+        help="sizes of an input, N for the batch: x=N,3,320,320 (repeatable; a name again is a further case)",
+    )
+    add("--rounds", type=int, default=40, metavar="N", help="at least 10 (default 40)")
+    add("--time-budget", type=float, metavar="S", help="stop after so many seconds")
+    add("--providers", type=words, default=("cpu",), metavar="LIST", help=PROVIDERS)
+    add("--provider-option", action="append", default=[], metavar="P.KEY=VALUE", help=OPTION)
+    add("--csv", metavar="FILE", help="write a line a model and case")
+    add("--plot", metavar="FILE", help='draw times and speed-ups: .svg or .png (needs "onnxprune[plot]")')
+    add("--force", action="store_true", help="replace existing files")
+    add_general(made)
+    return made
+
+
+def run(args: argparse.Namespace, status: Status) -> None:
+    from onnxprune.graph import files
+    from onnxprune.graph.runtime import parse_provider_options
+    from onnxprune.measure.cases import bench_cases
+    from onnxprune.report.bench import bench_csv
+
+    _check_files(args)
+    options = parse_provider_options(args.provider_option)
+    shapes = _cases(args.input_shape)
+    for path in args.models:
+        status.phase(f"read {path}")
+        files.read_model(path)
+    status.phase("bench")
+    results = bench_cases(
+        args.models,
+        batches=args.batch,
+        shapes=shapes,
+        providers=args.providers,
+        provider_options=options,
+        threads=1 if args.threads is None else args.threads,
+        rounds=args.rounds,
+        time_budget_s=args.time_budget,
+        seed=args.seed or 0,
+        progress=lambda done, total: status.progress("bench", done, total),
+    )
+    status.phase("write")
+    if args.csv:
+        files.atomic_write_text(bench_csv(*results), args.csv, force=args.force, sources=args.models)
+    if args.plot:
+        from onnxprune.report import bench_plot, plots
+
+        picture = plots.encoded(bench_plot.draw(results), args.plot)
+        files.atomic_write_bytes(picture, args.plot, force=args.force, sources=args.models)
+    status.close()
+    _show(args, results, status)
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Refuse an output before the work is done."""
+    from onnxprune.graph import files
+
+    if args.plot:
+        from onnxprune.report import plots
+
+        plots.require(args.plot)
+    for output in filter(None, (args.csv, args.plot)):
+        files.ensure_writable(output, force=args.force, sources=args.models)
+    if args.csv and args.csv == args.plot:
+        raise UsageError("--csv and --plot would go to one file; choose another")
+
+
+def _cases(given: list[tuple[str, tuple[int | str, ...]]]) -> list[dict[str, tuple[int | str, ...]]]:
+    """One dict a case: the k-th shape of every input; an input with a single shape has it in all."""
+    shapes: dict[str, list[tuple[int | str, ...]]] = {}
+    for name, shape in given:
+        shapes.setdefault(name, []).append(shape)
+    count = max(map(len, shapes.values()), default=0)
+    uneven = [name for name, own in shapes.items() if len(own) not in (1, count)]
+    if uneven:
+        raise UsageError(
+            f"--input-shape gives {len(shapes[uneven[0]])} shapes of {uneven[0]!r}, but {count} of another"
+        )
+    return [{name: own[k % len(own)] for name, own in shapes.items()} for k in range(count)]
+
+
+def _show(args: argparse.Namespace, results: tuple[Any, ...], status: Status) -> None:
+    if args.verbose and not args.quiet:
+        for line in _placements(results[0]):
+            status.say(line)
+    if args.json:
+        several = {"schema": 1, "kind": "onnxprune bench", "results": [r.to_json() for r in results]}
+        print_out(as_json(results[0].to_json() if len(results) == 1 else several))
+        return
+    from rich.console import Console
+
+    from onnxprune.report.bench import render_all
+
+    width = None if sys.stdout.isatty() else 120
+    Console(file=sys.stdout, highlight=False, width=width).print(render_all(results))
+
+
+def _placements(result: Any) -> list[str]:
+    """Which provider runs which node, for the log."""
+    lines = []
+    for name, nodes in result.nodes.items():
+        if nodes is None:
+            lines.append(f"{name}: this ONNX Runtime does not tell which provider runs which node")
+        lines += [f"{name}: {n.node or 'unnamed'} ({n.op_type}) runs on {n.provider}" for n in nodes or ()]
+    return lines

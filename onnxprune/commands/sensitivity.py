@@ -1,0 +1,92 @@
+"""`onnxprune sensitivity`: what each cut alone does to the outputs, as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from onnxprune.commands.common import (
+    Parser,
+    add_general,
+    add_samples,
+    add_statistics,
+    as_json,
+    check_samples,
+    numbers,
+    open_subject,
+    print_out,
+)
+from onnxprune.errors import UsageError
+from onnxprune.report.terminal import Status, plain
+
+ROWS = 40  # of the table, without -v
+
+
+def parser() -> Parser:
+    about = (
+        "Damage to the outputs against the kept width, for every group of channels cut alone. Measurements are\n"
+        "kept in FILE as they come: the same command again goes on where the last one stopped."
+    )
+    made = Parser("sensitivity", "sensitivity MODEL --calib SAMPLES [-o FILE] [options]", about)
+    made.add_argument("model", metavar="MODEL")
+    add = made.add_argument_group("what to cut").add_argument
+    add("--steps", type=int, metavar="N", help="so many widths, evenly spaced (default 8)")
+    add("--widths", type=numbers, metavar="LIST", help="kept shares instead: 0.75,0.5,0.25")
+    add("--include", metavar="REGEX", help="only groups whose name or weights match")
+    add("--exclude", metavar="REGEX", help="no groups whose name or weights match")
+    add_statistics(made.add_argument_group("analysis").add_argument)
+    add_samples(made)
+    add = made.add_argument_group("result").add_argument
+    add("-o", "--output", metavar="FILE", help="where results are kept (default NAME.sensitivity.json by the input)")
+    add("--plot", metavar="FILE", help='draw a panel a group: .svg or .png (needs "onnxprune[plot]")')
+    add("--force", action="store_true", help="replace a file that holds something else")
+    add_general(made)
+    return made
+
+
+def run(args: argparse.Namespace, status: Status) -> None:
+    if not args.calib:
+        check_samples(args)
+        raise UsageError("sensitivity needs samples; give --calib")
+    if args.steps is not None and args.widths is not None:
+        raise UsageError("--steps and --widths say the same thing; drop one")
+    from onnxprune import sensitivities
+    from onnxprune.decide.allocation import Limits
+    from onnxprune.graph import files
+
+    shares = sensitivities.shares(sensitivities.STEPS if args.steps is None else args.steps, args.widths)
+    output = args.output or f"{args.model.removesuffix('.onnx')}.sensitivity.json"
+    sources = [p for p in (args.model, args.calib) if Path(p).exists()]
+    if args.plot:
+        from onnxprune.report import plots, sensitivity_plot
+
+        plots.require(args.plot)
+        files.ensure_writable(args.plot, force=args.force, sources=[*sources, output])
+    subject = open_subject(args, status)
+    found = sensitivities.measure(
+        subject,
+        path=output,
+        force=args.force,
+        shares=shares,
+        limits=Limits(1, 1, args.include, args.exclude),
+        seed=args.seed or 0,
+        threads=args.threads,
+        progress=status.progress,
+    )
+    status.phase("write")
+    if args.plot:
+        picture = plots.encoded(sensitivity_plot.draw(found), args.plot)
+        files.atomic_write_bytes(picture, args.plot, force=args.force, sources=[*sources, output])
+    status.close()
+    if args.json:
+        print_out(as_json(found.to_dict()))
+        return
+    from rich.console import Console
+
+    from onnxprune.report.sensitivity import render
+
+    width = None if sys.stdout.isatty() else 120
+    console = Console(file=sys.stdout, highlight=False, width=width)
+    console.print(render(found, most=None if args.verbose else ROWS))
+    print_out(f"kept in {plain(output)}\n")

@@ -1,0 +1,178 @@
+"""What each cut alone does to the outputs: the table of damages, as data, as JSON and for people.
+
+Knows nothing of how a damage is measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxprune.report.terminal import plain
+
+KIND = "onnxprune sensitivity"
+LITTLE = 0.01
+"""Damage that counts as little: 0.01 nats a sample between class scores, one percent of the variance otherwise."""
+SHARES = (0.75, 0.5, 0.25)
+"""Kept shares that the table shows."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One cut, measured.
+
+    Attributes:
+        kept: channels of the group that stay.
+        damage: to the outputs, see `measure.damage`; None where they were not finite.
+        macs_removed: share of the whole network's MACs that this cut alone removes.
+    """
+
+    kept: int
+    damage: float | None
+    macs_removed: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """All measured cuts of one thing, widest first.
+
+    Attributes:
+        kind: "group" (of channels), or "block" (kept 1 or 0).
+        name, width: what it is called, and how many channels it has uncut.
+    """
+
+    kind: str
+    name: str
+    width: int
+    points: tuple[Point, ...]
+
+    def near(self, share: float) -> Point | None:
+        """The measured point nearest to a kept share."""
+        return min(self.points, key=lambda p: (abs(p.kept - share * self.width), p.kept), default=None)
+
+    def can_go(self, little: float = LITTLE) -> float:
+        """The largest share that went, at this width and all wider ones, at no more than little damage."""
+        gone = 0.0
+        for p in self.points:
+            if p.damage is None or p.damage > little:
+                break
+            gone = 1 - p.kept / self.width
+        return gone
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The outcome of a sensitivity run.
+
+    Attributes:
+        rows: in graph order.
+        settings: what the measurements depend on besides model and samples.
+        complete: whether every point that was asked for is there.
+        measured: how many points were measured in this run; the others were known from an earlier one.
+    """
+
+    model_digest: str
+    samples_digest: str
+    settings: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    complete: bool = True
+    measured: int = field(default=0, compare=False)
+
+    def ranked(self, little: float = LITTLE) -> list[Row]:
+        """Rows by how much can go at little damage, most first; ties by the damage at half the width."""
+
+        def key(row: Row) -> tuple[float, float]:
+            half = row.near(0.5)
+            return -row.can_go(little), float("inf") if half is None or half.damage is None else half.damage
+
+        return sorted(self.rows, key=key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return {
+            "schema": 1,
+            "kind": KIND,
+            "model_digest": self.model_digest,
+            "samples_digest": self.samples_digest,
+            "settings": dict(self.settings),
+            "complete": self.complete,
+            "rows": [{**vars(r), "points": [vars(p) for p in r.points]} for r in self.rows],
+        }
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(self.to_dict(), allow_nan=False, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Sensitivity:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: it is not what `to_json` writes.
+        """
+        try:
+            data = json.loads(text)
+            if data["kind"] != KIND or data["schema"] != 1:
+                raise ValueError("another kind of file")
+            rows = tuple(_row(r) for r in data["rows"])
+            return cls(data["model_digest"], data["samples_digest"], data["settings"], rows, bool(data["complete"]))
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not a table of sensitivities: {error}") from error
+
+
+def _row(data: Mapping[str, Any]) -> Row:
+    points = [
+        Point(int(p["kept"]), None if p["damage"] is None else float(p["damage"]), float(p["macs_removed"]))
+        for p in data["points"]
+    ]
+    return Row(str(data["kind"]), str(data["name"]), int(data["width"]), tuple(points))
+
+
+def render(found: Sensitivity, *, most: int | None = None, little: float = LITTLE) -> RenderableType:
+    """A line a row, what can lose most first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("cut alone", overflow="fold")
+    for title in ("kind", "width", *(f"keep {s:.0%}" for s in SHARES), "can go", "MACs then"):
+        table.add_column(title, justify="right", no_wrap=True)
+    ranked = found.ranked(little)
+    for row in ranked[:most]:
+        gone = row.can_go(little)
+        macs = next((p.macs_removed for p in row.points if 1 - p.kept / row.width == gone), 0.0)
+        cells = [_damage(row.near(s)) for s in SHARES]
+        table.add_row(Text(plain(row.name)), row.kind, str(row.width), *map(Text, cells), f"{gone:.0%}", f"-{macs:.1%}")
+    return Group(table, Text("\n".join(_notes(found, len(ranked), most, little)), "dim"))
+
+
+def _notes(found: Sensitivity, rows: int, most: int | None, little: float) -> list[str]:
+    points = sum(len(r.points) for r in found.rows)
+    notes = [
+        "damage to the outputs at the measured width nearest to each share; 0: unchanged",
+        f"can go: the share that goes at a damage of at most {little:g}; one cut at a time, what stays refit",
+        f"{points} cuts, {found.measured} of them measured now, on {found.settings.get('samples', '?')} samples",
+    ]
+    if most is not None and rows > most:
+        notes.insert(0, f"… and {rows - most} more (use -v)")
+    return notes
+
+
+def _damage(point: Point | None) -> str:
+    if point is None:
+        return ""
+    return "not finite" if point.damage is None else f"{point.damage:.2g}"
+
+
+def merged(rows: Sequence[Row], more: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows with the points of both; where both have one, that of `more`."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in (*rows, *more):
+        old = found.get((row.kind, row.name))
+        points = {p.kept: p for p in (*(old.points if old else ()), *row.points)}
+        widest_first = tuple(points[k] for k in sorted(points, reverse=True))
+        found[row.kind, row.name] = Row(row.kind, row.name, row.width, widest_first)
+    return tuple(found.values())
