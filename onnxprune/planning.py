@@ -1,13 +1,14 @@
 """From settings to a plan: what is known of the model, found once and asked at any ratio.
 
 A `Planner` looks at the samples once (`decide.study`), prices the model (`measure.cost`) and the blocks that may go
-(`blocks`), and turns ratios into plans. Where whole blocks go, two plans compete: the mix, and channels alone. Damages
-of single cuts only add up roughly, so both networks are cut, repaired on one half of the fitting samples and compared
-on the other; the better one is the plan.
+(`blocks`), and turns ratios into plans. Damages of single cuts only add up roughly, so several plans compete for a
+ratio - channels alone or mixed with blocks, cuts spread more or less - and the one whose network is closest to the
+original once it is cut and mended is taken (`stitched`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -27,14 +28,14 @@ from onnxprune.measure.node_times import NodeTimes, node_times
 from onnxprune.plan import Edit, KeepChannels, PrunePlan
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import drop_blocks
-from onnxprune.rewrite.refit import refit
+from onnxprune.stitched import best
 from onnxprune.subject import Settings, Subject
 
 BATCH = 32
 PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
-JUDGE_SAMPLES = 256
-"""Most samples that competing plans are repaired on, and as many that they are compared on."""
+POWERS = (1.0, 0.7, 0.5)
+"""How damages are weighed in the plans that compete: a low power spreads the cuts."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
@@ -134,7 +135,7 @@ class Planner:
             self.subject.graph,
             self.channels,
             self.blocks,
-            self._fitting().few(PRICE_SAMPLES),
+            self._fitting().some(PRICE_SAMPLES),
             trials.damage,
             threads=self.settings.threads,
             seed=self.settings.seed,
@@ -159,36 +160,38 @@ class Planner:
         cuts = ("channels",) if "channels" in self.settings.methods and self.channels.groups else ()
         return (*cuts, "mix") if self.moves else cuts
 
-    def propose(self, ratio: float, kind: str) -> PrunePlan | None:
+    def propose(self, ratio: float, kind: str, power: float = 1.0) -> PrunePlan | None:
         """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
+
+        How single damages combine is not known, so sums of several powers of them may be minimised.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
         if kind == "channels":
-            found = self.study.allocate(self.alone, ratio, self.how)
+            found = self.study.allocate(self.alone, ratio, self.how, power=power)
         else:
-            found = self.study.allocate(self.cost, ratio, self.how, self.moves)
+            found = self.study.allocate(self.cost, ratio, self.how, self.moves, power)
         if not found.met and not self.settings.best_effort:
             raise self._out_of_reach(found.removed, ratio)
         return None if kind == "mix" and not found.drop and "channels" in self.kinds else self._plan(found, ratio)
 
     def plan(self, ratio: float) -> PrunePlan:
-        """The plan for a ratio: the better one of those that reach it.
+        """The plan for a ratio: the best one of those that reach it.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
         found, missed = [], []
-        for kind in self.kinds:
+        for power, kind in itertools.product(POWERS if self.how == "adaptive" else POWERS[:1], self.kinds):
             try:
-                found.append(self.propose(ratio, kind))
+                found.append(self.propose(ratio, kind, power))
             except BudgetError as error:
                 missed.append(error)
         plans = [p for p in found if p is not None]
         if not plans:
             raise missed[0]
-        return self.better(plans)
+        return self.better([p for k, p in enumerate(plans) if all(p.edits != q.edits for q in plans[:k])])
 
     def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
         return BudgetError(
@@ -200,22 +203,15 @@ class Planner:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
         if len(plans) == 1:
             return plans[0]
-        batches = self._fitting().few(2 * JUDGE_SAMPLES)
-        half = max(1, len(batches) // 2)
-        fit, judge = batches[:half], batches[half:] or batches
-        trials = self.study.trials
-        assert trials is not None
-        other = trials.on(judge)
-        graph, channels, settings = self.subject.graph, self.subject.channels, self.settings
-        worst = []
-        for k, plan in enumerate(plans):
-            if self.progress:
-                self.progress("compare", k, len(plans))
-            alive = channels.alive(plan.keep())
-            model = self.cut(plan)
-            model = refit(graph, model, channels, alive, fit, threads=settings.threads, seed=settings.seed)
-            worst.append(other.damage(model))
-        return plans[int(np.argmin(worst))]
+        return best(
+            self.subject.graph,
+            self.subject.channels,
+            plans,
+            self._fitting(),
+            repair=self.settings.repair or "refit",
+            threads=self.settings.threads,
+            progress=self._report("compare"),
+        )
 
     def cut(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""
@@ -248,13 +244,11 @@ class Planner:
 
 
 def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
-    """The fitting part of the calibration samples."""
+    """The fitting part of the calibration samples, parted again: to learn from, and to judge by."""
     if subject.calibration is None:
         return None
-    fit, _ = subject.calibration.split(seed=settings.seed)
-    return Samples(
-        lambda size: counted(fit, "calibrate", progress, size), lambda n: list(fit.take(n).batches(min(n, BATCH)))
-    )
+    learnt, judges = subject.calibration.split(seed=settings.seed)[0].split(seed=settings.seed)
+    return Samples(lambda size: counted(learnt, "calibrate", progress, size), judges.batches)
 
 
 def counted(

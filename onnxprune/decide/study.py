@@ -42,12 +42,30 @@ class Samples:
     """The fitting samples, as a study takes them.
 
     Attributes:
-        batches: gives all of them in batches of at most that many, for one pass over the data.
-        few: gives the first so many, in batches.
+        batches: gives those to learn from in batches of at most that many, for one pass over the data.
+        judges: gives others the same way, for judging what was learnt.
     """
 
     batches: Callable[[int], Iterable[Feeds]]
-    few: Callable[[int], list[Feeds]]
+    judges: Callable[[int], Iterable[Feeds]]
+
+    def some(self, count: int) -> list[Feeds]:
+        """About the first so many to learn from, in batches."""
+        return _first(self.batches, count)
+
+    def few(self, count: int) -> list[Feeds]:
+        """About the first so many judges, in batches."""
+        return _first(self.judges, count)
+
+
+def _first(batches: Callable[[int], Iterable[Feeds]], count: int, size: int = 32) -> list[Feeds]:
+    found: list[Feeds] = []
+    for feeds in batches(min(count, size)):
+        found.append(feeds)
+        count -= len(next(iter(feeds.values())))
+        if count <= 0:
+            break
+    return found
 
 
 @dataclass(frozen=True)
@@ -70,8 +88,11 @@ class Study:
     choices: Mapping[str, Choice] = field(default_factory=dict)
     trials: Trials | None = None
 
-    def allocate(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> Allocation:
-        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes."""
+    def allocate(
+        self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = (), power: float = 1.0
+    ) -> Allocation:
+        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes; the adaptive allocation
+        minimises the sum of the damages, each to that power."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -80,9 +101,9 @@ class Study:
             ratio,
             how=how,
             limits=self.limits,
-            damages=self.damages,
+            damages=self.damages and {name: d**power for name, d in self.damages.items()},
             heights=heights or None,
-            blocks=blocks,
+            blocks=[replace(b, damage=b.damage**power) for b in blocks],
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
 
@@ -169,8 +190,11 @@ def _curves(
     model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples, threads: int | None, seed: int
 ) -> Curves:
     designs = reader_designs(graph, channels)
-    found = second_moments(model, list(designs.values()), channels.shapes, samples.batches, threads=threads, seed=seed)
-    return Curves(graph, channels, designs, found)
+    found, held = (
+        second_moments(model, list(designs.values()), channels.shapes, part, threads=threads, seed=seed)
+        for part in (samples.batches, samples.judges)
+    )
+    return Curves(graph, channels, designs, found, held)
 
 
 def _energies_read(

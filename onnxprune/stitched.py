@@ -1,0 +1,83 @@
+"""Which of several plans is best, judged on the whole network: each is cut, mended quickly, and compared.
+
+A plan minimises a sum of damages that every cut does alone. How they combine once all are made and mended is not
+known from single cuts; so a few plans are carried out, cheaply, and the one whose outputs are closest to the
+original's, on samples that nothing was fitted on, is taken. What plans there are, and the final repair, is the
+business of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Channels
+from onnxprune.decide.study import Samples
+from onnxprune.graph import runtime
+from onnxprune.graph.model import Graph
+from onnxprune.measure.cost import count_macs
+from onnxprune.measure.damage import damage
+from onnxprune.plan import PrunePlan
+from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.refit import QUICK, refit
+from onnxprune.rewrite.statistics import repair_statistics
+
+MACS = 3e11
+"""Multiply-accumulates that judging may take; fewer samples are run through large models."""
+SAMPLES = (16, 128)
+"""Least and most samples that candidates are mended with, and as many that they are judged by."""
+REPAIRS: Mapping[str, Callable[..., onnx.ModelProto]] = {
+    "refit": partial(refit, effort=QUICK),
+    "statistics": repair_statistics,
+}
+"""What stands for the repair that will follow; without an entry, the cut alone is judged."""
+
+
+def best(
+    graph: Graph,
+    channels: Channels,
+    plans: Sequence[PrunePlan],
+    samples: Samples,
+    *,
+    repair: str,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PrunePlan:
+    """The plan that does least damage to the outputs when all its cuts are made and mended.
+
+    Args:
+        graph: the original network.
+        channels: its analysis.
+        plans: candidates; one alone is taken as it is, the first of equals.
+        samples: to mend with, and to judge by.
+        repair: name of the repair that will follow.
+        threads: ORT threads.
+        progress: called with (candidates judged, candidates).
+    """
+    if len(plans) < 2:
+        return plans[0]
+    each = 3 * len(plans) * count_macs(graph, channels.shapes)
+    count = int(np.clip(MACS / max(1.0, each), *SAMPLES))
+    fitted, judges = samples.some(count), samples.few(count)
+    wanted, hurt = _outputs(graph.model, judges, threads), []
+    for k, plan in enumerate(plans):
+        if progress:
+            progress(k, len(plans))
+        alive = channels.alive(plan.keep())
+        model = drop_blocks(cut(graph, channels, alive), plan.drops())
+        if repair in REPAIRS:
+            model = REPAIRS[repair](graph, model, channels, alive, fitted, threads=threads)
+        got = _outputs(model, judges, threads)
+        hurt.append(float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)])))
+    return plans[int(np.argmin(hurt))]
+
+
+def _outputs(
+    model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]], threads: int | None
+) -> list[list[np.ndarray]]:
+    session = runtime.open_session(model, threads=threads, name="candidate")
+    return [session.run(dict(feeds)) for feeds in batches]
