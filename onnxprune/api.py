@@ -34,7 +34,7 @@ from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
 from onnxprune.metric import Metric, agreement, open_metric
 from onnxprune.plan import PrunePlan
-from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
+from onnxprune.planning import BATCH, Planner, Progress, counted, distinct, why_not
 from onnxprune.report.result import Result
 from onnxprune.rewrite.drop import bypass
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
@@ -43,7 +43,7 @@ from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 from onnxprune.subject import Settings, Subject
 from onnxprune.surgery import operate
-from onnxprune.targets import OPTIONS, SLACK, Target, close_loop, largest
+from onnxprune.targets import OPTIONS, Target, close_loop, largest
 
 REPAIR_SAMPLES = 512
 MEASURE_ROUNDS = 20
@@ -338,15 +338,19 @@ def reach(
         raise UsageError(f"the original has {words} already; nothing to do for {OPTIONS[target.kind]} {target.value:g}")
     extra, result = 1.0, None
     for _ in range(RETRIES):
-        found = [
-            close_loop(partial(planner.propose, kind=kind), gain, goal * extra, slack=SLACK) for kind in planner.kinds
-        ]
-        plans = [(plan, step) for plan, step in filter(None, found) if plan is not None]
+        plans: list[PrunePlan] = []
+        start = None
+        for power, kind in planner.ways:
+            propose = partial(planner.propose, kind=kind, power=power)
+            found = close_loop(propose, gain, goal * extra, start=start)
+            if found is not None:
+                plans.append(found[0])
+                start = found[1].ratio
         if not plans:
             raise BudgetError(
                 f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {why_not(subject.channels)}; ask for less"
             )
-        plan = planner.better([p for p, _ in plans])
+        plan = planner.better(distinct(plans))
         plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
         result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
         reached = _reached(result, target)

@@ -160,6 +160,11 @@ class Planner:
         cuts = ("channels",) if "channels" in self.settings.methods and self.channels.groups else ()
         return (*cuts, "mix") if self.moves else cuts
 
+    @property
+    def ways(self) -> list[tuple[float, str]]:
+        """Powers and kinds: every plan that competes."""
+        return list(itertools.product(POWERS if self.how == "adaptive" else POWERS[:1], self.kinds))
+
     def propose(self, ratio: float, kind: str, power: float = 1.0) -> PrunePlan | None:
         """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
 
@@ -183,7 +188,7 @@ class Planner:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
         found, missed = [], []
-        for power, kind in itertools.product(POWERS if self.how == "adaptive" else POWERS[:1], self.kinds):
+        for power, kind in self.ways:
             try:
                 found.append(self.propose(ratio, kind, power))
             except BudgetError as error:
@@ -191,7 +196,7 @@ class Planner:
         plans = [p for p in found if p is not None]
         if not plans:
             raise missed[0]
-        return self.better([p for k, p in enumerate(plans) if all(p.edits != q.edits for q in plans[:k])])
+        return self.better(distinct(plans))
 
     def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
         return BudgetError(
@@ -241,6 +246,11 @@ class Planner:
             "prune_statistics": bool(self.channels.inexact),
         }
         return PrunePlan(self.subject.digest, edits, decided)
+
+
+def distinct(plans: Sequence[PrunePlan]) -> list[PrunePlan]:
+    """The plans without those that edit what an earlier one edits."""
+    return [p for k, p in enumerate(plans) if all(p.edits != q.edits for q in plans[:k])]
 
 
 def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
