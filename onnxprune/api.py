@@ -34,7 +34,7 @@ from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
 from onnxprune.metric import Metric, agreement, open_metric
 from onnxprune.plan import PrunePlan
-from onnxprune.planning import BATCH, Planner, Progress, counted, distinct, why_not
+from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
 from onnxprune.rewrite.drop import bypass
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
@@ -340,9 +340,8 @@ def reach(
     for _ in range(RETRIES):
         plans: list[PrunePlan] = []
         start = None
-        for power, kind in planner.ways:
-            propose = partial(planner.propose, kind=kind, power=power)
-            found = close_loop(propose, gain, goal * extra, start=start)
+        for kind in planner.kinds:
+            found = close_loop(partial(planner.propose, kind=kind), gain, goal * extra, start=start)
             if found is not None:
                 plans.append(found[0])
                 start = found[1].ratio
@@ -350,7 +349,7 @@ def reach(
             raise BudgetError(
                 f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {why_not(subject.channels)}; ask for less"
             )
-        plan = planner.better(distinct(plans))
+        plan = planner.better(plans)
         plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
         result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
         reached = _reached(result, target)

@@ -1,14 +1,13 @@
 """From settings to a plan: what is known of the model, found once and asked at any ratio.
 
 A `Planner` looks at the samples once (`decide.study`), prices the model (`measure.cost`) and the blocks that may go
-(`blocks`), and turns ratios into plans. Damages of single cuts only add up roughly, so several plans compete for a
-ratio - channels alone or mixed with blocks, cuts spread more or less - and the one whose network is closest to the
-original once it is cut and mended is taken (`stitched`).
+(`blocks`), and turns ratios into plans. Where whole blocks go, two plans compete: the mix, and channels alone. Damages
+of single cuts only add up roughly, so the one whose network is closest to the original once it is cut and repaired is
+taken (`stitched`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -34,8 +33,6 @@ from onnxprune.subject import Settings, Subject
 BATCH = 32
 PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
-POWERS = (1.0, 0.7, 0.5)
-"""How damages are weighed in the plans that compete: a low power spreads the cuts."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
@@ -160,43 +157,36 @@ class Planner:
         cuts = ("channels",) if "channels" in self.settings.methods and self.channels.groups else ()
         return (*cuts, "mix") if self.moves else cuts
 
-    @property
-    def ways(self) -> list[tuple[float, str]]:
-        """Powers and kinds: every plan that competes."""
-        return list(itertools.product(POWERS if self.how == "adaptive" else POWERS[:1], self.kinds))
-
-    def propose(self, ratio: float, kind: str, power: float = 1.0) -> PrunePlan | None:
+    def propose(self, ratio: float, kind: str) -> PrunePlan | None:
         """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
-
-        How single damages combine is not known, so sums of several powers of them may be minimised.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
         if kind == "channels":
-            found = self.study.allocate(self.alone, ratio, self.how, power=power)
+            found = self.study.allocate(self.alone, ratio, self.how)
         else:
-            found = self.study.allocate(self.cost, ratio, self.how, self.moves, power)
+            found = self.study.allocate(self.cost, ratio, self.how, self.moves)
         if not found.met and not self.settings.best_effort:
             raise self._out_of_reach(found.removed, ratio)
         return None if kind == "mix" and not found.drop and "channels" in self.kinds else self._plan(found, ratio)
 
     def plan(self, ratio: float) -> PrunePlan:
-        """The plan for a ratio: the best one of those that reach it.
+        """The plan for a ratio: the better one of those that reach it.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
         found, missed = [], []
-        for power, kind in self.ways:
+        for kind in self.kinds:
             try:
-                found.append(self.propose(ratio, kind, power))
+                found.append(self.propose(ratio, kind))
             except BudgetError as error:
                 missed.append(error)
         plans = [p for p in found if p is not None]
         if not plans:
             raise missed[0]
-        return self.better(distinct(plans))
+        return self.better(plans)
 
     def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
         return BudgetError(
@@ -246,11 +236,6 @@ class Planner:
             "prune_statistics": bool(self.channels.inexact),
         }
         return PrunePlan(self.subject.digest, edits, decided)
-
-
-def distinct(plans: Sequence[PrunePlan]) -> list[PrunePlan]:
-    """The plans without those that edit what an earlier one edits."""
-    return [p for k, p in enumerate(plans) if all(p.edits != q.edits for q in plans[:k])]
 
 
 def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:

@@ -1,15 +1,15 @@
-"""Which of several plans is best, judged on the whole network: each is cut, mended quickly, and compared.
+"""Which of several plans is best, judged on the whole network: each is cut, repaired on some samples, and compared.
 
 A plan minimises a sum of damages that every cut does alone. How they combine once all are made and mended is not
-known from single cuts; so a few plans are carried out, cheaply, and the one whose outputs are closest to the
-original's, on samples that nothing was fitted on, is taken. What plans there are, and the final repair, is the
-business of others.
+known from single cuts; so plans of different kinds are carried out, and the one whose outputs are closest to the
+original's, on samples that nothing was fitted on, is taken. It does not pay for plans of one kind: allocations that
+minimise sums of other powers of the damages are too alike for this to tell them apart (nine cases on three nets: the
+one chosen was 0.01 points worse on average than the plain sum's, 0.002 better if judged after the whole repair).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import onnx
@@ -18,23 +18,17 @@ from onnxprune.channels import Channels
 from onnxprune.decide.study import Samples
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph
-from onnxprune.measure.cost import count_macs
 from onnxprune.measure.damage import damage
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import drop_blocks
-from onnxprune.rewrite.refit import QUICK, refit
+from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 
-MACS = 3e11
-"""Multiply-accumulates that judging may take; fewer samples are run through large models."""
-SAMPLES = (16, 128)
-"""Least and most samples that candidates are mended with, and as many that they are judged by."""
-REPAIRS: Mapping[str, Callable[..., onnx.ModelProto]] = {
-    "refit": partial(refit, effort=QUICK),
-    "statistics": repair_statistics,
-}
-"""What stands for the repair that will follow; without an entry, the cut alone is judged."""
+SAMPLES = 256
+"""Most samples that plans are repaired with, and as many that they are judged by."""
+REPAIRS: Mapping[str, Callable[..., onnx.ModelProto]] = {"refit": refit, "statistics": repair_statistics}
+"""The repair that will follow; without an entry, the cut alone is judged."""
 
 
 def best(
@@ -47,22 +41,20 @@ def best(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PrunePlan:
-    """The plan that does least damage to the outputs when all its cuts are made and mended.
+    """The plan that does least damage to the outputs when all its cuts are made and repaired.
 
     Args:
         graph: the original network.
         channels: its analysis.
         plans: candidates; one alone is taken as it is, the first of equals.
-        samples: to mend with, and to judge by.
+        samples: to repair with, and to judge by.
         repair: name of the repair that will follow.
         threads: ORT threads.
         progress: called with (candidates judged, candidates).
     """
     if len(plans) < 2:
         return plans[0]
-    each = 3 * len(plans) * count_macs(graph, channels.shapes)
-    count = int(np.clip(MACS / max(1.0, each), *SAMPLES))
-    fitted, judges = samples.some(count), samples.few(count)
+    fitted, judges = samples.some(SAMPLES), samples.few(SAMPLES)
     wanted, hurt = _outputs(graph.model, judges, threads), []
     for k, plan in enumerate(plans):
         if progress:

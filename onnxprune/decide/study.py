@@ -88,11 +88,8 @@ class Study:
     choices: Mapping[str, Choice] = field(default_factory=dict)
     trials: Trials | None = None
 
-    def allocate(
-        self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = (), power: float = 1.0
-    ) -> Allocation:
-        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes; the adaptive allocation
-        minimises the sum of the damages, each to that power."""
+    def allocate(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> Allocation:
+        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -101,9 +98,9 @@ class Study:
             ratio,
             how=how,
             limits=self.limits,
-            damages=self.damages and {name: d**power for name, d in self.damages.items()},
+            damages=self.damages,
             heights=heights or None,
-            blocks=[replace(b, damage=b.damage**power) for b in blocks],
+            blocks=blocks,
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
 
