@@ -157,11 +157,11 @@ class PrunePlan:
         """The same widths, but these groups keep their first channels, so that what stays is summed in the order
         that it had: then kernels that sum block by block round as before, to the last bit."""
 
-        def first(e: KeepChannels | MergeColumns) -> KeepChannels | MergeColumns:
-            ours = isinstance(e, KeepChannels) and e.group in groups
-            return replace(e, keep=tuple(range(len(e.keep)))) if ours else e
-
-        return replace(self, edits=tuple(map(first, self.edits)), settings={**self.settings, "leading": len(groups)})
+        edits = [
+            replace(e, keep=tuple(range(len(e.keep)))) if isinstance(e, KeepChannels) and e.group in groups else e
+            for e in self.edits
+        ]
+        return replace(self, edits=tuple(edits), settings={**self.settings, "leading": len(groups)})
 
     def to_json(self) -> str:
         """JSON text; `from_json` gives the plan back."""

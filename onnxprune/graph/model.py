@@ -86,7 +86,9 @@ def captured(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-FLOATS = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16))
+FLOATS = frozenset(
+    (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+)
 
 
 def body_weights(graph: Graph, node: onnx.NodeProto) -> dict[str, tuple[int, ...]]:
