@@ -79,6 +79,8 @@ def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Runner, af
     a = np.where(std_p > 1e-6 * std_o.max(initial=1e-12), std_o / np.maximum(std_p, 1e-30), 1.0)
     a = np.clip(a, 0.0, MOST)
     b = mean_o - a * mean_p
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return  # activations overflow on these samples
     fold(graph, place, a, b)
     _apply(after, place, a, b)
 
