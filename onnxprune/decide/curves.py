@@ -116,14 +116,11 @@ class Solver:
         return out
 
 
-def solver(graph: Graph, design: Design, H: np.ndarray, held: np.ndarray | None = None) -> Solver:
-    """The solver of one layer, its moments believed as far as those of other samples, `held`, bear them out."""
+def solver(graph: Graph, design: Design, H: np.ndarray) -> Solver:
     weight = graph.value(design.weight)
     assert weight is not None
     W = np.concatenate([design.matrix(weight), np.zeros((design.parts, 1, design.outputs))], axis=1)
-    others = [None] * design.parts if held is None else held
-    rho = [numerics.shrinkage(h, w, o, LAMBDA) for h, w, o in zip(H, W, others, strict=True)]
-    return Solver(design, np.stack([numerics.shrunk(h, r) for h, r in zip(H, rho, strict=True)]), W)
+    return Solver(design, np.stack([numerics.shrunk(part) for part in H]), W)
 
 
 class Curves:
@@ -134,7 +131,6 @@ class Curves:
         channels: its analysis.
         designs: the layers that read its groups, by node.
         moments: second moments by node, from `measure.designs.second_moments`.
-        held: the same of other samples.
     """
 
     def __init__(
@@ -143,10 +139,9 @@ class Curves:
         channels: Channels,
         designs: Mapping[str, Design],
         moments: Mapping[str, np.ndarray],
-        held: Mapping[str, np.ndarray] | None = None,
     ):
         self.graph, self.channels = graph, channels
-        self.solvers = {k: solver(graph, designs[k], H, (held or {}).get(k)) for k, H in moments.items()}
+        self.solvers = {k: solver(graph, designs[k], H) for k, H in moments.items()}
         known = {k: designs[k] for k in self.solvers}
         self.readings: dict[str, list[Reading]] = {}
         self.others: dict[str, list[Slice]] = {}

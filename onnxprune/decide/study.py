@@ -187,11 +187,8 @@ def _curves(
     model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples, threads: int | None, seed: int
 ) -> Curves:
     designs = reader_designs(graph, channels)
-    found, held = (
-        second_moments(model, list(designs.values()), channels.shapes, part, threads=threads, seed=seed)
-        for part in (samples.batches, samples.judges)
-    )
-    return Curves(graph, channels, designs, found, held)
+    found = second_moments(model, list(designs.values()), channels.shapes, samples.batches, threads=threads, seed=seed)
+    return Curves(graph, channels, designs, found)
 
 
 def _energies_read(

@@ -23,15 +23,12 @@ from __future__ import annotations
 
 from onnxprune.numerics.elimination import Reader, eliminate
 from onnxprune.numerics.least_squares import (
-    AMPLE,
     FEW,
-    SHRINKAGES,
     Ridge,
     inverse,
     penalty,
     ridge,
     rows_of,
-    shrinkage,
     shrunk,
 )
 from onnxprune.numerics.second_moments import (
@@ -56,9 +53,7 @@ from onnxprune.numerics.selection import (
 from onnxprune.numerics.through_relu import conv_norm2, hidden_target, propagate_target, relu_target
 
 __all__ = [
-    "AMPLE",
     "FEW",
-    "SHRINKAGES",
     "Contributions",
     "Moments",
     "Reader",
@@ -83,7 +78,6 @@ __all__ = [
     "rows_of",
     "sample_positions",
     "select_lasso",
-    "shrinkage",
     "shrunk",
     "similarity",
     "statistics",
