@@ -485,10 +485,12 @@ def _factorized(
     batches = [] if fit is None else list(fit.take(REPAIR_SAMPLES).batches(BATCH))
     if progress:
         progress("factorize", 0, 1)
-    edits, feeds, common = plan.factorized(), subject.feeds, {"threads": settings.threads, "seed": settings.seed}
+    edits, feeds, threads, seed = plan.factorized(), subject.feeds, settings.threads, settings.seed
     if repair != "refit":
-        return factorize(pruned, edits, feeds, batches, **common)
-    return refit_factorized(subject.graph, pruned, subject.channels, alive, edits, feeds, batches, **common)
+        return factorize(pruned, edits, feeds, batches, threads=threads, seed=seed)
+    return refit_factorized(
+        subject.graph, pruned, subject.channels, alive, edits, feeds, batches, threads=threads, seed=seed
+    )
 
 
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
