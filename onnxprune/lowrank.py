@@ -19,6 +19,8 @@ import numpy as np
 import scipy.linalg as sl
 from numpy.typing import NDArray
 
+from onnxprune.numerics import covariance
+
 Array = NDArray[np.float64]
 TINY = 1e-7
 """Ridge relative to the mean variance: directions that the samples lack are not given away where rank is to spare."""
@@ -87,11 +89,9 @@ def firm(S: Array) -> Array:
     return out
 
 
-def covariance(H: Array) -> Array:
-    """(parts, d, d) covariance out of second moments (parts, d + 1, d + 1) with the intercept last."""
-    count = H[:, -1:, -1:]
-    mean = H[:, :-1, -1:] / count
-    return H[:, :-1, :-1] / count - mean * mean.transpose(0, 2, 1)
+def covariances(H: Array) -> Array:
+    """(parts, d, d) out of second moments (parts, d + 1, d + 1) with the intercept last."""
+    return np.stack([covariance(part) for part in H])
 
 
 def channel_split(W: Array, S: Array, most: int | None = None) -> Split:

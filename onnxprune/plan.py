@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 
 from onnxprune.errors import UsageError
 
@@ -183,6 +183,17 @@ class PrunePlan:
     def keep(self) -> dict[str, tuple[int, ...]]:
         """Group name -> kept channels."""
         return {e.group: e.keep for e in self.cuts()}
+
+    def leading(self, groups: Collection[str]) -> PrunePlan:
+        """The same widths, but these groups keep their first channels, so that what stays is summed in the order
+        that it had: then kernels that sum block by block round as before, to the last bit."""
+
+        def first(e: Edit) -> Edit:
+            if isinstance(e, KeepChannels) and e.group in groups:
+                return replace(e, keep=tuple(range(len(e.keep))))
+            return e
+
+        return replace(self, edits=tuple(map(first, self.edits)), settings={**self.settings, "leading": len(groups)})
 
     def to_json(self) -> str:
         """JSON text; `from_json` gives the plan back."""

@@ -2,8 +2,8 @@
 
 A `Planner` looks at the samples once (`decide.study`), prices the model (`measure.cost`) and the blocks that may go
 (`blocks`), and turns ratios into plans. Where blocks go or ranks fall, two plans compete: the mix, and channels
-alone. Damages of single cuts only add up roughly, so both networks are cut, repaired on one half of the fitting
-samples and compared on the other; the better one is the plan.
+alone. Damages of single cuts only add up roughly, so the one whose network is closest to the original once it is cut
+and repaired is taken (`stitched`).
 """
 
 from __future__ import annotations
@@ -24,21 +24,19 @@ from onnxprune.decide.staged import three_stages
 from onnxprune.decide.study import Samples, study
 from onnxprune.errors import BudgetError, UnsupportedError, UsageError
 from onnxprune.measure.calibration import Calibration
-from onnxprune.measure.cost import CostModel, PairCost
+from onnxprune.measure.cost import CostModel, PairCost, switches
 from onnxprune.measure.node_times import NodeTimes, node_times
 from onnxprune.measure.pair_times import Way
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import drop_blocks
-from onnxprune.rewrite.factorize import factorize, refit_factorized
-from onnxprune.rewrite.refit import refit
+from onnxprune.rewrite.factorize import factorize
+from onnxprune.stitched import best
 from onnxprune.subject import Settings, Subject
 
 BATCH = 32
 PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
-JUDGE_SAMPLES = 256
-"""Most samples that competing plans are repaired on, and as many that they are compared on."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
@@ -179,7 +177,7 @@ class Planner:
             self.subject.graph,
             self.channels,
             self.blocks,
-            self._fitting().few(PRICE_SAMPLES),
+            self._fitting().some(PRICE_SAMPLES),
             trials.damage,
             threads=self.settings.threads,
             seed=self.settings.seed,
@@ -259,40 +257,33 @@ class Planner:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
         if len(plans) == 1:
             return plans[0]
-        batches = self._fitting().few(2 * JUDGE_SAMPLES)
-        half = max(1, len(batches) // 2)
-        fit, judge = batches[:half], batches[half:] or batches
-        trials = self.study.trials
-        assert trials is not None
-        other = trials.on(judge)
-        graph, channels, settings = self.subject.graph, self.subject.channels, self.settings
-        worst = []
-        for k, plan in enumerate(plans):
-            if self.progress:
-                self.progress("compare", k, len(plans))
-            alive = channels.alive(plan.keep())
-            model = drop_blocks(cut(graph, channels, alive), plan.drops())
-            model = refit(graph, model, channels, alive, fit, threads=settings.threads, seed=settings.seed)
-            if edits := plan.factorized():
-                model = refit_factorized(
-                    graph,
-                    model,
-                    channels,
-                    alive,
-                    edits,
-                    self.subject.feeds,
-                    fit,
-                    threads=settings.threads,
-                    seed=settings.seed,
-                )
-            worst.append(other.damage(model))
-        return plans[int(np.argmin(worst))]
+        return best(
+            self.subject.graph,
+            self.subject.channels,
+            plans,
+            self._fitting(),
+            self.subject.feeds,
+            repair=self.settings.repair or "refit",
+            threads=self.settings.threads,
+            progress=self._report("compare"),
+        )
 
     def cut(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""
         alive = self.subject.channels.alive(plan.keep())
         model = drop_blocks(cut(self.subject.graph, self.subject.channels, alive), plan.drops())
         return factorize(model, plan.factorized(), self.subject.feeds) if plan.factorized() else model
+
+    def gain(self, plan: PrunePlan) -> float:
+        """Old cost over new, as the cost model sees it."""
+        gone = {drop.block for drop in plan.drops()}
+        ways: dict[str, Way] = {}
+        for e in plan.factorized():
+            ways[e.node] = (*ways.get(e.node, ()), (e.kind, e.rank))
+        chosen = [m.at([m.ways.index(ways[m.layer])]) for m in self.all_ranks if ways.get(m.layer) in m.ways]
+        standing = np.array([float(b.add not in gone) for b in self.blocks] + [switches(2)[0]] * len(chosen))
+        cost = self._cost(chosen)
+        return cost.total / cost(self.subject.channels.alive(plan.keep()), standing)
 
     def _plan(self, found: Allocation, ratio: float, ways: Mapping[str, Way]) -> PrunePlan:
         widths = {g.name: g.width for g in self.channels.groups}
@@ -320,13 +311,11 @@ class Planner:
 
 
 def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
-    """The fitting part of the calibration samples."""
+    """The fitting part of the calibration samples, parted again: to learn from, and to judge by."""
     if subject.calibration is None:
         return None
-    fit, _ = subject.calibration.split(seed=settings.seed)
-    return Samples(
-        lambda size: counted(fit, "calibrate", progress, size), lambda n: list(fit.take(n).batches(min(n, BATCH)))
-    )
+    learnt, judges = subject.calibration.split(seed=settings.seed)[0].split(seed=settings.seed)
+    return Samples(lambda size: counted(learnt, "calibrate", progress, size), judges.batches)
 
 
 def counted(

@@ -244,11 +244,26 @@ def test_few_rows_do_not_make_channels_redundant():
     x, W = rng.normal(size=(30, 60)) + 1, np.vstack([rng.normal(size=(60, 8)), np.zeros((1, 8))])
     m = nm.moments(x, x @ W[:-1])
     variance = np.square(x @ W[:-1] - (x @ W[:-1]).mean(0)).sum()
-    plain, honest = (nm.eliminate([nm.Reader.of(H, W, 1, 1 / variance)])[1] for H in (m.H, nm.shrunk(m.H)))
+    plain, honest = (
+        nm.eliminate([nm.Reader.of(H, W, 1, 1 / variance)])[1] for H in (m.H, nm.shrunk(m.H, nm.shrinkage(m.H, W)))
+    )
     assert plain[40] < 0.01 < 0.1 < honest[40]  # a third of the inputs gone
     many = rng.normal(size=(300, 60))
     H = nm.moments(many, many).H
-    assert nm.shrunk(H) is H
+    assert nm.shrunk(H, nm.shrinkage(H, W)) is H
+
+
+@pytest.mark.parametrize("alike", [1, 8])
+@pytest.mark.parametrize("rank", [60, 20])
+def test_correlations_are_believed_as_far_as_other_samples_bear_them_out(alike, rank):
+    """480 rows, all different or eight of a kind; inputs independent, or combinations of twenty."""
+    rng = np.random.default_rng(0)
+    mix = np.eye(60) if rank == 60 else rng.normal(size=(rank, 60))
+    W = np.vstack([rng.normal(size=(60, 8)), np.zeros((1, 8))])
+    rows, others = (np.repeat(rng.normal(size=(n // alike, rank)) @ mix, alike, axis=0) for n in (480, 160))
+    H, held = (nm.moments(x, x).H for x in (rows, others))
+    rho = nm.shrinkage(H, W, held)
+    assert rho == 0 if rank == 20 else rho >= (0.1 if alike == 1 else 0.3)
 
 
 def test_elimination_of_a_wide_conv_is_quick():

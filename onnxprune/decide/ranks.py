@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from onnxprune import lowrank, numerics
+from onnxprune import lowrank
+from onnxprune.decide.curves import solver
 from onnxprune.decide.sensitivity import Trials, between
 from onnxprune.graph.layers import fold, layers, normalization
 from onnxprune.graph.model import Graph
@@ -23,8 +24,10 @@ from onnxprune.measure.designs import Design, design_of, second_moments
 from onnxprune.measure.pair_times import PairTimes, Way
 
 SINGLE = ("channel", "spatial", "matrix")
-RANKS = 10
+RANKS = 8
 """Most ranks of one kind that are weighed."""
+AGAIN = 4
+"""Most ranks of a second split."""
 SHARES = (0.35, 0.1)
 """Ranks to try: those that lose nearest to so much of what the worst on offer loses."""
 LEAST = 1e-3
@@ -153,7 +156,7 @@ def find_ranks(
     moments = {key: s.H for key, s in trials.curves.solvers.items()}
     missing = [d for key, d in designs.items() if key not in moments]
     seen = second_moments(graph.model, missing, shapes, batches, threads=threads, seed=seed)
-    moments |= {key: np.stack([numerics.shrunk(part) for part in H]) for key, H in seen.items()}
+    moments |= {key: solver(graph, designs[key], H).H for key, H in seen.items()}
     times = PairTimes(graph, dict(shapes), threads or 1)
     return rank_moves(graph, shapes, designs, moments, trials, times, twice=twice, progress=progress)
 
@@ -164,7 +167,7 @@ def _layer(graph: Graph, d: Design, H: np.ndarray, trials: Trials, kinds: Collec
     norm = None if place is None else normalization(graph, place)
     slope = np.ones((d.parts, 1, d.outputs)) if norm is None else norm[1].reshape(d.parts, 1, -1)
     slope = np.where(np.abs(slope) > 1e-12, slope, 1e-12)
-    W, S = d.matrix(weight) * slope, lowrank.covariance(H)
+    W, S = d.matrix(weight) * slope, lowrank.covariances(H)
     splits = {}
     for kind in kinds_of(graph.nodes[d.key], weight.shape):
         if kind in kinds or (kind == "matrix" and "channel" in kinds):
@@ -185,12 +188,12 @@ def _break_even(node: onnx.NodeProto, weight: tuple[int, ...], kind: str, size: 
     return min(highest(node, weight, kind), (size - 1) // each)
 
 
-def ranks_up_to(most: int) -> list[int]:
+def ranks_up_to(most: int, count: int = RANKS) -> list[int]:
     """A few ranks: multiples of 4, 8 or 16, that ORT's kernels like; small ones singly."""
     if most < 8:
         return list(range(1, most + 1))
     step = 4
-    while most // step > RANKS:
+    while most // step > count:
         step *= 2
     return list(range(step, most + 1, step))
 
@@ -231,7 +234,7 @@ def _ways(own: _Layer, twice: bool) -> list[tuple[Way, float]]:
             found.append((((kind, rank),), error))
             if twice and kind == "spatial" and split.gram is not None:
                 second = _again(split, rank)
-                for inner in ranks_up_to(second.most - 1):
+                for inner in ranks_up_to(second.most - 1, AGAIN):
                     lost = error + (1 - error) * float(second.errors[inner])
                     found.append(((("spatial", rank), ("channel", inner)), lost))
     return found

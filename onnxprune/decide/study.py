@@ -42,12 +42,30 @@ class Samples:
     """The fitting samples, as a study takes them.
 
     Attributes:
-        batches: gives all of them in batches of at most that many, for one pass over the data.
-        few: gives the first so many, in batches.
+        batches: gives those to learn from in batches of at most that many, for one pass over the data.
+        judges: gives others the same way, for judging what was learnt.
     """
 
     batches: Callable[[int], Iterable[Feeds]]
-    few: Callable[[int], list[Feeds]]
+    judges: Callable[[int], Iterable[Feeds]]
+
+    def some(self, count: int) -> list[Feeds]:
+        """About the first so many to learn from, in batches."""
+        return _first(self.batches, count)
+
+    def few(self, count: int) -> list[Feeds]:
+        """About the first so many judges, in batches."""
+        return _first(self.judges, count)
+
+
+def _first(batches: Callable[[int], Iterable[Feeds]], count: int, size: int = 32) -> list[Feeds]:
+    found: list[Feeds] = []
+    for feeds in batches(min(count, size)):
+        found.append(feeds)
+        count -= len(next(iter(feeds.values())))
+        if count <= 0:
+            break
+    return found
 
 
 @dataclass(frozen=True)
@@ -177,8 +195,11 @@ def _curves(
     model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples, threads: int | None, seed: int
 ) -> Curves:
     designs = reader_designs(graph, channels)
-    found = second_moments(model, list(designs.values()), channels.shapes, samples.batches, threads=threads, seed=seed)
-    return Curves(graph, channels, designs, found)
+    found, held = (
+        second_moments(model, list(designs.values()), channels.shapes, part, threads=threads, seed=seed)
+        for part in (samples.batches, samples.judges)
+    )
+    return Curves(graph, channels, designs, found, held)
 
 
 def _energies_read(

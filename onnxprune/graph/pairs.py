@@ -78,7 +78,7 @@ def pair_nodes(
     head.output[0] = middle
     tail.input[0], tail.input[1] = middle, second
     if node.name:
-        head.name, tail.name = f"{node.name}_low_rank", node.name
+        head.name = middle  # as unique as the tensor: a layer may be split twice
     if kind == "matrix":
         head.op_type = "MatMul"
         del head.attribute[:]

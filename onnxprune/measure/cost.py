@@ -18,7 +18,7 @@ import onnx
 from scipy.sparse import csr_array, diags_array
 
 from onnxprune.channels import ChannelGroup, Channels
-from onnxprune.graph.layers import layers, writes_axis
+from onnxprune.graph.layers import products, writes_axis
 from onnxprune.graph.model import Graph, attr
 from onnxprune.measure.node_times import NodeTimes, Stairs
 
@@ -57,7 +57,7 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 def count_macs(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:
     """Multiply-accumulates at the given sizes."""
-    return sum(layer.macs for layer in layers(graph, shapes))
+    return sum(layer.macs for layer in products(graph, shapes))
 
 
 @dataclass(frozen=True)
@@ -367,7 +367,7 @@ def _paired(
 
 def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
     terms = []
-    for layer in layers(graph, channels.shapes):
+    for layer in products(graph, channels.shapes):
         if layer.weight is not None:
             factors = list(channels.params.get(layer.weight, {}).values())
         else:
@@ -401,7 +401,7 @@ def _channel_terms(graph: Graph, channels: Channels) -> list[Term]:
 def _latency_terms(graph: Graph, channels: Channels, times: NodeTimes) -> list[Term]:
     """What each node takes, by the stairs of its weight or in proportion to the channels it writes; what is left over
     is shared out evenly, for every node costs a dispatch."""
-    weights = {layer.key: layer.weight for layer in layers(graph, channels.shapes)}
+    weights = {layer.key: layer.weight for layer in products(graph, channels.shapes)}
     each = times.loose_ms / max(1, len(times.nodes))
     terms = []
     for key, ms in times.nodes.items():

@@ -19,7 +19,7 @@ from onnxprune.graph.pairs import pair_nodes, pair_sizes
 from onnxprune.measure.node_times import COPIES, Grids, profiled, profiler_ms
 
 POINT_MS = 25.0
-"""Time spent on one probe, at least 8 and at most 60 runs."""
+"""Time spent on one probe, at least 4 and at most 60 runs."""
 
 Way = tuple[tuple[str, int], ...]
 """How a layer is made of several: (kind, rank) once or twice, the second for the last of the first two."""
@@ -68,7 +68,7 @@ class PairTimes:
     def _measure(self, node: onnx.NodeProto, x: tuple[int, ...], weight: np.ndarray, way: Way) -> list[float]:
         model = _probe(node, x, weight, way, self.graph.opset)
         read = np.random.default_rng(0).standard_normal(x).astype(weight.dtype)
-        events, _ = profiled(model, {"x": read}, self.threads, POINT_MS, (8, 60))
+        events, _ = profiled(model, {"x": read}, self.threads, POINT_MS, (4, 60))
         extra = profiler_ms(self.threads)
 
         def spent(stem: str) -> float:

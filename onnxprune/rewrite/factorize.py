@@ -143,7 +143,7 @@ def _replace(graph: Graph, d: Design, edit: Factorize, H: np.ndarray | None, pla
     norm = None if place is None else normalization(graph, place)
     slope = np.ones((d.parts, 1, d.outputs)) if norm is None else norm[1].reshape(d.parts, 1, -1)
     safe = np.where(np.abs(slope) > DEAD, slope, 1.0)
-    S = np.stack([np.eye(d.inputs)] * d.parts) if H is None else lowrank.covariance(H)
+    S = np.stack([np.eye(d.inputs)] * d.parts) if H is None else lowrank.covariances(H)
     W = d.matrix(weight)
     split = split_of(d, edit.kind, W * safe, S, rank)
     left, right = split.factors(rank)

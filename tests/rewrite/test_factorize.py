@@ -115,6 +115,7 @@ def test_full_rank_loses_nothing(name, kind):
 
 def test_two_in_a_row_make_three():
     model = model_of("3x3")
+    model.graph.node[0].name = "conv"
     feeds = feeds_of(model)
     three = factorize(model, [Factorize("y", "spatial", 18), Factorize("y", "channel", 8)], feeds, [feeds])
     assert [n.op_type for n in three.graph.node] == ["Conv"] * 3
