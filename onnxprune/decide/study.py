@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
-from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, allocate
+from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, Ranked, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.selection import Choice, by_lasso, by_likeness
@@ -88,8 +88,15 @@ class Study:
     choices: Mapping[str, Choice] = field(default_factory=dict)
     trials: Trials | None = None
 
-    def allocate(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> Allocation:
-        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes."""
+    def allocate(
+        self,
+        cost: CostModel,
+        ratio: float,
+        how: str,
+        blocks: Sequence[BlockMove] = (),
+        ranks: Sequence[Ranked] = (),
+    ) -> Allocation:
+        """Which channels stay, which blocks go and which ranks fall, when the share `ratio` of the cost goes."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -101,6 +108,7 @@ class Study:
             damages=self.damages,
             heights=heights or None,
             blocks=blocks,
+            ranks=ranks,
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
 
