@@ -3,10 +3,10 @@
     python benchmarks/torch_forward.py ../shared/models/*.onnx
     python benchmarks/torch_forward.py --hydrate ../shared/zoo/hydrate.py ../shared/zoo/ts.tv.*.onnx
 
-Random inputs of batch 2; the error is the largest absolute difference over the largest absolute output. Beside it stands,
-where it matters, how far ONNX Runtime is from itself without its graph optimisations: nets whose random weights amplify
-rounding say nothing. `--backward` also runs a backward pass from the mean square of the first output. A file without
-its weights (`--hydrate SCRIPT`) is filled by the function `hydrate` of that script first.
+Random inputs of batch 2; the error is the largest absolute difference over the largest absolute output. Beside it
+stands, where it matters, how far ONNX Runtime is from itself without its graph optimisations: nets whose random
+weights amplify rounding say nothing. `--backward` also runs a backward pass from the mean square of the first output.
+A file without its weights (`--hydrate SCRIPT`) is filled by the function `hydrate` of that script first.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import Cost, count_macs, count_params
 
-REPAIRS = ("none", "merge", "statistics", "refit")
+REPAIRS = ("none", "merge", "statistics", "refit", "distill")
 METHODS = ("channels", "blocks")
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
@@ -40,7 +40,11 @@ class Settings:
             serves a target.
         criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
         allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
-        repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
+        repair: "none", "merge", "statistics", "refit" or "distill" (refit, then training without labels; needs torch);
+            None: refit when there are samples, else merge.
+        epochs: passes over the samples when distilling.
+        augment: how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" (share).
+        recipe: a file.py with labelled data and a loss to train on beside the distillation.
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
@@ -68,6 +72,9 @@ class Settings:
     lossless: bool = False
     best_effort: bool = False
     prune_statistics: bool = False
+    epochs: int = 40
+    augment: tuple[str, ...] = ()
+    recipe: str | None = None
     seed: int = 0
     threads: int | None = None
 
@@ -78,6 +85,12 @@ class Settings:
         _one_of("repair", self.repair, REPAIRS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _one_of("of", self.of, KINDS)
+        if self.repair == "distill" and find_spec("torch") is None:
+            raise UsageError('--repair distill needs torch - pip install "onnxprune[train]"')
+        if self.epochs < 1:
+            raise UsageError("distillation takes at least one epoch")
+        if self.repair != "distill" and (self.augment or self.recipe):
+            raise UsageError("--augment and --recipe are for training; give --repair distill")
         for method in self.methods:
             _one_of("method", method, METHODS)
         if not self.methods:

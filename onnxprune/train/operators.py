@@ -55,7 +55,7 @@ def _one(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda attrs, *xs: function(*xs)
 
 
-for _name, _function in {
+SIMPLE: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs, "Acos": torch.acos, "Add": torch.add, "And": torch.logical_and, "Asin": torch.asin,
     "Atan": torch.atan, "Ceil": torch.ceil, "Cos": torch.cos, "Div": _divide, "Equal": torch.eq, "Erf": torch.erf,
     "Exp": torch.exp, "Floor": torch.floor, "Greater": torch.gt, "GreaterOrEqual": torch.ge,
@@ -65,7 +65,8 @@ for _name, _function in {
     "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin, "Softplus": F.softplus,
     "Softsign": F.softsign, "Sqrt": torch.sqrt, "Sub": torch.sub, "Tan": torch.tan, "Tanh": torch.tanh,
     "Where": torch.where, "Xor": torch.logical_xor, "Dropout": lambda x, *_: x,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in SIMPLE.items():
     OPERATORS[_name] = Operator(_one(_function), frozenset())
 
 
