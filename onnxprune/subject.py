@@ -17,7 +17,7 @@ import onnx
 
 from onnxprune.channels import Channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import CHOICES, SAMPLED
+from onnxprune.decide.study import CHOICES, GRADIENT, SAMPLED
 from onnxprune.errors import UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph
@@ -44,7 +44,8 @@ class Settings:
             None: refit when there are samples, else merge.
         epochs: passes over the samples when distilling.
         augment: how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" (share).
-        recipe: a file.py with labelled data and a loss to train on beside the distillation.
+        recipe: a file.py with labelled data and a loss to train on beside the distillation, and to differentiate for
+            the criteria "taylor", "fisher" and "obd".
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
@@ -85,11 +86,13 @@ class Settings:
         _one_of("repair", self.repair, REPAIRS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _one_of("of", self.of, KINDS)
-        if self.repair == "distill" and find_spec("torch") is None:
-            raise UsageError('--repair distill needs torch - pip install "onnxprune[train]"')
+        trained = [o for o in (self.repair == "distill" and "--repair distill",
+                               self.criterion in GRADIENT and f"--criterion {self.criterion}") if o]  # fmt: skip
+        if trained and find_spec("torch") is None:
+            raise UsageError(f'{trained[0]} needs torch - pip install "onnxprune[train]"')
         if self.epochs < 1:
             raise UsageError("distillation takes at least one epoch")
-        if self.repair != "distill" and (self.augment or self.recipe):
+        if (self.recipe and not trained) or (self.augment and self.repair != "distill"):
             raise UsageError("--augment and --recipe are for training; give --repair distill")
         for method in self.methods:
             _one_of("method", method, METHODS)
