@@ -481,8 +481,29 @@ def _repaired(
     batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
     if repair == "merge":
         return repair_merge(graph, channels, alive, batches, threads=threads, progress=report)
-    mend = partial(refit, seed=settings.seed) if repair == "refit" else repair_statistics
-    return mend(subject.graph, pruned, subject.channels, alive, batches, threads=settings.threads, progress=report)
+    mend = partial(refit, seed=settings.seed) if repair in ("refit", "distill") else repair_statistics
+    mended = mend(graph, pruned, channels, alive, batches, threads=threads, progress=report)
+    return _distilled(subject, mended, alive, fit, settings, progress) if repair == "distill" else mended
+
+
+def _distilled(
+    subject: Subject,
+    mended: onnx.ModelProto,
+    alive: np.ndarray,
+    fit: Calibration,
+    settings: Settings,
+    progress: Progress | None,
+) -> onnx.ModelProto:
+    """The refitted model after training on `fit`, by torch."""
+    from onnxprune.train.distill import Distillation, distill
+
+    how = Distillation(epochs=settings.epochs, augment=settings.augment, recipe=settings.recipe, seed=settings.seed)
+    batches = list(fit.batches(how.batch))
+    report = (lambda k, n: progress("distill", k, n)) if progress else None
+    return distill(
+        subject.graph, mended, subject.channels, alive, batches,
+        settings=how, threads=settings.threads, progress=report,
+    )  # fmt: skip
 
 
 def _factorized(

@@ -21,7 +21,7 @@ from onnxprune.decide.allocation import Allocation, BlockMove, Limits
 from onnxprune.decide.blocks import Block, find_blocks
 from onnxprune.decide.ranks import RankMove, find_ranks
 from onnxprune.decide.staged import three_stages
-from onnxprune.decide.study import Samples, study
+from onnxprune.decide.study import GRADIENT, Samples, study
 from onnxprune.errors import BudgetError, UnsupportedError, UsageError
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import CostModel, PairCost, switches
@@ -37,6 +37,8 @@ from onnxprune.subject import Settings, Subject
 BATCH = 32
 PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
+GRADIENT_SAMPLES = 256
+"""Samples of the backward passes of a gradient criterion."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
@@ -80,7 +82,27 @@ class Planner:
             limits=limits,
             threads=settings.threads,
             seed=settings.seed,
+            given=self._gradients(),
             progress=self._report("decide"),
+        )
+
+    def _gradients(self) -> dict[str, np.ndarray] | None:
+        """Scores by a backward pass, where the criterion is one of those."""
+        if self.criterion not in GRADIENT:
+            return None
+        from onnxprune.train.gradients import gradient_scores
+        from onnxprune.train.recipe import open_recipe
+
+        subject, settings = self.subject, self.settings
+        labelled = None if settings.recipe is None else open_recipe(settings.recipe, subject.graph.inputs)
+        return gradient_scores(
+            subject.model,
+            self.channels,
+            self._fitting().few(GRADIENT_SAMPLES),
+            self.criterion,
+            labelled=labelled,
+            seed=settings.seed,
+            threads=settings.threads,
         )
 
     def _refuse(self) -> None:

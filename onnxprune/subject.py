@@ -17,15 +17,17 @@ import onnx
 
 from onnxprune.channels import Channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import CHOICES, SAMPLED
+from onnxprune.decide.study import CHOICES, GRADIENT, SAMPLED
 from onnxprune.errors import UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import Cost, count_macs, count_params
 
-REPAIRS = ("none", "merge", "statistics", "refit")
+REPAIRS = ("none", "merge", "statistics", "refit", "distill")
 METHODS = ("channels", "blocks", "rank")
+USUAL = ("channels", "blocks")
+"""The kinds of edits that are made unless others are asked for."""
 RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
@@ -42,7 +44,12 @@ class Settings:
             serves a target.
         criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
         allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
-        repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
+        repair: "none", "merge", "statistics", "refit" or "distill" (refit, then training without labels; needs torch);
+            None: refit when there are samples, else merge.
+        epochs: passes over the samples when distilling.
+        augment: how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" (share).
+        recipe: a file.py with labelled data and a loss to train on beside the distillation, and to differentiate for
+            the criteria "taylor", "fisher" and "obd".
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
@@ -66,11 +73,14 @@ class Settings:
     min_width: int = 1
     include: str | None = None
     exclude: str | None = None
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = USUAL
     keep_block: str | None = None
     lossless: bool = False
     best_effort: bool = False
     prune_statistics: bool = False
+    epochs: int = 40
+    augment: tuple[str, ...] = ()
+    recipe: str | None = None
     seed: int = 0
     threads: int | None = None
 
@@ -81,6 +91,14 @@ class Settings:
         _one_of("repair", self.repair, REPAIRS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _one_of("of", self.of, KINDS)
+        trained = [o for o in (self.repair == "distill" and "--repair distill",
+                               self.criterion in GRADIENT and f"--criterion {self.criterion}") if o]  # fmt: skip
+        if trained and find_spec("torch") is None:
+            raise UsageError(f'{trained[0]} needs torch - pip install "onnxprune[train]"')
+        if self.epochs < 1:
+            raise UsageError("distillation takes at least one epoch")
+        if (self.recipe and not trained) or (self.augment and self.repair != "distill"):
+            raise UsageError("--augment and --recipe are for training; give --repair distill")
         for method in self.methods:
             _one_of("method", method, (*METHODS, *RECIPES))
         if set(self.methods) & set(RECIPES) and len(self.methods) > 1:

@@ -29,7 +29,9 @@ CURVED = ("elimination", "lasso")
 """Criteria that come from second moments of what the readers read."""
 LIKENESS = {"similarity": True, "similarity-independent": False}
 """Criteria that come from distances of channels, and whether correlations count."""
-SAMPLED = (*CURVED, *LIKENESS)
+GRADIENT = ("taylor", "fisher", "obd")
+"""Criteria that come from a backward pass; whoever asks for a study brings their scores along."""
+SAMPLED = (*CURVED, *LIKENESS, *GRADIENT)
 """Criteria that need samples."""
 TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
@@ -129,6 +131,7 @@ def study(
     limits: Limits,
     threads: int | None = None,
     seed: int = 0,
+    given: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Study:
     """Rank the channels of every group, and price its widths where that is asked for.
@@ -142,6 +145,7 @@ def study(
         limits: allowed widths.
         threads: ORT threads.
         seed: for everything random.
+        given: scores of every group, for a criterion in `GRADIENT`.
         progress: called with (groups tried, groups).
     """
     curves = None
@@ -160,7 +164,10 @@ def study(
     elif criterion == "lasso":
         assert curves is not None
         choices = {g.name: by_lasso(curves, g, others[g.name]) for g in channels.groups}
-    if criterion in CRITERIA:
+    ranked: Mapping[str, np.ndarray]
+    if given is not None:
+        ranked = given
+    elif criterion in CRITERIA:
         ranked = score(criterion, channels.groups, graph, seen, seed)
     else:
         ranked = {name: np.argsort(c.order).astype(float) for name, c in choices.items()}
