@@ -54,10 +54,8 @@ def main() -> None:
     bases = {name: common.baseline(path, data, cache) for name, path in args.found.items()}
     print(accuracy.tables(rows, args, methods, bases))
     which = "validation" if args.validation else "test"
-    print(
-        f"\nTop-1 in percent on {len(data.x)} {which} images, beside it the speed-up; "
-        f"{args.samples} unlabelled samples."
-    )
+    images = f"{len(data.x)} {which} images"
+    print(f"\nTop-1 in percent on {images}, beside it the speed-up; {args.samples} unlabelled samples.")
     print(common.footer(time.perf_counter() - begin))
     common.write_lines(rows, args.json)
 

@@ -518,17 +518,13 @@ def _show_result(args: argparse.Namespace, result: Result, output: str, status: 
 
 
 def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, ending: str) -> None:
-    """What the plan would do: totals, and the groups that it cuts."""
-    from onnxprune.measure.cost import CostModel
+    """What the plan would do: totals, the groups that it cuts, and every layer that gets cheaper."""
+    from onnxprune.planned import planned
 
     channels = subject.channels
     keep = plan.keep()
-    alive = channels.alive(keep)
-    totals = {
-        of: (model.total, model(alive))
-        for of in ("macs", "params")
-        for model in [CostModel(subject.graph, channels, of)]
-    }
+    found = planned(subject, plan)
+    totals = {"macs": found.macs, "params": found.params}
     groups = [(g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups]
     if args.json:
         content = {
@@ -537,6 +533,7 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, endi
             "macs": dict(zip(("before", "after"), totals["macs"], strict=True)),
             "params": dict(zip(("before", "after"), totals["params"], strict=True)),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in groups],
+            "layers": found.to_json(),
             "plan": json.loads(plan.to_json()),
         }
         _print(_json(content))
@@ -549,6 +546,14 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, endi
     cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]
     more = None if args.verbose else ROWS
     _print(table(("group", "width", "kept", "change"), cut, "<>>>", most=more, width=_width()))
+    layers = [
+        (plain(c.layer), si(c.macs_before), si(c.macs_after), change(c.macs_before, c.macs_after), c.what)
+        for c in found.layers
+        if c.macs_after != c.macs_before
+    ]
+    if layers:
+        head = ("layer", "MACs", "planned", "change", "what")
+        _print("\n" + table(head, layers, "<>>><", most=more, width=_width()))
     _print(f"\n{len(cut)} of {len(groups)} groups would be cut; {ending}\n")
 
 

@@ -130,14 +130,15 @@ class Ranked(Protocol):
 
 @dataclass(frozen=True)
 class Allocation:
-    """The outcome: kept channels of every group, blocks that go, the way of each layer that is made of two, and how
-    much of the cost is gone."""
+    """The outcome: kept channels of every group, blocks that go, the way of each layer that is made of two, how much of
+    the cost is gone, and the summed damage where the allocation is adaptive."""
 
     keep: Mapping[str, tuple[int, ...]]
     removed: float
     asked: float
     drop: tuple[str, ...] = ()
     ways: Mapping[str, int] = field(default_factory=dict)
+    damage: float = 0.0
 
     @property
     def met(self) -> bool:
@@ -180,7 +181,7 @@ def allocate(
     if how == "adaptive":
         if damages is None:
             raise UsageError("the adaptive allocation needs samples; give --calib, or --allocation uniform")
-        widths, standing = adaptive(ladders, damages, cost, ratio, blocks, ranks)
+        widths, standing, damage = adaptive(ladders, damages, cost, ratio, blocks, ranks)
         drop = tuple(b.name for b, stays in zip(blocks, standing, strict=False) if not stays)
         ways = {
             r.layer: round(state * len(r.damages)) - 1
@@ -189,7 +190,7 @@ def allocate(
         }
         found = _allocation(channels, ladders, widths, cost, ratio)
         removed = cost.removed(_alive(channels, ladders, widths), standing)
-        return replace(found, removed=removed, drop=drop, ways=ways)
+        return replace(found, removed=removed, drop=drop, ways=ways, damage=damage)
     if how == "global" and heights is not None:
         widths_at = _lowest_first(ladders, [heights[ladder.group.name] for ladder in ladders])
     else:
@@ -275,8 +276,8 @@ def adaptive(
     ratio: float,
     blocks: Sequence[BlockMove] = (),
     ranks: Sequence[Ranked] = (),
-) -> tuple[list[int], np.ndarray]:
-    """Widths, standing blocks and states of ranked layers of least total damage: greedy, then improved by local search.
+) -> tuple[list[int], np.ndarray, float]:
+    """Widths, standing blocks and states of ranked layers of least total damage, and that: greedy, then local search.
 
     Greedy takes, over and over, the step that does least damage per cost saved, several widths at once where the
     curve is flat further on (the lower convex hull), or a whole block; what a step saves is exact at the current
@@ -299,7 +300,7 @@ def adaptive(
         if best >= before:
             break
     widths = search.widths(at)
-    return [int(w) for w in widths[: len(ladders)]], widths[len(ladders) :]
+    return [int(w) for w in widths[: len(ladders)]], widths[len(ladders) :], best
 
 
 class _Search:

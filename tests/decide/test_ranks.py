@@ -11,6 +11,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel, PairCost, count_macs, count_params, switches
 from onnxprune.plan import Factorize, KeepChannels, PrunePlan
+from onnxprune.planned import planned
 from onnxprune.planning import Planner
 from onnxprune.rewrite.factorize import factorize
 from tests.channels import surgery
@@ -158,3 +159,18 @@ def test_the_recipe_and_what_goes_with_it():
         api.Settings(methods=("3c", "channels"))
     with pytest.raises(UsageError, match="needs samples"):
         api.make_plan(api.open_model(surgery.model_of(NET)), api.Settings(methods=("rank",)))
+
+
+def test_every_layer_says_what_happens_to_it():
+    subject = api.open_model(planted("channel", 4))
+    group = next(g for g in subject.channels.groups if any(s.tensor == "w1" for s in g.weights))
+    plan = PrunePlan(subject.digest, (KeepChannels(group.name, 24, tuple(range(12))), Factorize("b", "channel", 4)), {})
+    found = planned(subject, plan)
+    assert [(c.layer, c.what) for c in found.layers] == [
+        ("a", "as it is"),
+        ("b", "channel rank 4, out 24→12"),
+        ("y", "in 24→12"),
+    ]
+    b = found.layers[1]
+    assert b.macs_before == 100 * 16 * 9 * 24 and b.macs_after == 100 * (16 * 9 * 4 + 4 * 12)
+    assert found.macs[1] == sum(c.macs_after for c in found.layers)
