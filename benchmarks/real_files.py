@@ -28,6 +28,7 @@ import onnxprune
 from onnxprune.graph.runtime import open_session
 
 SEED = 0
+GCOMPRIS = Path("/usr/share/gcompris-qt/rcc")
 Scores = dict[str, str]
 
 
@@ -50,30 +51,42 @@ def outputs(path: Path, x: np.ndarray, batch: int = 16) -> np.ndarray:
 
 
 def efficientnet(args: Any) -> Subject:
+    """One view each of as many photographs as there are; the report looks at others of the same collection, and at
+    several views each of photographs from elsewhere."""
     import photographs
 
-    fitted, held = photographs.files(photographs.FITTED), photographs.files(photographs.HELD)
-    fitted += photographs.folder(args.photos)
-    known = photographs.labelled()
-    if not fitted or not held + known:
+    many, known = photographs.gcompris(args.gcompris), photographs.labelled()
+    alike, most = many[: len(many) // 4], many[len(many) // 4 :]
+    fitted = [*photographs.folder(args.photos), *most, *photographs.files(photographs.FITTED)]
+    held = [*photographs.files(photographs.HELD), *(p for p, _ in known)]
+    if not fitted or not held:
         raise ImportError('no photographs: pip install -e ".[bench]"')
-    common.say(f"photographs: {len(fitted)} for calibration, {len(held) + len(known)} held out")
-    others = photographs.views(held + [p for p, _ in known], 5 * (len(held) + len(known)), np.random.default_rng(1))
+    if not many:
+        common.say("gcompris-qt-data (Debian) is not installed: few photographs, and several views of each")
+    common.say(f"photographs: {len(fitted)} for calibration, {len(alike)} of the same kind and {len(held)} others held")
+    sets = {"others": photographs.views(held, 5 * len(held), np.random.default_rng(1))}
+    if alike:
+        sets = {"same collection": photographs.views(alike, len(alike), np.random.default_rng(2), 0.6), **sets}
     whole = np.stack([photographs.centre(p) for p, _ in known]) if known else np.empty((0, 3, 224, 224), np.float32)
     classes = np.array([c for _, c in known])
 
     def score(original: Path, path: Path) -> Scores:
-        a, b = outputs(original, others), outputs(path, others)
-        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-        same = int((a.argmax(1) == b.argmax(1)).sum())
-        found = {"top-1 as the original": f"{same} of {len(a)}", "cosine": f"{cosine.mean():.4f}"}
+        found = {}
+        for name, x in sets.items():
+            a, b = outputs(original, x), outputs(path, x)
+            cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+            same = int((a.argmax(1) == b.argmax(1)).sum())
+            found |= {
+                f"{name}: top-1 as the original": f"{same} of {len(a)}",
+                "cosine of " + name: f"{cosine.mean():.3f}",
+            }
         if len(classes):
             order = np.argsort(-outputs(path, whole), axis=1)
             right = int((order[:, 0] == classes).sum()), int((order[:, :5] == classes[:, None]).any(1).sum())
             found |= {"labelled, top-1": f"{right[0]} of {len(classes)}", "top-5": f"{right[1]} of {len(classes)}"}
         return found
 
-    samples = photographs.views(fitted, args.images, np.random.default_rng(SEED))
+    samples = photographs.views(fitted, args.images, np.random.default_rng(SEED), 0.6 if many else 0.35)
     return Subject("efficientnet_lite0.onnx", samples, score)
 
 
@@ -215,6 +228,7 @@ def main() -> None:
     add("--ratios", type=common.numbers, default=(0.3, 0.5), help="shares of the MACs (0.3,0.5)")
     add("--images", type=int, default=128, help="calibration samples (128)")
     add("--photos", type=Path, metavar="DIR", help="more photographs for calibration: a folder of yours")
+    add("--gcompris", type=Path, default=GCOMPRIS, metavar="DIR", help=f"gcompris's resource files ({GCOMPRIS})")
     add("--words", type=int, default=400, help="words read for the report (400)")
     add("--method", type=method, action="append", help="[NAME:]criterion=l1,repair=refit; else the default")
     add("--no-bench", dest="bench", action="store_false", help="do not measure speed")

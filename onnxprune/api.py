@@ -37,13 +37,14 @@ from onnxprune.plan import PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
 from onnxprune.rewrite.drop import bypass
+from onnxprune.rewrite.factorize import factorable, factorize, refit_factorized
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
 from onnxprune.rewrite.nearest import cut_merged
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 from onnxprune.subject import Settings, Subject
 from onnxprune.surgery import operate
-from onnxprune.targets import OPTIONS, SLACK, Target, close_loop, largest
+from onnxprune.targets import OPTIONS, Target, close_loop, largest
 
 REPAIR_SAMPLES = 512
 MEASURE_ROUNDS = 20
@@ -211,12 +212,14 @@ def apply_plan(
         if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
             pruned = _merged(subject, alive, fit, settings)
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
+    if plan.factorized():
+        pruned = _factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
     if plan.drops():
         pruned = bypass(pruned, plan.drops())
     fidelity = None
     if held is not None:
         fidelity = check_fidelity(subject.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
-    sizes = Cut(channels, alive).shapes
+    sizes = observe(Graph(pruned), subject.feeds).shapes if plan.factorized() else Cut(channels, alive).shapes
     after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), files.byte_size(pruned))
     result = Result(
         model=pruned,
@@ -271,22 +274,30 @@ def sweep(
 def plan_and_apply(
     subject: Subject, settings: Settings, *, bench: bool = False, progress: Progress | None = None
 ) -> Result:
-    """Decide and carry out. With `best_effort`, what cannot be proven on random input is left alone.
+    """Decide and carry out. With `best_effort`, what cannot be proven on random input is cut so that it can be, or
+    left alone.
 
     Raises:
         UnstableError: rounding decides the outputs on random input, and nothing else could be cut.
     """
+    run = partial(apply_plan, subject, settings=settings, bench=bench, progress=progress)
     plan = make_plan(subject, settings, progress)
     try:
-        return apply_plan(subject, plan, settings, bench=bench, progress=progress)
+        return run(plan)
     except UnstableError as error:
-        groups = len(subject.channels.groups)
-        if not settings.best_effort or len(error.groups) == groups:
+        if not settings.best_effort:
             raise
-        plan = make_plan(subject, settings, progress, leave=error.groups)
-        result = apply_plan(subject, plan, settings, bench=bench, progress=progress)
-        left = f"{len(error.groups)} of {groups} groups were left alone: {error}"
-        return replace(result, warnings=(*result.warnings, left))
+        unstable, groups = error, len(subject.channels.groups)
+    count = f"{len(unstable.groups)} of {groups} groups"
+    try:
+        result = run(plan.leading(unstable.groups))
+        done = f"{count} keep their first channels, whatever these are worth, so that rounding stays the same"
+    except UnstableError:
+        if len(unstable.groups) == groups:
+            raise unstable from None
+        result = run(make_plan(subject, settings, progress, leave=unstable.groups))
+        done = f"{count} were left alone"
+    return replace(result, warnings=(*result.warnings, f"{done}: {unstable}"))
 
 
 def reach(
@@ -330,18 +341,24 @@ def reach(
         raise UsageError(f"the original has {words} already; nothing to do for {OPTIONS[target.kind]} {target.value:g}")
     extra, result = 1.0, None
     for _ in range(RETRIES):
-        found = [
-            close_loop(partial(planner.propose, kind=kind), gain, goal * extra, slack=SLACK) for kind in planner.kinds
-        ]
-        plans = [(plan, step) for plan, step in filter(None, found) if plan is not None]
+        plans: list[PrunePlan] = []
+        start = None
+        for kind in planner.kinds:
+            found = close_loop(partial(planner.propose, kind=kind), gain, goal * extra, start=start)
+            if found is not None:
+                plans.append(found[0])
+                start = found[1].ratio
         if not plans:
             raise BudgetError(
                 f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {why_not(subject.channels)}; ask for less"
             )
-        plan = planner.better([p for p, _ in plans])
+        plan = planner.better(plans)
         plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
         result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
         reached = _reached(result, target)
+        if settings.of == "latency":
+            note = f"the latency model promised {planner.gain(plan):.2f}x, {reached:.2f}x was measured"
+            result = replace(result, notes=(*result.notes, note))
         if reached >= goal:
             return result
         extra *= 1.01 * goal / reached
@@ -431,6 +448,7 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     for drop in plan.drops():
         if drop not in blocks:
             raise UsageError(f"the plan drops block {drop.block!r}, which is no residual block of the model")
+    factorable(subject.graph, plan.factorized())
     for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
@@ -486,6 +504,28 @@ def _distilled(
         subject.graph, mended, subject.channels, alive, batches,
         settings=how, threads=settings.threads, progress=report,
     )  # fmt: skip
+
+
+def _factorized(
+    subject: Subject,
+    pruned: onnx.ModelProto,
+    alive: np.ndarray,
+    plan: PrunePlan,
+    fit: Calibration | None,
+    repair: str,
+    settings: Settings,
+    progress: Progress | None,
+) -> onnx.ModelProto:
+    """The pruned, repaired model with its layers of low rank made of two, and those refitted."""
+    batches = [] if fit is None else list(fit.take(REPAIR_SAMPLES).batches(BATCH))
+    if progress:
+        progress("factorize", 0, 1)
+    edits, feeds, threads, seed = plan.factorized(), subject.feeds, settings.threads, settings.seed
+    if repair != "refit":
+        return factorize(pruned, edits, feeds, batches, threads=threads, seed=seed)
+    return refit_factorized(
+        subject.graph, pruned, subject.channels, alive, edits, feeds, batches, threads=threads, seed=seed
+    )
 
 
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:

@@ -91,7 +91,7 @@ def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     add("--min-width", type=int, default=1, metavar="N", help="no group gets narrower than N")
     add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
     add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
-    add("--methods", type=_words, metavar="LIST", help="kinds of edits (default channels,blocks)")
+    add("--methods", type=_words, metavar="LIST", help="kinds of edits (default channels,blocks,rank), or 3c")
     add("--keep-block", metavar="REGEX", help="never drop blocks with a node whose name matches")
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
     _add_statistics(add)

@@ -25,7 +25,9 @@ from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import Cost, count_macs, count_params
 
 REPAIRS = ("none", "merge", "statistics", "refit", "distill")
-METHODS = ("channels", "blocks")
+METHODS = ("channels", "blocks", "rank")
+RECIPES = ("3c",)
+"""What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
 
@@ -49,8 +51,9 @@ class Settings:
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
-        methods: kinds of edits: "channels", "blocks" (whole residual blocks; needs samples and the adaptive
-            allocation, and is left out without them).
+        methods: kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the
+            last two need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial
+            factorisation, channel factorisation and channels in turn.
         keep_block: blocks with a node whose name matches this regular expression stay.
         lossless: remove only what changes no output; the ratio does not count then.
         best_effort: take what can be reached instead of failing when the ratio cannot.
@@ -95,7 +98,9 @@ class Settings:
         if (self.recipe and not trained) or (self.augment and self.repair != "distill"):
             raise UsageError("--augment and --recipe are for training; give --repair distill")
         for method in self.methods:
-            _one_of("method", method, METHODS)
+            _one_of("method", method, (*METHODS, *RECIPES))
+        if set(self.methods) & set(RECIPES) and len(self.methods) > 1:
+            raise UsageError(f"--methods {','.join(self.methods)}: a recipe stands alone; {RECIPES[0]} or a list")
         if not self.methods:
             raise UsageError(f"no method given; any of {', '.join(METHODS)}")
         if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
@@ -112,9 +117,14 @@ class Settings:
 
     def limits(self) -> Limits:
         """The widths that are allowed; none but the full ones where channels are not to be cut."""
-        if "channels" not in self.methods:
+        if not {"channels", "3c"} & set(self.methods):
             return Limits(include=r"(?!)")
         return Limits(self.round_to, self.min_width, self.include, self.exclude)
+
+    def allows(self, weight: str) -> bool:
+        """Whether a layer with a weight of that name may be made of two."""
+        wanted = self.include is None or bool(re.search(self.include, weight))
+        return wanted and not (self.exclude is not None and re.search(self.exclude, weight))
 
     def choices(self, samples: bool) -> tuple[str, str]:
         """Criterion and allocation, with or without samples.

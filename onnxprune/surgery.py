@@ -73,6 +73,8 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
         )
         return Operation(model, cuts, surgery, (words,))
     if not surgery.exact:
+        if held is None and _tells_nothing(surgery):
+            raise UnstableError(_not_exact(surgery), tuple(g.name for g in channels.groups))
         raise BudgetError(_not_exact(surgery))
     warnings = tuple(in_words(plan.settings)) if plan.lossless else ()
     if surgery.turned:
@@ -96,9 +98,14 @@ def _random_probes(graph: Graph, feeds: Feeds) -> list[Feeds]:
     return [feeds, *(runtime.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
 
 
+def _tells_nothing(surgery: Surgery) -> bool:
+    """Whether rounding alone moves the original as much as any error would."""
+    return surgery.rounding > FULL.telling
+
+
 def _not_exact(surgery: Surgery) -> str:
     text = f"the cut model differs from the {surgery.against} by {surgery.worst:.1e}"
-    if surgery.rounding > FULL.telling:
+    if _tells_nothing(surgery):
         return (
             f"{text}, and rounding alone moves the original by {surgery.rounding:.1e}: on this input the model's "
             f"numbers show nothing; give real samples with --calib"

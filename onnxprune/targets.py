@@ -62,7 +62,12 @@ class Step:
 
 
 def close_loop(
-    propose: Callable[[float], T | None], measure: Callable[[T], float], goal: float, *, slack: float = SLACK
+    propose: Callable[[float], T | None],
+    measure: Callable[[T], float],
+    goal: float,
+    *,
+    start: float | None = None,
+    slack: float = SLACK,
 ) -> tuple[T, Step] | None:
     """The proposal of least gain that still reaches the goal.
 
@@ -70,13 +75,14 @@ def close_loop(
         propose: ratio of the cost to remove -> a candidate; None or `BudgetError` where there is none.
         measure: candidate -> gain, old over new; grows with the ratio, noise and stairs aside.
         goal: gain that must be reached, > 1.
+        start: ratio to begin with; None: the one that would do if the cost model were right.
         slack: gains up to goal · (1 + slack) are close enough.
 
     Returns:
         None when no proposal reaches the goal.
     """
     aim = goal * (1 + min(AIM, slack / 2))
-    ratio, limit = 1 - 1 / aim, GREATEST
+    ratio, limit = start or 1 - 1 / aim, GREATEST
     seen = {0.0: 1.0}  # ratio -> time that is left, as a share
     best: tuple[T, Step] | None = None
     for _ in range(STEPS):

@@ -1,5 +1,6 @@
 """The helpers of `benchmarks/`: what they compute is what the tables claim."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 import onnxprune
 from onnxprune.graph.runtime import open_session
@@ -19,6 +21,7 @@ import accuracy  # noqa: E402
 import child  # noqa: E402
 import common  # noqa: E402
 import peers  # noqa: E402
+import photographs  # noqa: E402
 import regression  # noqa: E402
 import rendered  # noqa: E402
 import same_against_same  # noqa: E402
@@ -54,6 +57,26 @@ def test_distance(a, b, edits):
 )
 def test_decode(steps, word):
     assert rendered.decode(np.eye(4)[[steps]], ["", "a", "b", " "]) == [word]
+
+
+def test_photographs_are_found_in_resource_files(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def packed(pixels):
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+        data = file.getvalue().ljust(4000, b"\0")
+        return data, len(data).to_bytes(4, "big") + data
+
+    (first, a), (_, small), (_, plain), (second, b) = (
+        packed(rng.integers(0, 256, (side, side, 3)) * rough) for side, rough in ((160, 1), (80, 1), (170, 0), (200, 1))
+    )
+    (tmp_path / "erase.rcc").write_bytes(b"qres" + a + small + plain + a)
+    (tmp_path / "categorization.rcc").write_bytes(b"qres\x89PNG" + b + b[:-9])
+    (tmp_path / "paintings.rcc").write_bytes(b)
+    assert sorted(photographs.gcompris(tmp_path)) == sorted([first, second])
+    assert photographs.gcompris(tmp_path / "none") == []
+    assert photographs.views([first, second], 3, rng).shape == (3, 3, 224, 224)
 
 
 def test_closest_is_the_nearest_step():

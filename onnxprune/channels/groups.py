@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxprune.channels import quantized, rules
 from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, carrying_axis, distinct
-from onnxprune.graph.model import Graph, Use, node_key
+from onnxprune.graph.model import Graph, Use, body_weights, node_key
 from onnxprune.graph.shapes import Observed
 
 PINNED = -1
@@ -211,6 +211,7 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
                 params.setdefault(use, {})[axis] = found
             if len(ids) > 1 and axis in param.roles and (param.roles[axis] != WITHIN or len(param.shape) > 1):
                 pinned += _reasons(graph, use, axis, reason_of[labels[ids]], ties.reasons)
+    pinned += _in_bodies(graph)
     carried = {name: units(ids) for name, ids in flow.items()}
     reads = {use: (axis, units(ids)) for use, (axis, ids) in ties.reads.items()}
     lines = _lines(carried)
@@ -256,6 +257,16 @@ def _reasons(graph: Graph, use: Use, axis: int, why: np.ndarray, reasons: list[R
         count = int((why == index).sum())
         r = reasons[index] if index >= 0 else Reason(use[0], tensor, axis, "no weight makes or reads it")
         found.append(Pinned(tensor, axis, count, r.text, r.node, use))
+    return found
+
+
+def _in_bodies(graph: Graph) -> list[Pinned]:
+    """The weights that only the bodies of control-flow nodes read: every axis stays."""
+    found = []
+    for key, node in graph.nodes.items():
+        why = f"read inside the body of {key}"
+        for name, shape in body_weights(graph, node).items():
+            found += [Pinned(name, axis, d, why, key) for axis, d in enumerate(shape) if d > 1 and len(shape) > 1]
     return found
 
 

@@ -272,6 +272,30 @@ def matmul_weight(walk: Walk, x: Ids, i: int, contracted: int, w: Param, out_axi
     return walk.place(rows, contracted, rank)
 
 
+@rule("Attention")
+def attention(walk: Walk, q: Value, k: Value, v: Value, *rest: Value) -> Ids:
+    """softmax(q kᵀ · scale) v, by heads (opset 23): q and k lose the same index of every head, v and the output
+    lose theirs. The default scale counts the head's width: the cut writes the old one out."""
+    why = "Attention with a cache, with outputs of its own, or of constants"
+    plain = all(isinstance(t, np.ndarray) for t in (q, k, v)) and not any(walk.node.input[4:])
+    if not plain or len(walk.node.output) > 1:
+        pin_all(walk, why, q, k, v, *rest)
+        return walk.dead(0, why)
+    pin_all(walk, "used as a mask", *rest)
+    assert isinstance(q, np.ndarray) and isinstance(k, np.ndarray) and isinstance(v, np.ndarray)
+    flat, ties = q.ndim == 3, walk.ties
+    heads = [walk.attr(f"{t}_num_heads", 1) if flat else 1 for t in ("q", "kv", "kv")]
+    lines = [walk.channels(t, t.ndim - 1, i) for i, t in enumerate((q, k, v))]
+    first = []
+    for line, count in zip(lines, heads, strict=True):
+        grid = line.reshape(count, -1)
+        ties.same(grid, grid[:1])
+        first.append(grid[0])
+    ties.same(first[0], first[1])
+    ties.reads[(walk.key, 0)] = (q.ndim - 1, lines[0])
+    return walk.place(np.tile(first[2], heads[0]), len(walk.out()) - 1, len(walk.out()))
+
+
 @rule("LSTM", "GRU", "RNN")
 def recurrent(walk: Walk, x: Value, w: Value, *rest: Value) -> list[Ids]:
     why = f"{walk.node.op_type} mixes its hidden state over time"
@@ -384,6 +408,7 @@ TAKES_CONSTANTS = {
     "Einsum",
     "Transpose",
     "Expand",
+    "ConstantOfShape",
 }
 """Operators whose first operand may be a constant; their rules say what that means."""
 
@@ -686,11 +711,29 @@ def gather(walk: Walk, x: Value, indices: Value) -> Ids:
     return x.reshape(x.shape[:axis] + (1,) * len(shape) + x.shape[axis + 1 :])
 
 
+@rule("ConstantOfShape")
+def _filled(walk: Walk, *shape: Value) -> Ids:
+    """One number everywhere (a first hidden state): it has as many channels as whatever it meets."""
+    out = walk.out()
+    carried = [d if len(out) <= 3 or k == 1 else 1 for k, d in enumerate(out)]
+    if not 1 < math.prod(carried) <= FILLED or len(out) < 2:
+        return walk.dead(0, "a constant")
+    ids = walk.ties.fresh(math.prod(carried)).reshape(carried)
+    walk.ties.joints.append(ids)
+    return ids
+
+
+FILLED = 1 << 16
+"""Largest id array of a constant that is one number everywhere."""
+
+
 @rule("Expand")
 def expand(walk: Walk, x: Value, shape: Value) -> Ids:
     if isinstance(x, Param):  # a class token, one for every image
         wide = [k for k, d in enumerate(x.shape) if d > 1]
-        if not wide or math.prod(x.shape) > LIMIT:
+        if not wide:
+            return _filled(walk)
+        if math.prod(x.shape) > LIMIT:
             return walk.dead(0, "Expand of a constant")
         x = x.joint(wide)
     return _lift(x, len(walk.out())) if isinstance(x, np.ndarray) else walk.dead()

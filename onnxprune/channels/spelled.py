@@ -120,7 +120,7 @@ def _follow(
         conflicts.append(Conflict(key, tuple(graph.nodes[key].input[:1]), "two readers need different sizes"))
     # values computed from sizes that reach arithmetic on data must not change
     for key, i, name in graph.once("value readers", cut.before, lambda: _value_readers(graph, cut.before)):
-        if (key, i) in wanted or _equal(cut.before[name], after.get(name)):
+        if (key, i) in wanted or _equal(cut.before[name], after.get(name)) or _is_fill(graph, cut, name):
             continue
         if _equal(cut.before[name], static.get(name)):
             mends.append(Mend((key, i), cut.before[name]))  # a property of the weights: freeze it
@@ -134,6 +134,12 @@ def _follow(
         if name in cut.before and not _equal(cut.before[name], after.get(name)):
             conflicts.append(Conflict(graph.producer[name], _roots(graph, name, cut.before, cut), why))
     return mends, conflicts
+
+
+def _is_fill(graph: Graph, cut: Cut, name: str) -> bool:
+    """Whether this is one number everywhere that carries channels: its size is wanted where it is made."""
+    producer = graph.producer.get(name)
+    return cut.changed(name) and producer is not None and graph.nodes[producer].op_type in ("ConstantOfShape", "Expand")
 
 
 def _value_readers(graph: Graph, derived: Mapping[str, np.ndarray]) -> list[tuple[str, int, str]]:
@@ -293,6 +299,11 @@ def _reshape(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     return _target(graph, cut, node, 1, leave)
 
 
+@spells("ConstantOfShape", 0)
+def _filled(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    return _target(graph, cut, node, 0, ())
+
+
 @spells("Expand", 1)
 def _expand(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     given = _operand(graph, cut, node, 1)
@@ -389,9 +400,17 @@ def _reduce_mean(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spel
     return [("*scale", float(cut.alive[read[1]].mean()))]
 
 
+@spells("Attention")
+def _attention(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
+    """The default scale is one over the root of a head's width, as it was."""
+    if attr(node, "scale") is not None or not cut.changed(node.input[0]):
+        return []
+    shape = cut.channels.shapes[node.input[0]]
+    return [("scale", float((shape[-1] / (attr(node, "q_num_heads", 1) if len(shape) == 3 else 1)) ** -0.5))]
+
+
 @spells("Tile", 1)
 @spells("Pad", 1, 3)
-@spells("ConstantOfShape", 0)
 def _nothing(graph: Graph, cut: Cut, key: str, node: onnx.NodeProto) -> Spelled:
     return []
 

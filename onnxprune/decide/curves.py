@@ -103,12 +103,8 @@ class Solver:
     @property
     def energy(self) -> float:
         """Σ‖T − mean T‖² of what the layer writes."""
-        total = 0.0
-        for H, W in zip(self.H, self.W[:, :-1], strict=True):
-            mean = H[-1, :-1] / H[-1, -1]
-            centred = H[:-1, :-1] - H[-1, -1] * np.outer(mean, mean)
-            total += float(np.vdot(W, centred @ W))
-        return max(total, 1e-300)
+        parts = zip(self.H, self.W[:, :-1], strict=True)
+        return max(sum(H[-1, -1] * float(np.vdot(W, numerics.covariance(H) @ W)) for H, W in parts), 1e-300)
 
     def without(self, gone: np.ndarray) -> np.ndarray:
         """(parts, d + 1, n): the weights with the rows `gone` zero and the others refit."""
@@ -123,9 +119,8 @@ class Solver:
 def solver(graph: Graph, design: Design, H: np.ndarray) -> Solver:
     weight = graph.value(design.weight)
     assert weight is not None
-    W = design.matrix(weight)
-    H = np.stack([numerics.shrunk(part) for part in H])
-    return Solver(design, H, np.concatenate([W, np.zeros((design.parts, 1, design.outputs))], axis=1))
+    W = np.concatenate([design.matrix(weight), np.zeros((design.parts, 1, design.outputs))], axis=1)
+    return Solver(design, np.stack([numerics.shrunk(part) for part in H]), W)
 
 
 class Curves:
@@ -139,7 +134,11 @@ class Curves:
     """
 
     def __init__(
-        self, graph: Graph, channels: Channels, designs: Mapping[str, Design], moments: Mapping[str, np.ndarray]
+        self,
+        graph: Graph,
+        channels: Channels,
+        designs: Mapping[str, Design],
+        moments: Mapping[str, np.ndarray],
     ):
         self.graph, self.channels = graph, channels
         self.solvers = {k: solver(graph, designs[k], H) for k, H in moments.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
-from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, allocate
+from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, Ranked, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.selection import Choice, by_lasso, by_likeness
@@ -44,12 +44,30 @@ class Samples:
     """The fitting samples, as a study takes them.
 
     Attributes:
-        batches: gives all of them in batches of at most that many, for one pass over the data.
-        few: gives the first so many, in batches.
+        batches: gives those to learn from in batches of at most that many, for one pass over the data.
+        judges: gives others the same way, for judging what was learnt.
     """
 
     batches: Callable[[int], Iterable[Feeds]]
-    few: Callable[[int], list[Feeds]]
+    judges: Callable[[int], Iterable[Feeds]]
+
+    def some(self, count: int) -> list[Feeds]:
+        """About the first so many to learn from, in batches."""
+        return _first(self.batches, count)
+
+    def few(self, count: int) -> list[Feeds]:
+        """About the first so many judges, in batches."""
+        return _first(self.judges, count)
+
+
+def _first(batches: Callable[[int], Iterable[Feeds]], count: int, size: int = 32) -> list[Feeds]:
+    found: list[Feeds] = []
+    for feeds in batches(min(count, size)):
+        found.append(feeds)
+        count -= len(next(iter(feeds.values())))
+        if count <= 0:
+            break
+    return found
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,15 @@ class Study:
     choices: Mapping[str, Choice] = field(default_factory=dict)
     trials: Trials | None = None
 
-    def allocate(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> Allocation:
-        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes."""
+    def allocate(
+        self,
+        cost: CostModel,
+        ratio: float,
+        how: str,
+        blocks: Sequence[BlockMove] = (),
+        ranks: Sequence[Ranked] = (),
+    ) -> Allocation:
+        """Which channels stay, which blocks go and which ranks fall, when the share `ratio` of the cost goes."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -85,6 +110,7 @@ class Study:
             damages=self.damages,
             heights=heights or None,
             blocks=blocks,
+            ranks=ranks,
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
 

@@ -17,6 +17,12 @@ import onnx
 from onnxprune.graph.model import Graph, Use, attr
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+PRODUCTS: Mapping[tuple[str, str], tuple[int, int]] = {
+    **{("", op): (0, 1) for op in (*LINEAR, "ConvInteger", "MatMulInteger")},
+    **{("", op): (0, 3) for op in ("QLinearConv", "QLinearMatMul")},
+    ("com.microsoft", "QGemm"): (0, 3),
+}
+"""(domain, operator) -> which operands it multiplies."""
 SUMS = frozenset((*LINEAR, "Einsum", "LSTM", "GRU", "RNN"))
 """Nodes whose output is a sum over what they read, column by column of a weight."""
 
@@ -59,29 +65,30 @@ class Affine:
 
 
 def layers(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
-    """Every multiplying node with its cost, in execution order.
+    """The multiplying nodes that compute in floats, with their cost, in execution order."""
+    return [layer for layer in products(graph, shapes) if layer.op in LINEAR]
+
+
+def products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
+    """Every multiplying node with its cost, quantized ones too, in execution order.
 
     Multiply-accumulates: Conv prod(out)·prod(w[1:]); ConvTranspose prod(in)·prod(w[1:]); Gemm and MatMul
     prod(out)·contracted.
     """
     found = []
     for key, node in graph.nodes.items():
-        if node.op_type not in LINEAR or node.domain not in ("", "ai.onnx") or node.output[0] not in shapes:
+        sides = PRODUCTS.get((node.domain.removeprefix("ai.onnx"), node.op_type))
+        if sides is None or node.output[0] not in shapes or graph.constant(node.output[0]) is not None:
             continue
-        if graph.constant(node.output[0]) is not None:
-            continue
-        x, w, out = (_size(graph, key, i, shapes) for i in (0, 1, None))
+        x, w, out = (_size(graph, key, i, shapes) for i in (*sides, None))
         if x is None or w is None or out is None:
             continue
-        if node.op_type == "Conv":
-            macs = _volume(out) * _volume(w[1:])
-        elif node.op_type == "ConvTranspose":
-            macs = _volume(x) * _volume(w[1:])
+        if "Conv" in node.op_type:
+            macs = _volume(x if node.op_type == "ConvTranspose" else out) * _volume(w[1:])
         else:
             macs = _volume(out) * (x[0] if attr(node, "transA", 0) else x[-1] if x else 1)
-        side = 1 if graph.constant(node.input[1]) is not None else 0
-        weight = (key, side) if graph.constant(node.input[side]) is not None else None
-        found.append(Layer(key, node.op_type, weight, float(macs)))
+        side = next((i for i in reversed(sides) if graph.constant(node.input[i]) is not None), None)
+        found.append(Layer(key, node.op_type, None if side is None else (key, side), float(macs)))
     return found
 
 

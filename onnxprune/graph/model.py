@@ -86,6 +86,27 @@ def captured(node: onnx.NodeProto) -> set[str]:
     return names
 
 
+FLOATS = frozenset(getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
+
+
+def body_weights(graph: Graph, node: onnx.NodeProto) -> dict[str, tuple[int, ...]]:
+    """Name -> sizes of the float constants of two axes or more that the bodies of a control-flow node hold or
+    read from outside."""
+    found: dict[str, tuple[int, ...]] = {}
+    stack = list(subgraphs(node))
+    if stack:
+        values = {name: graph.constant(name) for name in sorted(captured(node))}
+        found = {k: v.shape for k, v in values.items() if v is not None and v.dtype.kind == "f" and v.ndim > 1}
+    while stack:
+        body = stack.pop()
+        held = [(t.name, t) for t in body.initializer]
+        for n in body.node:
+            held += [(n.output[0], a.t) for a in n.attribute if n.op_type == "Constant" and a.name == "value"]
+            stack.extend(subgraphs(n))
+        found.update({k: tuple(t.dims) for k, t in held if t.data_type in FLOATS and len(t.dims) > 1})
+    return found
+
+
 def opset(model: onnx.ModelProto) -> int:
     """The opset of the default domain."""
     return next((o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS), 0)

@@ -94,8 +94,7 @@ def _distance(group: ChannelGroup, shown: list[Slice], seen: Mapping[str, np.nda
     total = np.zeros((group.width, group.width))
     for s in shown:
         H = seen[s.tensor]
-        mean = H[-1, :-1] / H[-1, -1]
-        covariance = H[:-1, :-1] / H[-1, -1] - np.outer(mean, mean)
+        mean, covariance = H[-1, :-1] / H[-1, -1], numerics.covariance(H)
         std = np.sqrt(np.maximum(np.diag(covariance), 0))
         corr = covariance / np.maximum(np.outer(std, std), 1e-30)
         d2 = numerics.similarity(mean, std, corr if correlated else None)

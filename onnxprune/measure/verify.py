@@ -159,7 +159,7 @@ def check_surgery(
         cuts: what was removed.
         batches: feeds.
         kept: the channels left in every activation that lost some; needed to compare inside the models.
-        until_turned: stop at the first batch on which rounding turns decisions over.
+        until_turned: stop at the first batch on which rounding turns decisions over, or does nothing at all.
 
     Raises:
         BudgetError: an output has another shape or type.
@@ -177,6 +177,8 @@ def check_surgery(
         error = max(map(distance, wanted, found), default=0.0)
         if error <= precision.tolerance:
             worst = max(worst, error)
+            if until_turned and error == 0.0:  # the same to the last bit: nothing can turn over
+                break
             continue
         if closer is None:
             closer = _Closer(reference, pruned, cuts, kept or {}, precision)

@@ -421,6 +421,21 @@ row("attention, packed, Reshape and Slice", f"""{SEQ} <float[12,24] w, float[24]
        v0 = Slice(p, i2, i3, i0) v = Squeeze(v0, i0) k = Transpose<perm=[0,1,3,2]>(k1) d = MatMul(q, k)
        a = Softmax<axis=-1>(d) c = MatMul(a, v) e = Transpose<perm=[0,2,1,3]>(c) f = Reshape(e, jo) y = MatMul(f, wo) }}""",
     [4])
+TOKENS = "float[12,8] wq, float[12,8] wk, float[12,10] wv, float[10,12] wo"
+row("Attention with heads in one axis", f"""{SEQ} <{TOKENS}>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) a = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v)
+       y = MatMul(a, wo) }}""", [4, 5], opset=23)
+row("Attention, more queries than keys", f"""{SEQ} <float[12,4] wk, float[12,5] wv, float[12,8] wq, float[10,12] wo>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+       a = Attention<q_num_heads=2, kv_num_heads=1, scale=0.3>(q, k, v) y = MatMul(a, wo) }}""", [4, 5], opset=23)
+row("Attention with heads on an axis", f"""{SEQ} <float[12,8] wq, float[12,8] wk, float[12,8] wv, float[8,12] wo, {HEADS}, float[6,6] m>
+    {{ q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) q1 = Reshape(q0, sp) k1 = Reshape(k0, sp)
+       v1 = Reshape(v0, sp) q = Transpose<perm=[0,2,1,3]>(q1) k = Transpose<perm=[0,2,1,3]>(k1)
+       v = Transpose<perm=[0,2,1,3]>(v1) a = Attention(q, k, v, m) e = Transpose<perm=[0,2,1,3]>(a)
+       f = Reshape(e, jo) y = MatMul(f, wo) }}""", [4, 4], opset=23)
+row("Attention that hands its keys on", f"""{SEQ[:-1]}, float[] p) <{TOKENS}>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
+       a, p = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v) y = MatMul(a, wo) }}""", [], "Attention with a cache", opset=23)
 net("Slice of one channel", "int64[1] s = {2}, int64[1] e = {3}, int64[1] a = {1}",
     "b = Slice(h, s, e, a) z = Mul(h, b)", [7], "single channel")
 row("Einsum with a weight", """(float[N,6,12] x) => (float[] y) <float[12,8] w, float[8,5] v>
@@ -518,10 +533,28 @@ row("a body reads a channel count", f"""(float[1,3,4,4] x, bool c) => (float[] y
     {{ h = Conv(x, w0, b0) s = Shape(h) n = Gather(s, i) f = Cast<to=1>(n) g = Conv(h, w)
        y = If(c) <then_branch = t () => (float[1,5,2,2] a) {{ a = Mul(g, f) }},
                   else_branch = e () => (float[1,5,2,2] b) {{ b = Div(g, f) }}> }}""", [], "inside the body")
+row("weights inside bodies and out of sight", f"""(float[1,3,4,4] x, bool c) => (float[] y) <{STEM}, float[6,8,1,1] w,
+    float[6,6,1,1] v, float[5,6,1,1] u>
+    {{ h = Conv(x, w0, b0) z = Conv(h, w)
+       q = If(c) <then_branch = t () => (float[1,6,2,2] a) {{ a = Conv(z, v) }},
+                  else_branch = e () => (float[1,6,1,2] b) {{ k = Constant<value = float[2,2] {{1, 0, 0, 1}}>()
+                      b = MatMul(z, k) }}>
+       y = Conv(q, u) }}""", [8], "read inside the body of q")
 net("the number of elements used as a value", "", "s = Size(h) f = Cast<to=1>(s) z = Div(h, f)", [],
     "as a value")
 net("zeros of a computed shape", "float[8] b",
-    """s = Shape(h) c = ConstantOfShape(s) a = Add(h, c) z = Relu(a)""", [], "ConstantOfShape")
+    """s = Shape(h) c = ConstantOfShape(s) a = Add(h, c) z = Relu(a)""", [8])
+net("a first hidden state", "int64[1] a = {0}, int64[1] b = {1}, int64[3] t = {8, 8, 8}, float[8,16,3,3] w",
+    """s = Shape(x) n = Slice(s, a, b) k = Concat<axis=0>(n, t) c = ConstantOfShape(k) j = Concat<axis=1>(h, c)
+       g = Conv<pads=[1,1,1,1]>(j, w) u = Mul(g, c) e = Add(u, h) z = Relu(e)""", [8])
+net("a first hidden state by Expand", "int64[1] i = {0}, int64[1] b = {1}, float v = {0.5}, int64[3] t = {8, 8, 8},"
+    " float[8,16,3,3] w", """s = Shape(x) n = Slice(s, i, b) k = Concat<axis=0>(n, t) c = Expand(v, k) j = Concat<axis=1>(h, c) g = Conv<pads=[1,1,1,1]>(j, w) u = Mul(g, c)
+       z = Add(u, h)""", [8])
+row("zeros that meet tokens", """(float[2,6,12] x) => (float[] y) <float[12,8] w, int64[3] t = {2, 6, 8}, float[8,5] v>
+    { m = MatMul(x, w) c = ConstantOfShape(t) a = Add(m, c) y = MatMul(a, v) }""", [8])
+row("zeros that are also a model output", f"""(float[N,3,4,4] x) => (float[] y, float[] c) <{STEM}, float[5,8,1,1] w>
+    {{ h = Conv(x, w0, b0) s = Shape(h) c = ConstantOfShape(s) a = Add(h, c) y = Conv(a, w) }}""", [],
+    "model output")
 net("Expand to the shape of another", "", "p = GlobalAveragePool(h) s = Shape(h) z = Expand(p, s)", [8])
 net("Range over positions", "int64 i = {3}, int64 zero = {0}, int64 one = {1}",
     "s = Shape(h) n = Gather(s, i) r = Range(zero, n, one) z = Gather<axis=3>(h, r)", [8])
@@ -585,6 +618,13 @@ def test_cut_is_exact(case: Row) -> None:
         pruned = surgery.assert_exact(model, graph, channels, how)
         size = [sum(len(t.raw_data) for t in m.graph.initializer) for m in (pruned, model)]
         assert how != "half" or not any(w > 1 for w in case.widths) or size[0] < size[1] or "Constant" in case.name
+
+
+def test_weights_of_bodies_are_listed() -> None:
+    case = next(r for r in ROWS if r.name.startswith("weights inside bodies"))
+    _, channels = surgery.find(surgery.model_of(case.text, case.opset))
+    inside = [(p.tensor, p.axis, p.count) for p in channels.pinned if p.use == ("", 0)]
+    assert sorted(inside) == [("k", 0, 2), ("k", 1, 2), ("v", 0, 6), ("v", 1, 6)]
 
 
 def test_every_rule_has_a_row() -> None:

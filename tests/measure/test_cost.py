@@ -6,9 +6,14 @@ import pytest
 from onnxprune.channels import find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.measure.cost import CostModel, WidthCost
+from onnxprune.measure.cost import CostModel, WidthCost, count_macs
 from tests.channels.surgery import feeds_of, model_of
 
+QUANTIZED = """(float[1,3,8,8] x) => (uint8[] y) <float s = {0.125}, uint8 z = {128}, int8[8,3,3,3] w, int8 zw = {0},
+    int8[4,8] v, int32[4] c, int8[4,6] m>
+    { q = QuantizeLinear(x, s, z) h = QLinearConv<pads=[1,1,1,1]>(q, s, z, w, s, zw, s, z)
+      p = com.microsoft.QLinearGlobalAveragePool(h, s, z, s, z) f = Flatten(p)
+      g = com.microsoft.QGemm<transB=1>(f, s, z, v, s, zw, c, s, z) y = QLinearMatMul(g, s, z, m, s, zw, s, z) }"""
 NET = """(float[N,3,8,8] x) => (float[] y)
     <float[8,3,3,3] a, float[8,1,3,3] b, float[6,8,1,1] c, float[6,6,3,3] d, float[4,6] e>
     { h = Conv<pads=[1,1,1,1]>(x, a) i = Conv<pads=[1,1,1,1], group=8>(h, b) j = Conv(i, c)
@@ -27,3 +32,14 @@ def test_prices_by_widths(of):
         assert by_width.removed(np.array(widths)) == pytest.approx(cost.removed(alive), abs=1e-12)
         singles = [cost.per_unit(alive)[g.units[0]] for g in channels.groups]
         assert by_width.per_channel(np.array(widths)) == pytest.approx(singles)
+
+
+def test_quantized_products_cost_too():
+    """8·3·3·3 multiplications at each of 64 positions, 4·8 of the dense layer, 4·6 of the product."""
+    model = model_of(QUANTIZED)
+    graph = Graph(model)
+    channels = find_channels(graph, observe(graph, feeds_of(model)))
+    cost = CostModel(graph, channels)
+    assert cost.total == count_macs(graph, channels.shapes) == 64 * 216 + 4 * 8 + 4 * 6
+    half = channels.alive({g.name: range(g.width // 2) for g in channels.groups})
+    assert [g.width for g in channels.groups] == [8, 4] and cost(half) == 64 * 216 / 2 + 4 * 8 / 4 + 4 * 6 / 2

@@ -13,6 +13,7 @@ from onnxprune import api
 from onnxprune.channels import Cut, removed_cuts
 from onnxprune.errors import UnstableError
 from onnxprune.measure.verify import Surgery, check_surgery
+from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.cut import cut
 from tests.channels import surgery
 
@@ -99,19 +100,44 @@ def test_a_wrong_cut_is_caught(name: str, text: str, inner: str, turned: bool, w
     assert not check(text, spoil).exact
 
 
-def test_what_random_input_cannot_prove_is_left_alone() -> None:
-    """The head behind TopK can be proven, what TopK depends on cannot."""
+def test_what_random_input_cannot_prove_keeps_its_first_channels() -> None:
+    """Sums that keep their order round as before, so that decisions between equals do too."""
     model = net(TWO_STAGES)
     with pytest.raises(UnstableError, match=r"TopK|'t'.*--calib"):
-        api.prune(model, 0.3, round_to=1)
+        api.prune(model, 0.6, round_to=1)
+    result = api.prune(model, 0.6, round_to=1, best_effort=True)
+    assert result.surgery.exact and not result.surgery.turned and result.macs_removed > 0.5
+    keep = result.plan.keep()
+    assert keep["w0"] == tuple(range(len(keep["w0"]))) and len(keep["w0"]) < 32
+    assert keep["u"] != tuple(range(len(keep["u"]))), "what lies behind the decision goes by importance"
+    assert any("first channels" in w for w in result.warnings)
+    samples = np.stack([surgery.feeds_of(model, seed=k)["x"][0] for k in range(6)])
+    proven = api.prune(model, 0.3, round_to=1, calibration={"x": samples}, repair="none")
+    assert proven.surgery.exact and any("original's decisions" in w for w in proven.warnings)
+
+
+def test_what_cannot_be_proven_at_all_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head behind TopK can be proven, what TopK depends on cannot."""
+    model = net(TWO_STAGES)
+    monkeypatch.setattr(PrunePlan, "leading", lambda plan, groups: plan)
     result = api.prune(model, 0.3, round_to=1, best_effort=True)
     assert result.surgery.exact and not result.surgery.turned
     assert [b > a for n, b, a in result.groups if n == "u"] == [True]
     assert all(b == a for n, b, a in result.groups if n != "u")
     assert any("left alone" in w for w in result.warnings)
-    samples = np.stack([surgery.feeds_of(model, seed=k)["x"][0] for k in range(6)])
-    proven = api.prune(model, 0.3, round_to=1, calibration={"x": samples}, repair="none")
-    assert proven.surgery.exact and any("original's decisions" in w for w in proven.warnings)
+
+
+NOISE = """(float[1,3,8,8] x) => (float[] y) <float[32,3,3,3] even, float[5,32,3,3] w, float big = {1000000.0}, float[4,5,1,1] v>
+    { h = Conv<pads=[1,1,1,1]>(x, even) l = Conv(h, w) m = Mul(l, big) s = Sin(m) y = Conv(s, v) }"""
+
+
+def test_numbers_that_show_nothing_keep_their_first_channels() -> None:
+    """No decision, but rounding alone moves the output as much as any error would."""
+    model = net(NOISE)
+    with pytest.raises(UnstableError, match=r"numbers show nothing.*--calib"):
+        api.prune(model, 0.5, round_to=1)
+    result = api.prune(model, 0.5, round_to=1, best_effort=True, repair="none")
+    assert result.surgery.exact and result.macs_removed > 0.4
 
 
 HALF = """(float16[1,3,8,8] x) => (float16[] y) <float16[16,3,3,3] w0, float16[16,16,3,3] w1, float16[16] b, float16[5,16,1,1] v>

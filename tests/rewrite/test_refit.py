@@ -4,6 +4,8 @@ Each row plants redundancy: some channels of `h` are linear combinations of the 
 follows), so a network without them can compute the same. The cut loses a lot, the refit must lose next to nothing.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from onnxprune.graph.shapes import observe
 from onnxprune.rewrite import refit as refit_module
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.fitting import LayerFit, ridge_for
-from onnxprune.rewrite.refit import refit
+from onnxprune.rewrite.refit import THOROUGH, refit
 from onnxprune.rewrite.statistics import repair_statistics
 from tests.channels.surgery import feeds_of, model_of, run
 
@@ -129,7 +131,7 @@ def test_both_layers_of_an_add_are_solved_for_together(monkeypatch):
 DEEP = ("float[6,6,3,3] k, float[5,6,1,1] v", "r = Relu(h) g = Conv<pads=[1,1,1,1]>(r, k) q = Relu(g) y = Conv(q, v)")
 
 
-def test_the_producer_repairs_its_reader(monkeypatch):
+def test_the_producer_repairs_its_reader():
     model = model_of(f"{X} <float[6,3,3,3] w, {DEEP[0]}> {{ h = Conv<pads=[1,1,1,1]>(x, w) {DEEP[1]} }}")
     graph = Graph(model)
     channels = find_channels(graph, observe(graph, feeds_of(model, N=1)))
@@ -137,9 +139,9 @@ def test_the_producer_repairs_its_reader(monkeypatch):
     alive = channels.alive({group.name: (0, 2, 4)})
     pruned, held = cut(graph, channels, alive), feeds_of(model, seed=2, N=64)
     errors = []
-    for rounds in (0, refit_module.PRODUCER_ROUNDS):
-        monkeypatch.setattr(refit_module, "PRODUCER_ROUNDS", rounds)
-        errors.append(error(model, refit(graph, pruned, channels, alive, [feeds_of(model, N=64)]), held))
+    for rounds in (0, THOROUGH.rounds):
+        effort = replace(THOROUGH, rounds=rounds)
+        errors.append(error(model, refit(graph, pruned, channels, alive, [feeds_of(model, N=64)], effort=effort), held))
     assert errors[1] < 0.95 * errors[0]
 
 
@@ -164,12 +166,12 @@ def halved(weights, body):
 
 @pytest.mark.parametrize(("name", "weights", "body"), PAIRS, ids=[r[0] for r in PAIRS])
 @pytest.mark.parametrize("samples", [5, 400])
-def test_the_turn_of_the_producer_never_harms(name, weights, body, samples, monkeypatch):
+def test_the_turn_of_the_producer_never_harms(name, weights, body, samples):
     model, graph, channels, alive, pruned = halved(weights, body)
     errors = []
     for rounds in (0, 5):
-        monkeypatch.setattr(refit_module, "PRODUCER_ROUNDS", rounds)
-        mended = refit(graph, pruned, channels, alive, [feeds_of(model, N=samples)])
+        effort = replace(THOROUGH, rounds=rounds)
+        mended = refit(graph, pruned, channels, alive, [feeds_of(model, N=samples)], effort=effort)
         errors.append(error(model, mended, feeds_of(model, seed=2, N=64)))
     assert errors[1] <= 1.02 * errors[0]
 
@@ -199,9 +201,9 @@ def test_targets_behind_a_clipping_need_not_be_met_outside_it(bounds, monkeypatc
     channels = find_channels(graph, observe(graph, feeds_of(model, N=1)))
     alive = channels.alive({channels.groups[0].name: (0, 1, 2)})
     pruned, errors = cut(graph, channels, alive), []
-    for sweeps in (0, refit_module.SWEEPS):
-        monkeypatch.setattr(refit_module, "SWEEPS", sweeps)
-        mended = refit(graph, pruned, channels, alive, [feeds_of(model, N=64)])
+    for sweeps in (0, THOROUGH.sweeps):
+        effort = replace(THOROUGH, sweeps=sweeps)
+        mended = refit(graph, pruned, channels, alive, [feeds_of(model, N=64)], effort=effort)
         errors.append(error(model, mended, feeds_of(model, seed=2, N=64)))
     assert errors[1] < 0.997 * errors[0]
 

@@ -1,0 +1,120 @@
+"""Least squares from second moments: ridge, how far few rows are to be believed, which rows are whose."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg as sl
+from numpy.typing import NDArray
+
+from onnxprune.numerics.second_moments import covariance
+
+Array = NDArray[np.float64]
+
+
+class Ridge:
+    """`argmin_W ‖T − X̃W‖² + λ̄‖W − W₀‖²`, factorised once for any number of right-hand sides.
+
+        W = (H + λ̄I)⁻¹ (G + λ̄W₀),   λ̄ = lam · mean diag H (intercept left out, and not penalised)
+
+    `solve` costs two triangular solves, so targets may change (`relu_target`) while `H` stays. When the
+    Cholesky factor does not exist (dead channels, fewer rows than inputs, lam = 0) the minimum-norm solution
+    by eigenvalues above `1e-12 · largest` is taken; `conditioned` says which.
+    """
+
+    def __init__(self, H: Array, lam: float = 1e-4) -> None:
+        H = np.asarray(H, dtype=np.float64)
+        if H.ndim != 2 or H.shape[0] != H.shape[1]:
+            raise ValueError(f"second moments must be square, not {H.shape}")
+        self._ridge = penalty(H, lam)
+        A = H + np.diag(self._ridge)
+        self._eig = None
+        try:
+            self._cho = sl.cho_factor(A, lower=True, check_finite=True)
+            pivots = np.square(np.diag(self._cho[0]))
+            self.conditioned = bool((pivots > 1e-13 * np.diag(A)).all())
+        except sl.LinAlgError:
+            self.conditioned = False
+        if not self.conditioned:
+            scale = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), 1.0))  # columns of very different size
+            values, vectors = sl.eigh(A / np.outer(scale, scale))
+            good = values > 1e-12 * max(values[-1], 0.0)
+            self._eig = (vectors[:, good] / scale[:, None], values[good])
+
+    def solve(self, G: Array, W0: Array | None = None) -> Array:
+        """W (d, n) for `G` (d, n), drawn towards `W0` (d, n), or towards zero."""
+        G = np.asarray(G, dtype=np.float64)
+        if W0 is not None:
+            G = G + self._ridge[:, None] * W0
+        if self._eig is None:
+            return sl.cho_solve(self._cho, G)
+        vectors, values = self._eig
+        return vectors @ ((vectors.T @ G) / values[:, None])
+
+
+def ridge(H: Array, G: Array, lam: float = 1e-4, W0: Array | None = None) -> Array:
+    """W (d, n), the least squares of `H` (d, d), `G` (d, n) with intercept last; see `Ridge`."""
+    return Ridge(H, lam).solve(G, W0)
+
+
+def penalty(H: Array, lam: float) -> Array:
+    """(d,) diagonal of the ridge: `lam · mean diag H` for each input, nothing for the intercept."""
+    diag = np.diag(H)[:-1]
+    out = np.full(len(H), lam * (diag.mean() if len(diag) else 0.0))
+    out[-1] = 0.0
+    return out
+
+
+def inverse(H: Array, lam: float = 1e-4) -> Array:
+    """`(H + λ̄I)⁻¹`, the ridge as in `Ridge`; inputs that are always zero get a row of their own.
+
+    Raises:
+        ValueError: not second moments.
+    """
+    A = np.array(H, dtype=np.float64)
+    A[np.diag_indices(len(A))] += penalty(A, max(lam, 1e-12))
+    diag = np.diag(A).copy()
+    if not (diag > 0).all():
+        A[diag <= 0, diag <= 0] = 1.0
+    for more in (1e-12, 1e-6, 1e-4, 1e-2):  # products formed in float32 may leave H indefinite by so much
+        factor, info = sl.lapack.dpotrf(A + np.diag(more * diag), lower=1)
+        if not info:
+            break
+    else:
+        raise ValueError("second moments are not positive definite")
+    V, _ = sl.lapack.dpotri(factor, lower=1)
+    lower = np.tril(V)
+    return np.asfortranarray(lower + np.tril(lower, -1).T)
+
+
+def rows_of(channels: np.ndarray, taps: int, inputs: int) -> np.ndarray:
+    """Row indices into a design of `inputs` channels that belong to `channels`, the intercept last."""
+    channels = np.asarray(channels)
+    inside = (channels[:, None] * taps + np.arange(taps)).ravel()
+    return np.append(inside, inputs * taps)
+
+
+FEW = 4
+"""Rows per input under which second moments show relations between inputs that other rows would not."""
+
+
+def shrunk(H: Array) -> Array:
+    """Second moments for conclusions from few rows: correlations between inputs are believed less.
+
+    With fewer rows than inputs every input is a combination of others, and removing it seems free. So where
+    rows < `FEW` · inputs the covariance is drawn towards its own diagonal,
+
+        S ← (1 − ρ) S + ρ diag S,   ρ = (tr S² + tr² S) / ((n + 1)(tr S² − tr² S / d))
+
+    with the intensity of OAS (Chen, Wiesel, Eldar, Hero, IEEE TSP 2010; towards the diagonal is ours). An intensity
+    chosen by what predicts other samples best was tried where rows < 40 · inputs: it cost a VGG 0.8 points at -90%.
+    """
+    n, d = H[-1, -1], len(H) - 1
+    if n >= FEW * d:
+        return H
+    mean, S = H[-1, :-1] / n, covariance(H)
+    square, trace = float(np.square(S).sum()), float(np.trace(S))
+    spread = (n + 1) * (square - trace**2 / d)
+    rho = min(1.0, (square + trace**2) / spread) if spread > 0 else 1.0
+    out = H.copy()
+    out[:-1, :-1] = n * ((1 - rho) * S + rho * np.diag(np.diag(S)) + np.outer(mean, mean))
+    return out
