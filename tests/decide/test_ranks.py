@@ -73,7 +73,8 @@ def test_the_plan_round_trip_and_its_result():
     result = api.apply_plan(subject, plan, api.Settings(threads=1))
     assert result.surgery.exact
     assert [e["node"] for e in result.to_dict()["factorized"]] == [e.node for e in plan.factorized()]
-    assert abs(result.macs_removed - 0.5) < 0.12 and "low rank" in result.summary()
+    # only rank 4 is on offer here, and it does no damage: more than half may go
+    assert result.macs_removed > 0.49 and "low rank" in result.summary()
     assert result.after.params == count_params(result.model)
 
 
