@@ -37,6 +37,7 @@ from onnxprune.plan import PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
 from onnxprune.rewrite.drop import bypass
+from onnxprune.rewrite.factorize import factorable, factorize, refit_factorized
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
 from onnxprune.rewrite.nearest import cut_merged
 from onnxprune.rewrite.refit import refit
@@ -211,12 +212,14 @@ def apply_plan(
         if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
             pruned = _merged(subject, alive, fit, settings)
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
+    if plan.factorized():
+        pruned = _factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
     if plan.drops():
         pruned = bypass(pruned, plan.drops())
     fidelity = None
     if held is not None:
         fidelity = check_fidelity(subject.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
-    sizes = Cut(channels, alive).shapes
+    sizes = observe(Graph(pruned), subject.feeds).shapes if plan.factorized() else Cut(channels, alive).shapes
     after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), files.byte_size(pruned))
     result = Result(
         model=pruned,
@@ -445,6 +448,7 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     for drop in plan.drops():
         if drop not in blocks:
             raise UsageError(f"the plan drops block {drop.block!r}, which is no residual block of the model")
+    factorable(subject.graph, plan.factorized())
     for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
@@ -477,8 +481,51 @@ def _repaired(
     batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
     if repair == "merge":
         return repair_merge(graph, channels, alive, batches, threads=threads, progress=report)
-    mend = partial(refit, seed=settings.seed) if repair == "refit" else repair_statistics
-    return mend(subject.graph, pruned, subject.channels, alive, batches, threads=settings.threads, progress=report)
+    mend = partial(refit, seed=settings.seed) if repair in ("refit", "distill") else repair_statistics
+    mended = mend(graph, pruned, channels, alive, batches, threads=threads, progress=report)
+    return _distilled(subject, mended, alive, fit, settings, progress) if repair == "distill" else mended
+
+
+def _distilled(
+    subject: Subject,
+    mended: onnx.ModelProto,
+    alive: np.ndarray,
+    fit: Calibration,
+    settings: Settings,
+    progress: Progress | None,
+) -> onnx.ModelProto:
+    """The refitted model after training on `fit`, by torch."""
+    from onnxprune.train.distill import Distillation, distill
+
+    how = Distillation(epochs=settings.epochs, augment=settings.augment, recipe=settings.recipe, seed=settings.seed)
+    batches = list(fit.batches(how.batch))
+    report = (lambda k, n: progress("distill", k, n)) if progress else None
+    return distill(
+        subject.graph, mended, subject.channels, alive, batches,
+        settings=how, threads=settings.threads, progress=report,
+    )  # fmt: skip
+
+
+def _factorized(
+    subject: Subject,
+    pruned: onnx.ModelProto,
+    alive: np.ndarray,
+    plan: PrunePlan,
+    fit: Calibration | None,
+    repair: str,
+    settings: Settings,
+    progress: Progress | None,
+) -> onnx.ModelProto:
+    """The pruned, repaired model with its layers of low rank made of two, and those refitted."""
+    batches = [] if fit is None else list(fit.take(REPAIR_SAMPLES).batches(BATCH))
+    if progress:
+        progress("factorize", 0, 1)
+    edits, feeds, threads, seed = plan.factorized(), subject.feeds, settings.threads, settings.seed
+    if repair != "refit":
+        return factorize(pruned, edits, feeds, batches, threads=threads, seed=seed)
+    return refit_factorized(
+        subject.graph, pruned, subject.channels, alive, edits, feeds, batches, threads=threads, seed=seed
+    )
 
 
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:

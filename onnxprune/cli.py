@@ -91,7 +91,7 @@ def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     add("--min-width", type=int, default=1, metavar="N", help="no group gets narrower than N")
     add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
     add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
-    add("--methods", type=_words, metavar="LIST", help="kinds of edits (default channels,blocks)")
+    add("--methods", type=_words, metavar="LIST", help="of channels,blocks (default both),rank; or 3c alone")
     add("--keep-block", metavar="REGEX", help="never drop blocks with a node whose name matches")
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
     _add_statistics(add)
@@ -102,8 +102,16 @@ def _add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") ->
     add("--force", action="store_true", help="replace an existing file")
 
 
-def _add_making(add: Add) -> None:
-    add("--repair", metavar="NAME", help="refit (default with --calib), statistics, merge (else), none")
+def _add_making(add: Add, *, brief: bool = False) -> None:
+    add("--repair", metavar="NAME", help="refit (default with --calib), distill, statistics, merge (else), none")
+    more = {  # the main help leaves these to `onnxprune prune --help`
+        "epochs": "of --repair distill: passes over the samples (default 40)",
+        "augment": "of --repair distill: flip,shift=2,mixup=0.5 (default none)",
+        "recipe": "of --repair distill: file.py with labelled data and a loss",
+    }
+    kinds = {"epochs": ("N", int), "augment": ("LIST", _words), "recipe": ("FILE", str)}
+    for name, text in more.items():
+        add(f"--{name}", metavar=kinds[name][0], type=kinds[name][1], help=argparse.SUPPRESS if brief else text)
     add(
         "--bench",
         action=argparse.BooleanOptionalAction,
@@ -120,7 +128,7 @@ def _prune_parser(name: str = "") -> Parser:
     _add_decisions(parser, several=True)
     _add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument
-    _add_making(add)
+    _add_making(add, brief=not name)
     _add_output(add)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
@@ -254,7 +262,7 @@ def _apply(args: argparse.Namespace, status: Status) -> None:
     output = _output(args)
     _check_outputs(args, output, sources=[args.plan])
     plan = _read_plan(args.plan)
-    settings = api.Settings(repair=args.repair, seed=_seed(args, plan), threads=args.threads)
+    settings = api.Settings(repair=args.repair, **_training(args), seed=_seed(args, plan), threads=args.threads)
     subject = _open(args, status, plan)
     status.phase("cut")
     result = api.apply_plan(subject, plan, settings, bench=_wants_bench(args), progress=status.progress)
@@ -386,6 +394,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         criterion=args.criterion,
         allocation=args.allocation,
         repair=getattr(args, "repair", None),
+        **_training(args),
         round_to=args.round_to,
         min_width=args.min_width,
         include=args.include,
@@ -397,6 +406,11 @@ def _settings(args: argparse.Namespace) -> Settings:
         seed=args.seed or 0,
         threads=args.threads,
     )
+
+
+def _training(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said about training."""
+    return {k: v for k in ("epochs", "augment", "recipe") if (v := getattr(args, k, None)) is not None}
 
 
 def _target(args: argparse.Namespace) -> Target | None:
@@ -504,17 +518,13 @@ def _show_result(args: argparse.Namespace, result: Result, output: str, status: 
 
 
 def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, ending: str) -> None:
-    """What the plan would do: totals, and the groups that it cuts."""
-    from onnxprune.measure.cost import CostModel
+    """What the plan would do: totals, the groups that it cuts, and every layer that gets cheaper."""
+    from onnxprune.planned import planned
 
     channels = subject.channels
     keep = plan.keep()
-    alive = channels.alive(keep)
-    totals = {
-        of: (model.total, model(alive))
-        for of in ("macs", "params")
-        for model in [CostModel(subject.graph, channels, of)]
-    }
+    found = planned(subject, plan)
+    totals = {"macs": found.macs, "params": found.params}
     groups = [(g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups]
     if args.json:
         content = {
@@ -523,6 +533,7 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, endi
             "macs": dict(zip(("before", "after"), totals["macs"], strict=True)),
             "params": dict(zip(("before", "after"), totals["params"], strict=True)),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in groups],
+            "layers": found.to_json(),
             "plan": json.loads(plan.to_json()),
         }
         _print(_json(content))
@@ -535,6 +546,14 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, endi
     cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]
     more = None if args.verbose else ROWS
     _print(table(("group", "width", "kept", "change"), cut, "<>>>", most=more, width=_width()))
+    layers = [
+        (plain(c.layer), si(c.macs_before), si(c.macs_after), change(c.macs_before, c.macs_after), c.what)
+        for c in found.layers
+        if c.macs_after != c.macs_before
+    ]
+    if layers:
+        head = ("layer", "MACs", "planned", "change", "what")
+        _print("\n" + table(head, layers, "<>>><", most=more, width=_width()))
     _print(f"\n{len(cut)} of {len(groups)} groups would be cut; {ending}\n")
 
 

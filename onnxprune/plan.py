@@ -114,8 +114,35 @@ class MergeColumns:
         return cls(str(e["node"]), int(e["input"]), int(e["axis"]), whole[0], whole[1], real[0], real[1])
 
 
-Edit = KeepChannels | DropBlock | MergeColumns
-KINDS = {KeepChannels: "keep_channels", DropBlock: "drop_block", MergeColumns: "merge_columns"}
+@dataclass(frozen=True)
+class Factorize:
+    """Make two layers of lower rank out of one. A second such edit of the same node splits the last of the two again.
+
+    Attributes:
+        node: the layer, by its first output.
+        kind: "channel" (k×k, then 1×1), "spatial" (k×1, then 1×k) or "matrix" (Gemm and MatMul).
+        rank: channels in between, for each group of a grouped conv.
+    """
+
+    node: str
+    kind: str
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in PAIRS:
+            raise UsageError(f"plan: node {self.node!r} is factorized by {self.kind!r}, not one of {', '.join(PAIRS)}")
+        if self.rank < 1:
+            raise UsageError(f"plan: node {self.node!r} has rank {self.rank}; it is at least 1")
+
+
+PAIRS = ("channel", "spatial", "matrix")
+Edit = KeepChannels | DropBlock | MergeColumns | Factorize
+KINDS = {
+    KeepChannels: "keep_channels",
+    DropBlock: "drop_block",
+    MergeColumns: "merge_columns",
+    Factorize: "factorize",
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +166,10 @@ class PrunePlan:
     def drops(self) -> tuple[DropBlock, ...]:
         """The edits that take blocks out."""
         return tuple(e for e in self.edits if isinstance(e, DropBlock))
+
+    def factorized(self) -> tuple[Factorize, ...]:
+        """The edits that make two layers out of one."""
+        return tuple(e for e in self.edits if isinstance(e, Factorize))
 
     def merges(self) -> tuple[MergeColumns, ...]:
         """The edits that hand on what removed channels contributed."""
@@ -196,6 +227,8 @@ class PrunePlan:
                 elif e["edit"] == "drop_block":
                     numbers = (int(e[name]) for name in ("branch", "axis", "rank", "length"))
                     edits.append(DropBlock(str(e["block"]), *numbers))
+                elif e["edit"] == "factorize":
+                    edits.append(Factorize(str(e["node"]), str(e["kind"]), int(e["rank"])))
                 elif e["edit"] == "keep_channels":
                     edits.append(KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"])))
                 else:

@@ -1,9 +1,9 @@
 """From settings to a plan: what is known of the model, found once and asked at any ratio.
 
 A `Planner` looks at the samples once (`decide.study`), prices the model (`measure.cost`) and the blocks that may go
-(`blocks`), and turns ratios into plans. Where whole blocks go, two plans compete: the mix, and channels alone. Damages
-of single cuts only add up roughly, so the one whose network is closest to the original once it is cut and repaired is
-taken (`stitched`).
+(`blocks`), and turns ratios into plans. Where blocks go or ranks fall, two plans compete: the mix, and channels
+alone. Damages of single cuts only add up roughly, so the one whose network is closest to the original once it is cut
+and repaired is taken (`stitched`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,28 @@ import onnx
 
 from onnxprune.blocks import block_damages, drop_of
 from onnxprune.channels import ChannelGroup, Channels, common_reasons
-from onnxprune.decide.allocation import Allocation, BlockMove
+from onnxprune.decide.allocation import Allocation, BlockMove, Limits
 from onnxprune.decide.blocks import Block, find_blocks
-from onnxprune.decide.study import Samples, study
+from onnxprune.decide.ranks import RankMove, find_ranks
+from onnxprune.decide.staged import three_stages
+from onnxprune.decide.study import GRADIENT, Samples, study
 from onnxprune.errors import BudgetError, UnsupportedError, UsageError
 from onnxprune.measure.calibration import Calibration
-from onnxprune.measure.cost import CostModel
+from onnxprune.measure.cost import CostModel, PairCost, switches
 from onnxprune.measure.node_times import NodeTimes, node_times
-from onnxprune.plan import Edit, KeepChannels, PrunePlan
+from onnxprune.measure.pair_times import Way
+from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.factorize import factorize
 from onnxprune.stitched import best
 from onnxprune.subject import Settings, Subject
 
 BATCH = 32
 PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
+GRADIENT_SAMPLES = 256
+"""Samples of the backward passes of a gradient criterion."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
@@ -58,12 +64,13 @@ class Planner:
         self.of = settings.of or "macs"
         groups = tuple(g for g in subject.channels.groups if g.name not in leave)
         self.channels = channels = replace(subject.channels, groups=groups)
-        if not channels.groups and "blocks" not in settings.methods:
+        if not channels.groups and not {"blocks", "rank", "3c"} & set(settings.methods):
             raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
         limits = settings.limits()
         self.criterion, self.how = settings.choices(subject.calibration is not None)
         self.blocks = self._blocks()
-        if not any(limits.allows(g) for g in channels.groups) and not self.blocks:
+        self.ranked = bool({"rank", "3c"} & set(settings.methods)) and self.how == "adaptive" and self.of != "channels"
+        if not any(limits.allows(g) for g in channels.groups) and not self.blocks and not self.ranked:
             self._refuse()
         self.study = study(
             subject.model,
@@ -75,15 +82,38 @@ class Planner:
             limits=limits,
             threads=settings.threads,
             seed=settings.seed,
+            given=self._gradients(),
             progress=self._report("decide"),
         )
 
+    def _gradients(self) -> dict[str, np.ndarray] | None:
+        """Scores by a backward pass, where the criterion is one of those."""
+        if self.criterion not in GRADIENT:
+            return None
+        from onnxprune.train.gradients import gradient_scores
+        from onnxprune.train.recipe import open_recipe
+
+        subject, settings = self.subject, self.settings
+        labelled = None if settings.recipe is None else open_recipe(settings.recipe, subject.graph.inputs)
+        return gradient_scores(
+            subject.model,
+            self.channels,
+            self._fitting().few(GRADIENT_SAMPLES),
+            self.criterion,
+            labelled=labelled,
+            seed=settings.seed,
+            threads=settings.threads,
+        )
+
     def _refuse(self) -> None:
+        if {"rank", "3c"} & set(self.settings.methods) and self.of == "channels":
+            raise UsageError("--of channels counts nothing that a lower rank saves; use macs, params or latency")
         if not self.channels.groups:
             raise UnsupportedError(f"nothing can be pruned: {why_not(self.channels)}")
         if "channels" not in self.settings.methods:
             if self.how != "adaptive":
-                raise UsageError("--methods blocks needs samples and the adaptive allocation; give --calib")
+                words = ",".join(self.settings.methods)
+                raise UsageError(f"--methods {words} needs samples and the adaptive allocation; give --calib")
             raise UnsupportedError("no block can go: there is no residual block, or --keep-block names them all")
         raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
 
@@ -112,13 +142,50 @@ class Planner:
     @cached_property
     def cost(self) -> CostModel:
         """What counts."""
+        return self._cost(self.ranks)
+
+    def _cost(self, ranks: Sequence[RankMove]) -> CostModel:
         inside = [block.nodes for block in self.blocks]
-        return CostModel(self.subject.graph, self.channels, self.of, blocks=inside, times=self.times)
+        pairs = [PairCost(m.layer, self._price(m)) for m in ranks]
+        return CostModel(self.subject.graph, self.channels, self.of, blocks=inside, times=self.times, pairs=pairs)
+
+    def _price(self, move: RankMove) -> np.ndarray:
+        """(ways, 3) cost of a layer's ways, in the unit that counts."""
+        if self.of == "latency":
+            assert self.times is not None
+            return move.times * self.times.nodes.get(move.layer, 0.0)
+        return move.params if self.of == "params" else move.macs
+
+    @cached_property
+    def all_ranks(self) -> tuple[RankMove, ...]:
+        """The layers that may be made of two, with every way that is measurably faster."""
+        trials = self.study.trials
+        if not self.ranked or trials is None:
+            return ()
+        three = "3c" in self.settings.methods
+        return find_ranks(
+            self.subject.graph,
+            self.subject.channels.shapes,
+            self._fitting().batches,
+            trials,
+            self.settings.allows,
+            twice=three,
+            threads=self.settings.threads,
+            seed=self.settings.seed,
+            progress=self._report("rank"),
+        )
+
+    @cached_property
+    def ranks(self) -> tuple[RankMove, ...]:
+        """The same, with the ways that nothing beats in what counts."""
+        if "3c" in self.settings.methods:
+            return ()
+        return tuple(m.best_by(self._price(m).sum(1)) for m in self.all_ranks if self._price(m).any())
 
     @cached_property
     def alone(self) -> CostModel:
         """The same, for channels alone."""
-        if not self.blocks:
+        if not self.blocks and not self.ranks:
             return self.cost
         return CostModel(self.subject.graph, self.channels, self.of, times=self.times)
 
@@ -138,7 +205,9 @@ class Planner:
             seed=self.settings.seed,
             progress=self._report("blocks"),
         )
-        inside = [frozenset(g.name for g in self.channels.groups if self._within(g, b)) for b in self.blocks]
+        inside = [
+            frozenset([*(g.name for g in self.channels.groups if self._within(g, b)), *b.nodes]) for b in self.blocks
+        ]
         return tuple(BlockMove(b.add, found[b.add], names) for b, names in zip(self.blocks, inside, strict=True))
 
     def _within(self, group: ChannelGroup, block: Block) -> bool:
@@ -153,9 +222,11 @@ class Planner:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The ways to spend a budget that compete: channels alone, and the mix of channels and blocks."""
+        """The ways to spend a budget that compete: channels alone, and the mix of channels, blocks and ranks."""
+        if "3c" in self.settings.methods:
+            return ("3c",)
         cuts = ("channels",) if "channels" in self.settings.methods and self.channels.groups else ()
-        return (*cuts, "mix") if self.moves else cuts
+        return (*cuts, "mix") if self.moves or self.ranks or not cuts else cuts
 
     def propose(self, ratio: float, kind: str) -> PrunePlan | None:
         """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
@@ -163,13 +234,23 @@ class Planner:
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
+        named = {m.layer: m for m in self.ranks}
         if kind == "channels":
             found = self.study.allocate(self.alone, ratio, self.how)
+        elif kind == "3c":
+            found, named = three_stages(self.all_ranks, ratio, self._stage)
         else:
-            found = self.study.allocate(self.cost, ratio, self.how, self.moves)
+            found = self.study.allocate(self.cost, ratio, self.how, self.moves, self.ranks)
         if not found.met and not self.settings.best_effort:
             raise self._out_of_reach(found.removed, ratio)
-        return None if kind == "mix" and not found.drop and "channels" in self.kinds else self._plan(found, ratio)
+        if kind == "mix" and not found.drop and not found.ways and "channels" in self.kinds:
+            return None
+        return self._plan(found, ratio, {name: named[name].ways[k] for name, k in found.ways.items()})
+
+    def _stage(self, ranks: Sequence[RankMove], ratio: float, channels: bool) -> Allocation:
+        """One stage of a recipe."""
+        known = self.study if channels else replace(self.study, limits=Limits(include=r"(?!)"))
+        return known.allocate(self._cost(ranks), ratio, self.how, self.moves, ranks)
 
     def plan(self, ratio: float) -> PrunePlan:
         """The plan for a ratio: the better one of those that reach it.
@@ -203,6 +284,7 @@ class Planner:
             self.subject.channels,
             plans,
             self._fitting(),
+            self.subject.feeds,
             repair=self.settings.repair or "refit",
             threads=self.settings.threads,
             progress=self._report("compare"),
@@ -211,20 +293,27 @@ class Planner:
     def cut(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""
         alive = self.subject.channels.alive(plan.keep())
-        return drop_blocks(cut(self.subject.graph, self.subject.channels, alive), plan.drops())
+        model = drop_blocks(cut(self.subject.graph, self.subject.channels, alive), plan.drops())
+        return factorize(model, plan.factorized(), self.subject.feeds) if plan.factorized() else model
 
     def gain(self, plan: PrunePlan) -> float:
         """Old cost over new, as the cost model sees it."""
         gone = {drop.block for drop in plan.drops()}
-        standing = np.array([b.add not in gone for b in self.blocks])
-        return self.cost.total / self.cost(self.subject.channels.alive(plan.keep()), standing)
+        ways: dict[str, Way] = {}
+        for e in plan.factorized():
+            ways[e.node] = (*ways.get(e.node, ()), (e.kind, e.rank))
+        chosen = [m.at([m.ways.index(ways[m.layer])]) for m in self.all_ranks if ways.get(m.layer) in m.ways]
+        standing = np.array([float(b.add not in gone) for b in self.blocks] + [switches(2)[0]] * len(chosen))
+        cost = self._cost(chosen)
+        return cost.total / cost(self.subject.channels.alive(plan.keep()), standing)
 
-    def _plan(self, found: Allocation, ratio: float) -> PrunePlan:
+    def _plan(self, found: Allocation, ratio: float, ways: Mapping[str, Way]) -> PrunePlan:
         widths = {g.name: g.width for g in self.channels.groups}
         blocks = {b.add: b for b in self.blocks}
         edits: tuple[Edit, ...] = (
             *(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items()),
             *(drop_of(blocks[name], self.channels) for name in found.drop),
+            *(Factorize(name, kind, rank) for name, way in self._outside(ways, found.drop) for kind, rank in way),
         )
         decided: Mapping[str, object] = {
             "ratio": ratio,
@@ -236,6 +325,11 @@ class Planner:
             "prune_statistics": bool(self.channels.inexact),
         }
         return PrunePlan(self.subject.digest, edits, decided)
+
+    def _outside(self, ways: Mapping[str, Way], drop: Collection[str]) -> list[tuple[str, Way]]:
+        """The layers that are made of two, without those in blocks that go."""
+        gone = {node for block in self.blocks if block.add in drop for node in block.nodes}
+        return [(name, way) for name, way in ways.items() if name not in gone]
 
 
 def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:

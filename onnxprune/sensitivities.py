@@ -36,8 +36,10 @@ from onnxprune.measure.calibration import Calibration, ImageSpec
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.planning import BATCH, PRICE_SAMPLES, Progress, why_not
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
-from onnxprune.subject import METHODS, Subject
+from onnxprune.subject import Subject
 
+METHODS = ("channels", "blocks")
+"""Kinds of cuts that are tried."""
 STEPS = 8
 
 

@@ -22,6 +22,7 @@ from onnxprune.measure.damage import damage
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.factorize import factorize, refit_factorized
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 
@@ -36,6 +37,7 @@ def best(
     channels: Channels,
     plans: Sequence[PrunePlan],
     samples: Samples,
+    feeds: Mapping[str, np.ndarray],
     *,
     repair: str,
     threads: int | None = None,
@@ -48,6 +50,7 @@ def best(
         channels: its analysis.
         plans: candidates; one alone is taken as it is, the first of equals.
         samples: to repair with, and to judge by.
+        feeds: one run's inputs, for the sizes.
         repair: name of the repair that will follow.
         threads: ORT threads.
         progress: called with (candidates judged, candidates).
@@ -63,6 +66,11 @@ def best(
         model = drop_blocks(cut(graph, channels, alive), plan.drops())
         if repair in REPAIRS:
             model = REPAIRS[repair](graph, model, channels, alive, fitted, threads=threads)
+        if edits := plan.factorized():
+            if repair == "refit":
+                model = refit_factorized(graph, model, channels, alive, edits, feeds, fitted, threads=threads)
+            else:
+                model = factorize(model, edits, feeds, fitted, threads=threads)
         got = _outputs(model, judges, threads)
         hurt.append(float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)])))
     return plans[int(np.argmin(hurt))]

@@ -17,15 +17,19 @@ import onnx
 
 from onnxprune.channels import Channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import CHOICES, SAMPLED
+from onnxprune.decide.study import CHOICES, GRADIENT, SAMPLED
 from onnxprune.errors import UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import Cost, count_macs, count_params
 
-REPAIRS = ("none", "merge", "statistics", "refit")
-METHODS = ("channels", "blocks")
+REPAIRS = ("none", "merge", "statistics", "refit", "distill")
+METHODS = ("channels", "blocks", "rank")
+USUAL = ("channels", "blocks")
+"""The kinds of edits that are made unless others are asked for."""
+RECIPES = ("3c",)
+"""What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
 
@@ -40,12 +44,18 @@ class Settings:
             serves a target.
         criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
         allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
-        repair: "none", "merge", "statistics" or "refit"; None: refit when there are samples, else merge.
+        repair: "none", "merge", "statistics", "refit" or "distill" (refit, then training without labels; needs torch);
+            None: refit when there are samples, else merge.
+        epochs: passes over the samples when distilling.
+        augment: how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" (share).
+        recipe: a file.py with labelled data and a loss to train on beside the distillation, and to differentiate for
+            the criteria "taylor", "fisher" and "obd".
         round_to: widths are multiples of this, or "auto".
         min_width: least width of a group.
         include, exclude: regular expressions on the names of groups and their weights.
-        methods: kinds of edits: "channels", "blocks" (whole residual blocks; needs samples and the adaptive
-            allocation, and is left out without them).
+        methods: kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the
+            last two need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial
+            factorisation, channel factorisation and channels in turn.
         keep_block: blocks with a node whose name matches this regular expression stay.
         lossless: remove only what changes no output; the ratio does not count then.
         best_effort: take what can be reached instead of failing when the ratio cannot.
@@ -63,11 +73,14 @@ class Settings:
     min_width: int = 1
     include: str | None = None
     exclude: str | None = None
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = USUAL
     keep_block: str | None = None
     lossless: bool = False
     best_effort: bool = False
     prune_statistics: bool = False
+    epochs: int = 40
+    augment: tuple[str, ...] = ()
+    recipe: str | None = None
     seed: int = 0
     threads: int | None = None
 
@@ -78,8 +91,18 @@ class Settings:
         _one_of("repair", self.repair, REPAIRS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _one_of("of", self.of, KINDS)
+        trained = [o for o in (self.repair == "distill" and "--repair distill",
+                               self.criterion in GRADIENT and f"--criterion {self.criterion}") if o]  # fmt: skip
+        if trained and find_spec("torch") is None:
+            raise UsageError(f'{trained[0]} needs torch - pip install "onnxprune[train]"')
+        if self.epochs < 1:
+            raise UsageError("distillation takes at least one epoch")
+        if (self.recipe and not trained) or (self.augment and self.repair != "distill"):
+            raise UsageError("--augment and --recipe are for training; give --repair distill")
         for method in self.methods:
-            _one_of("method", method, METHODS)
+            _one_of("method", method, (*METHODS, *RECIPES))
+        if set(self.methods) & set(RECIPES) and len(self.methods) > 1:
+            raise UsageError(f"--methods {','.join(self.methods)}: a recipe stands alone; {RECIPES[0]} or a list")
         if not self.methods:
             raise UsageError(f"no method given; any of {', '.join(METHODS)}")
         if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
@@ -96,9 +119,14 @@ class Settings:
 
     def limits(self) -> Limits:
         """The widths that are allowed; none but the full ones where channels are not to be cut."""
-        if "channels" not in self.methods:
+        if not {"channels", "3c"} & set(self.methods):
             return Limits(include=r"(?!)")
         return Limits(self.round_to, self.min_width, self.include, self.exclude)
+
+    def allows(self, weight: str) -> bool:
+        """Whether a layer with a weight of that name may be made of two."""
+        wanted = self.include is None or bool(re.search(self.include, weight))
+        return wanted and not (self.exclude is not None and re.search(self.exclude, weight))
 
     def choices(self, samples: bool) -> tuple[str, str]:
         """Criterion and allocation, with or without samples.

@@ -114,7 +114,7 @@ def check_samples(args: argparse.Namespace) -> None:
         for option in ("samples", "image"):
             if getattr(args, option) is not None:
                 raise UsageError(f"--{option} says how to read samples; give --calib too")
-        if getattr(args, "repair", None) in ("statistics", "refit"):
+        if getattr(args, "repair", None) in ("statistics", "refit", "distill"):
             raise UsageError(f"--repair {args.repair} needs samples; give --calib")
 
 

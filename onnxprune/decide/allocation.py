@@ -3,20 +3,21 @@
 Both simple allocations are one-parameter families of cuts, so the budget is met by bisection: `uniform` removes the
 same share of every group; `global` removes the channels whose normalised score per cost is lowest, wherever
 they are. Widths are rounded to what runs fast, and a last pass closes the gap that rounding left. `adaptive` weighs
-widths and whole blocks against each other by what they do to the outputs.
+widths, whole blocks and ranks against each other by what they do to the outputs.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
 from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.errors import UsageError
-from onnxprune.measure.cost import CostModel, Running, WidthCost
+from onnxprune.measure.cost import CostModel, Running, WidthCost, switches
 
 TOLERANCE = 0.01
 SWEEPS = 3
@@ -110,7 +111,7 @@ class BlockMove:
     Attributes:
         name: of the block.
         damage: to the outputs when it goes.
-        inside: names of the groups that go with it.
+        inside: names of the groups, and keys of the layers, that go with it.
     """
 
     name: str
@@ -118,14 +119,26 @@ class BlockMove:
     inside: frozenset[str]
 
 
+class Ranked(Protocol):
+    """A layer that may be made of two (`decide.ranks.RankMove`), as the allocation sees it."""
+
+    @property
+    def layer(self) -> str: ...
+    @property
+    def damages(self) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Allocation:
-    """The outcome: kept channels of every group, blocks that go, and how much of the cost is gone."""
+    """The outcome: kept channels of every group, blocks that go, the way of each layer that is made of two, how much of
+    the cost is gone, and the summed damage where the allocation is adaptive."""
 
     keep: Mapping[str, tuple[int, ...]]
     removed: float
     asked: float
     drop: tuple[str, ...] = ()
+    ways: Mapping[str, int] = field(default_factory=dict)
+    damage: float = 0.0
 
     @property
     def met(self) -> bool:
@@ -143,6 +156,7 @@ def allocate(
     damages: Mapping[str, np.ndarray] | None = None,
     heights: Mapping[str, np.ndarray] | None = None,
     blocks: Sequence[BlockMove] = (),
+    ranks: Sequence[Ranked] = (),
 ) -> Allocation:
     """Choose widths so that the share `ratio` of the cost goes.
 
@@ -157,6 +171,7 @@ def allocate(
         heights: (width,) at which each channel goes, on one scale for all groups: "global" then lowers one
             height for all, in place of its own measure.
         blocks: what may go whole, for "adaptive"; as many, and in the order, as `cost` knows.
+        ranks: the layers that may be made of two, likewise.
     """
     if not 0 < ratio < 1:
         raise UsageError(f"ratio {ratio} is not between 0 and 1 - 0.5 removes half")
@@ -166,10 +181,16 @@ def allocate(
     if how == "adaptive":
         if damages is None:
             raise UsageError("the adaptive allocation needs samples; give --calib, or --allocation uniform")
-        widths, standing = adaptive(ladders, damages, cost, ratio, blocks)
-        drop = tuple(b.name for b, stays in zip(blocks, standing, strict=True) if not stays)
+        widths, standing, damage = adaptive(ladders, damages, cost, ratio, blocks, ranks)
+        drop = tuple(b.name for b, stays in zip(blocks, standing, strict=False) if not stays)
+        ways = {
+            r.layer: round(state * len(r.damages)) - 1
+            for r, state in zip(ranks, standing[len(blocks) :], strict=True)
+            if state < 1
+        }
         found = _allocation(channels, ladders, widths, cost, ratio)
-        return replace(found, removed=cost.removed(_alive(channels, ladders, widths), standing), drop=drop)
+        removed = cost.removed(_alive(channels, ladders, widths), standing)
+        return replace(found, removed=removed, drop=drop, ways=ways, damage=damage)
     if how == "global" and heights is not None:
         widths_at = _lowest_first(ladders, [heights[ladder.group.name] for ladder in ladders])
     else:
@@ -254,15 +275,16 @@ def adaptive(
     cost: CostModel,
     ratio: float,
     blocks: Sequence[BlockMove] = (),
-) -> tuple[list[int], np.ndarray]:
-    """Widths and standing blocks of least total damage: greedy, then improved by local search.
+    ranks: Sequence[Ranked] = (),
+) -> tuple[list[int], np.ndarray, float]:
+    """Widths, standing blocks and states of ranked layers of least total damage, and that: greedy, then local search.
 
     Greedy takes, over and over, the step that does least damage per cost saved, several widths at once where the
     curve is flat further on (the lower convex hull), or a whole block; what a step saves is exact at the current
     state of everything else. The search puts one group at another width (or a block in or out), lets the others make
     up for it greedily, and keeps what does less damage. Steps that turn out not to be needed are taken back.
     """
-    search = _Search(ladders, damages, WidthCost(cost, [ladder.group for ladder in ladders]), ratio, blocks)
+    search = _Search(ladders, damages, WidthCost(cost, [ladder.group for ladder in ladders]), ratio, blocks, ranks)
     at = search.settled(search.whole())
     best = search.damage(at)
     for _ in range(SWEEPS):
@@ -278,11 +300,12 @@ def adaptive(
         if best >= before:
             break
     widths = search.widths(at)
-    return [int(w) for w in widths[: len(ladders)]], widths[len(ladders) :] > 0
+    return [int(w) for w in widths[: len(ladders)]], widths[len(ladders) :], best
 
 
 class _Search:
-    """The moves of `adaptive`. A state is an index into every ladder's widths, then 1 or 0 for every block."""
+    """The moves of `adaptive`. A state is an index into every ladder's widths, then 1 or 0 for every block, then the
+    way of every ranked layer; the last of these is the layer as it is."""
 
     def __init__(
         self,
@@ -291,6 +314,7 @@ class _Search:
         cost: WidthCost,
         ratio: float,
         blocks: Sequence[BlockMove] = (),
+        ranks: Sequence[Ranked] = (),
     ):
         self.cost, self.ratio = cost, ratio
         self.steps = [np.array(ladder.widths) for ladder in ladders] + [np.array([0, 1])] * len(blocks)
@@ -298,9 +322,13 @@ class _Search:
         self.values += [np.array([b.damage, 0.0]) for b in blocks]
         self.hulls = [_hull(ladder, damages[ladder.group.name]) for ladder in ladders]
         self.hulls += [[(0, np.inf), (0, b.damage)] for b in blocks]
+        self.steps += [switches(len(r.damages)) for r in ranks]
+        self.values += [r.damages for r in ranks]
         self.groups, self.blocks = len(ladders), len(blocks)
+        self.stand = slice(self.groups, self.groups + self.blocks)
         inside = {name: b for b, move in enumerate(blocks) for name in move.inside}
-        self.inside = np.array([inside.get(ladder.group.name, -1) for ladder in ladders], int)
+        names = [*(ladder.group.name for ladder in ladders), *[""] * len(blocks), *(r.layer for r in ranks)]
+        self.inside = np.array([inside.get(name, -1) for name in names], int)
 
     def whole(self) -> np.ndarray:
         """The state in which nothing is cut."""
@@ -310,14 +338,14 @@ class _Search:
         return np.array([steps[i] for steps, i in zip(self.steps, at, strict=True)])
 
     def _damages(self, at: np.ndarray) -> np.ndarray:
-        """The damage that each cut adds; a group inside a block that has gone adds none."""
+        """The damage that each move does; what is inside a block that has gone does none."""
         own = np.array([v[i] for v, i in zip(self.values, at, strict=True)])
-        own[: self.groups][self._gone(at)] = 0.0
+        own[self._gone(at)] = 0.0
         return own
 
     def _gone(self, at: np.ndarray) -> np.ndarray:
-        """(groups,) whether the block around a group has gone."""
-        return ~np.append(at[self.groups :] > 0, True)[self.inside]
+        """Of every move, whether the block around it has gone."""
+        return ~np.append(at[self.stand] > 0, True)[self.inside]
 
     def damage(self, at: np.ndarray) -> float:
         """Total damage; that of several cuts is taken to add up."""
@@ -352,7 +380,7 @@ class _Search:
         price = np.maximum(price, 1e-12 * max(price.max(), 1e-300))
         steps = [hull[i] for hull, i in zip(self.hulls, at, strict=True)]
         slope = np.array([s[1] for s in steps])
-        slope[self.groups :] -= self._spared(at)
+        slope[self.stand] -= self._spared(at)
         return np.maximum(slope, 1e-30) / price, np.array([s[0] for s in steps])
 
     def _by_stairs(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -361,7 +389,7 @@ class _Search:
         dear, to = np.full(len(at), np.inf), at.copy()
         now = self._damages(at)
         spared = np.zeros(len(at))
-        spared[self.groups :] = self._spared(at)
+        spared[self.stand] = self._spared(at)
         for down in _strides(int(at.max())):
             lower = np.maximum(at - down, 0)
             saved = self.cost.saved(widths, self.widths(lower))
@@ -376,11 +404,17 @@ class _Search:
         """(blocks,) damage done inside every block, that its going makes undone."""
         if not self.blocks:
             return np.zeros(0)
-        own = np.array([v[i] for v, i in zip(self.values[: self.groups], at, strict=False)])
+        own = np.array([v[i] for v, i in zip(self.values, at, strict=True)])
+        own[self.stand] = 0.0
         return np.bincount(np.where(self.inside < 0, self.blocks, self.inside), own, self.blocks + 1)[:-1]
 
     def _raised(self, at: np.ndarray, fixed: int | None) -> np.ndarray:
         """Take steps back while the budget allows, the one that undoes most damage first."""
+        for k in range(self.stand.stop, len(at)):  # where channels have gone, the whole layer may be the cheaper one
+            whole = at.copy()
+            whole[k] = len(self.steps[k]) - 1
+            if k != fixed and self.fits(whole):
+                at = whole
         fit = {k for k in range(len(at)) if k != fixed}
         while True:
             gains, gone, spared = [], self._gone(at), self._spared(at)
@@ -389,7 +423,10 @@ class _Search:
                 up[k] += 1
                 if up[k] < len(self.values[k]) and self.fits(up):
                     gain = self.values[k][at[k]] - self.values[k][up[k]]
-                    gain = gain - spared[k - self.groups] if k >= self.groups else 0.0 if gone[k] else gain
+                    if self.stand.start <= k < self.stand.stop:
+                        gain -= spared[k - self.groups]
+                    elif gone[k]:
+                        gain = 0.0
                     if gain >= 0:
                         gains.append((gain, -k))
                 else:

@@ -93,18 +93,23 @@ def damages(
 
     At a measured width the ratio of damage to error is known; between two it is interpolated over log error.
     """
-    at, ratio = [], []
-    for w in widths:
-        if curve.errors[w] > 0:
-            measured = trials.damage(trials.cut_alone(group, curve.order[: len(curve.order) - w]))
-            at.append(np.log(curve.errors[w]))
-            ratio.append(np.log(max(measured, 1e-9) / curve.errors[w]))
-    if not at:
-        return curve.errors.copy()
-    place = np.argsort(at)
-    errors = np.maximum(curve.errors, 1e-300)
-    out = curve.errors * np.exp(np.interp(np.log(errors), np.array(at)[place], np.array(ratio)[place]))
+    measured = {
+        w: trials.damage(trials.cut_alone(group, curve.order[: len(curve.order) - w]))
+        for w in widths
+        if curve.errors[w] > 0
+    }
+    out = between(curve.errors, measured)
     return np.maximum.accumulate(out[::-1])[::-1]
+
+
+def between(errors: np.ndarray, measured: Mapping[int, float]) -> np.ndarray:
+    """The damage at every error, from that measured at some: index -> damage."""
+    if not measured:
+        return errors.copy()
+    at = np.log([errors[k] for k in measured])
+    ratio = np.log([max(d, 1e-9) / errors[k] for k, d in measured.items()])
+    place = np.argsort(at)
+    return errors * np.exp(np.interp(np.log(np.maximum(errors, 1e-300)), at[place], ratio[place]))
 
 
 def tried_widths(group: ChannelGroup, allowed: Sequence[int], shares: Sequence[float] = SHARES) -> list[int]:

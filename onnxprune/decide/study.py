@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
-from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, allocate
+from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, Ranked, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.selection import Choice, by_lasso, by_likeness
@@ -29,7 +29,9 @@ CURVED = ("elimination", "lasso")
 """Criteria that come from second moments of what the readers read."""
 LIKENESS = {"similarity": True, "similarity-independent": False}
 """Criteria that come from distances of channels, and whether correlations count."""
-SAMPLED = (*CURVED, *LIKENESS)
+GRADIENT = ("taylor", "fisher", "obd")
+"""Criteria that come from a backward pass; whoever asks for a study brings their scores along."""
+SAMPLED = (*CURVED, *LIKENESS, *GRADIENT)
 """Criteria that need samples."""
 TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
@@ -88,8 +90,15 @@ class Study:
     choices: Mapping[str, Choice] = field(default_factory=dict)
     trials: Trials | None = None
 
-    def allocate(self, cost: CostModel, ratio: float, how: str, blocks: Sequence[BlockMove] = ()) -> Allocation:
-        """Which channels stay, and which blocks go, when the share `ratio` of the cost goes."""
+    def allocate(
+        self,
+        cost: CostModel,
+        ratio: float,
+        how: str,
+        blocks: Sequence[BlockMove] = (),
+        ranks: Sequence[Ranked] = (),
+    ) -> Allocation:
+        """Which channels stay, which blocks go and which ranks fall, when the share `ratio` of the cost goes."""
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
         found = allocate(
             self.channels,
@@ -101,6 +110,7 @@ class Study:
             damages=self.damages,
             heights=heights or None,
             blocks=blocks,
+            ranks=ranks,
         )
         return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
 
@@ -121,6 +131,7 @@ def study(
     limits: Limits,
     threads: int | None = None,
     seed: int = 0,
+    given: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Study:
     """Rank the channels of every group, and price its widths where that is asked for.
@@ -134,6 +145,7 @@ def study(
         limits: allowed widths.
         threads: ORT threads.
         seed: for everything random.
+        given: scores of every group, for a criterion in `GRADIENT`.
         progress: called with (groups tried, groups).
     """
     curves = None
@@ -152,7 +164,10 @@ def study(
     elif criterion == "lasso":
         assert curves is not None
         choices = {g.name: by_lasso(curves, g, others[g.name]) for g in channels.groups}
-    if criterion in CRITERIA:
+    ranked: Mapping[str, np.ndarray]
+    if given is not None:
+        ranked = given
+    elif criterion in CRITERIA:
         ranked = score(criterion, channels.groups, graph, seen, seed)
     else:
         ranked = {name: np.argsort(c.order).astype(float) for name, c in choices.items()}

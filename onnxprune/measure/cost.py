@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 from scipy.sparse import csr_array, diags_array
 
 from onnxprune.channels import ChannelGroup, Channels
-from onnxprune.graph.layers import products
-from onnxprune.graph.model import Graph
+from onnxprune.graph.layers import products, writes_axis
+from onnxprune.graph.model import Graph, attr
 from onnxprune.measure.node_times import NodeTimes, Stairs
 
 
@@ -68,11 +68,35 @@ class Term:
         base: the cost of the original.
         factors: lines of units, with the stairs by which the living share counts; None: by itself.
         node: key of the node that it belongs to; "" for none.
+        weight: whether it goes when the layer is made of two: it is the product with its weight.
     """
 
     base: float
     factors: Sequence[tuple[np.ndarray, Stairs | None]] = ()
     node: str = ""
+    weight: bool = False
+
+
+@dataclass(frozen=True)
+class PairCost:
+    """What a layer costs as two or three, for each of the ways that are weighed, at full widths, in the model's unit.
+
+    Attributes:
+        node: key of the layer.
+        ways: (ways, 3): what goes with the channels that are read, what goes with none, what goes with those written.
+    """
+
+    node: str
+    ways: np.ndarray
+
+
+OFF = 1e-9
+"""The factor of what is switched off: not zero, so that what switching it on costs is a finite multiple."""
+
+
+def switches(count: int) -> np.ndarray:
+    """The values that a column with so many states takes, ascending, the last 1."""
+    return np.arange(1, count + 1) / count
 
 
 class CostModel:
@@ -85,9 +109,11 @@ class CostModel:
             (milliseconds, needs `times`).
         blocks: for every block that may be dropped, the keys of the nodes inside.
         times: measured times of the nodes.
+        pairs: layers that may be made of two; the last state of each is the layer as it is.
 
     Attributes:
         blocks: how many there are; behind the units, `fractions` has a column for each.
+        columns: blocks and, behind them, pairs.
         curved: whether any factor goes by stairs.
     """
 
@@ -99,13 +125,19 @@ class CostModel:
         *,
         blocks: Sequence[Collection[str]] = (),
         times: NodeTimes | None = None,
+        pairs: Sequence[PairCost] = (),
     ):
         self.of, self.blocks, self.units = of, len(blocks), channels.unit_count
+        self.columns = len(blocks) + len(pairs)
         if of == "latency":
             assert times is not None
             terms = _latency_terms(graph, channels, times)
         else:
             terms = {"macs": _mac_terms, "params": _param_terms, "channels": _channel_terms}[of](graph, channels)
+        for k, pair in enumerate(pairs):
+            terms = _paired(
+                terms, pair, self.units + self.blocks + k, graph, channels, times if of == "latency" else None
+            )
         self.base = np.array([t.base for t in terms])
         block_of = {node: b for b, nodes in enumerate(blocks) for node in nodes}
         rows: list[np.ndarray] = []
@@ -129,7 +161,7 @@ class CostModel:
         self.owner, self.fixed = np.array(owner, int), np.array(fixed)
         self.stairs = _Stairways(stairs)
         self.curved = any(steps is not None for steps in stairs)
-        shape = (len(owner), self.units + self.blocks)
+        shape = (len(owner), self.units + self.columns)
         if owner:
             entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
             self.fractions = csr_array(entries, shape=shape)
@@ -138,14 +170,15 @@ class CostModel:
         self.total = self(np.ones(self.units + 1, bool))
 
     def __call__(self, alive: np.ndarray, standing: np.ndarray | None = None) -> float:
-        """The cost with the units where `alive`, (unit_count + 1,), and the blocks where `standing` is true."""
+        """The cost with the units where `alive`, (unit_count + 1,); `standing` holds 1 or 0 for each block, then the
+        state of every pair (`switches`)."""
         return float(self.per_term(alive, standing).sum())
 
     def living(self, alive: np.ndarray, standing: np.ndarray | None = None) -> np.ndarray:
         """The living share of every factor."""
         there = alive[:-1].astype(float)
-        if self.blocks:
-            there = np.concatenate([there, np.ones(self.blocks) if standing is None else standing.astype(float)])
+        if self.columns:
+            there = np.concatenate([there, np.ones(self.columns) if standing is None else standing.astype(float)])
         return self.fixed + self.fractions @ there
 
     def per_term(self, alive: np.ndarray, standing: np.ndarray | None = None) -> np.ndarray:
@@ -197,20 +230,20 @@ class WidthCost:
 
     Channels of a group are alike, so a layer's living fraction is linear in the widths. Exact where every channel
     of a group appears equally often in a layer, as nearly always; else to within the difference. Behind the widths
-    of the groups come the blocks, 1 or 0 each.
+    of the groups come the blocks, 1 or 0 each, and the states of the pairs.
     """
 
     def __init__(self, cost: CostModel, groups: Sequence[ChannelGroup]):
         self.cost = cost
-        count = len(groups) + cost.blocks
+        count = len(groups) + cost.columns
         member = np.full(cost.fractions.shape[1], count)
         for k, group in enumerate(groups):
             member[group.units] = k
-        member[cost.units :] = len(groups) + np.arange(cost.blocks)
+        member[cost.units :] = len(groups) + np.arange(cost.columns)
         unit = np.arange(len(member))
         owner = csr_array((np.ones(len(member)), (unit, member)), shape=(len(member), count + 1))
         shares = (cost.fractions @ owner).tocsr()
-        widths = np.array([max(1, g.width) for g in groups] + [1] * (cost.blocks + 1))
+        widths = np.array([max(1, g.width) for g in groups] + [1] * (cost.columns + 1))
         self.shares = (shares @ diags_array(1.0 / widths)).tocsr()[:, :count]
         self.fixed = cost.fixed + shares[:, [count]].toarray().ravel()
         self.back = self.shares.T.tocsr()
@@ -232,18 +265,18 @@ class WidthCost:
         return self.cost.base * np.where(self.empty, 1.0, product), living
 
     def removed(self, widths: np.ndarray) -> float:
-        """The share of the cost that is gone at those widths, (groups + blocks,)."""
+        """The share of the cost that is gone at those widths, (groups + columns,)."""
         return 1 - float(self._terms(widths)[0].sum()) / self.cost.total if self.cost.total else 0.0
 
     def per_channel(self, widths: np.ndarray) -> np.ndarray:
-        """What one channel less of each group would save from here, (groups + blocks,): exact, to first order."""
+        """What one channel less of each group would save from here, (groups + columns,): exact, to first order."""
         terms, living = self._terms(widths)
         if not len(living):
             return np.zeros(len(widths))
         return np.asarray(self.back @ (terms[self.cost.owner] / np.maximum(living, 1e-12)))
 
     def saved(self, widths: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """What taking each group alone to its target would save from here, (groups + blocks,), stairs and all."""
+        """What taking each group alone to its target would save from here, (groups + columns,), stairs and all."""
         terms, living = self._terms(widths)
         e = self._entries
         if not len(e.data):
@@ -268,7 +301,7 @@ class Running:
     def __init__(self, cost: CostModel, alive: np.ndarray):
         self.cost, self.alive = cost, alive.copy()
         self.terms = cost.per_term(alive)
-        self.there = np.concatenate([alive[:-1], np.ones(cost.blocks, bool)])
+        self.there = np.concatenate([alive[:-1], np.ones(cost.columns)])
         self.first = np.searchsorted(cost.owner, np.arange(len(cost.base) + 1))
         self.by_unit = cost.fractions.tocsc()
 
@@ -303,6 +336,35 @@ def _ranges(starts: np.ndarray, which: np.ndarray) -> np.ndarray:
     return np.repeat(low - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
+def _paired(
+    terms: list[Term], pair: PairCost, column: int, graph: Graph, channels: Channels, times: NodeTimes | None
+) -> list[Term]:
+    """The terms with a column that switches a layer between itself and the ways to make it of two."""
+    states = tuple(float(v) for v in switches(len(pair.ways) + 1))
+    line = np.array([column])
+
+    def switched(values: Sequence[float]) -> tuple[np.ndarray, Stairs | None]:
+        return line, Stairs(states, tuple(max(OFF, float(v)) for v in values))
+
+    alone = switched([0.0] * len(pair.ways) + [1.0])
+    if not any(t.node == pair.node and t.weight for t in terms):  # parameters of a weight that no channel is cut of
+        value = graph.value((pair.node, 1))
+        size = 0.0 if value is None else float(value.size)
+        terms = [*terms[:-1], replace(terms[-1], base=terms[-1].base - size), Term(size, (), pair.node, True)]
+    out = [replace(t, factors=[*t.factors, alone]) if t.node == pair.node and t.weight else t for t in terms]
+    axes = channels.params.get((pair.node, 1), {})
+    steps = {} if times is None else times.stairs.get(pair.node, {})
+    writes = writes_axis(graph.nodes[pair.node], 1)
+    reads = next((a for a in axes if a != writes), None)
+    tied = attr(graph.nodes[pair.node], "group", 1) > 1 and reads is None  # depthwise: one line for both
+    for k, axis in enumerate((writes if tied else reads, None, writes)):
+        most = float(pair.ways[:, k].max(initial=0.0))
+        if most > 0:
+            own = [(axes[axis], steps.get(axis))] if axis is not None and axis in axes else []
+            out.append(Term(most, [*own, switched([*(pair.ways[:, k] / most), 0.0])], pair.node))
+    return out
+
+
 def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
     terms = []
     for layer in products(graph, channels.shapes):
@@ -312,7 +374,7 @@ def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
             made = channels.lines.get(layer.key)
             contracted = channels.reads.get((layer.key, 0))
             factors = [found[1] for found in (made, contracted) if found is not None]
-        terms.append(Term(layer.macs, [(line, None) for line in factors], layer.key))
+        terms.append(Term(layer.macs, [(line, None) for line in factors], layer.key, layer.weight is not None))
     return terms
 
 
@@ -327,7 +389,7 @@ def _param_terms(graph: Graph, channels: Channels) -> list[Term]:
             continue
         seen.add(name)
         cut_size += value.size
-        terms.append(Term(float(value.size), [(line, None) for line in axes.values()], use[0]))
+        terms.append(Term(float(value.size), [(line, None) for line in axes.values()], use[0], use[1] == 1))
     rest = count_params(graph.model) - cut_size
     return [*terms, Term(float(max(rest, 0)))]
 
@@ -351,8 +413,9 @@ def _latency_terms(graph: Graph, channels: Channels, times: NodeTimes) -> list[T
             contracted = channels.reads.get((key, 0))
             factors = [(found[1], None) for found in (made, contracted) if found is not None]
         kappa = times.mixed.get(key, 1.0) if len(factors) == 2 else 1.0
-        terms += [Term(kappa * ms, factors, key), Term(each, (), key)]
+        goes = weight is not None
+        terms += [Term(kappa * ms, factors, key, goes), Term(each, (), key)]
         if kappa != 1:  # t (1 - (1 - f) - (1 - g) + kappa (1 - f) (1 - g)), multiplied out
-            terms += [Term((1 - kappa) * ms, [factor], key) for factor in factors]
-            terms.append(Term((kappa - 1) * ms, (), key))
+            terms += [Term((1 - kappa) * ms, [factor], key, goes) for factor in factors]
+            terms.append(Term((kappa - 1) * ms, (), key, goes))
     return terms

@@ -134,8 +134,8 @@ def _in_place(graph: Graph, feeds: Feeds, threads: int) -> tuple[dict[str, float
     model.CopyFrom(graph.model)
     for node in model.graph.node:
         node.name = node_key(node)
-    events, total = _profiled(model, feeds, threads, PROFILE_MS, (12, 200))
-    extra = _profiler_ms(threads)
+    events, total = profiled(model, feeds, threads, PROFILE_MS, (12, 200))
+    extra = profiler_ms(threads)
     times: dict[str, float] = {}
     for name, (ms, op) in events.items():
         key = _owner(graph, name.removesuffix("_nchwc"), op)
@@ -148,13 +148,13 @@ def _in_place(graph: Graph, feeds: Feeds, threads: int) -> tuple[dict[str, float
 
 
 @functools.cache
-def _profiler_ms(threads: int) -> float:
+def profiler_ms(threads: int) -> float:
     """What the profiler itself adds to every node: a chain of nodes that do nothing, with it and without."""
     nodes = [helper.make_node("Neg", [f"t{k}"], [f"t{k + 1}"]) for k in range(CHAIN)]
     ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("t0", f"t{CHAIN}")]
     body = helper.make_graph(nodes, "chain", ports[:1], ports[1:])
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    events, wall = _profiled(model, {"t0": np.ones(1, np.float32)}, threads, 60.0, (40, 200))
+    events, wall = profiled(model, {"t0": np.ones(1, np.float32)}, threads, 60.0, (40, 200))
     return max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
 
 
@@ -172,7 +172,7 @@ def _owner(graph: Graph, name: str, op: str) -> str | None:
     return key
 
 
-def _profiled(
+def profiled(
     model: onnx.ModelProto, feeds: Feeds, threads: int, budget_ms: float, least_most: tuple[int, int]
 ) -> tuple[dict[str, tuple[float, str]], float]:
     """(event name -> (ms of a run, operator), ms of a whole run without the profiler), run in turns."""
@@ -286,10 +286,10 @@ class _Probe:
 
     def _time(self, counts: Mapping[int, int], threads: int) -> float:
         model, feeds = self._model(counts)
-        events, _ = _profiled(model, feeds, threads, POINT_MS, (6, 40))
+        events, _ = profiled(model, feeds, threads, POINT_MS, (6, 40))
         own = [ms for ms, op in events.values() if op.removeprefix("Fused") == self.node.op_type]
         ms = float(np.median(own)) if own else sum(ms for ms, _ in events.values()) / COPIES
-        return max(ms - _profiler_ms(threads), ms / 10, 1e-4)
+        return max(ms - profiler_ms(threads), ms / 10, 1e-4)
 
     def _model(self, counts: Mapping[int, int]) -> tuple[onnx.ModelProto, Feeds]:
         x, w = list(self.x), list(self.w)

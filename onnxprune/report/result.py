@@ -111,6 +111,7 @@ class Result:
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],
             "pinned": [asdict(p) for p in self.pinned],
             "blocks": [drop.block for drop in self.plan.drops()],
+            "factorized": [asdict(e) for e in self.plan.factorized()],
             "warnings": list(self.warnings),
             "notes": list(self.notes),
             "cuts": list(self.cuts),

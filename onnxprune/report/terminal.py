@@ -132,6 +132,10 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     if drops:
         lines.append(f"blocks       {len(drops)} dropped: {', '.join(plain(d.block) for d in drops[:4])}")
         lines[-1] += f" and {len(drops) - 4} more" if len(drops) > 4 else ""
+    made = list(dict.fromkeys(e.node for e in result.plan.factorized()))
+    if made:
+        more = f" and {len(made) - 4} more" if len(made) > 4 else ""
+        lines.append(f"low rank     {len(made)} layers made of two: {', '.join(map(plain, made[:4]))}{more}")
     lines += [f"measured     {plain(note)}" for note in result.notes]
     top = result.reasons()
     if top:

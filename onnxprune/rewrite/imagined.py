@@ -23,15 +23,21 @@ import onnx
 from onnxprune.channels import Channels
 from onnxprune.graph.layers import SUMS, added_behind
 from onnxprune.graph.model import Graph, attr
+from onnxprune.measure.cost import count_macs
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.lockstep import Feeds, Runner
 from onnxprune.rewrite.merge import fold_bias
 from onnxprune.rewrite.statistics import repair_statistics
 
+LEAST = 4
 SAMPLES = 64
 """Random inputs, fewer where they are large."""
 ELEMENTS = 1 << 22
 """Most numbers in all random inputs together."""
+MACS = 1.5e10
+"""Most multiply-accumulates of one pass over all of them."""
+NODES = 20_000
+"""Most nodes that one pass runs."""
 BATCH = 16
 WIDEST = 4096
 """Wider than this, the regression's matrix does not pay; removed inputs are replaced by their means."""
@@ -66,7 +72,9 @@ def repair_imagined(
         seed: of the random inputs.
         progress: called with (layers done, layers).
     """
-    batches = random_batches(feeds, repeat=repeat, seed=seed)
+    macs = count_macs(original, channels.shapes) / max(1, _own(feeds))
+    most = int(np.clip(min(MACS / max(macs, 1.0), NODES / max(1, len(original.nodes))), LEAST, SAMPLES))
+    batches = random_batches(feeds, repeat=repeat, most=most, seed=seed)
     dreamt = Graph(with_seen_statistics(original, batches, threads=threads))
     model = repair_merge(dreamt, channels, alive, batches, threads=threads, progress=progress)
     return _with_own_statistics(original, model, channels, alive)
@@ -95,12 +103,17 @@ def repair_merge(
     return repair_statistics(original, merged, channels, alive, batches, threads=threads, progress=progress)
 
 
-def random_batches(feeds: Feeds, *, repeat: bool, seed: int = 0) -> list[Feeds]:
-    """Standard normal inputs like `feeds`; what is no float stays as it is."""
+def _own(feeds: Feeds) -> int:
+    """Samples in one run's inputs."""
+    return max(1, max((len(v) for v in feeds.values() if v.ndim), default=1))
+
+
+def random_batches(feeds: Feeds, *, repeat: bool, most: int = SAMPLES, seed: int = 0) -> list[Feeds]:
+    """Standard normal inputs like `feeds`, `most` of them or fewer; what is no float stays as it is."""
     rng = np.random.default_rng(seed)
-    own = max((len(v) for v in feeds.values() if v.ndim), default=1)
-    each = max(1, sum(v.size for v in feeds.values()) // max(1, own))
-    count = int(np.clip(ELEMENTS // each, 4, SAMPLES))
+    own = _own(feeds)
+    each = max(1, sum(v.size for v in feeds.values()) // own)
+    count = int(np.clip(ELEMENTS // each, LEAST, most))
     size = min(BATCH, count) if repeat else own
     batches: list[Feeds] = []
     for _ in range(max(1, -(-count // size))):
@@ -223,6 +236,8 @@ def _substitutes(values: Sequence[np.ndarray], axis: int, kept: np.ndarray) -> t
     mean = x.mean(axis=0)
     if width > WIDEST:
         return np.zeros(((~kept).sum(), kept.sum())), mean[~kept]
+    if not np.isfinite(mean).all():
+        return None  # a deep network of small numbers overflows on random input: nothing to learn from
     x -= mean
     inner, cross = x[:, kept].T @ x[:, kept], x[:, kept].T @ x[:, ~kept]
     inner[np.diag_indices_from(inner)] += LAMBDA * max(float(np.diag(inner).mean()), 1e-12)

@@ -21,6 +21,8 @@ from onnxprune.graph.model import Graph, captured
 Feeds = Mapping[str, np.ndarray]
 MEMORY = 1 << 30
 """Bytes of live activations kept in memory per network; the rest is memory-mapped."""
+SMALL = 1 << 18
+"""Bytes that a segment reads at once, up to which it runs on one thread unless told otherwise."""
 
 
 class Runner:
@@ -79,7 +81,11 @@ class Runner:
         """Run some nodes on every batch."""
         inside = {o for k in keys for o in self.graph.nodes[k].output if o}
         model, inputs = self._segment(keys, inside, outputs)
-        session = runtime.open_session(model, threads=self.threads, name="segment")
+        # making and ending the threads of a session takes longer than a small segment
+        small = sum(self.live[i][0].nbytes for i in inputs) <= SMALL
+        session = runtime.open_session(
+            model, threads=1 if small and self.threads is None else self.threads, name="segment"
+        )
         for b in range(self.count):
             yield session.run({i: self.live[i][b] for i in inputs}, outputs)
 

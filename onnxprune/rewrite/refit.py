@@ -15,7 +15,7 @@ together. Where a ReLU or ReLU6 follows, entries that the original clips need on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from onnxprune.measure.designs import WIDEST, rows_of
 from onnxprune.rewrite.fitting import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.lockstep import Feeds, Runner
 from onnxprune.rewrite.producer import Pair
-from onnxprune.rewrite.statistics import correct_statistics, correctable, kept_channels
+from onnxprune.rewrite.statistics import added, correct_statistics, correctable, kept_channels
 
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
@@ -75,6 +75,7 @@ def refit(
     seed: int = 0,
     effort: Effort = THOROUGH,
     only: Collection[str] | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> onnx.ModelProto:
     """The pruned model with every linear layer refitted, in one pass over both networks.
@@ -89,13 +90,16 @@ def refit(
         seed: of the sampled positions.
         effort: how much work to do.
         only: keys of the layers to refit; None: all.
+        sizes: of the pruned network's tensors that the original lacks.
         progress: called with (layers done, layers).
     """
     cut = Cut(channels, alive)
+    cut.shapes.update({name: size for name, size in (sizes or {}).items() if name not in cut.shapes})
     graph = Graph(with_biases(pruned, cut.changed))
     before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
     walk = _Walk(graph, cut, before, after, np.random.default_rng(seed), effort)
     places = [p for p in correctable(original, graph, cut) if only is None or p.key in only]
+    walk.fronts = {p.key: p for p in added(original, graph, cut)} if sizes else {}
     walk.prepare(places, thorough=only is None and effort.rounds > 0)
     for k, place in enumerate(places):
         if progress:
@@ -116,6 +120,7 @@ class _Walk:
         self.consumers = graph.consumers()
         self.fits: dict[str, LayerFit] = {}  # by the tensor that the layer's place is
         self.producers: dict[str, tuple[LayerFit, tuple[float, float]]] = {}
+        self.fronts: dict[str, Affine] = {}
         self.partners: dict[str, str] = {}  # place tensor -> place tensor of the layer on its shortcut
 
     def prepare(self, places: Sequence[Affine], *, thorough: bool) -> None:
@@ -144,6 +149,8 @@ class _Walk:
             return None
         clip, hidden = _bounds(self.graph, key), self.graph.nodes[key].input[0]
         front = self.fits.get(hidden)
+        if key in self.fronts:  # the first of a factorised layer's two
+            clip, front, hidden = (-np.inf, np.inf), LayerFit.of(self.graph, self.fronts[key]), fit.design.tensor
         if clip is None or front is None or self._only_reader(hidden) is None:
             return None
         plain = all(f.design.parts == 1 and _plain(f) for f in (front, fit))

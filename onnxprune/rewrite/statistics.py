@@ -58,16 +58,25 @@ def correctable(
     original: Graph, graph: Graph, cut: Cut, progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Affine]:
     """The places of the pruned graph where a layer's output can be corrected, in forward order."""
+    places = [p for p in _places(graph, cut) if p.tensor in original.producer]
+    for k, place in enumerate(places):
+        if progress:
+            progress(k, len(places))
+        yield place
+
+
+def added(original: Graph, graph: Graph, cut: Cut) -> list[Affine]:
+    """The places of layers that the original lacks: the first ones of factorised layers."""
+    return [p for p in _places(graph, cut) if p.tensor not in original.producer]
+
+
+def _places(graph: Graph, cut: Cut) -> list[Affine]:
     consumers, shapes = graph.consumers(), dict(cut.shapes)
     for node in graph.nodes.values():  # what `with_biases` has put in between has no size yet
         if node.op_type == "Add" and node.output[0] in shapes and node.input[0] in graph.producer:
             shapes.setdefault(node.input[0], shapes[node.output[0]])
     found = [affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)]
-    places = [p for p in found if p is not None and p.tensor in original.producer]
-    for k, place in enumerate(places):
-        if progress:
-            progress(k, len(places))
-        yield place
+    return [p for p in found if p is not None]
 
 
 def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Runner, after: Runner) -> None:
@@ -79,6 +88,8 @@ def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Runner, af
     a = np.where(std_p > 1e-6 * std_o.max(initial=1e-12), std_o / np.maximum(std_p, 1e-30), 1.0)
     a = np.clip(a, 0.0, MOST)
     b = mean_o - a * mean_p
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return  # activations overflow on these samples
     fold(graph, place, a, b)
     _apply(after, place, a, b)
 

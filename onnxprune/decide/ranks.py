@@ -1,0 +1,297 @@
+"""Which layers may be made of two, to which ranks, and what that does to the outputs.
+
+For every linear layer the factors under the covariance of what it reads are found once (`lowrank`); their error at
+every rank is the layer's curve. One or two ranks are tried in the whole network, on paper, as `decide.sensitivity`
+tries widths, and the curve is scaled to what they did to the outputs. A way that costs no less than the layer, or
+that takes longer in measured milliseconds, is not offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from onnxprune import lowrank
+from onnxprune.decide.curves import solver
+from onnxprune.decide.sensitivity import Trials, between
+from onnxprune.graph.layers import fold, layers, normalization
+from onnxprune.graph.model import Graph
+from onnxprune.graph.pairs import highest, kinds_of, pair_sizes
+from onnxprune.measure.designs import Design, design_of, second_moments
+from onnxprune.measure.pair_times import PairTimes, Way
+
+SINGLE = ("channel", "spatial", "matrix")
+RANKS = 8
+"""Most ranks of one kind that are weighed."""
+AGAIN = 4
+"""Most ranks of a second split."""
+SHARES = (0.35, 0.1)
+"""Ranks to try: those that lose nearest to so much of what the worst on offer loses."""
+LEAST = 1e-3
+"""A layer with less than this share of the multiply-accumulates is left alone."""
+
+
+@dataclass(frozen=True)
+class RankMove:
+    """A layer that may be made of two or three.
+
+    Attributes:
+        layer: its node.
+        ways: what is on offer.
+        macs, params, times: (ways, 3) cost of what goes with the channels that are read, with none, and with those
+            that are written; `times` relative to the layer's.
+        errors: (ways,) share of the output's variance that each way loses.
+        damages: (ways + 1,) to the outputs; the last, of the layer as it is, is 0.
+    """
+
+    layer: str
+    ways: tuple[Way, ...]
+    macs: np.ndarray
+    params: np.ndarray
+    times: np.ndarray
+    errors: np.ndarray
+    damages: np.ndarray
+
+    def at(self, ways: Sequence[int]) -> RankMove:
+        """Some of the ways, in that order."""
+        index = list(ways)
+        return replace(
+            self,
+            ways=tuple(self.ways[k] for k in index),
+            macs=self.macs[index],
+            params=self.params[index],
+            times=self.times[index],
+            errors=self.errors[index],
+            damages=np.append(self.damages[index], self.damages[-1]),
+        )
+
+    def best_by(self, cost: np.ndarray) -> RankMove:
+        """The ways that nothing beats at (ways,) costs, cheapest first."""
+        found: list[int] = []
+        for k in np.lexsort((self.errors, cost)):
+            if not found or self.errors[k] < self.errors[found[-1]] * (1 - 1e-3):
+                found.append(int(k))
+        return self.at(found)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer, its matrix seen through the BatchNormalization behind it, and its factors by kind."""
+
+    design: Design
+    W: np.ndarray
+    S: np.ndarray
+    mean: np.ndarray
+    slope: np.ndarray
+    splits: Mapping[str, lowrank.Split]
+
+
+def rank_moves(
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    designs: Mapping[str, Design],
+    moments: Mapping[str, np.ndarray],
+    trials: Trials,
+    times: PairTimes,
+    *,
+    kinds: Collection[str] = SINGLE,
+    twice: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[RankMove, ...]:
+    """Every layer that has a way to be cheaper and faster.
+
+    Args:
+        graph: the original network.
+        shapes: sizes of its tensors.
+        designs: its layers.
+        moments: second moments of what they read.
+        trials: runs candidates.
+        times: tells how long a way takes.
+        kinds: of pairs.
+        twice: also split the second of a spatial pair again.
+        progress: called with (layers done, layers).
+    """
+    found = []
+    all_layers = [layer for layer in layers(graph, shapes) if layer.key in moments and layer.key in designs]
+    total = sum(layer.macs for layer in layers(graph, shapes))
+    for k, layer in enumerate(all_layers):
+        if progress:
+            progress(k, len(all_layers))
+        if layer.macs < LEAST * total:
+            continue
+        own = _layer(graph, designs[layer.key], moments[layer.key], trials, kinds)
+        move = _move(graph, shapes, own, layer.macs, trials, times, twice)
+        if move is not None:
+            found.append(move)
+    times.save()
+    return tuple(found)
+
+
+def find_ranks(
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
+    trials: Trials,
+    allows: Callable[[str], bool],
+    *,
+    twice: bool = False,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[RankMove, ...]:
+    """`rank_moves` for a whole network: the moments that the trials' curves hold, and one pass for the others.
+
+    Args:
+        batches: gives the samples in batches of at most that many.
+        allows: whether a layer with a weight of that name may be made of two.
+    """
+    designs: dict[str, Design] = {}
+    for layer in layers(graph, shapes):
+        design = design_of(graph, layer.key)
+        if design is not None and allows(graph.nodes[layer.key].input[1]):
+            designs[layer.key] = design
+    moments = {key: s.H for key, s in trials.curves.solvers.items()}
+    missing = [d for key, d in designs.items() if key not in moments]
+    seen = second_moments(graph.model, missing, shapes, batches, threads=threads, seed=seed)
+    moments |= {key: solver(graph, designs[key], H).H for key, H in seen.items()}
+    times = PairTimes(graph, dict(shapes), threads or 1)
+    return rank_moves(graph, shapes, designs, moments, trials, times, twice=twice, progress=progress)
+
+
+def _layer(graph: Graph, d: Design, H: np.ndarray, trials: Trials, kinds: Collection[str]) -> _Layer:
+    weight, place = graph.value(d.weight), trials.places.get(d.key)
+    assert weight is not None
+    norm = None if place is None else normalization(graph, place)
+    slope = np.ones((d.parts, 1, d.outputs)) if norm is None else norm[1].reshape(d.parts, 1, -1)
+    slope = np.where(np.abs(slope) > 1e-12, slope, 1e-12)
+    W, S = d.matrix(weight) * slope, lowrank.covariances(H)
+    splits = {}
+    for kind in kinds_of(graph.nodes[d.key], weight.shape):
+        if kind in kinds or (kind == "matrix" and "channel" in kinds):
+            most = _break_even(graph.nodes[d.key], weight.shape, kind, weight.size)
+            if most > 0:
+                splits[kind] = (
+                    lowrank.spatial_split(W, S, weight.shape[2:], most)
+                    if kind == "spatial"
+                    else lowrank.channel_split(W, S, most)
+                )
+    mean = (H[:, :-1, -1:] / H[:, -1:, -1:]).transpose(0, 2, 1)
+    return _Layer(d, W, S, mean, slope, splits)
+
+
+def _break_even(node: onnx.NodeProto, weight: tuple[int, ...], kind: str, size: int) -> int:
+    """The largest rank at which the pair has fewer weights than the layer."""
+    each = sum(int(np.prod(s)) for s in pair_sizes(node, weight, kind, 1))
+    return min(highest(node, weight, kind), (size - 1) // each)
+
+
+def ranks_up_to(most: int, count: int = RANKS) -> list[int]:
+    """A few ranks: multiples of 4, 8 or 16, that ORT's kernels like; small ones singly."""
+    if most < 8:
+        return list(range(1, most + 1))
+    step = 4
+    while most // step > count:
+        step *= 2
+    return list(range(step, most + 1, step))
+
+
+def _move(
+    graph: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    own: _Layer,
+    macs: float,
+    trials: Trials,
+    times: PairTimes,
+    twice: bool,
+) -> RankMove | None:
+    rows: list[tuple[Way, float, np.ndarray, np.ndarray, np.ndarray]] = []
+    key = own.design.key
+    weight = graph.value(own.design.weight)
+    assert weight is not None
+    for way, error in _ways(own, twice):
+        cost, size = _counted(graph, shapes, key, weight.shape, way)
+        if cost.sum() >= macs:
+            continue
+        took = times.relative(key, way)
+        if sum(took) < 1:
+            rows.append((way, error, cost, size, _thirds(took)))
+    if not rows:
+        return None
+    ways, errors = tuple(r[0] for r in rows), np.array([r[1] for r in rows])
+    damages = np.append(_damages(own, ways, errors, trials), 0.0)
+    macs_of, params_of, times_of = (np.stack([r[k] for r in rows]) for k in (2, 3, 4))
+    return RankMove(key, ways, macs_of, params_of, times_of, errors, damages)
+
+
+def _ways(own: _Layer, twice: bool) -> list[tuple[Way, float]]:
+    found: list[tuple[Way, float]] = []
+    for kind, split in own.splits.items():
+        for rank in ranks_up_to(split.most):
+            error = float(split.errors[rank])
+            found.append((((kind, rank),), error))
+            if twice and kind == "spatial" and split.gram is not None:
+                second = _again(split, rank)
+                for inner in ranks_up_to(second.most - 1, AGAIN):
+                    lost = error + (1 - error) * float(second.errors[inner])
+                    found.append(((("spatial", rank), ("channel", inner)), lost))
+    return found
+
+
+def _again(split: lowrank.Split, rank: int) -> lowrank.Split:
+    """The factors of a spatial pair's second layer. Least squares leaves what the first loses at right angles to it,
+    so the two losses add."""
+    assert split.gram is not None and split.cross is not None
+    at = rank * split.taps
+    grams = split.gram[:, :at, :at]
+    second = np.stack([np.linalg.solve(g, k[:at]) for g, k in zip(grams, split.cross, strict=True)])
+    return lowrank.channel_split(second, grams)
+
+
+def _counted(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], key: str, weight: tuple[int, ...], way: Way
+) -> tuple[np.ndarray, np.ndarray]:
+    """(3,) multiply-accumulates and (3,) weights of a way: the first layer, the middle one, the last."""
+    node = graph.nodes[key]
+    x, y = shapes[node.input[0]], shapes[node.output[0]]
+    sizes = []
+    for kind, rank in way:
+        first, weight = pair_sizes(node, weight, kind, rank)
+        sizes.append((kind, first))
+    sizes.append(("last", weight))
+    places = float(np.prod(y)) / y[1 if node.op_type == "Conv" else -1]
+    macs = []
+    for kind, size in sizes:
+        at = places * x[3] / y[3] if kind == "spatial" else places
+        macs.append(at * float(np.prod(size)))
+    return _thirds(macs), _thirds([float(np.prod(s)) for _, s in sizes])
+
+
+def _thirds(values: Sequence[float]) -> np.ndarray:
+    return np.array([values[0], sum(values[1:-1]), values[-1]], float)
+
+
+def _damages(own: _Layer, ways: Sequence[Way], errors: np.ndarray, trials: Trials) -> np.ndarray:
+    """(ways,) damage to the outputs, measured at one or two single splits, the curve in between."""
+    single = [k for k, way in enumerate(ways) if len(way) == 1] or list(range(len(ways)))
+    top = errors[single].max()
+    tried = dict.fromkeys(min(single, key=lambda k: (abs(np.log(max(errors[k], 1e-12) / max(s * top, 1e-12))), k))
+                          for s in SHARES)  # fmt: skip
+    measured = {k: trials.damage(_on_paper(own, ways[k], trials)) for k in tried if errors[k] > 1e-9}
+    return between(errors, measured)
+
+
+def _on_paper(own: _Layer, way: Way, trials: Trials) -> onnx.ModelProto:
+    """The original with a layer's weight replaced by what its factors stand for, its mean output as it was."""
+    graph, d = Graph(trials.curves.graph.model), own.design
+    kind, rank = way[0]
+    whole = own.splits[kind].product(rank)
+    value, place = graph.value(d.weight), trials.places.get(d.key)
+    assert value is not None
+    graph.set_constant(d.weight, d.stored(whole / own.slope, value))
+    if place is not None:
+        missing = (own.mean @ (own.W - whole)).ravel()
+        fold(graph, place, np.ones(missing.size), missing)
+    return graph.export()

@@ -1,0 +1,222 @@
+"""Distillation without labels: the original network teaches the pruned one on unlabelled samples.
+
+Starting from the refitted network, every step minimises over a batch (`methods.md` §8)
+
+    Σ_t  ‖Z_p,t − Z_o,t‖² / ‖Z_o,t‖²   +   T² · KL( softmax(y_o / T) ‖ softmax(y_p / T) )
+
+where t runs over the block ends (the places that the whole computation passes through) in the first part of the run,
+and over the last feature map alone in the rest; Z_o is taken at the channels that the pruned network kept. Outputs that
+are no scores of classes count by their relative squared error. A part of the samples is held out; the parameters that
+do best there are the result. The schedule in two parts and the relative errors are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onnxprune.channels import Channels, Cut
+from onnxprune.graph.model import Graph
+from onnxprune.train.loop import Training, halved, rank, ranks, together, train
+from onnxprune.train.network import Network, as_feeds, channels_last
+from onnxprune.train.recipe import open_recipe
+from onnxprune.train.samples import Feeds, Samples, augmenter
+
+MOST_ENDS = 12
+"""Block ends that are compared; of more, so many evenly spaced."""
+SCORES = ("Softmax", "LogSoftmax", "Sigmoid")
+"""Where an output ends in one of these, what goes into it is compared."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How to distill.
+
+    Attributes:
+        training: the loop's settings; its `steps` are worked out from `epochs`.
+        epochs: passes over the samples.
+        batch: samples of a step.
+        temperature: T.
+        maps: weight of the feature maps.
+        blockwise: share of the run in which every block end counts.
+        held_out: share of the samples that is not trained on, for choosing the best parameters.
+        augment: see `samples.AUGMENTATIONS`.
+        batch_norm: see `network.BATCH_NORM`.
+        recipe: file.py whose labelled loss is added, see `recipe`; None: no labels.
+        seed: for everything random.
+    """
+
+    training: Training = field(default_factory=lambda: Training(steps=1))
+    epochs: int = 40
+    batch: int = 64
+    temperature: float = 2.0
+    maps: float = 1.0
+    blockwise: float = 0.3
+    held_out: float = 0.125
+    augment: tuple[str, ...] = ()
+    batch_norm: str = "batch"
+    recipe: str | None = None
+    seed: int = 0
+
+
+def distill(
+    original: Graph,
+    pruned: onnx.ModelProto,
+    channels: Channels,
+    alive: np.ndarray,
+    batches: Iterable[Feeds],
+    *,
+    settings: Distillation | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> onnx.ModelProto:
+    """The pruned model, trained to compute what the original computes.
+
+    Args:
+        original: the network before the cut.
+        pruned: the network after it, repaired already.
+        channels: the analysis of the original.
+        alive: (unit_count + 1,) bool, what was kept.
+        batches: unlabelled samples.
+        settings: how.
+        threads: of torch; None: one, which is the fastest on a busy machine.
+        progress: called with (steps done, steps).
+
+    Raises:
+        UnsupportedError: torch has no form of an operator; the message names the node.
+    """
+    how = settings or Distillation()
+    torch.set_num_threads(threads or 1)
+    torch.manual_seed(how.seed)
+    fit, held = _divided(batches, how)
+    with together() as device:
+        teacher = Network(original.model).to(device).eval()
+        student = channels_last(Network(pruned, batch_norm=how.batch_norm)).to(device)
+        compared = Compared.of(teacher.graph, student.graph, Cut(channels, alive), device)
+        training = replace(how.training, steps=how.epochs * fit.per_epoch)
+        augment = augmenter(how.augment, how.seed)
+        early = int(how.blockwise * training.steps)
+        labelled = None if how.recipe is None else open_recipe(how.recipe, student.graph.inputs)
+
+        def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+            feeds = augment(as_feeds(fit.batch(step, how.seed, rank(), ranks()), device), step)
+            total, figures = compared.loss(teacher, student, feeds, how, all_ends=step < early)
+            if labelled is not None:
+                extra = labelled(student, step, device)
+                total, figures = total + extra, {**figures, "labels": float(extra.detach())}
+            return total, figures
+
+        def check() -> float:
+            with torch.no_grad(), halved(training, device):
+                parts = [as_feeds(feeds, device) for feeds in held.all()]
+                found = [(len(next(iter(p.values()))), compared.loss(teacher, student, p, how)[0]) for p in parts]
+            return float(sum(n * value for n, value in found) / sum(n for n, _ in found))
+
+        train(student, loss, training, check=check, progress=progress)
+    return student.cpu().to_onnx()
+
+
+def _divided(batches: Iterable[Feeds], how: Distillation) -> tuple[Samples, Samples]:
+    """(samples to train on, samples to choose the best parameters on). A single batch serves for both."""
+    given = Samples(batches, how.batch)
+    parts = given.all()
+    if len(parts) < 2:
+        return given, given
+    last = max(1, round(how.held_out * len(parts)))
+    return Samples(parts[:-last], how.batch), Samples(parts[-last:], how.batch)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Which tensors of the two networks are compared.
+
+    Attributes:
+        ends: block ends, in order, the last feature map last: {tensor: (axis, kept channels of the original)}.
+        outputs: {output, or what goes into the softmax behind it: whether it holds scores of classes}.
+    """
+
+    ends: Mapping[str, tuple[int, Tensor | None]]
+    outputs: Mapping[str, bool]
+
+    @classmethod
+    def of(cls, teacher: Graph, student: Graph, cut: Cut, device: torch.device) -> Compared:
+        ends = {}
+        common = [t for t in block_ends(teacher) if t in student.producer and t in cut.shapes]
+        for tensor in common:
+            axis, line = cut.lines.get(tensor, (0, None))
+            kept = None if line is None else torch.from_numpy(np.flatnonzero(cut.alive[line])).to(device)
+            ends[tensor] = (axis, kept)
+        outputs = {}
+        for name in teacher.outputs:
+            node = teacher.nodes.get(teacher.producer.get(name, ""))
+            inside = node.input[0] if node is not None and node.op_type in SCORES else name
+            shape = cut.shapes.get(name, ())
+            outputs[inside] = len(shape) == 2 and shape[1] > 1 and (node is None or node.op_type != "Sigmoid")
+        return cls(ends, outputs)
+
+    def loss(
+        self, teacher: Network, student: Network, feeds: dict[str, Tensor], how: Distillation, all_ends: bool = False
+    ) -> tuple[Tensor, dict[str, float]]:
+        """(what is minimised, its parts)."""
+        ends = list(self.ends)
+        if len(ends) > MOST_ENDS:
+            ends = [ends[int(i)] for i in np.linspace(0, len(ends) - 1, MOST_ENDS)]
+        ends = ends if all_ends else ends[-1:]
+        wanted = [*ends, *self.outputs]
+        with torch.no_grad():
+            goal = teacher(feeds, wanted)
+        got = student(feeds, wanted)
+        maps = torch.zeros((), device=next(iter(got.values())).device)
+        for tensor in ends:
+            axis, kept = self.ends[tensor]
+            z = goal[tensor] if kept is None else goal[tensor].index_select(axis, kept)
+            maps = maps + relative(got[tensor], z)
+        outputs = torch.zeros_like(maps)
+        for name, scores in self.outputs.items():
+            outputs = outputs + (divergence(got[name], goal[name], how.temperature) if scores
+                                 else relative(got[name], goal[name]))  # fmt: skip
+        total = how.maps * maps + outputs
+        return total, {"maps": float(maps.detach()), "outputs": float(outputs.detach())}
+
+
+def relative(got: Tensor, goal: Tensor) -> Tensor:
+    """‖got − goal‖² / ‖goal‖², in float32."""
+    got, goal = got.float(), goal.float()
+    return (got - goal).square().sum() / goal.square().sum().clamp_min(1e-12)
+
+
+def divergence(got: Tensor, goal: Tensor, temperature: float) -> Tensor:
+    """T² · KL of the softened classes (Hinton, Vinyals, Dean 2015), mean over samples."""
+    p, q = F.log_softmax(got.float() / temperature, -1), F.log_softmax(goal.float() / temperature, -1)
+    return temperature**2 * F.kl_div(p, q, reduction="batchmean", log_target=True)
+
+
+def block_ends(graph: Graph) -> Sequence[str]:
+    """The float activations that the whole computation passes through, where a convolution or a pooling reads them.
+
+    While the nodes run in order, these are the tensors that are alone alive: behind them nothing else is needed.
+    """
+    last: dict[str, int] = {}
+    order = [n for n in graph.nodes.values() if graph.constant(n.output[0]) is None]
+    for k, node in enumerate(order):
+        last.update((i, k) for i in node.input if i)
+    readers = graph.consumers()
+    live: set[str] = set(graph.inputs)
+    found = []
+    for k, node in enumerate(order):
+        live.update(o for o in node.output if o)
+        live = {t for t in live if last.get(t, -1) > k}
+        if len(live) == 1:
+            tensor = next(iter(live))
+            if any(graph.nodes[key].op_type in READS for key, _ in readers.get(tensor, ())):
+                found.append(tensor)
+    return found
+
+
+READS = ("Conv", "GlobalAveragePool", "ReduceMean", "AveragePool", "MaxPool", "ConvTranspose")

@@ -1,0 +1,113 @@
+"""Gradient criteria: what the loss says each channel is worth.
+
+Every weight is a parameter of the torch network, so one backward pass a batch gives g = ∂L/∂w of all of them, and a
+criterion adds up w·g over everything that lives and dies with a channel: its own rows, its readers' columns, its BN
+entries. Without labels L is the distillation loss of the network against itself with a little noise on its inputs (at
+the original point the loss against itself is 0, and so is its gradient; the noise is ours), with labels it is the
+recipe's.
+
+    taylor:  |Σ_i w_i g_i|           first order, mean over batches of the absolute value (Molchanov et al., CVPR 2019)
+    fisher:  ½ Σ_batches (Σ_i w_i g_i)²   the diagonal of the Fisher matrix along the channel (Theis et al., 2018)
+    obd:     ½ Σ_i w_i² E[g_i²]      Optimal Brain Damage with the empirical Fisher diagonal (LeCun et al., 1990)
+
+All return (width,) scores a group, higher is more important: the same contract as `decide.criteria`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.graph.model import Use
+from onnxprune.train.distill import SCORES, divergence, relative
+from onnxprune.train.network import Network, as_feeds
+from onnxprune.train.samples import Feeds
+
+NOISE = 0.1
+"""Spread of the noise on inputs, in units of their own."""
+
+Products = Mapping[Use, Tensor]
+"""w·g of every learned use."""
+
+
+def gradient_scores(
+    model: onnx.ModelProto,
+    channels: Channels,
+    batches: Iterable[Feeds],
+    criterion: str,
+    *,
+    labelled: Callable[[Network, int, torch.device], Tensor] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Scores of every group: {group name: (width,) float64}.
+
+    Args:
+        model: the original network.
+        channels: its analysis.
+        batches: unlabelled samples; the recipe's are used instead where there is one, as many batches.
+        criterion: one of `GRADIENT`.
+        labelled: a recipe's loss.
+        seed: of the noise.
+        threads: of torch; None: one.
+    """
+    torch.set_num_threads(threads or 1)
+    network = Network(model).eval()
+    device = torch.device("cpu")
+    rng = torch.Generator().manual_seed(seed)
+    totals = {g.name: np.zeros(g.width) for g in channels.groups}
+    count = 0
+    for step, feeds in enumerate(batches):
+        network.zero_grad(set_to_none=True)
+        loss = labelled(network, step, device) if labelled else _against_itself(network, as_feeds(feeds), rng)
+        loss.backward()
+        products = {u: p * p.grad for u, n in network.names.items() if (p := getattr(network, n)).grad is not None}
+        for group in channels.groups:
+            totals[group.name] += GRADIENT[criterion](group, products)
+        count += 1
+    return {name: total / max(1, count) for name, total in totals.items()}
+
+
+def _against_itself(network: Network, feeds: dict[str, Tensor], rng: torch.Generator) -> Tensor:
+    """The distillation loss of noisy samples against clean ones."""
+    graph = network.graph
+    wanted = {}
+    for name in graph.outputs:
+        node = graph.nodes.get(graph.producer.get(name, ""))
+        wanted[node.input[0] if node is not None and node.op_type in SCORES else name] = True
+    with torch.no_grad():
+        goal = network(feeds, list(wanted))
+    noisy = {
+        k: v + NOISE * v.std() * torch.randn(v.shape, generator=rng) if v.is_floating_point() else v
+        for k, v in feeds.items()
+    }
+    got = network(noisy, list(wanted))
+    parts = [divergence(got[n], goal[n], 1.0) if got[n].ndim == 2 and got[n].shape[1] > 1 else relative(got[n], goal[n])
+             for n in wanted]  # fmt: skip
+    return torch.stack(parts).sum()
+
+
+def _per_channel(group: ChannelGroup, values: Mapping[Use, Tensor]) -> np.ndarray:
+    """(width,) sums of values over everything that a channel owns."""
+    total = np.zeros(group.width)
+    for s in group.slices:
+        value = values.get(s.use)
+        if value is None or not s.use[0]:
+            continue
+        own = s.channel >= 0
+        other = tuple(k for k in range(value.ndim) if k != s.axis)
+        sums = value.detach().double().sum(other).numpy() if other else value.detach().double().numpy()
+        total += np.bincount(s.channel[own], weights=sums[own], minlength=group.width)
+    return total
+
+
+GRADIENT: dict[str, Callable[[ChannelGroup, Products], np.ndarray]] = {
+    "taylor": lambda group, wg: np.abs(_per_channel(group, wg)),
+    "fisher": lambda group, wg: 0.5 * _per_channel(group, wg) ** 2,
+    "obd": lambda group, wg: 0.5 * _per_channel(group, {u: v.square() for u, v in wg.items()}),
+}

@@ -1,0 +1,288 @@
+"""An ONNX model as a torch module: the same nodes in the same order, its float constants as parameters.
+
+`Network` walks the graph as `graph.model.Graph` shows it, so constants behind Identity, Transpose or Constant nodes
+are found, and a constant is a parameter for each use: a vector that an exporter merged between two nodes is learned
+twice, while a weight that several layers share stays one. Sizes are computed in numpy, so any batch and any image size
+runs. `to_onnx` writes the parameters back into a clone of the file; nothing else in it changes.
+
+What it does not know: which channels are coupled, what is trained for, and on what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from onnxprune.errors import UnsupportedError
+from onnxprune.graph import evaluate
+from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, Use, attributes
+from onnxprune.train.operators import OPERATORS, Refused
+
+Value: TypeAlias = "Tensor | np.ndarray"
+BATCH_NORM = ("frozen", "batch")
+"""What BatchNormalization does in `train()`: use the stored statistics, or the batch's (and learn the stored)."""
+
+LEARNED: dict[str, tuple[int, ...]] = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "PRelu": (1,),
+    "Add": (0, 1),
+    "Mul": (0, 1),
+}
+"""Operands that are parameters where they are float constants."""
+ELEMENTWISE = ("Add", "Mul")
+"""Of these only a vector along one axis is learned (a bias, a scale): a scalar spells an activation function."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node, ready to run.
+
+    Attributes:
+        node: for messages.
+        attrs: its attributes, with `opset`, `op_type` and the number of `outputs`.
+        reads: the operands: the name of a value, a `Use` of a constant, or "" where an optional one is left out.
+        writes: names of its outputs.
+        forget: values that no later node reads.
+    """
+
+    node: onnx.NodeProto
+    attrs: dict[str, Any]
+    reads: tuple[str | Use, ...]
+    writes: tuple[str, ...]
+    forget: tuple[str, ...]
+
+
+class Network(nn.Module):
+    """The model as a module.
+
+    Args:
+        model: left untouched.
+        batch_norm: one of `BATCH_NORM`.
+
+    Attributes:
+        names: use -> name of its parameter.
+        graph: the model's graph, never edited.
+
+    Raises:
+        UnsupportedError: an operator that torch has no table entry for.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, batch_norm: str = "frozen"):
+        super().__init__()
+        self.graph = Graph(model)
+        self.batch_norm = batch_norm
+        self.names: dict[Use, str] = {}
+        self.moving: dict[Use, str] = {}  # BN statistics: buffers that are written back too
+        self._constants: dict[Use, np.ndarray] = {}
+        self._tensors: dict[tuple[Use, str], Tensor] = {}
+        self._steps: dict[tuple[str, ...], list[Step]] = {}
+        owners: dict[tuple, str] = {}
+        for key, node in self.graph.nodes.items():
+            if self.graph.constant(node.output[0]) is not None:
+                continue
+            for i, name in enumerate(node.input):
+                value = self.graph.constant(name) if name else None
+                if value is None:
+                    continue
+                use = (key, i)
+                if _is_learned(node, i, value):
+                    self.names[use] = self._enter(use, value, owners, learned=True)
+                elif node.op_type == "BatchNormalization" and i in (3, 4):
+                    self.moving[use] = self._enter(use, value, owners, learned=False)
+                else:
+                    self._constants[use] = value
+
+    def _enter(self, use: Use, value: np.ndarray, owners: dict[tuple, str], *, learned: bool) -> str:
+        """The name of the parameter or buffer for a use, made where it is the first."""
+        tensor = self.graph.nodes[use[0]].input[use[1]]
+        owner = self._owner(use, value)
+        if owner in owners:
+            return owners[owner]
+        stem = tensor.replace(".", "/")  # torch takes a dot for a submodule
+        taken = {*self._parameters, *self._buffers, *self.__dict__, *dir(type(self))}
+        name = stem if stem not in taken else f"{stem}@{use[0].replace('.', '/')}:{use[1]}"
+        held = torch.from_numpy(np.array(value, np.float32))
+        if learned:
+            self.register_parameter(name, nn.Parameter(held))
+        else:
+            self.register_buffer(name, held)
+        owners[owner] = name
+        return name
+
+    def _owner(self, use: Use, value: np.ndarray) -> tuple:
+        """What a parameter belongs to: a weight to its name; a vector to its node, or to the weight beside it."""
+        key, i = use
+        node = self.graph.nodes[key]
+        if value.ndim > 1:
+            return (node.input[i],)
+        beside = node.input[1] if i == 2 and len(node.input) > 1 else ""
+        weight = self.graph.constant(beside) if beside else None
+        return (node.input[i], i, key if weight is None or weight.ndim < 2 else beside)
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    def forward(self, feeds: Mapping[str, Tensor], wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """The wanted tensors (default: the outputs) by name, for the inputs by name.
+
+        Raises:
+            UnsupportedError: a node that cannot be run in torch; the message names it.
+        """
+        targets = tuple(self.graph.outputs if wanted is None else wanted)
+        values: dict[str, Value] = dict(feeds)
+        device = next(iter(feeds.values())).device
+        found: dict[str, Value] = {}
+        for step in self._plan(targets):
+            try:
+                results = self._run(step, values, device)
+            except Refused as error:
+                raise UnsupportedError(
+                    f"{_named(step.node)} with {error} cannot be trained through; {REMEDY}"
+                ) from error
+            except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+                if "memory" in str(error):
+                    raise
+                line = str(error).split("\n")[0][:160]
+                raise UnsupportedError(f"{_named(step.node)} does not run in torch: {line}; {REMEDY}") from error
+            values.update(zip(step.writes, results, strict=False))
+            for name in step.forget:
+                if name in values:
+                    if name in targets:
+                        found[name] = values[name]
+                    del values[name]
+        return {name: _tensor(found.get(name, values.get(name)), device) for name in targets}  # type: ignore[arg-type]
+
+    def _run(self, step: Step, values: Mapping[str, Value], device: torch.device) -> Sequence[Value]:
+        operands = [self._operand(r, values) for r in step.reads]
+        if all(v is None or isinstance(v, np.ndarray) for v in operands) and evaluate.foldable(step.node):
+            done = evaluate.evaluate(step.node, operands, self.graph.opset)  # type: ignore[arg-type]
+            if done is not None:
+                return done
+        if step.node.op_type in ("Shape", "Size"):
+            assert operands[0] is not None
+            shape = np.array(operands[0].shape, np.int64)
+            whole = step.node.op_type == "Size"
+            return [shape.prod() if whole else shape[slice(step.attrs.get("start"), step.attrs.get("end"))]]
+        operator = OPERATORS[step.node.op_type]
+        args: list[Value | None] = []
+        for i, (value, read) in enumerate(zip(operands, step.reads, strict=True)):
+            if value is None:
+                args.append(None)
+            elif i in operator.host:
+                args.append(value if isinstance(value, np.ndarray) else value.detach().cpu().numpy())
+            elif isinstance(value, np.ndarray):
+                args.append(self._moved(read, value, device))
+            else:
+                args.append(value)
+        attrs = step.attrs
+        if step.node.op_type == "BatchNormalization":
+            attrs = {**attrs, "training": self.training and self.batch_norm == "batch"}
+        result = operator.run(attrs, *args)
+        return result if isinstance(result, tuple) else (result,)
+
+    def _operand(self, read: str | Use, values: Mapping[str, Value]) -> Value | None:
+        if isinstance(read, str):
+            return values[read] if read else None
+        name = self.names.get(read) or self.moving.get(read)
+        return self._constants[read] if name is None else getattr(self, name)
+
+    def _moved(self, read: str | Use, value: np.ndarray, device: torch.device) -> Tensor:
+        """A constant on the device, moved once."""
+        if isinstance(read, str):
+            return _tensor(value, device)
+        at = (read, str(device))
+        if at not in self._tensors:
+            self._tensors[at] = _tensor(value, device)
+        return self._tensors[at]
+
+    def _plan(self, targets: tuple[str, ...]) -> list[Step]:
+        """The nodes that the targets need, in order."""
+        if targets in self._steps:
+            return self._steps[targets]
+        needed, chosen = set(targets), []
+        for key, node in reversed(self.graph.nodes.items()):
+            if needed.isdisjoint(node.output) or self.graph.constant(node.output[0]) is not None:
+                continue
+            chosen.append((key, node))
+            needed.update(i for i in node.input if i)
+        steps: list[Step] = []
+        seen: set[str] = set()
+        for key, node in chosen:  # from the last to the first: what is seen first is read last
+            known = node.domain in DEFAULT_DOMAINS and (node.op_type in OPERATORS or evaluate.foldable(node))
+            if not known:
+                raise UnsupportedError(f"{_named(node)} cannot be trained through: no such operator; {REMEDY}")
+            reads: list[str | Use] = []
+            for i, name in enumerate(node.input):
+                constant = bool(name) and self.graph.constant(name) is not None
+                reads.append((key, i) if constant else name)
+            attrs = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes(node).items()}
+            attrs |= {"opset": self.graph.opset, "op_type": node.op_type, "outputs": len(node.output)}
+            own = {*filter(None, node.output), *(r for r in reads if isinstance(r, str) and r)}
+            steps.append(Step(node, attrs, tuple(reads), tuple(node.output), tuple(own - seen)))
+            seen |= own
+        self._steps[targets] = steps[::-1]
+        return self._steps[targets]
+
+    # -- the way back --------------------------------------------------------------------------------------------
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """A clone of the model with the parameters (and learned BN statistics) in it."""
+        graph = Graph(self.graph.model)
+        for use, name in (*self.names.items(), *self.moving.items()):
+            old = graph.value(use)
+            assert old is not None
+            new = getattr(self, name).detach().to("cpu", torch.float32).contiguous().numpy().astype(old.dtype)
+            if new.tobytes() != old.tobytes():
+                graph.set_constant(use, new.copy())
+        return graph.export()
+
+
+REMEDY = "train another part, or leave this model to --repair refit"
+
+
+def _named(node: onnx.NodeProto) -> str:
+    domain = f"{node.domain}." if node.domain not in DEFAULT_DOMAINS else ""
+    return f"node {node.name or node.output[0]!r} ({domain}{node.op_type})"
+
+
+def _tensor(value: Value, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.from_numpy(np.array(value, order="C")).to(device)  # a copy: folded constants are read-only
+
+
+def _is_learned(node: onnx.NodeProto, i: int, value: np.ndarray) -> bool:
+    if node.domain not in DEFAULT_DOMAINS or i not in LEARNED.get(node.op_type, ()) or value.dtype.kind != "f":
+        return False
+    if node.op_type not in ELEMENTWISE:
+        return True
+    return value.size > 1 and value.size == max(value.shape)
+
+
+def as_feeds(feeds: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Samples as tensors; images in channels-last, the layout that convolutions like."""
+    found = {}
+    for name, value in feeds.items():
+        tensor = torch.from_numpy(np.ascontiguousarray(value)).to(device)
+        found[name] = tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+    return found
+
+
+def channels_last(network: Network) -> Network:
+    """The network with its kernels in channels-last, in place."""
+    for p in network.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return network

@@ -1,0 +1,126 @@
+"""Samples for training: any batch of any epoch by number, and the augmentations.
+
+A batch is a function of the seed and the step alone, so a run that was killed goes on with the very batches that it
+would have had, and ranks of a data-parallel run need not talk to share an epoch out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onnxprune.errors import UsageError
+
+Feeds = Mapping[str, np.ndarray]
+
+
+class Samples:
+    """All samples in memory. Alike ones are shuffled one by one; of several sizes, batch by batch as they came.
+
+    Args:
+        batches: feeds, each of several samples.
+        size: samples of a batch.
+    """
+
+    def __init__(self, batches: Iterable[Feeds], size: int):
+        given = [{k: np.asarray(v) for k, v in b.items()} for b in batches]
+        self.size = size
+        alike = all(len({b[k].shape[1:] for b in given}) == 1 for k in given[0])
+        self.whole = {k: np.concatenate([b[k] for b in given]) for k in given[0]} if alike else None
+        self.parts = given
+        self.count = sum(len(next(iter(b.values()))) for b in given)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch; samples that do not fill one wait for the next epoch's order."""
+        return len(self.parts) if self.whole is None else max(1, self.count // self.size)
+
+    def batch(self, step: int, seed: int, rank: int = 0, ranks: int = 1) -> dict[str, np.ndarray]:
+        """The feeds of a step, or a rank's share of them."""
+        epoch, at = divmod(step, self.per_epoch)
+        rng = np.random.default_rng([seed, epoch])
+        if self.whole is None:
+            order = rng.permutation(len(self.parts))
+            return {k: v[rank::ranks] for k, v in self.parts[order[at]].items()}
+        rows = rng.permutation(self.count)[at * self.size : (at + 1) * self.size][rank::ranks]
+        return {k: v[rows] for k, v in self.whole.items()}
+
+    def all(self) -> list[dict[str, np.ndarray]]:
+        """Every sample once, in order."""
+        if self.whole is None:
+            return self.parts
+        return [{k: v[i : i + self.size] for k, v in self.whole.items()} for i in range(0, self.count, self.size)]
+
+
+# ---- augmentations -----------------------------------------------------------------------------------------
+
+
+def _flip(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
+    """Half of the images mirrored left to right."""
+    chosen = torch.rand(len(x), 1, 1, 1, generator=rng).to(x.device) < 0.5
+    return torch.where(chosen, x.flip(3), x)
+
+
+def _shift(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
+    """Every image moved by up to `amount` pixels; its edge is repeated where nothing is left."""
+    n, _, h, w = x.shape
+    reach = int(amount)
+    dy, dx = torch.randint(0, 2 * reach + 1, (2, n, 1, 1, 1), generator=rng).to(x.device)
+    x = F.pad(x, (reach,) * 4, mode="replicate")
+    rows = torch.arange(h, device=x.device)[:, None] + dy
+    columns = torch.arange(w, device=x.device)[None, :] + dx
+    flat = (rows * (w + 2 * reach) + columns).reshape(n, 1, -1).expand(-1, x.shape[1], -1)
+    return x.flatten(2).gather(2, flat).reshape(n, -1, h, w)
+
+
+def _mixup(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
+    """Every image blended with another by a share drawn evenly from [0, amount]; the teacher labels the blend."""
+    share = amount * torch.rand(len(x), 1, 1, 1, generator=rng).to(x.device)
+    other = torch.randperm(len(x), generator=rng).to(x.device)
+    return x + share * (x[other] - x)
+
+
+AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, float, torch.Generator], Tensor], float]] = {
+    "flip": (_flip, 1.0),
+    "shift": (_shift, 2.0),
+    "mixup": (_mixup, 0.5),
+}
+"""name -> (function of images (n, c, h, w), its amount unless given)."""
+
+Augment = Callable[[dict[str, Tensor], int], dict[str, Tensor]]
+
+
+def augmenter(specs: Sequence[str], seed: int) -> Augment:
+    """What changes the feeds of a step: `["flip", "shift=4"]` in that order, on every image input alike.
+
+    Raises:
+        UsageError: no such augmentation.
+    """
+    chosen = []
+    for spec in specs:
+        name, _, text = spec.partition("=")
+        if name not in AUGMENTATIONS:
+            raise UsageError(f"unknown augmentation {name!r}; any of {', '.join(AUGMENTATIONS)}")
+        function, amount = AUGMENTATIONS[name]
+        try:
+            chosen.append((function, float(text) if text else amount))
+        except ValueError:
+            raise UsageError(f"augmentation {spec!r} is not {name}=NUMBER") from None
+
+    def augment(feeds: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        if not chosen:
+            return feeds
+        changed = dict(feeds)
+        for name, x in feeds.items():
+            if x.ndim == 4 and x.is_floating_point():
+                rng = torch.Generator().manual_seed(seed * 1_000_003 + step)  # the same for every input
+                for function, amount in chosen:
+                    x = function(x, amount, rng)
+                changed[name] = x.contiguous(memory_format=torch.channels_last)
+        return changed
+
+    return augment

@@ -1,0 +1,177 @@
+"""Ranks: a planted one is found, what a plan promises is what comes out, and what cannot be is refused."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnxprune import api
+from onnxprune.decide import ranks
+from onnxprune.errors import UsageError
+from onnxprune.graph.model import Graph
+from onnxprune.measure.cost import CostModel, PairCost, count_macs, count_params, switches
+from onnxprune.plan import Factorize, KeepChannels, PrunePlan
+from onnxprune.planned import planned
+from onnxprune.planning import Planner
+from onnxprune.rewrite.factorize import factorize
+from tests.channels import surgery
+
+NET = """(float[N,3,10,10] x) => (float[N,5] y)
+  <float[16,3,3,3] w0, float[24,16,3,3] w1, float[16] b0, float[24] b1, float[5,24] w2> {
+  a = Conv<pads=[1,1,1,1]>(x, w0, b0) r = Relu(a)
+  b = Conv<pads=[1,1,1,1]>(r, w1, b1) s = Relu(b)
+  g = GlobalAveragePool(s) f = Flatten(g) y = Gemm<transB=1>(f, w2) }"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_slower(monkeypatch, tmp_path):
+    """A pair of a layer as small as these takes as long as the clock says: here it is by its cost alone."""
+    monkeypatch.setattr(ranks.PairTimes, "relative", lambda self, key, way: (0.4,) * (len(way) + 1 - (len(way) > 1)))
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
+
+
+def planted(kind, rank, seed=3):
+    """The net whose second conv has that rank."""
+    model = surgery.model_of(NET)
+    rng = np.random.default_rng(seed)
+    if kind == "channel":
+        w = rng.standard_normal((24, rank)) @ rng.standard_normal((rank, 16 * 9))
+        w = w.reshape(24, 16, 3, 3)
+    else:
+        w = np.einsum("nrj,rci->ncij", rng.standard_normal((24, rank, 3)), rng.standard_normal((rank, 16, 3)))
+    for t in model.graph.initializer:
+        if t.name == "w1":
+            t.CopyFrom(numpy_helper.from_array((w / 12).astype(np.float32), "w1"))
+    return model
+
+
+def samples(count=96):
+    return np.random.default_rng(0).standard_normal((count, 3, 10, 10)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind, rank, ratio", [("channel", 4, 0.7), ("spatial", 4, 0.7), ("channel", 7, 0.5)])
+def test_a_planted_rank_is_found(kind, rank, ratio):
+    model = planted(kind, rank)
+    subject = api.open_model(model, calibration=samples())
+    settings = api.Settings(methods=("rank",), ratio=ratio, threads=1)
+    plan = api.make_plan(subject, settings)
+    (edit,) = (e for e in plan.factorized() if e.node == "b")
+    assert edit.kind == kind and rank <= edit.rank <= rank + 1
+    assert plan.factorized() == (edit,)
+    result = api.apply_plan(subject, plan, api.Settings(repair="none", threads=1))
+    x = samples(8)
+    wanted, got = surgery.run(model, {"x": x})[0], surgery.run(result.model, {"x": x})[0]
+    assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
+    alone = factorize(model, [edit], subject.feeds)
+    assert np.abs(surgery.run(alone, {"x": x})[0] - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_the_plan_round_trip_and_its_result():
+    subject = api.open_model(planted("channel", 4), calibration=samples())
+    plan = api.make_plan(subject, api.Settings(ratio=0.5, threads=1, methods=("channels", "rank")))
+    assert PrunePlan.from_json(plan.to_json()) == plan
+    result = api.apply_plan(subject, plan, api.Settings(threads=1))
+    assert result.surgery.exact
+    assert [e["node"] for e in result.to_dict()["factorized"]] == [e.node for e in plan.factorized()]
+    # only rank 4 is on offer here, and it does no damage: more than half may go
+    assert result.macs_removed > 0.49 and "low rank" in result.summary()
+    assert result.after.params == count_params(result.model)
+
+
+@pytest.mark.parametrize("of", ["macs", "params"])
+def test_the_model_prices_what_comes_out(of):
+    """Factors and channels together, against a count of the finished file."""
+    subject = api.open_model(planted("channel", 4), calibration=samples())
+    planner = Planner(subject, api.Settings(methods=("channels", "rank"), of=of, threads=1))
+    for ratio in (0.3, 0.6):
+        plan = planner.propose(ratio, "mix")
+        if plan is None:
+            continue
+        made = planner.cut(plan)
+        shapes = api.observe(Graph(made), subject.feeds).shapes
+        count = {"macs": lambda m, s=shapes: count_macs(Graph(m), s), "params": count_params}[of]
+        assert abs(planner.gain(plan) - count(subject.model) / count(made)) < 0.02 if of == "params" else True
+        if of == "macs":
+            whole = count_macs(subject.graph, subject.channels.shapes)
+            assert planner.gain(plan) == pytest.approx(whole / count(made), rel=1e-6)
+
+
+@pytest.mark.parametrize("state, cost", [(0, 20 + 30 + 2), (1, 40 + 60 + 2), (2, 100 + 2)])
+def test_a_pair_is_switched(state, cost):
+    model = surgery.model_of("(float[1,10,1,1] x) => (float[] y) <float[10,10,1,1] w, float[2,10,1,1] v> "
+                             "{ a = Conv(x, w) y = Conv(a, v) }")  # fmt: skip
+    graph, channels = surgery.find(model)
+    model = CostModel(graph, channels, "macs", pairs=[PairCost("a", np.array([[20.0, 0, 30], [40, 0, 60]]))])
+    alive = np.ones(channels.unit_count + 1, bool)
+    got = model(alive, np.array([switches(3)[state]]))
+    assert got == pytest.approx(cost + 18, rel=1e-6)  # 2 x 10 behind it
+
+
+BAD = {
+    "no such node": (Factorize("nowhere", "channel", 2), "no layer"),
+    "no layer": (Factorize("r", "channel", 2), "no layer"),
+    "another kind": (Factorize("y", "channel", 2), "by 'channel'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_plan_that_factorises_what_it_cannot(name):
+    subject = api.open_model(surgery.model_of(NET))
+    edit, words = BAD[name]
+    with pytest.raises(UsageError, match=words):
+        api.apply_plan(subject, PrunePlan(subject.digest, (edit,), {}), api.Settings(repair="none"))
+
+
+def test_a_plan_for_another_model_is_refused():
+    plan = PrunePlan("0" * 64, (Factorize("b", "channel", 2),), {})
+    with pytest.raises(UsageError, match="another model"):
+        api.apply_plan(api.open_model(surgery.model_of(NET)), plan)
+
+
+@pytest.mark.parametrize("kind, rank", [("sideways", 2), ("channel", 0)])
+def test_an_edit_that_says_nothing(kind, rank):
+    with pytest.raises(UsageError, match="plan: node"):
+        Factorize("b", kind, rank)
+
+
+def test_cut_and_factorised_without_samples():
+    """Structure alone: the factors of the cut weights, whatever the samples."""
+    subject = api.open_model(planted("channel", 4))
+    group = next(g for g in subject.channels.groups if any(s.tensor == "w1" for s in g.weights))
+    plan = PrunePlan(subject.digest, (KeepChannels(group.name, 24, tuple(range(12))), Factorize("b", "channel", 4)), {})
+    result = api.apply_plan(subject, plan, api.Settings(repair="none"))
+    assert result.surgery.exact
+    sizes = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
+    assert sorted(sizes[n.input[1]] for n in result.model.graph.node if n.op_type == "Conv") == [
+        (4, 16, 3, 3),
+        (12, 4, 1, 1),
+        (16, 3, 3, 3),
+    ]
+    onnx.checker.check_model(result.model)
+
+
+def test_the_recipe_and_what_goes_with_it():
+    subject = api.open_model(planted("spatial", 6), calibration=samples())
+    plan = api.make_plan(subject, api.Settings(ratio=0.6, methods=("3c",), threads=1))
+    assert plan.factorized() and PrunePlan.from_json(plan.to_json()) == plan
+    result = api.apply_plan(subject, plan, api.Settings(threads=1))
+    assert result.macs_removed > 0.55
+    with pytest.raises(UsageError, match="recipe stands alone"):
+        api.Settings(methods=("3c", "channels"))
+    with pytest.raises(UsageError, match="needs samples"):
+        api.make_plan(api.open_model(surgery.model_of(NET)), api.Settings(methods=("rank",)))
+
+
+def test_every_layer_says_what_happens_to_it():
+    subject = api.open_model(planted("channel", 4))
+    group = next(g for g in subject.channels.groups if any(s.tensor == "w1" for s in g.weights))
+    plan = PrunePlan(subject.digest, (KeepChannels(group.name, 24, tuple(range(12))), Factorize("b", "channel", 4)), {})
+    found = planned(subject, plan)
+    assert [(c.layer, c.what) for c in found.layers] == [
+        ("a", "as it is"),
+        ("b", "channel rank 4, out 24→12"),
+        ("y", "in 24→12"),
+    ]
+    b = found.layers[1]
+    assert b.macs_before == 100 * 16 * 9 * 24 and b.macs_after == 100 * (16 * 9 * 4 + 4 * 12)
+    assert found.macs[1] == sum(c.macs_after for c in found.layers)

@@ -1,0 +1,162 @@
+"""Distillation: the pruned network comes closer to the original on samples that it has not seen; and its wiring."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import onnxprune
+from onnxprune.cli import main
+
+MODEL = "benchmarks/models/resnet20_fmnist.onnx"
+CALIB = "benchmarks/data/calib.npz"
+
+
+def test_without_torch_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("onnxprune.subject.find_spec", lambda name: None)
+    assert main([MODEL, "--calib", CALIB, "--repair", "distill", "--dry-run"]) == 2
+    assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--augment", "flip"], ["--recipe", "x.py"]])
+def test_training_options_go_with_training(option, capsys):
+    assert main([MODEL, "--calib", CALIB, "--dry-run", *option]) == 2
+    assert "give --repair distill" in capsys.readouterr().err
+
+
+torch = pytest.importorskip("torch")
+
+from onnxprune.channels import find_channels  # noqa: E402
+from onnxprune.errors import UsageError  # noqa: E402
+from onnxprune.graph.model import Graph  # noqa: E402
+from onnxprune.graph.runtime import open_session  # noqa: E402
+from onnxprune.graph.shapes import observe  # noqa: E402
+from onnxprune.rewrite.cut import cut  # noqa: E402
+from onnxprune.train.distill import Distillation, block_ends, distill  # noqa: E402
+from onnxprune.train.loop import Training  # noqa: E402
+from onnxprune.train.samples import Samples, augmenter  # noqa: E402
+from tests.synthetic import Net, head, residual  # noqa: E402
+
+
+def small():
+    net = Net()
+    x = net.op("Relu", net.conv("x", 3, 8, 3))
+    for _ in range(2):
+        x = residual(net, x)
+    model = net.model(head(net, x), size=8)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    return model
+
+
+def batches(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((32, 3, 8, 8), np.float32)} for _ in range(count)]
+
+
+def halved():
+    """(the original, its analysis, what stays, the cut model)"""
+    graph = Graph(small())
+    channels = find_channels(graph, observe(graph, {"x": np.zeros((2, 3, 8, 8), np.float32)}))
+    alive = channels.alive({g.name: range(0, g.width, 2) for g in channels.groups})
+    return graph, channels, alive, cut(graph, channels, alive)
+
+
+def distance(original, model):
+    held = batches(2, seed=9)
+    want, got = ([open_session(m, threads=1).run(b)[0] for b in held] for m in (original, model))
+    return np.square(np.concatenate(want) - np.concatenate(got)).mean()
+
+
+HOW = Distillation(training=Training(steps=1, lr=1e-2, warmup=5, check_every=10), epochs=8, batch=32)
+
+
+@pytest.mark.parametrize("how", [HOW, replace(HOW, batch_norm="frozen"), replace(HOW, augment=("flip", "shift=1"))])
+def test_closer_on_unseen_samples(how):
+    graph, channels, alive, pruned = halved()
+    out = distill(graph, pruned, channels, alive, batches(8), settings=how)
+    assert distance(graph.model, out) < 0.5 * distance(graph.model, pruned)
+    assert [n.op_type for n in out.graph.node] == [n.op_type for n in pruned.graph.node]
+
+
+def test_same_seed_same_bytes():
+    graph, channels, alive, pruned = halved()
+    how = replace(HOW, epochs=1, augment=("mixup",))
+    first, second = (distill(graph, pruned, channels, alive, batches(4), settings=how) for _ in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
+
+
+def test_labels_from_a_recipe(tmp_path):
+    Path(tmp_path, "recipe.py").write_text(
+        "import numpy as np\n"
+        "def batches():\n    yield np.zeros((4, 3, 8, 8), np.float32), 7.0\n"
+        "def loss(outputs, labels):\n    return sum((v - labels).square().mean() for v in outputs.values())\n"
+    )
+    graph, channels, alive, pruned = halved()
+    out = {}
+    for name, recipe in (("with", str(tmp_path / "recipe.py")), ("without", None)):
+        model = distill(graph, pruned, channels, alive, batches(4), settings=replace(HOW, recipe=recipe))
+        out[name] = np.square(
+            open_session(model, threads=1).run({"x": np.zeros((1, 3, 8, 8), np.float32)})[0] - 7
+        ).mean()
+    assert out["with"] < 0.95 * out["without"]
+
+
+def test_block_ends_are_what_everything_passes_through():
+    graph = Graph(small())
+    ends = block_ends(graph)
+    assert ends[-1] == next(n.input[0] for n in graph.nodes.values() if n.op_type == "GlobalAveragePool")
+    assert all(graph.nodes[graph.producer[t]].op_type == "Relu" for t in ends) and len(ends) == 3
+
+
+def test_the_pipeline_refits_and_then_distills():
+    results = {}
+    for repair in ("refit", "distill"):
+        results[repair] = onnxprune.prune(
+            small(), 0.5, calibration=batches(3), repair=repair, allocation="uniform", round_to=1, epochs=1, threads=1
+        )
+    assert results["distill"].repair == "distill"
+    assert results["distill"].plan == results["refit"].plan
+    assert results["distill"].model.SerializeToString() != results["refit"].model.SerializeToString()
+
+
+# ---- samples -------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_has_every_sample_once_and_ranks_share_a_batch():
+    samples = Samples([{"x": np.arange(12).reshape(12, 1)}], 4)
+    epoch = [samples.batch(step, seed=1)["x"] for step in range(3)]
+    assert sorted(np.concatenate(epoch).ravel()) == list(range(12))
+    assert not np.array_equal(epoch[0], samples.batch(3, seed=1)["x"])
+    parts = [samples.batch(0, 1, rank, 2)["x"] for rank in (0, 1)]
+    assert sorted(np.concatenate(parts).ravel()) == sorted(epoch[0].ravel())
+
+
+def test_samples_of_several_sizes_keep_their_batches():
+    samples = Samples([{"x": np.zeros((2, 1, n))} for n in (3, 5)], 4)
+    assert sorted(samples.batch(k, 0)["x"].shape[2] for k in range(2)) == [3, 5]
+
+
+@pytest.mark.parametrize("spec", [["flip"], ["shift=1"], ["mixup"], ["flip", "shift=2", "mixup=0.3"]])
+def test_augmentations_change_images_by_the_step_alone(spec):
+    feeds = {"x": torch.randn(4, 2, 6, 6), "n": torch.zeros(4, 1)}
+    augment = augmenter(spec, 0)
+    one, again, other = augment(feeds, 1)["x"], augment(feeds, 1)["x"], augment(feeds, 2)["x"]
+    assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == feeds["x"].shape
+    assert torch.equal(augmenter([], 0)(feeds, 1)["x"], feeds["x"])
+
+
+def test_a_shift_moves_by_whole_pixels():
+    x = torch.arange(36.0).reshape(1, 1, 6, 6)
+    moved = augmenter(["shift=1"], 0)({"x": x}, 3)["x"]
+    fits = [
+        torch.equal(moved[0, 0, 1:5, 1:5], x[0, 0, 1 + dy : 5 + dy, 1 + dx : 5 + dx])
+        for dy in (-1, 0, 1)
+        for dx in (-1, 0, 1)
+    ]
+    assert sum(fits) == 1
+
+
+def test_an_unknown_augmentation_is_named():
+    with pytest.raises(UsageError, match="'turn'"):
+        augmenter(["turn"], 0)

@@ -1,0 +1,79 @@
+"""Gradient criteria: a channel that the outputs do not depend on is worth nothing, and labels are heard."""
+
+import numpy as np
+import pytest
+
+import onnxprune
+from onnxprune.cli import main
+from onnxprune.decide.study import GRADIENT
+
+MODEL = "benchmarks/models/resnet20_fmnist.onnx"
+
+
+@pytest.mark.parametrize("criterion", GRADIENT)
+def test_without_torch_the_extra_is_named(criterion, monkeypatch, capsys):
+    monkeypatch.setattr("onnxprune.subject.find_spec", lambda name: None)
+    assert main([MODEL, "--criterion", criterion, "--dry-run"]) == 2
+    assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
+
+
+pytest.importorskip("torch")
+
+from onnx import numpy_helper  # noqa: E402
+
+from onnxprune.train.gradients import GRADIENT as TABLE  # noqa: E402
+from onnxprune.train.gradients import gradient_scores  # noqa: E402
+from onnxprune.train.recipe import open_recipe  # noqa: E402
+from tests.synthetic import Net, head  # noqa: E402
+
+BATCHES = [{"x": np.random.default_rng(k).standard_normal((16, 3, 6, 6), np.float32)} for k in range(3)]
+
+
+def ablated():
+    """Two convolutions; the second reads channel 5 of the first with weight 0, and channel 2 with large weights."""
+    net = Net()
+    x = net.op("Relu", net.conv("x", 3, 8, 3))
+    model = net.model(head(net, net.op("Relu", net.conv(x, 8, 8, 3))), size=6)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    tensor = model.graph.initializer[2]
+    w = numpy_helper.to_array(tensor).copy()
+    assert w.shape == (8, 8, 3, 3)
+    w[:, 5], w[:, 2] = 0, 4 * w[:, 2]
+    tensor.CopyFrom(numpy_helper.from_array(w, tensor.name))
+    return model
+
+
+def test_the_table_is_the_list():
+    assert tuple(TABLE) == GRADIENT
+
+
+@pytest.mark.parametrize("criterion", GRADIENT)
+def test_what_nobody_reads_is_worth_nothing(criterion):
+    model = ablated()
+    channels = onnxprune.open_model(model).channels
+    scores = gradient_scores(model, channels, BATCHES, criterion)
+    first = scores[channels.groups[0].name]
+    assert first.shape == (8,) and first[5] == 0 and (np.delete(first, 5) > 0).all()
+    assert first[2] > np.median(first)
+
+
+def test_a_recipe_s_loss_is_differentiated(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import numpy as np\n"
+        "def batches():\n    yield np.ones((4, 3, 6, 6), np.float32), None\n"
+        "def loss(outputs, labels):\n    return next(iter(outputs.values())).sum() * 0\n"
+    )
+    model = ablated()
+    channels = onnxprune.open_model(model).channels
+    labelled = open_recipe(str(recipe), ["x"])
+    assert all((s == 0).all() for s in gradient_scores(model, channels, BATCHES, "taylor", labelled=labelled).values())
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "adaptive"])
+def test_the_pipeline_takes_them(allocation):
+    result = onnxprune.prune(
+        ablated(), 0.3, calibration=BATCHES, criterion="taylor", allocation=allocation, round_to=1, threads=1
+    )
+    assert 5 not in result.plan.keep()[result.plan.cuts()[0].group]
+    assert result.plan.settings["criterion"] == "taylor"

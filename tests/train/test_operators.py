@@ -1,0 +1,180 @@
+"""Every operator in torch against ONNX Runtime, forward, and its gradient against finite differences where it matters."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+torch = pytest.importorskip("torch")
+
+from onnxprune.errors import UnsupportedError  # noqa: E402
+from onnxprune.graph import runtime  # noqa: E402
+from onnxprune.train.network import Network, as_feeds  # noqa: E402
+
+IMAGE = (2, 4, 6, 7)
+
+
+def i64(*values):
+    return np.array(values, np.int64)
+
+
+def f32(*shape, seed=3):
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def positive(*shape):
+    return np.abs(f32(*shape)) + np.float32(0.5)
+
+
+def one(op, constants=(), shape=IMAGE, opset=17, first=False, **attrs):
+    """A model of one node: x, then the constants."""
+    names = [f"c{k}" if c is not None else "" for k, c in enumerate(constants)]
+    inputs = [*names, "x"] if first else ["x", *names]
+    node = helper.make_node(op, inputs, ["y"] if op not in ("Split", "TopK") else ["y", "z"], **attrs)
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.UNDEFINED, None)],
+        [numpy_helper.from_array(c, n) for c, n in zip(constants, names, strict=True) if c is not None],
+    )
+    graph.output[0].ClearField("type")
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+ROWS = {
+    "Conv": one("Conv", [f32(5, 4, 3, 3), f32(5)], pads=[1, 1, 1, 1]),
+    "Conv pads of two kinds": one("Conv", [f32(5, 4, 3, 3)], pads=[0, 1, 2, 0], strides=[2, 1], dilations=[1, 2]),
+    "Conv grouped": one("Conv", [f32(8, 2, 3, 3), f32(8)], group=2),
+    "Conv SAME_UPPER": one("Conv", [f32(5, 4, 2, 3)], auto_pad="SAME_UPPER", strides=[2, 2]),
+    "Conv SAME_LOWER": one("Conv", [f32(5, 4, 2, 2)], auto_pad="SAME_LOWER"),
+    "Conv 1d": one("Conv", [f32(5, 4, 3)], shape=(2, 4, 9), pads=[1, 1]),
+    "Conv 3d": one("Conv", [f32(5, 4, 2, 3, 3)], shape=(1, 4, 4, 5, 6)),
+    "ConvTranspose": one("ConvTranspose", [f32(4, 3, 3, 3), f32(3)], strides=[2, 2], pads=[1, 1, 1, 1]),
+    "ConvTranspose pads of two kinds": one("ConvTranspose", [f32(4, 3, 2, 2), f32(3)], strides=[2, 2], pads=[0, 1, 1, 0]),
+    "ConvTranspose output_padding": one("ConvTranspose", [f32(4, 3, 3, 3), f32(3)], strides=[2, 2], output_padding=[1, 1]),
+    "ConvTranspose grouped": one("ConvTranspose", [f32(4, 3, 3, 3)], group=2),
+    "BatchNormalization": one("BatchNormalization", [f32(4), f32(4), f32(4), positive(4)], epsilon=1e-3),
+    "InstanceNormalization": one("InstanceNormalization", [f32(4), f32(4)]),
+    "LayerNormalization": one("LayerNormalization", [f32(7), f32(7)]),
+    "LayerNormalization of two axes": one("LayerNormalization", [f32(6, 7)], axis=2),
+    "Gemm": one("Gemm", [f32(5, 4), f32(5)], shape=(2, 4), transB=1, alpha=0.5, beta=2.0),
+    "MatMul": one("MatMul", [f32(7, 3)]),
+    "MatMul weight on the left": one("MatMul", [f32(3, 6)], first=True),
+    "LRN": one("LRN", size=3),
+    "MaxPool": one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    "MaxPool ceil": one("MaxPool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    "MaxPool pads of two kinds": one("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1]),
+    "AveragePool": one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    "AveragePool counted": one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
+    "AveragePool pads of two kinds": one("AveragePool", kernel_shape=[2, 2], pads=[0, 0, 1, 1]),
+    "GlobalAveragePool": one("GlobalAveragePool"),
+    "GlobalMaxPool": one("GlobalMaxPool"),
+    "Softmax": one("Softmax", axis=1),
+    "Softmax opset 11": one("Softmax", opset=11),
+    "LogSoftmax": one("LogSoftmax"),
+    "Clip": one("Clip", [np.float32(-0.2), np.float32(0.3)]),
+    "Clip opset 6": one("Clip", opset=6, min=-0.2, max=0.3),
+    "Clip above only": one("Clip", [None, np.float32(0.3)]),
+    "PRelu": one("PRelu", [f32(4, 1, 1)]),
+    "LeakyRelu": one("LeakyRelu", alpha=0.2),
+    "Elu": one("Elu", alpha=1.3),
+    "Selu": one("Selu"),
+    "HardSigmoid": one("HardSigmoid", alpha=0.3),
+    "HardSwish": one("HardSwish"),
+    "Gelu": one("Gelu", opset=20, approximate="tanh"),
+    "Erf": one("Erf"),
+    "Mod": one("Mod", [positive(7)], fmod=1),
+    "Pow": one("Pow", [np.float32(2)]),
+    "ReduceMean": one("ReduceMean", axes=[2, 3], keepdims=0),
+    "ReduceMean opset 18": one("ReduceMean", [i64(1)], opset=18),
+    "ReduceL2": one("ReduceL2", axes=[1]),
+    "ReduceProd": one("ReduceProd", axes=[1, 3]),
+    "ReduceLogSumExp": one("ReduceLogSumExp", axes=[1, 3]),
+    "ArgMax": one("ArgMax", axis=1),
+    "CumSum": one("CumSum", [np.array(1, np.int64)]),
+    "TopK": one("TopK", [i64(3)], axis=1),
+    "Reshape": one("Reshape", [i64(0, -1, 7)]),
+    "Flatten": one("Flatten", axis=2),
+    "Transpose": one("Transpose", perm=[0, 2, 3, 1]),
+    "Squeeze": one("Squeeze", [i64(1)], shape=(2, 1, 3)),
+    "Unsqueeze": one("Unsqueeze", [i64(1, -1)]),
+    "Split": one("Split", [i64(1, 3)], axis=1),
+    "Slice": one("Slice", [i64(1, -3), i64(4, 1000), i64(1, 3)]),
+    "Slice backwards": one("Slice", [i64(-1), i64(-1000), i64(2), i64(-2)]),
+    "Expand": one("Expand", [i64(2, 1, 4, 1)], shape=(3, 1, 5)),
+    "Tile": one("Tile", [i64(1, 2, 1, 3)]),
+    "Pad": one("Pad", [i64(0, 1, 0, 2, 0, 0, 1, 3), np.float32(0.5)]),
+    "Pad reflect": one("Pad", [i64(0, 0, 1, 2, 0, 0, 1, 3)], mode="reflect"),
+    "Pad edge": one("Pad", [i64(0, 0, 1, 2, 0, 0, 0, 1)], mode="edge"),
+    "Pad smaller": one("Pad", [i64(0, 0, -1, 0, 0, 0, 0, -2)]),
+    "Gather": one("Gather", [i64(3, -1)], axis=1),
+    "Gather a scalar": one("Gather", [np.array(1, np.int64)], axis=2),
+    "GatherElements": one("GatherElements", [np.zeros((2, 1, 6, 7), np.int64) - 1], axis=1),
+    "GatherND": one("GatherND", [i64(0, 1, 1, 3).reshape(2, 2)]),
+    "ScatterND": one("ScatterND", [i64(1, 3).reshape(1, 2), f32(1, 6, 7)]),
+    "Trilu": one("Trilu", [np.array(1, np.int64)], upper=0),
+    "DepthToSpace": one("DepthToSpace", blocksize=2),
+    "DepthToSpace CRD": one("DepthToSpace", blocksize=2, mode="CRD"),
+    "SpaceToDepth": one("SpaceToDepth", shape=(1, 2, 4, 6), blocksize=2),
+    "Einsum": one("Einsum", [f32(7, 2)], equation="nchw,wk->nkh"),
+    "Where": one("Where", [np.array([True, False] * 3 + [True]), f32(7)]),
+    "Cast": one("Cast", to=TensorProto.INT64),
+}  # fmt: skip
+for mode, coordinates, nearest in (
+    ("nearest", "asymmetric", "floor"),
+    ("nearest", "half_pixel", "round_prefer_floor"),
+    ("nearest", "half_pixel", "round_prefer_ceil"),
+    ("linear", "half_pixel", None),
+    ("linear", "align_corners", None),
+    ("linear", "pytorch_half_pixel", None),
+    ("linear", "asymmetric", None),
+    ("cubic", "half_pixel", None),
+    ("cubic", "align_corners", None),
+):
+    how = {
+        "mode": mode,
+        "coordinate_transformation_mode": coordinates,
+        **({"nearest_mode": nearest} if nearest else {}),
+    }
+    ROWS[f"Resize {mode} {coordinates} {nearest or ''}"] = one(
+        "Resize", [None, np.array([1, 1, 1.5, 2], np.float32)], **how
+    )
+    if mode != "nearest":
+        ROWS[f"Resize {mode} {coordinates} down to sizes"] = one("Resize", [None, None, i64(2, 4, 4, 3)], **how)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_forward_as_onnx_runtime(name):
+    model = ROWS[name]
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    x = (2 * f32(*shape, seed=1)).astype(np.float32)
+    if model.graph.node[0].op_type == "Where":
+        model = helper_where(model)
+    want = runtime.open_session(model, threads=1).run({"x": x})[0]
+    with torch.no_grad():
+        got = Network(model)(as_feeds({"x": x}))["y"].numpy()
+    assert got.shape == want.shape and got.dtype == want.dtype
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+def helper_where(model):
+    """Where takes the condition first."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    del model.graph.node[0].input[:]
+    model.graph.node[0].input.extend(["c0", "x", "c1"])
+    return model
+
+
+def test_unknown_operator_is_named():
+    model = one("NonMaxSuppression", [f32(1, 1, 4)], shape=(1, 4, 4), opset=17)
+    model.graph.node[0].name = "boxes"
+    with pytest.raises(UnsupportedError, match=r"'boxes' \(NonMaxSuppression\).*--repair refit") as caught:
+        Network(model)({"x": torch.zeros(1, 4, 4)})
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_form_is_named():
+    model = one("CumSum", [np.array(1, np.int64)], reverse=1)
+    with pytest.raises(UnsupportedError, match=r"CumSum.* with exclusive or reverse"):
+        Network(model)({"x": torch.zeros(*IMAGE)})
