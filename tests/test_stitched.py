@@ -41,12 +41,13 @@ def test_the_plan_that_does_least_damage_wins(repair, turned):
     feeds = [feeds_of(graph.model, seed=k, N=64) for k in (1, 2)]
     samples = Samples(lambda n: feeds[:1], lambda n: feeds[1:])
     plans = [bad, good] if turned else [good, bad]
-    assert best(graph, channels, plans, samples, repair=repair) is good
+    assert best(graph, channels, plans, samples, feeds[0], repair=repair) is good
 
 
 def test_equal_plans_are_not_told_apart_and_one_alone_is_not_run():
     graph, channels = subject()
     first, second = plan(channels, 0, 1, 2, 3), plan(channels, 0, 1, 2, 3)
     feeds = [feeds_of(graph.model, N=32)]
-    assert best(graph, channels, [first, second], Samples(lambda n: feeds, lambda n: feeds), repair="refit") is first
-    assert best(graph, channels, [second], Samples(lambda n: [], lambda n: []), repair="refit") is second
+    samples, none = Samples(lambda n: feeds, lambda n: feeds), Samples(lambda n: [], lambda n: [])
+    assert best(graph, channels, [first, second], samples, feeds[0], repair="refit") is first
+    assert best(graph, channels, [second], none, feeds[0], repair="refit") is second
