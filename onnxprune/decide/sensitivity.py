@@ -22,8 +22,8 @@ from onnxprune.graph.model import Graph
 from onnxprune.measure.damage import damage
 
 Feeds = Mapping[str, np.ndarray]
-SHARES = (0.75, 0.5, 0.25)
-"""Widths that are tried, as shares of the full width."""
+SHARES = (0.75, 0.5, 0.25, 0.06)
+"""Widths that are tried, as shares of the full width. Below the least one the damage would only be guessed."""
 
 
 class Trials:
