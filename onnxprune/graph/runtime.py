@@ -12,7 +12,6 @@ they have not been run on a GPU here.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.metadata
 import io
@@ -58,7 +57,6 @@ _DISTRIBUTIONS = (
 )
 
 
-@functools.cache
 def installed_distributions() -> tuple[str, ...]:
     """The installed distributions that bring an `onnxruntime` package; more than one is a broken install."""
     found = []
