@@ -22,6 +22,7 @@ from onnxprune.measure.cost import CostModel, Running
 from onnxprune.measure.verify import Surgery, check_equal, check_surgery
 from onnxprune.plan import PrunePlan
 from onnxprune.report.terminal import plain, si, table
+from onnxprune.rewrite.drop import bypass, drop_blocks
 
 SAMPLES = 8  # that the surgery check looks at
 
@@ -152,7 +153,9 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     alive = channels.alive(plan.keep())
     fresh = carry_out(subject.graph, channels, alive, plan.merges())
-    cuts = removed_cuts(subject.graph, channels, alive)
+    cuts = [*removed_cuts(subject.graph, channels, alive), *(drop.cut() for drop in plan.drops())]
+    if plan.drops():
+        fresh = bypass(drop_blocks(fresh, plan.drops()), plan.drops())
     probe = subject.feeds if subject.calibration is None else subject.calibration.first(SAMPLES)
     if plan.lossless:
         surgery = check_equal(subject.model, pruned, [*probing(subject.feeds), probe])
