@@ -36,7 +36,7 @@ from onnxprune.metric import Metric, agreement, open_metric
 from onnxprune.plan import PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
-from onnxprune.rewrite.drop import bypass
+from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorable, factorize, refit_factorized
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
 from onnxprune.rewrite.nearest import cut_merged
@@ -210,8 +210,10 @@ def apply_plan(
         )
     if repair != "none":
         if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
-            pruned = _merged(subject, alive, fit, settings)
+            pruned = drop_blocks(_merged(subject, alive, fit, settings), plan.drops())
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
+        if repair == "merge":  # it starts from the original again, blocks and all
+            pruned = drop_blocks(pruned, plan.drops())
     if plan.factorized():
         pruned = _factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
     if plan.drops():

@@ -28,8 +28,12 @@ from onnxprune.rewrite.statistics import repair_statistics
 
 SAMPLES = 256
 """Most samples that plans are repaired with, and as many that they are judged by."""
-REPAIRS: Mapping[str, Callable[..., onnx.ModelProto]] = {"refit": refit, "statistics": repair_statistics}
-"""The repair that will follow; without an entry, the cut alone is judged."""
+REPAIRS: Mapping[str, Callable[..., onnx.ModelProto]] = {
+    "refit": refit,
+    "distill": refit,
+    "statistics": repair_statistics,
+}
+"""The repair that will follow, or what it starts from; without an entry, the cut alone is judged."""
 
 
 def best(

@@ -30,11 +30,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.graph import files, runtime
-from onnxprune.graph.layers import Layer, layers, writes_axis
+from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
 from onnxprune.graph.model import Graph, attr, attributes, node_key
 
 Feeds = Mapping[str, np.ndarray]
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FUSED = 6
 """Nodes that ORT may have fused behind a layer, at most."""
 MIXED = "mixed"

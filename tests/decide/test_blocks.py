@@ -132,3 +132,12 @@ def test_nothing_is_edited_in_place():
     drop = drop_of(find_blocks(Graph(model), subject.channels.shapes)[0], subject.channels)
     drop_blocks(model, [drop])
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("repair", ["none", "merge", "statistics", "refit"])
+def test_no_repair_brings_a_block_back(repair):
+    samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(model_of("basic"), calibration=None if repair == "merge" else samples)
+    drop = drop_of(find_blocks(subject.graph, subject.channels.shapes)[0], subject.channels)
+    result = api.apply_plan(subject, PrunePlan(subject.digest, (drop,), {}), api.Settings(repair=repair))
+    assert [n.op_type for n in result.model.graph.node] == ["Conv", "Conv"]
