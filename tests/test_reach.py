@@ -1,5 +1,7 @@
 """Targets on real models, and what --max-drop measures: a function, labelled samples, or agreement."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -40,12 +42,19 @@ def test_agreement_of_a_model_with_itself_and_with_another(model, samples):
     assert metric(surgery.model_of(TEXT, seed=9)) < 100.0
 
 
-def test_a_function_of_a_path(model, tmp_path):
-    (tmp_path / "neighbour.py").write_text("VALUE = 7")
-    (tmp_path / "own.py").write_text(
-        "import onnx\ndef score(path):\n    from neighbour import VALUE\n    return VALUE + len(onnx.load(path).graph.node)"
-    )
-    assert open_metric(f"{tmp_path}/own.py:score", input_specs(model))(model) == 8.0
+def test_a_function_of_a_path_and_its_neighbours_in_two_folders(model, tmp_path):
+    nodes = len(model.graph.node)
+    for folder, value in (("a", 7), ("b", 70)):
+        (tmp_path / folder / "pack").mkdir(parents=True)
+        (tmp_path / folder / "neighbour.py").write_text(f"VALUE = {value}")
+        (tmp_path / folder / "pack" / "more.py").write_text(f"VALUE = {value}")
+        (tmp_path / folder / "own.py").write_text(
+            "import onnx\ndef score(path):\n    from neighbour import VALUE\n    from pack.more import VALUE as more\n"
+            "    return VALUE + more + len(onnx.load(path).graph.node)"
+        )
+    metrics = [open_metric(f"{tmp_path}/{folder}/own.py:score", input_specs(model)) for folder in "ab"]
+    assert [metric(model) for metric in metrics * 2] == [14 + nodes, 140 + nodes] * 2
+    assert not {"neighbour", "pack", "pack.more"} & set(sys.modules)
 
 
 @pytest.mark.parametrize(

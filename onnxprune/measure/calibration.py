@@ -833,16 +833,44 @@ def _function(path: Path, name: str, title: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+_NEIGHBOURS: dict[str, dict[str, ModuleType]] = {}
+"""Modules that came from a user's folder, by folder: two folders may each have a `common.py`."""
+
+
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """`folder` on the import path, as if the file in it had been run."""
+    """`folder` on the import path, as if the file in it had been run.
+
+    What is imported from it is put aside afterwards, so that a file in another folder finds its own neighbours.
+    """
     entry = str(folder.resolve())
+    if entry in sys.path:  # the program's own modules
+        yield
+        return
+    own = _NEIGHBOURS.setdefault(entry, {})
+    before = dict(sys.modules)
+    sys.modules.update(own)
     sys.path.insert(0, entry)
     try:
         yield
     finally:
         if entry in sys.path:
             sys.path.remove(entry)
+        tops = {name for name, module in sys.modules.items() if "." not in name and _stands_in(module, entry)}
+        for name, module in list(sys.modules.items()):
+            if before.get(name) is module or name.partition(".")[0] not in tops:
+                continue
+            own[name] = module
+            if name in before:
+                sys.modules[name] = before[name]
+            else:
+                del sys.modules[name]
+
+
+def _stands_in(module: ModuleType, folder: str) -> bool:
+    """Whether a module is `folder/name.py` or `folder/name/`: what that entry of the import path alone brings."""
+    places = [getattr(module, "__file__", None)] if not hasattr(module, "__path__") else list(module.__path__)
+    return any(os.path.dirname(os.path.realpath(p)) == folder for p in places if p)
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
