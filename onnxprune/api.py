@@ -33,6 +33,7 @@ from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
 from onnxprune.metric import Metric, agreement, open_metric
+from onnxprune.numerics import one_blas_thread
 from onnxprune.plan import PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
@@ -159,6 +160,7 @@ def make_plans(
         yield planner.plan(ratio)
 
 
+@one_blas_thread
 def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
     """What can go without changing an output.
 
@@ -175,6 +177,7 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
     return PrunePlan(subject.digest, edits, {**decided, "seed": settings.seed})
 
 
+@one_blas_thread
 def apply_plan(
     subject: Subject,
     plan: PrunePlan,

@@ -27,6 +27,7 @@ from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import CostModel, PairCost, switches
 from onnxprune.measure.node_times import NodeTimes, node_times
 from onnxprune.measure.pair_times import Way
+from onnxprune.numerics import one_blas_thread
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import drop_blocks
@@ -57,6 +58,7 @@ class Planner:
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
     """
 
+    @one_blas_thread
     def __init__(
         self, subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
     ):
@@ -157,6 +159,7 @@ class Planner:
         return move.params if self.of == "params" else move.macs
 
     @cached_property
+    @one_blas_thread
     def all_ranks(self) -> tuple[RankMove, ...]:
         """The layers that may be made of two, with every way that is measurably faster."""
         trials = self.study.trials
@@ -190,6 +193,7 @@ class Planner:
         return CostModel(self.subject.graph, self.channels, self.of, times=self.times)
 
     @cached_property
+    @one_blas_thread
     def moves(self) -> tuple[BlockMove, ...]:
         """The blocks, with what their going does to the outputs."""
         trials = self.study.trials
@@ -228,6 +232,7 @@ class Planner:
         cuts = ("channels",) if "channels" in self.settings.methods and self.channels.groups else ()
         return (*cuts, "mix") if self.moves or self.ranks or not cuts else cuts
 
+    @one_blas_thread
     def propose(self, ratio: float, kind: str) -> PrunePlan | None:
         """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
 
@@ -252,6 +257,7 @@ class Planner:
         known = self.study if channels else replace(self.study, limits=Limits(include=r"(?!)"))
         return known.allocate(self._cost(ranks), ratio, self.how, self.moves, ranks)
 
+    @one_blas_thread
     def plan(self, ratio: float) -> PrunePlan:
         """The plan for a ratio: the better one of those that reach it.
 

@@ -34,6 +34,7 @@ from onnxprune.graph import files
 from onnxprune.graph.layers import layers
 from onnxprune.measure.calibration import Calibration, ImageSpec
 from onnxprune.measure.cost import CostModel, count_macs
+from onnxprune.numerics import one_blas_thread
 from onnxprune.planning import BATCH, PRICE_SAMPLES, Progress, why_not
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
 from onnxprune.subject import Subject
@@ -114,6 +115,7 @@ def shares(steps: int = STEPS, widths: Sequence[float] | None = None) -> tuple[f
     return tuple(sorted(set(widths), reverse=True))
 
 
+@one_blas_thread
 def measure(
     subject: Subject,
     *,

@@ -38,10 +38,10 @@ def accuracy(path):
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """The main job, twice: (model path, stdout of --json) of both runs."""
+    """The main job, twice, under two settings of BLAS: (model path, stdout of --json) of both runs."""
     folder, runs = tmp_path_factory.mktemp("job"), []
-    for k in (1, 2):
-        out = folder / f"p{k}.onnx"
+    for blas in ("1", "2"):
+        out = folder / f"p{blas}.onnx"
         command = [
             sys.executable,
             "-m",
@@ -55,7 +55,8 @@ def pruned(tmp_path_factory):
             out,
             "--json",
         ]
-        runs.append((out, subprocess.run(command, capture_output=True, check=True).stdout))
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": blas}
+        runs.append((out, subprocess.run(command, capture_output=True, check=True, env=env).stdout))
     return runs
 
 

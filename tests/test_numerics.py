@@ -352,3 +352,15 @@ def test_matched_statistics():
     fixed = p * a[:, None, None] + b[:, None, None]
     assert np.allclose(fixed.mean((0, 2, 3)), o.mean((0, 2, 3)))
     assert np.allclose(fixed.std((0, 2, 3))[:2], o.std((0, 2, 3))[:2]) and a[2] == 1
+
+
+def test_blas_has_one_thread_while_it_computes_and_its_own_number_afterwards():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        assert set(nm.one_blas_thread(threads)()) == {1}
+        assert threads() == before

@@ -237,7 +237,7 @@ def open_session(
     provider_options: Mapping[str, Mapping[str, object]] | None = None,
     threads: int | None = None,
     optimise: bool = True,
-    spinning: bool = True,
+    spinning: bool = False,
     record: bool = False,
     name: str = "model",
     profile: Path | None = None,
