@@ -25,6 +25,8 @@ from typing import Any
 import common
 import numpy as np
 
+import real_files
+
 import onnxprune
 from onnxprune.errors import PruneError
 
@@ -56,8 +58,6 @@ class Net:
         self.path, self.data, self.samples = path, data, args.samples
         self.shapes: list[str] = []
         if data is None:
-            import real_files
-
             args.images = min(args.samples, 128)
             args.words, args.photos = 200, None
             subject = (real_files.efficientnet if "efficientnet" in path.name else real_files.recogniser)(args)
@@ -160,6 +160,7 @@ def main() -> None:
     add("--samples", type=int, default=common.SAMPLES, help="calibration images (512; real files: at most 128)")
     add("--seed", type=int, default=0, help="of the calibration images (0)")
     add("--data", type=Path, default=common.DATA, help=f"folder of the four .gz files ({common.DATA})")
+    add("--gcompris", type=Path, default=real_files.GCOMPRIS, metavar="DIR", help="gcompris's resource files")
     add("--ways", action="store_true", help="every way of spending the time, not only the default")
     add("--ratios", action="store_true", help="every ratio of the MACs from 0.1 to 0.9 instead")
     add("--model-error", action="store_true", help="the latency model against whole networks instead")
