@@ -24,7 +24,6 @@ from typing import Any
 
 import common
 import numpy as np
-
 import real_files
 
 import onnxprune
