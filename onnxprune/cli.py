@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from onnxprune.commands import bench, sensitivity
+from onnxprune.commands import bench, report, sensitivity
 from onnxprune.commands.common import Add, Parser
 from onnxprune.commands.common import add_general as _add_general
 from onnxprune.commands.common import add_samples as _add_samples
@@ -52,6 +52,7 @@ Prune a CNN given as an ONNX file (never changed): a smaller, faster file with n
   onnxprune verify ORIGINAL PRUNED --plan PLAN [--calib ...]   check a pruned file
   onnxprune sensitivity MODEL --calib SAMPLES                  what each cut does to the outputs
   onnxprune bench A [B ...]                                    latency side by side
+  onnxprune report RESULT.json [-o OUT.html]                   a result as a page
 
 `onnxprune COMMAND --help` tells the options of a command; those of the main job are:
 """
@@ -73,7 +74,9 @@ def _round_to(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
-def _add_decisions(parser: Parser, *, several: bool = False) -> None:
+def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False) -> None:
+    """What decides; `brief` leaves the rarer ones to `onnxprune prune --help`."""
+    rare = (lambda text: argparse.SUPPRESS) if brief else str
     add = parser.add_argument_group("what to remove").add_argument
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
     if several:
@@ -88,11 +91,11 @@ def _add_decisions(parser: Parser, *, several: bool = False) -> None:
     add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
     add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
     add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
-    add("--min-width", type=int, default=1, metavar="N", help="no group gets narrower than N")
+    add("--min-width", type=int, default=1, metavar="N", help=rare("no group gets narrower than N"))
     add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
     add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
     add("--methods", type=_words, metavar="LIST", help="of channels,blocks (default both),rank; or 3c alone")
-    add("--keep-block", metavar="REGEX", help="never drop blocks with a node whose name matches")
+    add("--keep-block", metavar="REGEX", help=rare("never drop blocks with a node whose name matches"))
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
     _add_statistics(add)
 
@@ -125,13 +128,14 @@ def _prune_parser(name: str = "") -> Parser:
     usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
     parser = Parser(name, usage, about, EXITS)
     parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)  # the usage line says it
-    _add_decisions(parser, several=True)
+    _add_decisions(parser, several=True, brief=not name)
     _add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument
     _add_making(add, brief=not name)
     _add_output(add)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
+    add("--report", metavar="FILE", help="write a page about the result too: .html")
     _add_general(parser)
     return parser
 
@@ -192,8 +196,8 @@ def _verify_parser() -> Parser:
 
 
 def _prune(args: argparse.Namespace, status: Status) -> None:
-    if args.dry_run and args.plan_out:
-        raise UsageError("--dry-run writes nothing; drop --plan-out, or use `onnxprune plan`")
+    if args.dry_run and (args.plan_out or args.report):
+        raise UsageError("--dry-run writes nothing; drop --plan-out and --report, or use `onnxprune plan`")
     _check_samples(args)
     if args.ratios is not None:
         _sweep(args, status)
@@ -205,7 +209,7 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
     if target is not None and args.dry_run:
         raise UsageError("a target is reached by measuring what was cut; --dry-run goes with --ratio")
     if not args.dry_run:
-        _check_outputs(args, output, args.plan_out)
+        _check_outputs(args, output, args.plan_out, args.report)
     subject = _open(args, status)
     status.phase("plan")
     if args.dry_run:
@@ -222,13 +226,16 @@ def _prune(args: argparse.Namespace, status: Status) -> None:
     _save(args, result, status)
     if args.plan_out:
         _write_text(result.plan.to_json(), args.plan_out, args)
+    if args.report:
+        _write_text(result.to_html(), args.report, args)
     _show_result(args, result, output, status)
 
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
     """A whole trade-off curve from one look at the samples: one file a ratio."""
-    if args.ratio is not None or args.plan_out or args.dry_run or args.lossless or _target(args) is not None:
-        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out and --dry-run")
+    other = args.plan_out or args.report or args.dry_run or args.lossless
+    if args.ratio is not None or other or _target(args) is not None:
+        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out, --report and --dry-run")
     from onnxprune import api
     from onnxprune.report.terminal import sweep_table
 
@@ -376,6 +383,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, St
     "verify": (_verify_parser, _verify),
     "sensitivity": (sensitivity.parser, sensitivity.run),
     "bench": (bench.parser, bench.run),
+    "report": (report.parser, report.run),
 }
 
 
@@ -458,7 +466,9 @@ def _check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequ
         if not os.access(folder, os.W_OK):
             raise FileError(f"{output}: the folder {folder} cannot be written to; choose another")
     if len({os.path.realpath(o) for o in outputs if o}) < len([o for o in outputs if o]):
-        raise UsageError("two outputs would go to one file; choose another -o or --plan-out, or other --ratios")
+        raise UsageError(
+            "two outputs would go to one file; choose another -o, --plan-out or --report, or other --ratios"
+        )
 
 
 def _wants_bench(args: argparse.Namespace) -> bool:
@@ -513,8 +523,8 @@ def _show_result(args: argparse.Namespace, result: Result, output: str, status: 
     else:
         _print(summary(result, warnings=False, width=min(_width() or 100, 120)))
         _print(f"wrote        {plain(output)}\n")
-        if getattr(args, "plan_out", None):
-            _print(f"             {plain(args.plan_out)}\n")
+        for more in filter(None, (getattr(args, "plan_out", None), getattr(args, "report", None))):
+            _print(f"             {plain(more)}\n")
 
 
 def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, ending: str) -> None:

@@ -99,6 +99,11 @@ def add_general(parser: Parser, *, json_help: str = "print one JSON object inste
     add("--json", action="store_true", help=json_help)
     add("--threads", type=int, metavar="N", help="threads of ONNX Runtime")
     add("--seed", type=seed_number, metavar="N", help="for everything random (default 0)")
+    add_words(add)
+
+
+def add_words(add: Add) -> None:
+    """How much is said; help and version."""
     add("-q", "--quiet", action="store_true", help="only errors on standard error")
     add("-v", "--verbose", action="store_true", help="name the phases; full tables")
     add("--debug", action="store_true", help="show the traceback of an error")

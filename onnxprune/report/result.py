@@ -121,6 +121,12 @@ class Result:
         """The result as JSON text."""
         return json.dumps(self.to_dict(), allow_nan=False) + "\n"
 
+    def to_html(self) -> str:
+        """The result as a page: one file, nothing to fetch."""
+        from onnxprune.report.page import render
+
+        return render(self.to_dict(), name="model" if self.source is None else self.source.name)
+
     def summary(self) -> str:
         """One screen of plain text: what was done, and the evidence."""
         from onnxprune.report.terminal import summary

@@ -1,0 +1,43 @@
+"""`onnxprune report`: the JSON of a result as a page for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from onnxprune.commands.common import Parser, add_words, print_out
+from onnxprune.errors import FileError, UsageError
+from onnxprune.report.terminal import Status, plain
+
+
+def parser() -> Parser:
+    about = "What `onnxprune ... --json` printed, as one HTML page that needs nothing else."
+    made = Parser("report", "report RESULT.json [-o OUT.html] [options]", about)
+    made.add_argument("result", metavar="RESULT", help="a file with what --json printed")
+    made.add_argument("-o", "--output", metavar="FILE", help="where to write (default RESULT.html beside it)")
+    made.add_argument("--name", metavar="TEXT", help="what the page calls the model (default RESULT)")
+    made.add_argument("--force", action="store_true", help="replace an existing file")
+    add_words(made.add_argument_group("general").add_argument)
+    return made
+
+
+def run(args: argparse.Namespace, status: Status) -> None:
+    from onnxprune.graph import files
+    from onnxprune.report.page import render
+
+    source = Path(args.result)
+    output = args.output or str(source.with_suffix(".html"))
+    try:
+        found = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{source}: cannot be read: {error.strerror or error}; check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: not JSON; give a file with what `onnxprune ... --json` printed") from error
+    try:
+        page = render(found, name=args.name or source.stem)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{source}: not a result of this version of onnxprune: {error}") from error
+    files.atomic_write_text(page, output, force=args.force, sources=[source])
+    status.close()
+    print_out(f"wrote {plain(output)}\n")
