@@ -97,10 +97,10 @@ class Runner:
         """Run some nodes on every batch."""
         inside = {o for k in keys for o in self.graph.nodes[k].output if o}
         model, inputs = self._segment(keys, inside, outputs)
-        # making and ending the threads of a session takes longer than a small segment
+        # making the threads of a session, or improving its graph, takes longer than a small segment
         small = sum(self.live[i][0].nbytes for i in inputs) <= SMALL
         session = runtime.open_session(
-            model, threads=1 if small and self.threads is None else self.threads, name="segment"
+            model, threads=1 if small and self.threads is None else self.threads, optimise=not small, name="segment"
         )
         for b in range(self.count):
             yield session.run({i: self.live[i][b] for i in inputs}, outputs)

@@ -436,6 +436,20 @@ row("Attention with heads on an axis", f"""{SEQ} <float[12,8] wq, float[12,8] wk
 row("Attention that hands its keys on", f"""{SEQ[:-1]}, float[] p) <{TOKENS}>
     {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
        a, p = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v) y = MatMul(a, wo) }}""", [], "Attention with a cache", opset=23)
+ROTARY = f"""{SEQ} <float[12,8] wq, float[12,8] wk, float[12,8] wv, float[8,12] wo, {HEADS}, float[6,2] c, float[6,2] s,
+    int64[1,6] p = {{0, 1, 2, 3, 4, 5}}> {{ q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) q1 = Reshape(q0, sp)
+       k1 = Reshape(k0, sp) v1 = Reshape(v0, sp) q2 = Transpose<perm=[0,2,1,3]>(q1) k2 = Transpose<perm=[0,2,1,3]>(k1)
+       v = Transpose<perm=[0,2,1,3]>(v1) TURNED k = Transpose<perm=[0,1,3,2]>(k3) d = MatMul(q, k) a = Softmax<axis=-1>(d)
+       t = MatMul(a, v) e = Transpose<perm=[0,2,1,3]>(t) f = Reshape(e, jo) y = MatMul(f, wo) }}"""
+row("RotaryEmbedding of heads on an axis", ROTARY.replace("TURNED", """pn = Expand(p, en) q = RotaryEmbedding(q2, c, s, pn)
+    k3 = RotaryEmbedding(k2, c, s, pn)""").replace("int64[1,6] p", "int64[2] en = {2, 6}, int64[1,6] p"), [4], "MatMul joins", opset=23)
+row("RotaryEmbedding of Microsoft's, heads on an axis", ROTARY.replace("TURNED", """pn = Expand(p, en)
+    q = com.microsoft.RotaryEmbedding(q2, pn, c, s) k3 = com.microsoft.RotaryEmbedding(k2, pn, c, s)""").replace(
+    "int64[1,6] p", "int64[2] en = {2, 6}, int64[1,6] p"), [4], "MatMul joins")
+row("RotaryEmbedding of heads in one axis", f"""{SEQ.replace("N", "2")} <{TOKENS}, float[6,2] c, float[6,2] s, int64[2,6] p = {{0,1,2,3,4,5,0,1,2,3,4,5}}>
+    {{ q0 = MatMul(x, wq) k0 = MatMul(x, wk) v = MatMul(x, wv) q = RotaryEmbedding<num_heads=2>(q0, c, s, p)
+       k = RotaryEmbedding<num_heads=2>(k0, c, s, p) a = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v)
+       y = MatMul(a, wo) }}""", [5], "RotaryEmbedding", opset=23)
 net("Slice of one channel", "int64[1] s = {2}, int64[1] e = {3}, int64[1] a = {1}",
     "b = Slice(h, s, e, a) z = Mul(h, b)", [7], "single channel")
 row("Einsum with a weight", """(float[N,6,12] x) => (float[] y) <float[12,8] w, float[8,5] v>
