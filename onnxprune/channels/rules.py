@@ -302,8 +302,8 @@ def attention(walk: Walk, q: Value, k: Value, v: Value, *rest: Value) -> Ids:
 
 @rule("RotaryEmbedding")
 def rotary_embedding(walk: Walk, x: Value, *rest: Value) -> Ids:
-    """Turns pairs of a head's channels by an angle of their own. Heads on an axis of their own may go whole; in one axis
-    with the channels, their number is an attribute."""
+    """Turns pairs of a head's channels by an angle of their own. Heads on an axis of their own may go whole; in one
+    axis with the channels, their number is an attribute."""
     pin_all(walk, "used as angles or positions", *rest)
     assert isinstance(x, np.ndarray)
     return walk.ties.whole(x, x.ndim - 1, "RotaryEmbedding turns the channels of a head in pairs")
