@@ -26,7 +26,11 @@ from onnxprune.graph.shapes import Observed
 Value = Ids | Param | None
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
-CONTRIB: set[tuple[str, str]] = {("com.microsoft", "Gelu"), ("com.microsoft", "QuickGelu")}
+CONTRIB: set[tuple[str, str]] = {
+    ("com.microsoft", "Gelu"),
+    ("com.microsoft", "QuickGelu"),
+    ("com.microsoft", "RotaryEmbedding"),
+}
 """Operators of other domains that a rule was written for."""
 
 
@@ -294,6 +298,15 @@ def attention(walk: Walk, q: Value, k: Value, v: Value, *rest: Value) -> Ids:
     ties.same(first[0], first[1])
     ties.reads[(walk.key, 0)] = (q.ndim - 1, lines[0])
     return walk.place(np.tile(first[2], heads[0]), len(walk.out()) - 1, len(walk.out()))
+
+
+@rule("RotaryEmbedding")
+def rotary_embedding(walk: Walk, x: Value, *rest: Value) -> Ids:
+    """Turns pairs of a head's channels by an angle of their own. Heads on an axis of their own may go whole; in one
+    axis with the channels, their number is an attribute."""
+    pin_all(walk, "used as angles or positions", *rest)
+    assert isinstance(x, np.ndarray)
+    return walk.ties.whole(x, x.ndim - 1, "RotaryEmbedding turns the channels of a head in pairs")
 
 
 @rule("LSTM", "GRU", "RNN")

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels.groups import Channels
+from onnxprune.channels.rules import ELEMENTWISE, UNARY
 from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.graph.shapes import Observed, follow
 
@@ -106,11 +107,15 @@ def _follow(
     """Hold what the graph will compute against what is wanted."""
     seen = Observed(cut.channels.shapes, cut.before)
     after = follow(graph, cut.shapes, seen)
-    static = graph.once("stirred", cut.channels, lambda: follow(graph, _stirred(cut)))
+    static = graph.once("stirred", cut.channels, lambda: follow(graph, _stirred(graph, cut)))
     conflicts: list[Conflict] = []
+    asked: dict[str, set[Use]] = {}  # node within the computation of sizes -> the operands for which it is mended
     for (key, i), value in wanted.items():
         node = graph.nodes[key]
         pieces = None if value is None else _pieces(graph, cut, (key, i), value, after, static)
+        for m in pieces or ():
+            if m.use != (key, i):
+                asked.setdefault(m.use[0], set()).add((key, i))
         if pieces is None:
             why = f"{node.op_type} takes a size computed at run time"
             conflicts.append(Conflict(key, (node.input[0], node.output[0]), why))
@@ -118,8 +123,17 @@ def _follow(
             mends += pieces
     for key in _clashes(mends):
         conflicts.append(Conflict(key, tuple(graph.nodes[key].input[:1]), "two readers need different sizes"))
+    unheard = [
+        asked[made]
+        for key, i, name in (_readers(graph, cut) if asked else ())
+        for made in _makers(graph, cut, name) & asked.keys()
+        if (graph.nodes[key].op_type, i) in TAKES_SIZES and (key, i) not in asked[made]
+    ]
+    for key, _ in sorted(set().union(*unheard)):
+        node = graph.nodes[key]
+        conflicts.append(Conflict(key, (node.input[0], node.output[0]), "two readers of one size need different ones"))
     # values computed from sizes that reach arithmetic on data must not change
-    for key, i, name in graph.once("value readers", cut.before, lambda: _value_readers(graph, cut.before)):
+    for key, i, name in _readers(graph, cut):
         if (key, i) in wanted or _equal(cut.before[name], after.get(name)) or _is_fill(graph, cut, name):
             continue
         if _equal(cut.before[name], static.get(name)):
@@ -134,6 +148,22 @@ def _follow(
         if name in cut.before and not _equal(cut.before[name], after.get(name)):
             conflicts.append(Conflict(graph.producer[name], _roots(graph, name, cut.before, cut), why))
     return mends, conflicts
+
+
+def _makers(graph: Graph, cut: Cut, name: str) -> set[str]:
+    """The nodes that an operand computed from sizes goes through."""
+    stack, found = [name], set()
+    while stack:
+        top = stack.pop()
+        made = graph.producer.get(top)
+        if top in cut.before and made is not None and made not in found:
+            found.add(made)
+            stack.extend(graph.nodes[made].input)
+    return found
+
+
+def _readers(graph: Graph, cut: Cut) -> list[tuple[str, int, str]]:
+    return graph.once("value readers", cut.before, lambda: _value_readers(graph, cut.before))
 
 
 def _is_fill(graph: Graph, cut: Cut, name: str) -> bool:
@@ -152,15 +182,41 @@ def _value_readers(graph: Graph, derived: Mapping[str, np.ndarray]) -> list[tupl
     return found
 
 
-def _stirred(cut: Cut) -> dict[str, tuple[int, ...]]:
-    """The sizes with every axis changed that carries no channels: what still comes out the same depends on
-    weights alone, whatever the batch or the image size."""
-    stirred = {}
+def _stirred(graph: Graph, cut: Cut) -> dict[str, tuple[int, ...]]:
+    """The sizes with every axis changed that carries no channels and that no weight fixes: what still comes out the
+    same depends on weights alone, whatever the batch or the image size."""
+    stirred, fixed = {}, _fixed_axes(graph, cut.channels.shapes)
     for name, shape in cut.channels.shapes.items():
-        units = cut.channels.flow.get(name)
-        carried = [units is not None and k < units.ndim and units.shape[k] > 1 for k in range(len(shape))]
-        stirred[name] = tuple(d if c else 2 * d + 5 for d, c in zip(shape, carried, strict=True))
+        units, own = cut.channels.flow.get(name), fixed.get(name, ())
+        stays = [k in own or (units is not None and k < units.ndim and units.shape[k] > 1) for k in range(len(shape))]
+        stirred[name] = tuple(d if s else 2 * d + 5 for d, s in zip(shape, stays, strict=True))
     return stirred
+
+
+ALIGNED = frozenset((*UNARY, *ELEMENTWISE, "LayerNormalization"))
+"""Operators whose operands and output line up at their last axes."""
+FIXES = {"Conv": 1, "BatchNormalization": 1, "Gemm": 1, "MatMul": -1}
+"""Operator with a constant second operand -> the axis of the first operand and of the output that it fixes."""
+
+
+def _fixed_axes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[int]]:
+    """Activation -> axes that can have no other size, because a constant meets them."""
+    found: dict[str, set[int]] = {}
+    for node in graph.nodes.values():
+        out = node.output[0]
+        rank = len(shapes.get(out, ()))
+        if node.op_type in FIXES and len(node.input) > 1 and graph.constant(node.input[1]) is not None:
+            axis, before = FIXES[node.op_type], len(shapes.get(node.input[0], ()))
+            if attr(node, "transA", 0) or before < 2 or before != rank:
+                continue
+            found.setdefault(node.input[0], set()).add(axis % rank)
+            found.setdefault(out, set()).add(axis % rank)
+        elif node.op_type in ALIGNED:
+            for name in node.input:
+                size, whole = shapes.get(name, ()), graph.constant(name) is not None if name else False
+                axes = [k for k, d in enumerate(size) if whole and d > 1] or list(found.get(name, ()))
+                found.setdefault(out, set()).update(k + rank - len(size) for k in axes if size[k] > 1)
+    return found
 
 
 def _equal(a: np.ndarray, b: np.ndarray | None) -> bool:

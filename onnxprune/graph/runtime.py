@@ -67,6 +67,10 @@ def installed_distributions() -> tuple[str, ...]:
     return tuple(found)
 
 
+_sound: dict[str, ModuleType] = {}
+"""The module once its install was looked at: a look at the installed distributions takes as long as a session."""
+
+
 def require_ort() -> ModuleType:
     """The `onnxruntime` module.
 
@@ -74,6 +78,9 @@ def require_ort() -> ModuleType:
         ProviderError: it is not installed, installed twice under two names, or does not load; with the
             commands that help.
     """
+    module = sys.modules.get("onnxruntime")
+    if module is not None and module is _sound.get("onnxruntime"):
+        return module
     found = installed_distributions()
     if len(found) > 1:
         extra = "cpu" if "onnxruntime-gpu" not in found else "gpu"
@@ -82,7 +89,8 @@ def require_ort() -> ModuleType:
             f'`pip uninstall -y {" ".join(found)}` and then `pip install "onnxprune[{extra}]"`'
         )
     try:
-        return importlib.import_module("onnxruntime")
+        _sound["onnxruntime"] = importlib.import_module("onnxruntime")
+        return _sound["onnxruntime"]
     except ImportError as error:
         if found:
             raise ProviderError(

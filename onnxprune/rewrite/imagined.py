@@ -185,9 +185,10 @@ def spread_columns(
     threads: int | None = None,
 ) -> onnx.ModelProto:
     """The cut model in which every reader makes up for its removed inputs by the kept ones."""
-    graph, runner = Graph(pruned), Runner(original, batches, threads=threads)
-    behind = added_behind(original, channels.shapes)
     readers = {(s.use, s.axis): s for g in channels.groups for s in g.readers}
+    wanted = [s.reads for s in readers.values() if s.reads and not alive[channels.params[s.use][s.axis]].all()]
+    graph, runner = Graph(pruned), Runner(original, batches, threads=threads, ahead=wanted)
+    behind = added_behind(original, channels.shapes)
     found: dict[str, tuple[np.ndarray, np.ndarray] | None] = {}
     order = {name: i for name, i in runner.made_at.items()}
     for s in sorted(readers.values(), key=lambda s: order.get(s.reads or "", -1)):

@@ -8,6 +8,7 @@ between segments, which is the point.
 
 from __future__ import annotations
 
+import bisect
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -21,6 +22,8 @@ from onnxprune.graph.model import Graph, captured
 Feeds = Mapping[str, np.ndarray]
 MEMORY = 1 << 30
 """Bytes of live activations kept in memory per network; the rest is memory-mapped."""
+AHEAD = 1 << 25
+"""Bytes of tensors that are wanted later, fetched along with the one that is wanted now."""
 SMALL = 1 << 18
 """Bytes that a segment reads at once, up to which it runs on one thread unless told otherwise."""
 
@@ -32,9 +35,12 @@ class Runner:
         graph: the network; its constants are read when a segment runs, edits included.
         batches: the samples, as lists of feeds.
         threads: ORT threads.
+        ahead: the tensors that will be asked for, in order, where no edit comes in between: longer pieces are run then.
     """
 
-    def __init__(self, graph: Graph, batches: Sequence[Feeds], *, threads: int | None = None):
+    def __init__(
+        self, graph: Graph, batches: Sequence[Feeds], *, threads: int | None = None, ahead: Sequence[str] = ()
+    ):
         self.graph, self.threads = graph, threads
         self.keys = [k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)]
         self.index = {k: i for i, k in enumerate(self.keys)}
@@ -50,12 +56,22 @@ class Runner:
             self.last_use[name] = len(self.keys)
         self.made_at = {o: i for i, k in enumerate(self.keys) for o in graph.nodes[k].output if o}
         self.held = 0
+        self.ahead = sorted({t for t in ahead if t in self.made_at}, key=self.made_at.__getitem__)
+        self.stride = 1
 
     def until(self, tensor: str) -> list[np.ndarray]:
         """Run up to the node that makes `tensor`. Returns its values, one array a batch."""
         if tensor not in self.live:
-            self._run(self.made_at[tensor] + 1, tensor)
+            wanted = self._together(tensor)
+            self._run(self.made_at[wanted[-1]] + 1, wanted)
+            fetched = sum(v.nbytes for name in wanted for v in self.live[name])
+            self.stride = max(1, min(2 * len(wanted), int(len(wanted) * AHEAD / max(1, fetched))))
         return self.live[tensor]
+
+    def _together(self, tensor: str) -> list[str]:
+        """`tensor` and those that will be asked for next, as many as the last ones left room for."""
+        first = bisect.bisect_right(self.ahead, self.made_at[tensor], key=self.made_at.__getitem__)
+        return [tensor, *self.ahead[first : first + self.stride - 1]]
 
     def hold(self, tensor: str, key: str) -> None:
         """Keep a tensor until the node `key` has run."""
@@ -81,18 +97,18 @@ class Runner:
         """Run some nodes on every batch."""
         inside = {o for k in keys for o in self.graph.nodes[k].output if o}
         model, inputs = self._segment(keys, inside, outputs)
-        # making and ending the threads of a session takes longer than a small segment
+        # making the threads of a session, or improving its graph, takes longer than a small segment
         small = sum(self.live[i][0].nbytes for i in inputs) <= SMALL
         session = runtime.open_session(
-            model, threads=1 if small and self.threads is None else self.threads, name="segment"
+            model, threads=1 if small and self.threads is None else self.threads, optimise=not small, name="segment"
         )
         for b in range(self.count):
             yield session.run({i: self.live[i][b] for i in inputs}, outputs)
 
-    def _run(self, stop: int, wanted: str) -> None:
+    def _run(self, stop: int, wanted: Sequence[str]) -> None:
         keys = self.keys[self.position : stop]
         inside = {o for k in keys for o in self.graph.nodes[k].output if o}
-        outputs = [o for o in inside if self.last_use.get(o, -1) >= stop or o == wanted]
+        outputs = [o for o in inside if self.last_use.get(o, -1) >= stop or o in wanted]
         order = {name: i for i, name in enumerate(o for k in keys for o in self.graph.nodes[k].output)}
         outputs.sort(key=order.__getitem__)
         results: dict[str, list[np.ndarray]] = {o: [] for o in outputs}
@@ -101,7 +117,7 @@ class Runner:
                 results[o].append(self._keep(v))
         self.live.update(results)
         self.position = stop
-        for name in [n for n in self.live if self.last_use.get(n, -1) < stop and n != wanted]:
+        for name in [n for n in self.live if self.last_use.get(n, -1) < stop and n not in wanted]:
             for v in self.live.pop(name):
                 self.held -= 0 if isinstance(v, np.memmap) else v.nbytes
 

@@ -48,7 +48,9 @@ def repair_statistics(
     """
     cut = Cut(channels, alive)
     graph = Graph(with_biases(pruned, cut.changed))
-    before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
+    wanted = [place.tensor for place in correctable(original, graph, cut)]
+    before = Runner(original, batches, threads=threads, ahead=wanted)
+    after = Runner(graph, batches, threads=threads)
     for place in correctable(original, graph, cut, progress):
         correct_statistics(graph, cut, place, before, after)
     return graph.export()

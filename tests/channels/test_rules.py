@@ -436,6 +436,33 @@ row("Attention with heads on an axis", f"""{SEQ} <float[12,8] wq, float[12,8] wk
 row("Attention that hands its keys on", f"""{SEQ[:-1]}, float[] p) <{TOKENS}>
     {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv)
        a, p = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v) y = MatMul(a, wo) }}""", [], "Attention with a cache", opset=23)
+HEADS_OF = """(float[N,6,12] x) => (float[] y)
+    <float[12,12] u, float[12] g, float[12] b, float[12,12] wq, float[12,12] wk, float[12,12] wv, float[12,5] wo,
+    int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] i2 = {2}, int64[1] i3 = {3}, int64[1] h = {3}>
+    { m = MatMul(x, u) n = LayerNormalization(m, g, b) s = Shape(n) B = Slice(s, i0, i1) T = Slice(s, i1, i2)
+      C = Slice(s, i2, i3) D = Div(C, h) SPLITS q0 = MatMul(n, wq) k0 = MatMul(n, wk) v0 = MatMul(n, wv)
+      q1 = Reshape(q0, sq) k1 = Reshape(k0, sk) v1 = Reshape(v0, sv)
+      q = Transpose<perm=[0,2,1,3]>(q1) k = Transpose<perm=[0,2,3,1]>(k1) v = Transpose<perm=[0,2,1,3]>(v1)
+      d = MatMul(q, k) a = Softmax<axis=-1>(d) t = MatMul(a, v) e = Transpose<perm=[0,2,1,3]>(t)
+      jo = Concat<axis=0>(B, T, C) f = Reshape(e, jo) y = MatMul(f, wo) }"""
+row("heads split by the width of a tensor that stays whole", HEADS_OF.replace("SPLITS", """sq = Concat<axis=0>(B, T, h, D)
+    sk = Concat<axis=0>(B, T, h, D) sv = Concat<axis=0>(B, T, h, D)"""), [4, 4], "LayerNormalization")
+row("heads split by one shape for all", HEADS_OF.replace("SPLITS", """sq = Concat<axis=0>(B, T, h, D) sk = Identity(sq)
+    sv = Identity(sq)"""), [], "two readers of one size")
+ROTARY = f"""{SEQ} <float[12,8] wq, float[12,8] wk, float[12,8] wv, float[8,12] wo, {HEADS}, float[6,2] c, float[6,2] s,
+    int64[1,6] p = {{0, 1, 2, 3, 4, 5}}> {{ q0 = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) q1 = Reshape(q0, sp)
+       k1 = Reshape(k0, sp) v1 = Reshape(v0, sp) q2 = Transpose<perm=[0,2,1,3]>(q1) k2 = Transpose<perm=[0,2,1,3]>(k1)
+       v = Transpose<perm=[0,2,1,3]>(v1) TURNED k = Transpose<perm=[0,1,3,2]>(k3) d = MatMul(q, k) a = Softmax<axis=-1>(d)
+       t = MatMul(a, v) e = Transpose<perm=[0,2,1,3]>(t) f = Reshape(e, jo) y = MatMul(f, wo) }}"""
+row("RotaryEmbedding of heads on an axis", ROTARY.replace("TURNED", """pn = Expand(p, en) q = RotaryEmbedding(q2, c, s, pn)
+    k3 = RotaryEmbedding(k2, c, s, pn)""").replace("int64[1,6] p", "int64[2] en = {2, 6}, int64[1,6] p"), [4], "MatMul joins", opset=23)
+row("RotaryEmbedding of Microsoft's, heads on an axis", ROTARY.replace("TURNED", """pn = Expand(p, en)
+    q = com.microsoft.RotaryEmbedding(q2, pn, c, s) k3 = com.microsoft.RotaryEmbedding(k2, pn, c, s)""").replace(
+    "int64[1,6] p", "int64[2] en = {2, 6}, int64[1,6] p"), [4], "MatMul joins")
+row("RotaryEmbedding of heads in one axis", f"""{SEQ.replace("N", "2")} <{TOKENS}, float[6,2] c, float[6,2] s, int64[2,6] p = {{0,1,2,3,4,5,0,1,2,3,4,5}}>
+    {{ q0 = MatMul(x, wq) k0 = MatMul(x, wk) v = MatMul(x, wv) q = RotaryEmbedding<num_heads=2>(q0, c, s, p)
+       k = RotaryEmbedding<num_heads=2>(k0, c, s, p) a = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v)
+       y = MatMul(a, wo) }}""", [5], "RotaryEmbedding", opset=23)
 net("Slice of one channel", "int64[1] s = {2}, int64[1] e = {3}, int64[1] a = {1}",
     "b = Slice(h, s, e, a) z = Mul(h, b)", [7], "single channel")
 row("Einsum with a weight", """(float[N,6,12] x) => (float[] y) <float[12,8] w, float[8,5] v>
