@@ -22,7 +22,7 @@ METHODS: accuracy.Methods = {
     "channels": {"methods": ("channels",)},
     "rank": {"methods": ("rank",)},
     "3C": {"methods": ("3c",)},
-    "auto": {},
+    "auto": {"methods": ("channels", "blocks", "rank")},
 }
 
 
