@@ -213,8 +213,10 @@ class _Trial:
         self.progress = progress
         # As many samples as the adaptive allocation tries its cuts on, whatever widths are asked for here.
         each = count_macs(subject.graph, subject.channels.shapes) * len(subject.channels.groups) * len(SHARES)
-        fit, _ = data.split(seed=seed)
-        self.fit, self.count = fit, int(min(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES), len(fit)))
+        self.fit, self.judges = data.split(
+            seed=seed
+        )  # what was learnt is judged on samples that it was not learnt from
+        self.count = int(min(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES), len(self.judges)))
         self.cost = CostModel(subject.graph, subject.channels)
 
     def nothing(self) -> Sensitivity:
@@ -233,8 +235,8 @@ class _Trial:
     def _ready(self) -> tuple[dict[str, Curve], Trials]:
         if self.progress:
             self.progress("calibrate", 0, len(self.fit))
-        fit = self.fit
-        samples = Samples(fit.batches, lambda n: list(fit.take(n).batches(min(n, BATCH))))
+        judges = self.judges
+        samples = Samples(self.fit.batches, lambda n: list(judges.take(n).batches(min(n, BATCH))))
         s = self.subject
         return trials_of(s.model, s.graph, s.channels, samples, self.count, threads=self.threads, seed=self.seed)
 

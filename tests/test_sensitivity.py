@@ -100,6 +100,15 @@ def test_the_damage_is_that_of_the_outputs_of_a_network_cut_in_this_place():
     assert 0 < points(found, "w1")[2] < min(least)
 
 
+def test_cuts_are_judged_on_samples_that_nothing_was_learnt_from(monkeypatch):
+    seen, real = [], sensitivities.trials_of
+    monkeypatch.setattr(sensitivities, "trials_of", lambda *a, **k: (seen.append(a[3]), real(*a, **k))[1])
+    onnxprune.sensitivity(net(), X, steps=1)
+    learnt = {x.tobytes() for feeds in seen[0].batches(8) for x in feeds["x"]}
+    judges = {x.tobytes() for feeds in seen[0].judges(8) for x in feeds["x"]}
+    assert learnt and judges and not learnt & judges
+
+
 def test_macs_are_those_of_the_cut_alone():
     found = onnxprune.sensitivity(net(), X, widths=[0.5])
     first, second, last = 64 * 8 * 27, 64 * 8 * 72, 8 * 5
