@@ -1,7 +1,7 @@
 """Speed-ups asked for and speed-ups got: `--speedup 2` on each net, timed again by a separate process.
 
     python benchmarks/latency.py                      the default, by time, on all nets
-    python benchmarks/latency.py --ways               also by MACs, by channels alone, by blocks alone
+    python benchmarks/latency.py --ways               also by MACs, by channels and blocks, by either alone
     python benchmarks/latency.py --ratios             no target: every ratio from 0.1 to 0.9, is any file slower?
     python benchmarks/latency.py --model-error        the latency model against networks of random widths
 
@@ -31,7 +31,8 @@ from onnxprune.errors import PruneError
 
 REAL = ("efficientnet_lite0", "ch_PP-OCRv4_rec_infer")
 WAYS: dict[str, dict[str, Any]] = {
-    "by time, channels and blocks (default)": {},
+    "by time, channels, blocks and ranks (default)": {},
+    "by time, channels and blocks": {"methods": ("channels", "blocks")},
     "by time, channels": {"methods": ("channels",)},
     "by time, blocks": {"methods": ("blocks",)},
     "by MACs, channels and blocks": {"of": "macs"},

@@ -94,7 +94,12 @@ def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False
     add("--min-width", type=int, default=1, metavar="N", help=rare("no group gets narrower than N"))
     add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
     add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
-    add("--methods", type=_words, metavar="LIST", help="of channels,blocks (default both),rank; or 3c alone")
+    add(
+        "--methods",
+        type=_words,
+        metavar="LIST",
+        help="of channels,blocks,rank (default: rank only where time counts); or 3c",
+    )
     add("--keep-block", metavar="REGEX", help=rare("never drop blocks with a node whose name matches"))
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
     _add_statistics(add)

@@ -66,12 +66,12 @@ class Planner:
         self.of = settings.of or "macs"
         groups = tuple(g for g in subject.channels.groups if g.name not in leave)
         self.channels = channels = replace(subject.channels, groups=groups)
-        if not channels.groups and not {"blocks", "rank", "3c"} & set(settings.methods):
+        if not channels.groups and not {"blocks", "rank", "3c"} & set(settings.kinds()):
             raise UnsupportedError(f"nothing can be pruned: {why_not(channels)}")
         limits = settings.limits()
         self.criterion, self.how = settings.choices(subject.calibration is not None)
         self.blocks = self._blocks()
-        self.ranked = bool({"rank", "3c"} & set(settings.methods)) and self.how == "adaptive" and self.of != "channels"
+        self.ranked = bool({"rank", "3c"} & set(settings.kinds())) and self.how == "adaptive" and self.of != "channels"
         if not any(limits.allows(g) for g in channels.groups) and not self.blocks and not self.ranked:
             self._refuse()
         self.study = study(
@@ -108,13 +108,13 @@ class Planner:
         )
 
     def _refuse(self) -> None:
-        if {"rank", "3c"} & set(self.settings.methods) and self.of == "channels":
+        if {"rank", "3c"} & set(self.settings.kinds()) and self.of == "channels":
             raise UsageError("--of channels counts nothing that a lower rank saves; use macs, params or latency")
         if not self.channels.groups:
             raise UnsupportedError(f"nothing can be pruned: {why_not(self.channels)}")
-        if "channels" not in self.settings.methods:
+        if "channels" not in self.settings.kinds():
             if self.how != "adaptive":
-                words = ",".join(self.settings.methods)
+                words = ",".join(self.settings.kinds())
                 raise UsageError(f"--methods {words} needs samples and the adaptive allocation; give --calib")
             raise UnsupportedError("no block can go: there is no residual block, or --keep-block names them all")
         raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
@@ -124,7 +124,7 @@ class Planner:
         return None if progress is None else lambda k, n: progress(phase, k, n)
 
     def _blocks(self) -> tuple[Block, ...]:
-        if "blocks" not in self.settings.methods or self.how != "adaptive":
+        if "blocks" not in self.settings.kinds() or self.how != "adaptive":
             return ()
         return find_blocks(self.subject.graph, self.channels.shapes, self.settings.keep_block)
 
@@ -165,7 +165,7 @@ class Planner:
         trials = self.study.trials
         if not self.ranked or trials is None:
             return ()
-        three = "3c" in self.settings.methods
+        three = "3c" in self.settings.kinds()
         return find_ranks(
             self.subject.graph,
             self.subject.channels.shapes,
@@ -181,7 +181,7 @@ class Planner:
     @cached_property
     def ranks(self) -> tuple[RankMove, ...]:
         """The same, with the ways that nothing beats in what counts."""
-        if "3c" in self.settings.methods:
+        if "3c" in self.settings.kinds():
             return ()
         return tuple(m.best_by(self._price(m).sum(1)) for m in self.all_ranks if self._price(m).any())
 
@@ -227,9 +227,9 @@ class Planner:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The ways to spend a budget that compete: channels alone, and the mix of channels, blocks and ranks."""
-        if "3c" in self.settings.methods:
+        if "3c" in self.settings.kinds():
             return ("3c",)
-        cuts = ("channels",) if "channels" in self.settings.methods and self.channels.groups else ()
+        cuts = ("channels",) if "channels" in self.settings.kinds() and self.channels.groups else ()
         return (*cuts, "mix") if self.moves or self.ranks or not cuts else cuts
 
     @one_blas_thread
@@ -326,7 +326,7 @@ class Planner:
             "of": self.of,
             "criterion": self.criterion,
             "allocation": self.how,
-            "methods": list(self.settings.methods),
+            "methods": list(self.settings.kinds()),
             "seed": self.settings.seed,
             "prune_statistics": bool(self.channels.inexact),
         }

@@ -55,7 +55,8 @@ class Settings:
         include, exclude: regular expressions on the names of groups and their weights.
         methods: kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the
             last two need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial
-            factorisation, channel factorisation and channels in turn.
+            factorisation, channel factorisation and channels in turn. None: all kinds where times count, else channels
+            and blocks: which factors are faster has to be timed, and then two runs may differ.
         keep_block: blocks with a node whose name matches this regular expression stay.
         lossless: remove only what changes no output; the ratio does not count then.
         best_effort: take what can be reached instead of failing when the ratio cannot.
@@ -73,7 +74,7 @@ class Settings:
     min_width: int = 1
     include: str | None = None
     exclude: str | None = None
-    methods: tuple[str, ...] = USUAL
+    methods: tuple[str, ...] | None = None
     keep_block: str | None = None
     lossless: bool = False
     best_effort: bool = False
@@ -99,11 +100,12 @@ class Settings:
             raise UsageError("distillation takes at least one epoch")
         if (self.recipe and not trained) or (self.augment and self.repair != "distill"):
             raise UsageError("--augment and --recipe are for training; give --repair distill")
-        for method in self.methods:
+        methods = self.kinds()
+        for method in methods:
             _one_of("method", method, (*METHODS, *RECIPES))
-        if set(self.methods) & set(RECIPES) and len(self.methods) > 1:
-            raise UsageError(f"--methods {','.join(self.methods)}: a recipe stands alone; {RECIPES[0]} or a list")
-        if not self.methods:
+        if set(methods) & set(RECIPES) and len(methods) > 1:
+            raise UsageError(f"--methods {','.join(methods)}: a recipe stands alone; {RECIPES[0]} or a list")
+        if not methods:
             raise UsageError(f"no method given; any of {', '.join(METHODS)}")
         if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
             raise UsageError("widths and their rounding are at least 1")
@@ -117,9 +119,15 @@ class Settings:
             except re.error as error:
                 raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
 
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of edits that are meant."""
+        if self.methods is not None:
+            return self.methods
+        return METHODS if self.of == "latency" else USUAL
+
     def limits(self) -> Limits:
         """The widths that are allowed; none but the full ones where channels are not to be cut."""
-        if not {"channels", "3c"} & set(self.methods):
+        if not {"channels", "3c"} & set(self.kinds()):
             return Limits(include=r"(?!)")
         return Limits(self.round_to, self.min_width, self.include, self.exclude)
 
