@@ -14,6 +14,7 @@ from onnxprune.plan import Factorize, KeepChannels, PrunePlan
 from onnxprune.planned import planned
 from onnxprune.planning import Planner
 from onnxprune.rewrite.factorize import factorize
+from onnxprune.subject import METHODS, USUAL
 from tests.channels import surgery
 
 NET = """(float[N,3,10,10] x) => (float[N,5] y)
@@ -175,3 +176,17 @@ def test_every_layer_says_what_happens_to_it():
     b = found.layers[1]
     assert b.macs_before == 100 * 16 * 9 * 24 and b.macs_after == 100 * (16 * 9 * 4 + 4 * 12)
     assert found.macs[1] == sum(c.macs_after for c in found.layers)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, USUAL),
+        ({"of": "params"}, USUAL),
+        ({"of": "latency"}, METHODS),
+        ({"of": "latency", "methods": ("channels",)}, ("channels",)),
+        ({"methods": ("rank", "channels")}, ("rank", "channels")),
+    ],
+)
+def test_ranks_are_usual_only_where_times_are_measured_anyway(given, expected):
+    assert api.Settings(**given).kinds() == expected
