@@ -101,12 +101,24 @@ def channel_split(W: Array, S: Array, most: int | None = None) -> Split:
     S = firm(S)
     left, right, lost = np.empty((parts, d, most)), np.empty((parts, most, n)), np.zeros((2, most + 1))
     for k in range(parts):
-        values, vectors = sl.eigh(W[k].T @ S[k] @ W[k])
-        values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-        left[k], right[k] = W[k] @ vectors[:, :most], vectors[:, :most].T
+        values, vectors = _right_vectors(W[k], S[k], most)
+        left[k], right[k] = W[k] @ vectors, vectors.T
         lost[0] += np.append(0.0, np.cumsum(values[:most]))
         lost[1] += values.sum()
     return Split(left, right, None, None, _lost(*lost))
+
+
+def _right_vectors(W: Array, S: Array, most: int) -> tuple[Array, Array]:
+    """(all squared singular values of S^½ W, falling; (n, most) right singular vectors), on its smaller side: a
+    classifier of thousands of classes reads a hundred inputs."""
+    d, n = W.shape
+    if n <= d:
+        values, vectors = sl.eigh(W.T @ S @ W)
+        return np.maximum(values[::-1], 0.0), vectors[:, ::-1][:, :most]
+    half = sl.cholesky(S, lower=True).T @ W  # (d, n)
+    values, vectors = sl.eigh(half @ half.T)
+    values = np.maximum(values[::-1], 0.0)
+    return values, sl.qr(half.T @ vectors[:, ::-1][:, :most], mode="economic")[0]
 
 
 def spatial_split(W: Array, S: Array, kernel: tuple[int, int], most: int | None = None) -> Split:
