@@ -38,6 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "by MACs, channels and blocks": {"of": "macs"},
     "by MACs, channels": {"of": "macs", "methods": ("channels",)},
 }
+MARKS = ("o", "s", "^", "v", "D", "x")
 GRID = tuple(k / 10 for k in range(1, 10))
 
 
@@ -152,6 +153,28 @@ def row_of(name: str, what: str, row: Mapping[str, Any]) -> list[str]:
     return [name, what, speed, f"−{row['macs_removed']:.1%}", blocks, score, f"{row['seconds']:.0f} s"]
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Top-1 against the speed-up that was measured apart: a panel a net, a mark a way of spending."""
+    from onnxprune.report import plots
+
+    scored = [row for row in rows if "top-1" in row]
+    names = list(dict.fromkeys(row["net"] for row in scored))
+    figure = plots.new(4.2 * max(1, len(names)), 4)
+    for k, name in enumerate(names):
+        ax = figure.add_subplot(1, len(names), k + 1)
+        for way, mark in zip(dict.fromkeys(row["way"] for row in scored), MARKS * 9, strict=False):
+            own = [row for row in scored if (row["net"], row["way"]) == (name, way)]
+            if own:
+                x, y = [row["speedup"] for row in own], [float(row["top-1"].rstrip("%")) for row in own]
+                sides = [[a - row["low"] for a, row in zip(x, own, strict=True)],
+                         [row["high"] - a for a, row in zip(x, own, strict=True)]]  # fmt: skip
+                ax.errorbar(x, y, xerr=sides, fmt=mark, label=way, capsize=2)
+        ax.set(title=name, xlabel="speed-up, measured apart", ylabel="top-1 in percent")
+        ax.legend(frameon=False, fontsize="x-small", loc="best")
+    path.write_bytes(plots.encoded(figure, path))
+    common.say(f"wrote {path}")
+
+
 def main() -> None:
     parser = common.options(__doc__, "latency.jsonl")
     add = parser.add_argument
@@ -161,6 +184,7 @@ def main() -> None:
     add("--seed", type=int, default=0, help="of the calibration images (0)")
     add("--data", type=Path, default=common.DATA, help=f"folder of the four .gz files ({common.DATA})")
     add("--gcompris", type=Path, default=real_files.GCOMPRIS, metavar="DIR", help="gcompris's resource files")
+    add("--plot", type=Path, metavar="FILE", help="top-1 against speed-up: .svg or .png (needs matplotlib)")
     add("--ways", action="store_true", help="every way of spending the time, not only the default")
     add("--ratios", action="store_true", help="every ratio of the MACs from 0.1 to 0.9 instead")
     add("--model-error", action="store_true", help="the latency model against whole networks instead")
@@ -196,6 +220,8 @@ def main() -> None:
     print(common.table(head, lines))
     print(f"\n{common.footer(time.perf_counter() - begin)}")
     common.write_lines(rows, args.json)
+    if args.plot and not args.model_error:
+        draw(rows, args.plot)
 
 
 if __name__ == "__main__":
