@@ -64,7 +64,7 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
     else:
         model = drop_blocks(cut(graph, channels, alive), plan.drops())
         kept = Cut(channels, alive).kept()
-        surgery = check_surgery(graph.model, model, cuts, probes, kept=kept, until_turned=held is None)
+        surgery = check_surgery(graph.model, model, cuts, probes, kept=kept, until_turned=held is None, graph=graph)
     if channels.inexact and not plan.lossless:
         nodes = channels.inexact
         words = (

@@ -26,6 +26,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn
 
@@ -411,8 +412,16 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
 def _holds(path: Path, text: bytes) -> bool:
     """Whether `text` stands anywhere in a regular file."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return False
+        told = os.stat(path)
+        return stat.S_ISREG(told.st_mode) and _found(path, text, told.st_ino, told.st_size, told.st_mtime_ns)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=64)
+def _found(path: Path, text: bytes, *_state: int) -> bool:
+    """`_holds`, looked up once as long as the file's state is the same."""
+    try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return data.find(text) >= 0
     except (OSError, ValueError):  # ValueError: an empty file, or a null character in the name

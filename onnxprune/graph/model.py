@@ -163,6 +163,12 @@ class Graph:
         self._reserved: set[str] | None = None
         self._memo: dict[str, tuple[Any, Any]] = {}
 
+    def unedited(self) -> Graph:
+        """The same model to edit, with every constant that is worked out already; this one must not be edited."""
+        graph = Graph(self.model)
+        graph._values = dict(self._values)
+        return graph
+
     # -- reading ------------------------------------------------------------------------------------------
 
     def constant(self, name: str) -> np.ndarray | None:

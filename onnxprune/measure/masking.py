@@ -32,17 +32,18 @@ ROWS_FIRST = ("QLinearConv", "ConvInteger")
 """Operators whose zero points, one per output channel, belong to the weight's first axis; else the last."""
 
 
-def masked(model: onnx.ModelProto, cuts: Sequence[Mapping]) -> onnx.ModelProto:
+def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | None = None) -> onnx.ModelProto:
     """The original with every removed index of every listed input multiplied by zero.
 
     Args:
         model: the original, left untouched.
         cuts: {node, input, axis, rank, length, removed} each, as `removed_cuts` publishes them.
+        graph: the model's graph, unedited, where there is one.
 
     Raises:
         UsageError: a cut names a node that the model does not have.
     """
-    graph = Graph(model)
+    graph = graph or Graph(model)
     result = onnx.ModelProto()
     result.CopyFrom(model)
     nodes = {node_key(n): n for n in result.graph.node}

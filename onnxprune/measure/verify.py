@@ -19,7 +19,7 @@ plain comparison fails, three things are done before the cut is called wrong:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,6 +151,7 @@ def check_surgery(
     *,
     kept: Kept | None = None,
     until_turned: bool = False,
+    graph: Graph | None = None,
 ) -> Surgery:
     """Compare the unrepaired pruned model with the masked original.
 
@@ -160,20 +161,25 @@ def check_surgery(
         batches: feeds.
         kept: the channels left in every activation that lost some; needed to compare inside the models.
         until_turned: stop at the first batch on which rounding turns decisions over, or does nothing at all.
+        graph: the original's graph, unedited; given, its constants are not worked out again.
 
     Raises:
         BudgetError: an output has another shape or type.
     """
-    reference = masked(original, cuts)
+    reference = masked(original, cuts, graph=graph)
+    outputs = [o.name for o in original.graph.output]
+    # One run of a detector may take seconds, so what a second look needs is fetched in the first.
+    watched = _watched(reference, cuts, kept or {}) if _picks(reference) else []
     # Not optimised: one run each, and the same kernels on both sides. The written file is run as users will run it.
-    left = runtime.open_session(reference, optimise=False, spinning=False, name="masked original")
+    left = _given(reference, {}, [*outputs, *watched], name="masked original")
     right = runtime.open_session(pruned, optimise=False, spinning=False, name="pruned model")
     precision = _precision(original)
     worst, samples = 0.0, 0
     closer: _Closer | None = None
     for feeds in batches:
         samples += len(next(iter(feeds.values()))) if feeds else 1
-        wanted, found = left.run(feeds), right.run(feeds)
+        seen = dict(zip(left.outputs, left.run(feeds), strict=True))
+        wanted, found = [seen[o] for o in outputs], right.run(feeds)
         error = max(map(distance, wanted, found), default=0.0)
         if error <= precision.tolerance:
             worst = max(worst, error)
@@ -182,7 +188,7 @@ def check_surgery(
             continue
         if closer is None:
             closer = _Closer(reference, pruned, cuts, kept or {}, precision)
-        closer.look(feeds, left, dict(zip(left.outputs, wanted, strict=True)), found)
+        closer.look(feeds, left, dict(zip(outputs, wanted, strict=True)), found, seen)
         if closer.turned and until_turned:
             break
     if closer is None:
@@ -198,6 +204,27 @@ def check_surgery(
         tuple(sorted(closer.turned)),
         tuple(sorted(closer.inner)),
     )
+
+
+def _picks(model: onnx.ModelProto) -> bool:
+    """Whether anything is picked by order, so that a cut model may rightly differ."""
+    return any(n.op_type in ORDERS for n in model.graph.node)
+
+
+def _watched(reference: onnx.ModelProto, cuts: Sequence[Mapping], kept: Kept) -> list[str]:
+    """The tensors that a second look compares: decisions, what they are made from, and the fronts of the outputs."""
+    graph = Graph(reference)
+    nodes, read = _deciding(graph)
+    cut_nodes = {str(c["node"]) for c in cuts}
+    fronts = {front(graph, o, cut_nodes, kept) for o in graph.outputs}
+    found = {*read, *fronts, *(o for n in nodes for o in n.output if o)}
+    return sorted((found & graph.producer.keys()) - set(graph.outputs))
+
+
+def _deciding(graph: Graph) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes that may decide, and the tensors that they read."""
+    nodes = [n for n in graph.nodes.values() if n.op_type in DECISIONS and not _constant(graph, n)]
+    return nodes, {i for n in nodes for i in n.input if i and graph.constant(i) is None and i not in graph.inputs}
 
 
 def _precision(model: onnx.ModelProto) -> Precision:
@@ -250,14 +277,18 @@ class _Closer:
     reshaped: list[str] = field(default_factory=list)
 
     def look(
-        self, feeds: Feeds, plain: runtime.Session, wanted: Mapping[str, np.ndarray], found: Sequence[np.ndarray]
+        self,
+        feeds: Feeds,
+        plain: runtime.Session,
+        wanted: Mapping[str, np.ndarray],
+        found: Sequence[np.ndarray],
+        seen: Mapping[str, np.ndarray],
     ) -> None:
-        """Compare what can be compared on one batch."""
+        """Compare what can be compared on one batch; `seen` are values of the masked original."""
         errors = [distance(a, b) for a, b in zip(wanted.values(), found, strict=True)]
-        decides = any(n.op_type in ORDERS for n in self.reference.graph.node)
-        rounding = (
-            [np.inf] * len(errors) if decides else self._rounding(plain, feeds, {}, list(wanted.values()), errors)
-        )
+        rounding = [np.inf] * len(errors)
+        if not _picks(self.reference):
+            rounding = self._rounding(lambda stirred: plain.run(stirred, list(wanted)), feeds, wanted.values(), errors)
         asked = {}
         for name, error, noise in zip(wanted, errors, rounding, strict=True):
             if self.precision.explains(error, noise):
@@ -265,22 +296,27 @@ class _Closer:
             else:
                 asked[name] = error
         if asked:
-            self._fixed(feeds, asked)
+            self._fixed(feeds, asked, seen)
 
-    def _fixed(self, feeds: Feeds, asked: Mapping[str, float]) -> None:
+    def _fixed(self, feeds: Feeds, asked: Mapping[str, float], seen: Mapping[str, np.ndarray]) -> None:
         """Both models with the original's decisions; outputs, what decisions are made from, and fronts."""
         graph = Graph(self.reference)
-        nodes, given, basis = self._decisions(graph, feeds)
+        nodes, given, basis = self._decisions(graph, feeds, seen)
         cut_nodes = {str(c["node"]) for c in self.cuts}
         fronts = {name: front(graph, name, cut_nodes, self.kept) for name in asked}
         made = {o for n in self.pruned.graph.node for o in n.output} - given.keys()  # sizes may be constants there
         names = [n for n in dict.fromkeys([*asked, *basis, *fronts.values()]) if n in made]
-        left, right = _given(self.reference, given, names), _given(self.pruned, self._cut(given), names)
-        wanted = dict(zip(names, left.run({**feeds, **given}), strict=True))
+        right = _given(self.pruned, self._cut(given), names, name="pruned model")
+
+        def decided(inputs: Feeds) -> list[np.ndarray]:
+            return _given(self.reference, given, names, name="masked original").run({**inputs, **given})
+
+        values = [seen[n] for n in names] if seen.keys() >= set(names) else decided(feeds)
+        wanted = dict(zip(names, values, strict=True))
         found = dict(zip(names, right.run({**feeds, **self._cut(given)}), strict=True))
         self.reshaped += [n for n in asked if n in wanted and wanted[n].shape != found[n].shape]
         errors = [distance(a, found[n]) for n, a in self._cut(wanted).items()]
-        rounding = self._rounding(left, feeds, given, list(wanted.values()), errors)
+        rounding = self._rounding(decided, feeds, values, errors)
         tally = dict(zip(names, zip(errors, rounding, strict=True), strict=True))
         for name in asked:
             if name not in tally:  # a decision itself: what it is made from is compared
@@ -296,11 +332,15 @@ class _Closer:
                 self._judge(*tally[name])
         self.decisions = tuple(map(node_key, nodes))
 
-    def _decisions(self, graph: Graph, feeds: Feeds) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], list[str]]:
+    def _decisions(
+        self, graph: Graph, feeds: Feeds, seen: Mapping[str, np.ndarray]
+    ) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], list[str]]:
         """The nodes that decide, their outputs in the masked original, and the float tensors they decide from."""
-        nodes = [n for n in graph.nodes.values() if n.op_type in DECISIONS and not _constant(graph, n)]
-        read = {i for n in nodes for i in n.input if i and graph.constant(i) is None and i not in feeds}
-        values = _tap(self.reference, sorted(read | {o for n in nodes for o in n.output if o}), feeds)
+        nodes, read = _deciding(graph)
+        needed = sorted(read | {o for n in nodes for o in n.output if o})
+        values = {n: np.asarray(seen[n]) for n in needed if n in seen}
+        if len(values) < len(needed):
+            values = _tap(self.reference, needed, feeds)
         floats = {k for k, v in (values | dict(feeds)).items() if v.dtype.kind == "f"}
         nodes = [n for n in nodes if any(i in floats for i in n.input)]
         given = {o: values[o] for n in nodes for o in n.output if o}
@@ -308,18 +348,18 @@ class _Closer:
 
     def _rounding(
         self,
-        session: runtime.Session,
+        run: Callable[[Feeds], Iterable[np.ndarray]],
         feeds: Feeds,
-        given: Feeds,
-        wanted: Sequence[np.ndarray],
+        wanted: Iterable[np.ndarray],
         errors: Sequence[float],
     ) -> list[float]:
         """How much stirred inputs move each output; up to three runs, until they explain the errors."""
-        p, moved = self.precision, [0.0] * len(wanted)
+        p, wanted = self.precision, list(wanted)
+        moved = [0.0] * len(wanted)
         for seed in range(3):
             if all(p.explains(e, m) or m > p.telling for e, m in zip(errors, moved, strict=True)):
                 break
-            again = session.run({**_stirred(feeds, seed, p.stir), **given})
+            again = run(_stirred(feeds, seed, p.stir))
             moved = [max(m, distance(a, b)) for m, a, b in zip(moved, wanted, again, strict=True)]
         return moved
 
@@ -352,8 +392,12 @@ def _tap(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str
     return dict(zip(names, map(np.asarray, session.run(feeds)), strict=True))
 
 
-def _given(model: onnx.ModelProto, given: Mapping[str, np.ndarray], outputs: Sequence[str]) -> runtime.Session:
+def _given(
+    model: onnx.ModelProto, given: Mapping[str, np.ndarray], outputs: Sequence[str], *, name: str = "model"
+) -> runtime.Session:
     """A session that takes the tensors `given` as further inputs and returns `outputs`."""
+    if not given and list(outputs) == [o.name for o in model.graph.output]:
+        return runtime.open_session(model, optimise=False, spinning=False, name=name)
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
@@ -361,16 +405,16 @@ def _given(model: onnx.ModelProto, given: Mapping[str, np.ndarray], outputs: Seq
     body = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del graph.node[:]
     graph.node.extend(body)
-    for name, value in given.items():
+    for own, value in given.items():
         kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-        graph.input.append(helper.make_tensor_value_info(name, kind, value.shape))
+        graph.input.append(helper.make_tensor_value_info(own, kind, value.shape))
     stale = [k for k, v in enumerate(graph.value_info) if v.name in given]
     for k in reversed(stale):
         del graph.value_info[k]
     declared = {o.name: o for o in model.graph.output}
     del graph.output[:]
     graph.output.extend(declared.get(n, helper.make_empty_tensor_value_info(n)) for n in outputs)
-    return runtime.open_session(changed, spinning=False, name="model")
+    return runtime.open_session(changed, optimise=False, spinning=False, name=name)
 
 
 def check_equal(original: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds]) -> Surgery:

@@ -27,7 +27,7 @@ def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
         UnsupportedError: a size computed at run time would come out wrong (the analysis pins these, so this
             is a last line of defence).
     """
-    edited = Graph(graph.model)
+    edited = graph.unedited()
     sizes = Cut(channels, alive)
     mends, conflicts = mend(graph, sizes)
     if conflicts:

@@ -27,7 +27,7 @@ def cut_merged(
         alive: (unit_count + 1,) bool, what stays.
         distances: (width, width) of every group's channels.
     """
-    edited = Graph(graph.model)
+    edited = graph.unedited()
     for g in channels.groups:
         kept = np.flatnonzero(alive[g.units])
         if len(kept) == g.width:
