@@ -10,8 +10,10 @@ import pytest
 from onnxprune import api
 from onnxprune.channels import Cut, removed_cuts
 from onnxprune.graph import runtime
+from onnxprune.inspection import inspection
 from onnxprune.measure.verify import check_surgery
 from onnxprune.rewrite.cut import cut
+from tests.channels import surgery
 
 FOLDER = Path(__file__).parents[2] / "shared" / "models"
 FILES = [
@@ -20,6 +22,17 @@ FILES = [
     ("ch_PP-OCRv4_rec_infer.onnx", (1, 3, 48, 320), (3, 3, 48, 192)),
     ("ch_ppocr_mobile_v2.0_cls_infer.onnx", (1, 3, 48, 192), (2, 3, 48, 100)),
 ]
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="no ../shared/models")
+@pytest.mark.parametrize(("file", "size"), [f[:2] for f in FILES], ids=[f[0] for f in FILES])
+def test_every_channel_that_stays_has_its_reason(file: str, size: tuple[int, ...] | None) -> None:
+    subject = api.open_model(FOLDER / file, input_shapes={"x": size} if size else None)
+    surgery.assert_explained(subject.graph, subject.channels)
+    assert sum(g.width for g in subject.channels.groups) == subject.channels.unit_count
+    told = inspection(subject)["pinned"]
+    assert sum(p["channels"] for p in told) == sum(p.count for p in subject.channels.pinned)
+    assert all(where["node"] and where["tensor"] and p["reason"] for p in told for where in p["where"])
 
 
 @pytest.mark.slow

@@ -232,8 +232,9 @@ def assert_explained(graph: Graph, channels: Channels) -> None:
             if i >= len(node.input) or (node.op_type == "Gemm" and i == 2):
                 continue
             value = graph.constant(node.input[i])
-            if value is None or value.ndim <= axis or value.shape[axis] == 1:
+            if value is None or value.ndim < (-axis if axis < 0 else axis + 1) or value.shape[axis] == 1:
                 continue
+            axis %= value.ndim
             units = channels.params.get((key, i), {}).get(axis, np.full(value.shape[axis], -1))
             free = int((units >= 0).sum())
             assert free + covered.get(((key, i), axis), 0) == len(units), (key, i, axis, node.op_type)
@@ -241,7 +242,7 @@ def assert_explained(graph: Graph, channels: Channels) -> None:
 
 WEIGHT_AXES = {
     "Conv": [(1, 0), (1, 1)], "ConvTranspose": [(1, 0), (1, 1)], "Gemm": [(0, 0), (0, 1), (1, 0), (1, 1)],
-    "MatMul": [(0, 0), (0, 1), (1, 0), (1, 1)], "LSTM": [(1, 1), (1, 2), (2, 1), (2, 2)],
+    "MatMul": [(0, -2), (0, -1), (1, -2), (1, -1)], "LSTM": [(1, 1), (1, 2), (2, 1), (2, 2)],
     "GRU": [(1, 1), (1, 2), (2, 1), (2, 2)], "DequantizeLinear": [(0, 0), (0, 1)],
     "QLinearConv": [(3, 0), (3, 1)], "QLinearMatMul": [(3, 0), (3, 1)], "Gather": [(0, 0), (0, 1)],
     "ConvInteger": [(1, 0), (1, 1)], "MatMulInteger": [(1, 0), (1, 1)], "Einsum": [(0, 0), (0, 1), (1, 0), (1, 1)],

@@ -64,6 +64,28 @@ def test_a_local_function_is_inlined() -> None:
     surgery.assert_exact(model, graph, channels, "half")
 
 
+FUNCTIONS = """<ir_version: 9, opset_import: ["" : 18, "mine" : 1]>
+    g (float[1,3,8,8] x) => (float[] y)
+    <float[8,3,3,3] w, float[8] s, float[8] b, float[8] m, float[8] var, float[8,8,3,3] v, float[8] t, float[8] c,
+     float[8] n, float[8] var2, float[5,8,1,1] o>
+    { h = mine.block<pads=[1,1,1,1]>(x, w, s, b, m, var) k = mine.block<pads=[1,1,1,1]>(h, v, t, c, n, var2)
+      z = Add(h, k) y = Conv(z, o) }
+    <domain: "mine", opset_import: ["" : 18, "mine" : 1]> block <pads> (x, w, s, b, m, var) => (y)
+    { c = Conv<pads: ints = @pads>(x, w) n = BatchNormalization(c, s, b, m, var) y = mine.silu<slope=0.25>(n) }
+    <domain: "mine", opset_import: ["" : 18]> silu <slope> (x) => (y)
+    { f = Constant<value_float: float = @slope>() g = Mul(x, f) h = Sigmoid(g) y = Mul(x, h) }"""
+
+
+def test_nested_functions_with_attributes_are_inlined() -> None:
+    """As torch's exporter writes modules: one function called with several sets of weights."""
+    model = check_model(surgery.model_of(FUNCTIONS))
+    graph, channels = surgery.find(model)
+    assert [g.width for g in channels.groups] == [8]
+    surgery.assert_explained(graph, channels)
+    for how in ("half", "one"):
+        surgery.assert_exact(model, graph, channels, how)
+
+
 @pytest.mark.parametrize(
     ("text", "sizes"),
     [

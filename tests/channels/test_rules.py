@@ -590,6 +590,109 @@ net("Slice with an end computed from data", "int64[1] zero = {0}, int64[1] one =
     """f = Reshape(x, m) a = ArgMax<axis=0, keepdims=1>(f) b = Min(a, zero) e = Add(b, four)
        z = Slice(h, zero, e, one)""", [], "computed from data", read=4)
 
+# -- as Keras by tf2onnx, and Paddle, write them ------------------------------------------------------------------------
+
+row("keras: NHWC in and out, BN as Mul and Add, HWC flatten",
+    """(float[N,8,8,3] x) => (float[] y) <float[8,3,3,3] w, float[8] s, float[8] t, float[16,8,3,3] v, float[16] b,
+    float[256,5] d, float[5] e, int64[2] r = {-1, 256}> { a = Transpose<perm=[0,3,1,2]>(x) h =
+    Conv<auto_pad="SAME_UPPER">(a, w) g = Transpose<perm=[0,2,3,1]>(h) m = Mul(g, s) n = Add(m, t) q = Relu(n) u
+    = Transpose<perm=[0,3,1,2]>(q) k = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(u, v, b) c =
+    Transpose<perm=[0,2,3,1]>(k) p = Relu(c) f = Reshape(p, r) z = MatMul(f, d) y = Add(z, e) }""", [8, 16])
+row("keras: SE by ReduceMean over NHWC and Reshape",
+    """(float[N,8,8,3] x) => (float[] y) <float[8,3,3,3] w, float[8] s, float[8,4] u, float[4] ub, float[4,8] v,
+    float[8] vb, float[5,8,1,1] o, int64[2] a = {1, 2}, int64[4] r = {-1, 1, 1, 8}> { t =
+    Transpose<perm=[0,3,1,2]>(x) h = Conv<auto_pad="SAME_UPPER">(t, w) g = Transpose<perm=[0,2,3,1]>(h) n =
+    Mul(g, s) p = ReduceMean<keepdims=0>(n, a) q = MatMul(p, u) qb = Add(q, ub) qr = Relu(qb) e = MatMul(qr, v)
+    eb = Add(e, vb) es = Sigmoid(eb) er = Reshape(es, r) m = Mul(n, er) k = Transpose<perm=[0,3,1,2]>(m) y =
+    Conv(k, o) }""", [4, 8])
+row("keras: SE by ReduceMean keepdims and convs of 1x1",
+    """(float[N,8,8,3] x) => (float[] y) <float[8,3,3,3] w, float[4,8,1,1] u, float[4] ub, float[8,4,1,1] v,
+    float[8] vb, float[5,8,1,1] o, int64[2] a = {1, 2}> { t = Transpose<perm=[0,3,1,2]>(x) h =
+    Conv<auto_pad="SAME_UPPER">(t, w) n = Transpose<perm=[0,2,3,1]>(h) p = ReduceMean(n, a) pt =
+    Transpose<perm=[0,3,1,2]>(p) q = Conv(pt, u, ub) qr = Relu(q) e = Conv(qr, v, vb) es = Sigmoid(e) er =
+    Transpose<perm=[0,2,3,1]>(es) m = Mul(er, n) k = Transpose<perm=[0,3,1,2]>(m) y = Conv(k, o) }""", [4, 8])
+row("keras: depthwise conv with weight reshaped, explicit Pad",
+    """(float[N,8,8,3] x) => (float[] y) <float[8,3,3,3] w, float[3,3,8,1] dw, int64[4] rs = {8, 1, 3, 3}, int64[8]
+    pads = {0, 0, 0, 0, 0, 0, 1, 1}, float zero = {0.0}, float[5,8,1,1] o> { t = Transpose<perm=[0,3,1,2]>(x) h
+    = Conv<auto_pad="SAME_UPPER">(t, w) c = Clip(h, zero) p = Pad(c, pads, zero) wt =
+    Transpose<perm=[2,3,0,1]>(dw) wr = Reshape(wt, rs) d = Conv<group=8, strides=[2,2]>(p, wr) y = Conv(d, o) }""", [8])
+row("keras: UpSampling by Resize in NHWC with Transposes and a skip Concat on the last axis",
+    """(float[N,8,8,3] x) => (float[] y) <float[8,3,3,3] w, float[6,8,3,3] v, float[] roi, float[4] sc = {1.0, 1.0,
+    2.0, 2.0}, float[5,14,1,1] o> { t = Transpose<perm=[0,3,1,2]>(x) h = Conv<auto_pad="SAME_UPPER">(t, w) hn =
+    Transpose<perm=[0,2,3,1]>(h) d = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(h, v) u = Resize<mode="nearest",
+    coordinate_transformation_mode="asymmetric", nearest_mode="floor">(d, , sc) un =
+    Transpose<perm=[0,2,3,1]>(u) c = Concat<axis=3>(un, hn) r = Relu(c) ct = Transpose<perm=[0,3,1,2]>(r) y =
+    Conv(ct, o) }""", [6, 8])
+row("tf2onnx: upsampling by Unsqueeze, Tile and Reshape",
+    """(float[1,3,4,4] x) => (float[] y) <float[8,3,3,3] w, int64[2] ax = {3, 5}, int64[6] rep = {1, 1, 1, 2, 1,
+    2}, int64[4] to = {1, 8, 8, 8}, float[5,8,1,1] o> { h = Conv<pads=[1,1,1,1]>(x, w) u = Unsqueeze(h, ax) t =
+    Tile(u, rep) r = Reshape(t, to) y = Conv(r, o) }""", [8])
+row("tf2onnx: batch size in a Flatten by Shape, StridedSlice, Pack",
+    """(float[N,8,8,3] x) => (float[] y) <float[8,3,3,3] w, int64[1] z0 = {0}, int64[1] z1 = {1}, int64[1] n =
+    {512}, float[512,5] d> { t = Transpose<perm=[0,3,1,2]>(x) h = Conv<auto_pad="SAME_UPPER">(t, w) g =
+    Transpose<perm=[0,2,3,1]>(h) s = Shape(g) c = Cast<to=6>(s) c2 = Cast<to=7>(c) b = Slice(c2, z0, z1, z0) k =
+    Concat<axis=0>(b, n) f = Reshape(g, k) y = MatMul(f, d) }""", [8])
+row("keras: SpaceToDepth blocks by Reshape and Transpose NHWC",
+    """(float[1,8,8,3] x) => (float[] y) <float[8,3,3,3] w, int64[6] r = {1, 4, 2, 4, 2, 8}, int64[4] q = {1, 4, 4,
+    32}, float[32,5] d> { t = Transpose<perm=[0,3,1,2]>(x) h = Conv<auto_pad="SAME_UPPER">(t, w) g =
+    Transpose<perm=[0,2,3,1]>(h) a = Reshape(g, r) b = Transpose<perm=[0,1,3,2,4,5]>(a) c = Reshape(b, q) y =
+    MatMul(c, d) }""", [8])
+row("keras: PReLU shared axes, NHWC slope",
+    """(float[N,8,8,3] x) => (float[] y) <float[8,3,3,3] w, float[1,1,8] a, float[5,8,1,1] o> { t =
+    Transpose<perm=[0,3,1,2]>(x) h = Conv<auto_pad="SAME_UPPER">(t, w) g = Transpose<perm=[0,2,3,1]>(h) p =
+    PRelu(g, a) k = Transpose<perm=[0,3,1,2]>(p) y = Conv(k, o) }""", [8])
+row("tf2onnx: leaky relu, hard swish by Min Max, L2Normalize head",
+    """(float[N,8,8,3] x) => (float[] y) <float[8,3,3,3] w, float six = {6.0}, float zero = {0.0}, float three =
+    {3.0}, float[6,8,1,1] o, float eps = {0.0001}, int64[1] ax = {1}> { t = Transpose<perm=[0,3,1,2]>(x) h =
+    Conv<auto_pad="SAME_UPPER">(t, w) a = Add(h, three) b = Max(a, zero) c = Min(b, six) d = Mul(h, c) e =
+    Div(d, six) k = Conv(e, o) sq = Mul(k, k) ss = ReduceSum(sq, ax) m = Max(ss, eps) r = Sqrt(m) i =
+    Reciprocal(r) y = Mul(k, i) }""", [8], "ReduceSum mixes")
+row("keras LSTM over conv features",
+    """(float[1,8,8,3] x) => (float[] y) <float[6,3,3,3] w, int64[3] r = {1, 8, 48}, float[1,20,48] lw,
+    float[1,20,5] lr, float[1,40] lb, float[5,4] d> { t = Transpose<perm=[0,3,1,2]>(x) h =
+    Conv<auto_pad="SAME_UPPER">(t, w) g = Transpose<perm=[0,2,3,1]>(h) f = Reshape(g, r) q =
+    Transpose<perm=[1,0,2]>(f) o, a, b = LSTM<hidden_size=5>(q, lw, lr, lb) i = Identity(a) y = MatMul(i, d) }""", [6], "LSTM mixes")
+row("paddle: bias as Reshape of a constant, BN, Identities",
+    """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[8] b, int64[4] r = {1, -1, 1, 1}, float[8] s,
+    float[8] t, float[8] m, float[8] var, float[8,8,1,1] v, float[8] e, float[8,5] d> { c =
+    Conv<pads=[1,1,1,1]>(x, w) b4 = Reshape(b, r) a = Add(c, b4) n = BatchNormalization(a, s, t, m, var) i =
+    Identity(n) g = Relu(i) k = Conv(g, v) e4 = Reshape(e, r) q = Add(k, e4) z = Add(q, g) p =
+    GlobalAveragePool(z) f = Flatten(p) y = MatMul(f, d) }""", [8])
+row("paddle: SE with hard sigmoid as Mul, Add, Clip",
+    """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[4,8,1,1] u, float[4] ub, float[8,4,1,1] v,
+    float[8] vb, int64[4] r = {1, -1, 1, 1}, float k = {0.2}, float h5 = {0.5}, float zero = {0.0}, float one =
+    {1.0}, float[5,8,1,1] o> { h = Conv(x, w) p = GlobalAveragePool(h) q = Conv(p, u) ub4 = Reshape(ub, r) qb =
+    Add(q, ub4) qr = Relu(qb) e = Conv(qr, v) vb4 = Reshape(vb, r) eb = Add(e, vb4) em = Mul(eb, k) ea = Add(em,
+    h5) ec = Clip(ea, zero, one) m = Mul(h, ec) y = Conv(m, o) }""", [4, 8])
+row("paddle: shuffle_channel with computed shape",
+    """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, int64[1] a0 = {0}, int64[1] a1 = {1}, int64[1] two =
+    {2}, int64[1] four = {4}, int64[1] eight = {8}, int64[1] b2 = {2}, int64[1] b4 = {4}, float[5,8,1,1] o> { h
+    = Conv<pads=[1,1,1,1]>(x, w) s = Shape(h) n = Slice(s, a0, a1, a0) hw = Slice(s, b2, b4, a0) k =
+    Concat<axis=0>(n, two, four, hw) r = Reshape(h, k) t = Transpose<perm=[0,2,1,3,4]>(r) q = Concat<axis=0>(n,
+    eight, hw) z = Reshape(t, q) y = Conv(z, o) }""", [4])
+row("paddle: FPN nearest by Resize with sizes from Shape, Cast and Concat",
+    """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[8,8,3,3] v, int64[1] a0 = {0}, int64[1] b2 = {2},
+    int64[1] b4 = {4}, float[5,8,1,1] o> { h = Conv<pads=[1,1,1,1]>(x, w) d = Conv<pads=[1,1,1,1],
+    strides=[2,2]>(h, v) s = Shape(h) hw = Slice(s, b2, b4, a0) sd = Shape(d) nc = Slice(sd, a0, b2, a0) ci =
+    Cast<to=6>(hw) cl = Cast<to=7>(ci) k = Concat<axis=0>(nc, cl) u = Resize<mode="nearest",
+    coordinate_transformation_mode="asymmetric", nearest_mode="floor">(d, , , k) z = Add(u, h) y = Conv(z, o) }""", [8])
+row("paddle: SVTR attention, qkv by one Linear, Slice and Squeeze",
+    """(float[1,3,4,8] x) => (float[] y) <float[8,3,1,1] w, float[8,24] qkv, float[24] qb, int64[3] fl = {0, 8,
+    32}, int64[5] r5 = {0, -1, 3, 2, 4}, int64[1] i0 = {0}, int64[1] i1 = {1}, int64[1] i2 = {2}, int64[1] i3 =
+    {3}, float sc = {0.5}, int64[3] back = {0, -1, 8}, float[8,8] pw, float[8,5] d> { h = Conv(x, w) f =
+    Reshape(h, fl) t = Transpose<perm=[0,2,1]>(f) m = MatMul(t, qkv) mb = Add(m, qb) r = Reshape(mb, r5) p =
+    Transpose<perm=[2,0,3,1,4]>(r) q0 = Slice(p, i0, i1, i0) q1 = Squeeze(q0, i0) q = Mul(q1, sc) k0 = Slice(p,
+    i1, i2, i0) k = Squeeze(k0, i0) v0 = Slice(p, i2, i3, i0) v = Squeeze(v0, i0) kt =
+    Transpose<perm=[0,1,3,2]>(k) a = MatMul(q, kt) s = Softmax<axis=-1>(a) e = MatMul(s, v) et =
+    Transpose<perm=[0,2,1,3]>(e) er = Reshape(et, back) o = MatMul(er, pw) z = Add(t, o) y = MatMul(z, d) }""", [4, 8])
+row("paddle: Split of a Conv and multiplying halves (GLU), sum of Split",
+    """(float[N,3,8,8] x) => (float[] y) <float[16,3,3,3] w, int64[2] sp = {8, 8}, float[5,8,1,1] o> { h = Conv(x,
+    w) a, b = Split<axis=1>(h, sp) g = Sigmoid(b) m = Mul(a, g) y = Conv(m, o) }""", [8])
+row("paddle: ReduceMean pooling, Squeeze, Gemm as MatMul Add with x_num_col_dims",
+    """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[8,5] d, float[5] e, int64[2] r = {0, -1}> { h =
+    Conv(x, w) p = ReduceMean<axes=[2,3], keepdims=1>(h) f = Reshape(p, r) m = MatMul(f, d) a = Add(m, e) y =
+    Softmax<axis=-1>(a) }""", [8], "Softmax mixes", opset=13)
+
 # -- what cannot be cut, with the reason ---------------------------------------------------------------------------------
 
 row("model output", f"""(float[N,3,4,4] x) => (float[] h) <{STEM}> {{ h = Conv(x, w0, b0) }}""", [],
