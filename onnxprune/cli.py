@@ -74,9 +74,13 @@ def _round_to(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
 
 
+def _rare(text: str, brief: bool) -> str:
+    """Help that the main help leaves to `onnxprune prune --help`."""
+    return argparse.SUPPRESS if brief else text
+
+
 def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False) -> None:
     """What decides; `brief` leaves the rarer ones to `onnxprune prune --help`."""
-    rare = (lambda text: argparse.SUPPRESS) if brief else str
     add = parser.add_argument_group("what to remove").add_argument
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
     if several:
@@ -91,7 +95,7 @@ def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False
     add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
     add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
     add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
-    add("--min-width", type=int, default=1, metavar="N", help=rare("no group gets narrower than N"))
+    add("--min-width", type=int, default=1, metavar="N", help=_rare("no group gets narrower than N", brief))
     add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
     add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
     add(
@@ -100,7 +104,7 @@ def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False
         metavar="LIST",
         help="of channels,blocks,rank (default: rank only where time counts); or 3c",
     )
-    add("--keep-block", metavar="REGEX", help=rare("never drop blocks with a node whose name matches"))
+    add("--keep-block", metavar="REGEX", help=_rare("never drop blocks with a node whose name matches", brief))
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
     _add_statistics(add)
 
@@ -119,7 +123,7 @@ def _add_making(add: Add, *, brief: bool = False) -> None:
     }
     kinds = {"epochs": ("N", int), "augment": ("LIST", _words), "recipe": ("FILE", str)}
     for name, text in more.items():
-        add(f"--{name}", metavar=kinds[name][0], type=kinds[name][1], help=argparse.SUPPRESS if brief else text)
+        add(f"--{name}", metavar=kinds[name][0], type=kinds[name][1], help=_rare(text, brief))
     add(
         "--bench",
         action=argparse.BooleanOptionalAction,

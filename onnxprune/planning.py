@@ -257,7 +257,6 @@ class Planner:
         known = self.study if channels else replace(self.study, limits=Limits(include=r"(?!)"))
         return known.allocate(self._cost(ranks), ratio, self.how, self.moves, ranks)
 
-    @one_blas_thread
     def plan(self, ratio: float) -> PrunePlan:
         """The plan for a ratio: the better one of those that reach it.
 
@@ -281,6 +280,7 @@ class Planner:
             f"{why_not(self.channels)}; ask for less or add --best-effort"
         )
 
+    @one_blas_thread
     def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
         if len(plans) == 1:

@@ -213,9 +213,7 @@ class _Trial:
         self.progress = progress
         # As many samples as the adaptive allocation tries its cuts on, whatever widths are asked for here.
         each = count_macs(subject.graph, subject.channels.shapes) * len(subject.channels.groups) * len(SHARES)
-        self.fit, self.judges = data.split(
-            seed=seed
-        )  # what was learnt is judged on samples that it was not learnt from
+        self.fit, self.judges = data.split(seed=seed)  # what was learnt is judged on other samples
         self.count = int(min(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES), len(self.judges)))
         self.cost = CostModel(subject.graph, subject.channels)
 

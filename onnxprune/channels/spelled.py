@@ -126,8 +126,9 @@ def _follow(
     unheard = [
         asked[made]
         for key, i, name in (_readers(graph, cut) if asked else ())
+        if (graph.nodes[key].op_type, i) in TAKES_SIZES
         for made in _makers(graph, cut, name) & asked.keys()
-        if (graph.nodes[key].op_type, i) in TAKES_SIZES and (key, i) not in asked[made]
+        if (key, i) not in asked[made]
     ]
     for key, _ in sorted(set().union(*unheard)):
         node = graph.nodes[key]

@@ -204,6 +204,6 @@ def _tap(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np.nd
     for name, tap in zip(reversed(names), reversed(taps), strict=True):
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
         model.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
-    session = runtime.open_session(model, optimise=False, spinning=False)
+    session = runtime.open_session(model, optimise=False)
     values = session.run(feeds, taps)
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}

@@ -172,7 +172,7 @@ def check_surgery(
     watched = _watched(reference, cuts, kept or {}) if _picks(reference) else []
     # Not optimised: one run each, and the same kernels on both sides. The written file is run as users will run it.
     left = _given(reference, {}, [*outputs, *watched], name="masked original")
-    right = runtime.open_session(pruned, optimise=False, spinning=False, name="pruned model")
+    right = runtime.open_session(pruned, optimise=False, name="pruned model")
     precision = _precision(original)
     worst, samples = 0.0, 0
     closer: _Closer | None = None
@@ -397,7 +397,7 @@ def _given(
 ) -> runtime.Session:
     """A session that takes the tensors `given` as further inputs and returns `outputs`."""
     if not given and list(outputs) == [o.name for o in model.graph.output]:
-        return runtime.open_session(model, optimise=False, spinning=False, name=name)
+        return runtime.open_session(model, optimise=False, name=name)
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
@@ -414,7 +414,7 @@ def _given(
     declared = {o.name: o for o in model.graph.output}
     del graph.output[:]
     graph.output.extend(declared.get(n, helper.make_empty_tensor_value_info(n)) for n in outputs)
-    return runtime.open_session(changed, optimise=False, spinning=False, name=name)
+    return runtime.open_session(changed, optimise=False, name=name)
 
 
 def check_equal(original: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds]) -> Surgery:

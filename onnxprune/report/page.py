@@ -60,12 +60,9 @@ def _costs(before: Values, after: Values) -> list[tuple[str, str, str, str]]:
 
 
 def _widths(groups: list[Values]) -> list[dict[str, Any]]:
-    """Every group with its bars' lengths, in percent of the widest."""
+    """Every group with its bar's length, in percent of the widest, and the share of it that stays."""
     widest = max((g["before"] for g in groups), default=1)
-    return [
-        {**g, "whole": 100 * g["before"] / widest, "kept": 100 * g["after"] / widest, "share": g["after"] / g["before"]}
-        for g in groups
-    ]
+    return [{**g, "whole": 100 * g["before"] / widest, "share": g["after"] / g["before"]} for g in groups]
 
 
 def _whole(pinned: list[Values]) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ class Result:
 
         def runs(written: Path) -> None:
             few = len(self.model.graph.node) <= MANY_NODES
-            session = runtime.open_session(written, optimise=few, spinning=False, name=target.name)
+            session = runtime.open_session(written, optimise=few, name=target.name)
             if self.feeds is not None:
                 session.run(self.feeds)
 

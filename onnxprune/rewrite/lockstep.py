@@ -106,9 +106,9 @@ class Runner:
             yield session.run({i: self.live[i][b] for i in inputs}, outputs)
 
     def _run(self, stop: int, wanted: Sequence[str]) -> None:
-        keys = self.keys[self.position : stop]
+        keys, asked = self.keys[self.position : stop], set(wanted)
         inside = {o for k in keys for o in self.graph.nodes[k].output if o}
-        outputs = [o for o in inside if self.last_use.get(o, -1) >= stop or o in wanted]
+        outputs = [o for o in inside if self.last_use.get(o, -1) >= stop or o in asked]
         order = {name: i for i, name in enumerate(o for k in keys for o in self.graph.nodes[k].output)}
         outputs.sort(key=order.__getitem__)
         results: dict[str, list[np.ndarray]] = {o: [] for o in outputs}
@@ -117,7 +117,7 @@ class Runner:
                 results[o].append(self._keep(v))
         self.live.update(results)
         self.position = stop
-        for name in [n for n in self.live if self.last_use.get(n, -1) < stop and n not in wanted]:
+        for name in [n for n in self.live if self.last_use.get(n, -1) < stop and n not in asked]:
             for v in self.live.pop(name):
                 self.held -= 0 if isinstance(v, np.memmap) else v.nbytes
 
