@@ -233,9 +233,7 @@ class _Trial:
     def _ready(self) -> tuple[dict[str, Curve], Trials]:
         if self.progress:
             self.progress("calibrate", 0, len(self.fit))
-        judges = self.judges
-        samples = Samples(self.fit.batches, lambda n: list(judges.take(n).batches(min(n, BATCH))))
-        s = self.subject
+        s, samples = self.subject, Samples(self.fit.batches, self.judges.batches)
         return trials_of(s.model, s.graph, s.channels, samples, self.count, threads=self.threads, seed=self.seed)
 
     def point(self, place: _Place, kept: int) -> Point:

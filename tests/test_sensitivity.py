@@ -109,6 +109,14 @@ def test_cuts_are_judged_on_samples_that_nothing_was_learnt_from(monkeypatch):
     assert learnt and judges and not learnt & judges
 
 
+def test_as_many_samples_judge_as_the_result_says(monkeypatch):
+    seen, real = [], sensitivities.trials_of
+    monkeypatch.setattr(sensitivities, "trials_of", lambda *a, **k: (seen.append((a[3], a[4])), real(*a, **k))[1])
+    found = onnxprune.sensitivity(net(), np.tile(X, (-(-300 // len(X)), 1, 1, 1)), steps=1)
+    samples, count = seen[0]
+    assert 32 < found.settings["samples"] == count <= sum(len(feeds["x"]) for feeds in samples.few(count)) < count + 32
+
+
 def test_macs_are_those_of_the_cut_alone():
     found = onnxprune.sensitivity(net(), X, widths=[0.5])
     first, second, last = 64 * 8 * 27, 64 * 8 * 72, 8 * 5
