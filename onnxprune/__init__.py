@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
     from onnxprune.sensitivities import sensitivity
+    from onnxprune.training import TrainSettings, train_and_prune
 
 # Imported when first asked for: `onnxprune --help` must not wait for onnx and numpy.
 _HOMES = {
@@ -25,11 +26,12 @@ _HOMES = {
     "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "measure.latency",
     "ImageSpec": "measure.calibration", "sweep": "api", "reach": "api", "Target": "targets",
     "sensitivity": "sensitivities", "bench_cases": "measure.cases",
+    "TrainSettings": "training", "train_and_prune": "training",
 }  # fmt: skip
 
 __all__ = [
-    "ImageSpec", "PruneError", "PrunePlan", "Result", "Settings", "Target", "apply_plan", "bench", "bench_cases",
-    "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep",
+    "ImageSpec", "PruneError", "PrunePlan", "Result", "Settings", "Target", "TrainSettings", "apply_plan", "bench",
+    "bench_cases", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep", "train_and_prune",
 ]  # fmt: skip
 
 

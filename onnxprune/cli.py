@@ -52,8 +52,8 @@ Prune a CNN given as an ONNX file (never changed): a smaller, faster file with n
   onnxprune verify ORIGINAL PRUNED --plan PLAN [--calib ...]   check a pruned file
   onnxprune sensitivity MODEL --calib SAMPLES                  what each cut does to the outputs
   onnxprune bench A [B ...]                                    latency side by side
+  onnxprune train MODEL --method csgd --recipe FILE.py         prune while training (needs torch)
   onnxprune report RESULT.json [-o OUT.html]                   a result as a page
-
 `onnxprune COMMAND --help` tells the options of a command; those of the main job are:
 """
 EXITS = """\
@@ -182,6 +182,37 @@ def _apply_parser() -> Parser:
     return parser
 
 
+def _train_parser() -> Parser:
+    about = (
+        "Train so that the cut costs nothing, then cut: csgd makes channels the same, gsm lets channels die,\n"
+        "trp makes layers of low rank. With a recipe its labels and loss count, else the original teaches on\n"
+        'the samples. On the processor; needs torch (pip install "onnxprune[train]").'
+    )
+    parser = Parser("train", "train MODEL --method NAME [--recipe FILE.py] [--calib SAMPLES] [options]", about)
+    parser.add_argument("model", metavar="MODEL")
+    add = parser.add_argument_group("what to remove").add_argument
+    add("--method", required=True, metavar="NAME", help="csgd, gsm or trp")
+    add("--ratio", type=float, default=0.5, metavar="R", help="share of the MACs to remove (default 0.5)")
+    add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
+    add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
+    _add_statistics(add)
+    add = parser.add_argument_group("training").add_argument
+    add("--recipe", metavar="FILE", help="file.py with batches() of (samples, labels) and loss(outputs, labels)")
+    add("--steps", type=int, default=2000, metavar="N", help="of the optimizer (default 2000)")
+    add("--batch", type=int, default=64, metavar="N", help="samples of a step without a recipe (default 64)")
+    add("--lr", type=float, metavar="R", help="highest learning rate (default: the method's)")
+    add("--augment", type=_words, default=(), metavar="LIST", help="without a recipe: flip,shift=2,mixup=0.5")
+    add("--checkpoint", metavar="FILE", help="go on from it if it is there; written every 20 seconds")
+    add("--metrics", metavar="FILE", help="a line of JSON every hundred steps is added to it")
+    _add_samples(parser)
+    add = parser.add_argument_group("timing, result").add_argument
+    add("--bench", action="store_true", help="measure latency")
+    _add_output(add)
+    add("--report", metavar="FILE", help="write a page about the result too: .html")
+    _add_general(parser)
+    return parser
+
+
 def _verify_parser() -> Parser:
     about = (
         "Check a pruned file: the plan's cut computes what the masked original computes (surgery), the\n"
@@ -305,6 +336,28 @@ def _plan(args: argparse.Namespace, status: Status) -> None:
         _show_plan(args, subject, plan, f"wrote {plain(args.output)}")
 
 
+def _train(args: argparse.Namespace, status: Status) -> None:
+    _check_samples(args)
+    from onnxprune import api
+    from onnxprune.training import TrainSettings, train_and_prune
+
+    chosen = TrainSettings(
+        args.method, ratio=args.ratio, steps=args.steps, batch=args.batch, lr=args.lr, augment=args.augment,
+        recipe=args.recipe, include=args.include, exclude=args.exclude, seed=args.seed or 0, threads=args.threads,
+        checkpoint=args.checkpoint and Path(args.checkpoint), metrics=args.metrics and Path(args.metrics),
+    )  # fmt: skip
+    output = _output(args)
+    _check_outputs(args, output, args.report)
+    subject = _open(args, status)
+    result = train_and_prune(subject, chosen, status.progress)
+    if args.bench:
+        result = api.measure_latency(result, subject, chosen.deciding(), status.progress)
+    _save(args, result, status)
+    if args.report:
+        _write_text(result.to_html(), args.report, args)
+    _show_result(args, result, output, status)
+
+
 def _inspect(args: argparse.Namespace, status: Status) -> None:
     _check_samples(args)
     from onnxprune.inspection import inspection, render
@@ -389,6 +442,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, St
     "inspect": (_inspect_parser, _inspect),
     "plan": (_plan_parser, _plan),
     "apply": (_apply_parser, _apply),
+    "train": (_train_parser, _train),
     "verify": (_verify_parser, _verify),
     "sensitivity": (sensitivity.parser, sensitivity.run),
     "bench": (bench.parser, bench.run),

@@ -25,6 +25,7 @@ from torch import Tensor
 from onnxprune.channels import ChannelGroup, Channels, Slice
 from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
+from onnxprune.train.objective import Objective
 
 MAKERS = ("writes", "within")
 """Roles of the slices that make a channel: they are drawn together."""
@@ -51,7 +52,7 @@ def csgd(
     model: onnx.ModelProto,
     channels: Channels,
     widths: Mapping[str, int],
-    loss: Callable[[Network, int], Tensor],
+    loss: Objective,
     training: Training,
     *,
     strength: float = 3.0,

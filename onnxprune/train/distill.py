@@ -23,7 +23,7 @@ from torch import Tensor
 
 from onnxprune.channels import Channels, Cut
 from onnxprune.graph.model import Graph
-from onnxprune.train.loop import Training, halved, rank, ranks, together, train
+from onnxprune.train.loop import Training, halved, rank, ranks, start, together, train
 from onnxprune.train.network import Network, as_feeds, channels_last
 from onnxprune.train.recipe import open_recipe
 from onnxprune.train.samples import Feeds, Samples, augmenter
@@ -92,8 +92,7 @@ def distill(
         UnsupportedError: torch has no form of an operator; the message names the node.
     """
     how = settings or Distillation()
-    torch.set_num_threads(threads or 1)
-    torch.manual_seed(how.seed)
+    start(how.seed, threads)
     fit, held = _divided(batches, how)
     with together() as device:
         teacher = Network(original.model).to(device).eval()

@@ -66,7 +66,7 @@ def gradient_scores(
         network.zero_grad(set_to_none=True)
         loss = labelled(network, step, device) if labelled else _against_itself(network, as_feeds(feeds), rng)
         loss.backward()
-        products = {u: p * p.grad for u, n in network.names.items() if (p := getattr(network, n)).grad is not None}
+        products = weight_times_gradient(network)
         for group in channels.groups:
             totals[group.name] += GRADIENT[criterion](group, products)
         count += 1
@@ -92,7 +92,13 @@ def _against_itself(network: Network, feeds: dict[str, Tensor], rng: torch.Gener
     return torch.stack(parts).sum()
 
 
-def _per_channel(group: ChannelGroup, values: Mapping[Use, Tensor]) -> np.ndarray:
+def weight_times_gradient(network: Network) -> Products:
+    """w·g of every learned use that the loss depends on."""
+    held = ((use, getattr(network, name)) for use, name in network.names.items())
+    return {use: p.detach() * p.grad for use, p in held if p.grad is not None}
+
+
+def per_channel(group: ChannelGroup, values: Mapping[Use, Tensor]) -> np.ndarray:
     """(width,) sums of values over everything that a channel owns."""
     total = np.zeros(group.width)
     for s in group.slices:
@@ -107,7 +113,7 @@ def _per_channel(group: ChannelGroup, values: Mapping[Use, Tensor]) -> np.ndarra
 
 
 GRADIENT: dict[str, Callable[[ChannelGroup, Products], np.ndarray]] = {
-    "taylor": lambda group, wg: np.abs(_per_channel(group, wg)),
-    "fisher": lambda group, wg: 0.5 * _per_channel(group, wg) ** 2,
-    "obd": lambda group, wg: 0.5 * _per_channel(group, {u: v.square() for u, v in wg.items()}),
+    "taylor": lambda group, wg: np.abs(per_channel(group, wg)),
+    "fisher": lambda group, wg: 0.5 * per_channel(group, wg) ** 2,
+    "obd": lambda group, wg: 0.5 * per_channel(group, {u: v.square() for u, v in wg.items()}),
 }

@@ -36,7 +36,7 @@ class Training:
         steps: optimizer steps in all.
         lr: highest learning rate; rises over the first `warmup` steps and falls to 0 along a cosine.
         warmup: steps.
-        optimizer: "adamw" or "sgd" (Nesterov momentum 0.9).
+        optimizer: "adamw", "sgd" (Nesterov momentum 0.9) or "gsm" (heavy momentum 0.98).
         decay: weight decay of kernels; vectors are not decayed.
         clip: gradients are scaled down to this norm; None: as they are.
         check_every: steps between looks at the held-out samples; the best parameters seen there are kept.
@@ -85,6 +85,7 @@ def _fast_bf16(device: torch.device) -> bool:
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]] = {
     "adamw": lambda groups, lr: torch.optim.AdamW(groups, lr=lr),
     "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+    "gsm": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.98),
 }
 
 
@@ -239,6 +240,12 @@ def _log(training: Training, line: dict[str, Any]) -> None:
     if training.metrics is not None and rank() == 0:
         with training.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def start(seed: int, threads: int | None) -> None:
+    """Seed torch and set its threads; None: one, which is the fastest on a busy machine."""
+    torch.set_num_threads(threads or 1)
+    torch.manual_seed(seed)
 
 
 # ---- several processes ---------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""A recipe for the Fashion-MNIST nets: labelled batches and a loss. The last 5,000 training images are left for tuning.
+
+onnxprune train resnet20_fmnist.onnx --method csgd --recipe benchmarks/fmnist_recipe.py --calib samples.npz
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from common import DATA, Fashion
+
+BATCH = 64
+REACH = 2
+"""Pixels by which an image is moved at most; half of the images are mirrored."""
+_passes = itertools.count()
+
+
+def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One pass over the training images, in another order every time."""
+    tools = Fashion().tools
+    images = tools.as_input(tools.read_idx(DATA / "train-images-idx3-ubyte.gz")[: tools.TRAINING])
+    labels = tools.read_idx(DATA / "train-labels-idx1-ubyte.gz")[: tools.TRAINING].astype(np.int64)
+    rng = np.random.default_rng(next(_passes))
+    padded = np.pad(images, ((0, 0), (0, 0), (REACH, REACH), (REACH, REACH)), mode="edge")
+    order = rng.permutation(len(images))
+    for start in range(0, len(order) - BATCH + 1, BATCH):
+        rows = order[start : start + BATCH]
+        dy, dx = rng.integers(0, 2 * REACH + 1, 2)
+        moved = padded[rows, :, dy : dy + images.shape[2], dx : dx + images.shape[3]]
+        mirrored = np.where(rng.random((BATCH, 1, 1, 1)) < 0.5, moved[..., ::-1], moved)
+        yield np.ascontiguousarray(mirrored), labels[rows]
+
+
+def loss(outputs: dict[str, torch.Tensor], labels: np.ndarray) -> torch.Tensor:
+    """Cross-entropy."""
+    return torch.nn.functional.cross_entropy(next(iter(outputs.values())), torch.from_numpy(labels))

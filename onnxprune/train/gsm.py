@@ -1,0 +1,239 @@
+"""Global Sparse Momentum SGD: in every step the weights that matter least only decay, until they are zero.
+
+Ding et al., "Global Sparse Momentum SGD for Pruning Very Deep Neural Networks", NeurIPS 2019. With Q weights to keep,
+
+    T = |w · ∂L/∂w|      B = 1 for the Q largest T of the whole network, else 0
+    Z ← βZ + ηw + B ∘ ∂L/∂w        w ← w − αZ
+
+which is SGD with momentum β on gradients that B has masked. Vectors (biases, BN) are neither masked nor decayed.
+
+The structured form is ours: one B for each channel of a coupling set,
+
+    T_c = |Σ_{i∈c} w_i ∂L/∂w_i| / cost_c
+
+over the channel's own rows, its readers' columns and its BN entries (`gradients.per_channel`), divided by the
+multiply-accumulates that it costs; the channels of the largest T that fit the budget are active.
+
+A passive weight ends near w·exp(−kαη/(1−β)) after k steps at rate α. The paper's η = 1e-4 needs a hundred thousand
+steps for that, and with a larger η momentum makes it swing instead. Ours: in every step passive weights are also
+multiplied by a factor that shrinks them to `ASHES` within the last `DYING` of the run, in which B is fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.train.gradients import per_channel, weight_times_gradient
+from onnxprune.train.loop import Training, train
+from onnxprune.train.network import Network
+from onnxprune.train.objective import Objective
+
+MOMENTUM = 0.98
+ASHES = 1e-7
+"""What is left of a passive weight at the end, relative."""
+DYING = 0.6
+"""Share of the run, at its end, in which which weights are passive is fixed."""
+LOOK_EVERY = 10
+"""Steps between choices of the active channels; T is averaged over them (ours: one batch's T is noisy)."""
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What GSM gives back.
+
+    Attributes:
+        model: trained at its full widths, what is passive near zero.
+        keep: structured: group -> the active channels.
+        density: unstructured: share of the kernels' weights that is active.
+        left: largest passive weight at the end, relative to the largest active one of its tensor.
+        masks: unstructured: parameter -> bool, the active weights.
+    """
+
+    model: onnx.ModelProto
+    keep: Mapping[str, tuple[int, ...]]
+    density: float
+    left: float
+    masks: Mapping[str, Tensor]
+
+
+def gsm(
+    model: onnx.ModelProto,
+    density: float,
+    loss: Objective,
+    training: Training,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sparse:
+    """Unstructured, as published: a model whose kernels hold no more than so many weights.
+
+    Args:
+        model: the original.
+        density: Q over the number of weights in kernels.
+        loss: what is minimised.
+        training: how; optimizer and clipping are GSM's own.
+        progress: called with (steps done, steps).
+    """
+    network = Network(model, batch_norm="batch")
+    kernels = {name: p for name, p in network.named_parameters() if p.ndim > 1}
+    count = sum(p.numel() for p in kernels.values())
+    most = max(1, round(density * count))
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in kernels.items()}
+
+    def choose(step: int) -> None:
+        grads = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in kernels.items()}
+        worth = torch.cat([(p.detach() * grads[n]).abs().reshape(-1) for n, p in kernels.items()])
+        active = torch.zeros(count, dtype=torch.bool)
+        active[worth.topk(most).indices] = True
+        for name, part in zip(kernels, active.split([p.numel() for p in kernels.values()]), strict=True):
+            masks[name] = part.reshape(kernels[name].shape)
+
+    _run(network, loss, training, choose, lambda: masks, progress=progress)
+    left = _left(network, masks)
+    with torch.no_grad():
+        for name, p in kernels.items():
+            p *= masks[name]
+    return Sparse(network.to_onnx(), {}, most / count, left, masks)
+
+
+def gsm_channels(
+    model: onnx.ModelProto,
+    channels: Channels,
+    groups: Sequence[ChannelGroup],
+    fits: Callable[[Mapping[str, tuple[int, ...]]], bool],
+    costs: Mapping[str, float],
+    steps: Mapping[str, int],
+    loss: Objective,
+    training: Training,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sparse:
+    """Structured (ours): a model in which as many channels have died as the budget asks for.
+
+    Args:
+        model: the original.
+        channels: its analysis.
+        groups: those that may lose channels.
+        fits: whether kept channels meet the budget; fewer channels never fit worse.
+        costs: group -> what one of its channels costs.
+        steps: group -> what its width is a multiple of.
+        loss, training, progress: as for `gsm`.
+    """
+    network = Network(model, batch_norm="batch")
+    seen = {g.name: np.zeros(g.width) for g in groups}
+    alive = {g.name: np.ones(g.width, bool) for g in groups}
+    masks: dict[str, Tensor] = {}
+
+    def choose(step: int) -> None:
+        products = weight_times_gradient(network)
+        for g in groups:
+            seen[g.name] = 0.9 * seen[g.name] + np.abs(per_channel(g, products))
+        if step % LOOK_EVERY and masks:
+            return
+        alive.update(_fitting(groups, {g.name: seen[g.name] / costs[g.name] for g in groups}, steps, fits))
+        masks.update(_masks(groups, alive, network))
+
+    _run(network, loss, training, choose, lambda: masks, progress=progress)
+    left = _left(network, masks)
+    keep = {name: tuple(map(int, np.flatnonzero(a))) for name, a in alive.items()}
+    return Sparse(network.to_onnx(), keep, float(np.mean([a.mean() for a in alive.values()])), left, masks)
+
+
+def _run(
+    network: Network,
+    loss: Objective,
+    training: Training,
+    choose: Callable[[int], None],
+    masks: Callable[[], Mapping[str, Tensor]],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Train with gradients that the masks let through; passive weights shrink."""
+    last = int((1 - DYING) * training.steps)
+    shrinking = math.exp(math.log(ASHES) / max(1, training.steps - last))
+
+    def sparse(step: int) -> None:
+        if step <= last:
+            choose(step)
+        for name, mask in masks().items():
+            p = getattr(network, name)
+            if p.grad is not None:
+                p.grad *= mask
+
+    @torch.no_grad()
+    def shrink(step: int) -> None:
+        for name, mask in masks().items():
+            p = getattr(network, name)
+            p.copy_(torch.where(mask, p, shrinking * p))
+
+    how = replace(training, optimizer="gsm", clip=None)
+    train(
+        network,
+        lambda step: (loss(network, step), {}),
+        how,
+        after_backward=sparse,
+        after_step=shrink,
+        progress=progress,
+    )
+
+
+def _left(network: Network, masks: Mapping[str, Tensor]) -> float:
+    worst = 0.0
+    for name, mask in masks.items():
+        p = getattr(network, name).detach().abs()
+        if not mask.all():
+            worst = max(worst, float(p[~mask].max() / p.max().clamp_min(1e-12)))
+    return worst
+
+
+def _fitting(
+    groups: Sequence[ChannelGroup],
+    worth: Mapping[str, np.ndarray],
+    steps: Mapping[str, int],
+    fits: Callable[[Mapping[str, tuple[int, ...]]], bool],
+) -> dict[str, np.ndarray]:
+    """The channels of the largest worth that fit, every width a multiple of its step and none empty."""
+    flat = np.concatenate([worth[g.name] for g in groups])
+    group = np.repeat(np.arange(len(groups)), [g.width for g in groups])
+    order = group[np.argsort(-flat, kind="stable")]
+    best = {g.name: np.argsort(-worth[g.name], kind="stable") for g in groups}
+
+    def taken(count: int) -> dict[str, np.ndarray]:
+        counts = np.bincount(order[:count], minlength=len(groups))
+        active = {}
+        for g, n in zip(groups, counts, strict=True):
+            step = steps[g.name]
+            on = np.zeros(g.width, bool)
+            on[best[g.name][: max(step, -(-int(n) // step) * step)]] = True
+            active[g.name] = on
+        return active
+
+    low, high = 0, len(flat)  # with none wanted, every group is as narrow as it gets
+    while low < high:
+        middle = (low + high + 1) // 2
+        keep = {name: tuple(map(int, np.flatnonzero(on))) for name, on in taken(middle).items()}
+        low, high = (middle, high) if fits(keep) else (low, middle - 1)
+    return taken(low)
+
+
+def _masks(groups: Sequence[ChannelGroup], alive: Mapping[str, np.ndarray], network: Network) -> dict[str, Tensor]:
+    """Parameter -> what is active of it: an entry is passive where a channel that it belongs to is."""
+    masks: dict[str, Tensor] = {}
+    for group in groups:
+        for s in group.slices:
+            name = network.names.get(s.use)
+            if name is None:
+                continue
+            p = getattr(network, name)
+            on = np.where(s.channel >= 0, alive[group.name][s.channel], True)
+            shape = [1] * p.ndim
+            shape[s.axis] = -1
+            line = torch.from_numpy(on).reshape(shape)
+            masks[name] = masks.get(name, torch.ones_like(p, dtype=torch.bool)) & line
+    return masks

@@ -1,0 +1,68 @@
+"""What a training method minimises: the recipe's loss where there are labels, else agreement with the original.
+
+Both are a function of a network and a step, so that a method need not know which it is. Without labels the original
+network teaches: its last feature map and its outputs (`distill.Compared`), on augmented samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune.channels import Channels, Cut
+from onnxprune.errors import UsageError
+from onnxprune.graph.model import Graph
+from onnxprune.train.distill import Compared, Distillation
+from onnxprune.train.loop import rank, ranks
+from onnxprune.train.network import Network, as_feeds
+from onnxprune.train.recipe import open_recipe
+from onnxprune.train.samples import Feeds, Samples, augmenter
+
+Objective = Callable[[Network, int], Tensor]
+
+
+def objective(
+    original: Graph,
+    channels: Channels,
+    batches: Iterable[Feeds],
+    recipe: str | None,
+    *,
+    batch: int = 64,
+    augment: Sequence[str] = (),
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> Objective:
+    """The loss of a network at a step.
+
+    Args:
+        original: the network as it was given; the teacher where there is no recipe.
+        channels: its analysis.
+        batches: unlabelled samples; not looked at where there is a recipe.
+        recipe: file.py with labelled data and a loss, see `recipe`; None: none.
+        batch: samples of a step.
+        augment: see `samples.AUGMENTATIONS`.
+        seed: of the batches' order and the augmentations.
+        device: where the networks are.
+
+    Raises:
+        UsageError: there is neither a recipe nor a sample; the recipe is not one.
+    """
+    on = device or torch.device("cpu")
+    if recipe is not None:
+        labelled = open_recipe(recipe, original.inputs)
+        return lambda network, step: labelled(network, step, on)
+    given = list(batches)
+    if not given:
+        raise UsageError("nothing to train on; give --recipe with labelled data, or --calib with samples")
+    how, samples, change = Distillation(), Samples(given, batch), augmenter(augment, seed)
+    teacher = Network(original.model).to(on).eval()
+    compared = Compared.of(teacher.graph, original, Cut(channels, np.ones(channels.unit_count + 1, bool)), on)
+
+    def loss(network: Network, step: int) -> Tensor:
+        feeds = change(as_feeds(samples.batch(step, seed, rank(), ranks()), on), step)
+        return compared.loss(teacher, network, feeds, how)[0]
+
+    return loss

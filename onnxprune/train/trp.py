@@ -1,0 +1,129 @@
+"""Trained Rank Pruning: training that keeps layers at low rank, so that splitting them at the end costs nothing.
+
+Xu et al., "TRP: Trained Rank Pruning for Efficient Deep Neural Networks", IJCAI 2020. Every `m` steps, before the
+forward pass, a layer's unfolded weight is replaced by its truncated SVD; after every backward pass the sub-gradient of
+its nuclear norm, λ·UVᵀ, is added. The paper keeps the smallest rank that holds 90% of Σσ² and takes what ranks come;
+here the ranks are those of the budget (ours), so that the finished model has the size that was asked for. What is
+unfolded how is said by the edits: `channel` (n, c·k²), `spatial` (c·k, n·k), `matrix` as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor
+
+from onnxprune.graph.model import attr
+from onnxprune.plan import Factorize
+from onnxprune.train.loop import Training, train
+from onnxprune.train.network import Network
+from onnxprune.train.objective import Objective
+
+WEIGHT = 1
+"""Operand of a layer that is its weight; of a MatMul the constant one."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What TRP gives back.
+
+    Attributes:
+        trained: before the last truncation.
+        model: every layer of an edit has that rank.
+        lost: largest share of Σσ² that the last truncation took from a layer.
+    """
+
+    trained: onnx.ModelProto
+    model: onnx.ModelProto
+    lost: float
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """A weight as a stack of matrices (parts, rows, columns), and back."""
+
+    there: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor], Tensor]
+
+
+def trp(
+    model: onnx.ModelProto,
+    edits: Sequence[Factorize],
+    loss: Objective,
+    training: Training,
+    *,
+    every: int = 20,
+    nuclear: float = 3e-4,
+    project: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> LowRank:
+    """Train the model towards layers of those ranks.
+
+    Args:
+        model: the original.
+        edits: layer, kind and rank.
+        loss: what is minimised.
+        training: how.
+        every: m, steps between truncations.
+        nuclear: λ.
+        project: False: plain training to compare with, truncated once at the end.
+        progress: called with (steps done, steps).
+    """
+    network = Network(model, batch_norm="batch")
+    layers = [(_parameter(network, e), e.rank) for e in edits]
+    folds = {name: unfolded(network, e) for (name, _), e in zip(layers, edits, strict=True)}
+    lost = dict.fromkeys(folds, 0.0)
+    pulls: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def truncate() -> None:
+        for name, rank in layers:
+            p, fold = getattr(network, name), folds[name]
+            U, s, Vh = torch.linalg.svd(fold.there(p.double()), full_matrices=False)
+            energy = s.square()
+            lost[name] = float((energy[..., rank:].sum(-1) / energy.sum(-1).clamp_min(1e-30)).max())
+            U, s, Vh = U[..., :rank], s[..., :rank], Vh[..., :rank, :]
+            p.copy_(fold.back((U * s[..., None, :]) @ Vh))
+            pulls[name] = fold.back(U @ Vh).to(p.dtype)
+
+    def objective(step: int) -> tuple[Tensor, dict[str, float]]:
+        if project and step % every == 0:
+            truncate()
+        return loss(network, step), {"lost": max(lost.values(), default=0.0)}
+
+    def pull(step: int) -> None:
+        for name, direction in pulls.items():
+            p = getattr(network, name)
+            if p.grad is not None:
+                p.grad += nuclear * direction
+
+    train(network, objective, training, after_backward=pull if project else None, progress=progress)
+    trained = network.to_onnx()
+    truncate()
+    return LowRank(trained, network.to_onnx(), max(lost.values(), default=0.0))
+
+
+def _parameter(network: Network, edit: Factorize) -> str:
+    node = network.graph.nodes[edit.node]
+    use = (edit.node, WEIGHT) if (edit.node, WEIGHT) in network.names or node.op_type != "MatMul" else (edit.node, 0)
+    return network.names[use]
+
+
+def unfolded(network: Network, edit: Factorize) -> Unfolded:
+    """How the weight of an edit's layer is unfolded."""
+    node, shape = network.graph.nodes[edit.node], getattr(network, _parameter(network, edit)).shape
+    if edit.kind == "matrix":
+        return Unfolded(lambda w: w[None], lambda m: m[0])
+    g = attr(node, "group", 1)
+    n, c, *kernel = shape
+    if edit.kind == "channel":
+        return Unfolded(lambda w: w.reshape(g, n // g, -1), lambda m: m.reshape(shape))
+    h, w = kernel
+    split = (g, n // g, c, h, w)
+    return Unfolded(
+        lambda x: x.reshape(split).permute(0, 2, 3, 1, 4).reshape(g, c * h, n // g * w),
+        lambda m: m.reshape(g, c, h, n // g, w).permute(0, 3, 1, 2, 4).reshape(shape),
+    )

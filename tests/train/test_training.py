@@ -1,0 +1,155 @@
+"""`onnxprune train`: the budget holds, and the cut changes nothing that training has not prepared."""
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxprune
+from onnxprune.cli import main
+from onnxprune.errors import UsageError
+from onnxprune.training import TrainSettings, train_and_prune
+
+MODEL = "benchmarks/models/resnet20_fmnist.onnx"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "magic"}, "one of csgd, gsm, trp"),
+        ({"method": "csgd", "steps": 0}, "above 0"),
+        ({"method": "csgd", "lr": 0.0}, "above 0"),
+        ({"method": "csgd", "ratio": 1.5}, "not between 0 and 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(monkeypatch, settings, words):
+    monkeypatch.setattr("onnxprune.training.find_spec", lambda name: True)
+    with pytest.raises(UsageError, match=words):
+        TrainSettings(**settings)
+
+
+def test_without_torch_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("onnxprune.training.find_spec", lambda name: None)
+    assert main(["train", MODEL, "--method", "csgd"]) == 2
+    assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
+
+
+torch = pytest.importorskip("torch")
+
+from onnxprune.graph.runtime import open_session  # noqa: E402
+from onnxprune.plan import Factorize  # noqa: E402
+from onnxprune.train.gsm import gsm  # noqa: E402
+from onnxprune.train.loop import Training  # noqa: E402
+from onnxprune.train.network import Network  # noqa: E402
+from onnxprune.train.trp import trp, unfolded  # noqa: E402
+from tests.synthetic import Net, head  # noqa: E402
+from tests.train.test_distill import batches, small  # noqa: E402
+
+
+def wide():
+    """Like `small`, with ranks to spare."""
+    net = Net()
+    x = net.op("Relu", net.conv("x", 3, 24, 3))
+    model = net.model(head(net, net.op("Relu", net.conv(x, 24, 24, 3)), width=24), size=8)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    return model
+
+
+def change(result):
+    """What the result says that its cut changed, and the largest output."""
+    found = re.search(r"by at most ([0-9.e+-]+) \(largest output ([0-9.e+-]+)\)", result.notes[-1])
+    return float(found[1]), float(found[2])
+
+
+@pytest.mark.parametrize(("method", "make", "most"), [("csgd", small, 1e-4), ("gsm", small, 1e-4), ("trp", wide, 1e-3)])
+def test_the_budget_holds_and_the_cut_changes_nothing(method, make, most):
+    subject = onnxprune.open_model(make(), calibration=batches(4))
+    result = train_and_prune(subject, TrainSettings(method, ratio=0.4, steps=150, batch=32))
+    assert result.after.macs <= 0.6 * result.before.macs
+    moved, size = change(result)
+    assert moved <= most * size and size > 0.01
+    assert result.plan.settings["trained"] == method and not result.warnings
+    assert result.fidelity.cosine > 0.8
+
+
+def test_another_seed_is_another_model_and_the_same_seed_the_same():
+    subject = onnxprune.open_model(small(), calibration=batches(4))
+    one, two, other = (
+        train_and_prune(subject, TrainSettings("gsm", steps=20, batch=32, seed=seed)).model.SerializeToString()
+        for seed in (0, 0, 1)
+    )
+    assert one == two != other
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(UsageError, match="nothing to train on"):
+        train_and_prune(onnxprune.open_model(small()), TrainSettings("gsm"))
+
+
+RECIPE = """
+import numpy as np, torch
+
+def batches():
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        x = rng.standard_normal((16, 3, 8, 8), np.float32)
+        yield x, (x.mean((1, 2, 3)) > 0).astype(np.int64)
+
+def loss(outputs, labels):
+    return torch.nn.functional.cross_entropy(next(iter(outputs.values())), torch.from_numpy(labels))
+"""
+
+
+def test_the_command_with_a_recipe_and_no_samples(tmp_path, capsys):
+    onnx.save(small(), tmp_path / "m.onnx")
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    line = ["train", str(tmp_path / "m.onnx"), "--method", "csgd", "--recipe", str(tmp_path / "recipe.py"),
+            "--steps", "100", "--metrics", str(tmp_path / "m.jsonl"), "--json"]  # fmt: skip
+    assert main(line) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["trained"] == "csgd" and found["after"]["macs"] <= 0.5 * found["before"]["macs"]
+    assert json.loads((tmp_path / "m.jsonl").read_text().splitlines()[0])["step"] == 100
+    pruned = tmp_path / "m.pruned.onnx"
+    assert open_session(onnx.load(pruned), threads=1).run({"x": np.zeros((1, 3, 8, 8), np.float32)})[0].shape == (1, 10)
+
+
+def loss_against(model):
+    x = torch.from_numpy(batches(1)[0]["x"])
+    goal = torch.from_numpy(open_session(model, threads=1).run({"x": x.numpy()})[0])
+    return lambda network, step: (next(iter(network({"x": x}).values())) - goal).square().mean() / goal.square().mean()
+
+
+HOW = Training(steps=200, lr=0.01, warmup=5, optimizer="sgd", check_every=10**9, clip=None, bf16=False)
+
+
+def test_unstructured_gsm_leaves_so_many_weights():
+    model = small()
+    sparse = gsm(model, 0.25, loss_against(model), HOW)
+    kernels = [p for p in Network(sparse.model).parameters() if p.ndim > 1]
+    share = sum(int((p != 0).sum()) for p in kernels) / sum(p.numel() for p in kernels)
+    assert share == pytest.approx(0.25, abs=0.01)
+    assert sparse.left < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["channel", "spatial"])
+def test_trp_ends_at_the_rank_and_plain_training_does_not(kind):
+    model = wide()
+    layer = [n for n in model.graph.node if n.op_type == "Conv"][1].output[0]
+    edit = Factorize(layer, kind, 4)
+    low, plain = (trp(model, [edit], loss_against(model), HOW, project=on) for on in (True, False))
+    network = Network(low.model)
+    matrix = unfolded(network, edit).there(getattr(network, network.names[(layer, 1)]).detach())[0]
+    assert torch.linalg.matrix_rank(matrix, rtol=1e-5) == 4
+    assert low.lost < 0.01 < plain.lost
+
+
+@pytest.mark.parametrize("kind", ["channel", "spatial"])
+def test_unfolding_there_and_back(kind):
+    model = wide()
+    network = Network(model)
+    layer = [n for n in model.graph.node if n.op_type == "Conv"][1].output[0]
+    weight = getattr(network, network.names[(layer, 1)]).detach()
+    fold = unfolded(network, Factorize(layer, kind, 1))
+    assert torch.equal(fold.back(fold.there(weight)), weight)
