@@ -55,7 +55,7 @@ def main() -> int:
     args = parser.parse_args()
     data, begin = Fashion(), time.perf_counter()
     if args.validate:
-        _validation(data)
+        last_training_images(data)
     cache, lines, rows = Cache(args.cache), [], []
     for name, path in find_models(args.nets, args.models).items():
         own = top1(path, data) if args.validate else baseline(path, data, cache)
@@ -104,7 +104,7 @@ def measure(cache: Cache, path: Path, data: Fashion, ratio: float, seed: int, ar
     return cache.get(key, make)
 
 
-def _validation(data: Fashion) -> None:
+def last_training_images(data: Fashion) -> None:
     """Put the last 5,000 training images in the place of the test images."""
     tools = data.tools
     data.x = tools.as_input(tools.read_idx(DATA / "train-images-idx3-ubyte.gz")[tools.TRAINING :])

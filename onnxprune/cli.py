@@ -185,14 +185,16 @@ def _apply_parser() -> Parser:
 def _train_parser() -> Parser:
     about = (
         "Train so that the cut costs nothing, then cut: csgd makes channels the same, gsm lets channels die,\n"
-        "trp makes layers of low rank. With a recipe its labels and loss count, else the original teaches on\n"
-        'the samples. On the processor; needs torch (pip install "onnxprune[train]").'
+        "trp makes layers of low rank, gates shut channels and whole residual blocks. With a recipe its labels\n"
+        "and loss count, else the original teaches on the samples. On the processor; needs torch\n"
+        '(pip install "onnxprune[train]").'
     )
     parser = Parser("train", "train MODEL --method NAME [--recipe FILE.py] [--calib SAMPLES] [options]", about)
     parser.add_argument("model", metavar="MODEL")
     add = parser.add_argument_group("what to remove").add_argument
-    add("--method", required=True, metavar="NAME", help="csgd, gsm or trp")
-    add("--ratio", type=float, default=0.5, metavar="R", help="share of the MACs to remove (default 0.5)")
+    add("--method", required=True, metavar="NAME", help="csgd, gsm, trp or gates")
+    add("--ratio", type=float, default=0.5, metavar="R", help="share to remove (default 0.5)")
+    add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
     add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
     add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
     _add_statistics(add)
@@ -342,7 +344,7 @@ def _train(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.training import TrainSettings, train_and_prune
 
     chosen = TrainSettings(
-        args.method, ratio=args.ratio, steps=args.steps, batch=args.batch, lr=args.lr, augment=args.augment,
+        args.method, ratio=args.ratio, of=args.of, steps=args.steps, batch=args.batch, lr=args.lr, augment=args.augment,
         recipe=args.recipe, include=args.include, exclude=args.exclude, seed=args.seed or 0, threads=args.threads,
         checkpoint=args.checkpoint and Path(args.checkpoint), metrics=args.metrics and Path(args.metrics),
     )  # fmt: skip

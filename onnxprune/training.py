@@ -7,18 +7,21 @@ torch is imported by the function that trains, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from onnxprune import api
+from onnxprune.blocks import drop_of
+from onnxprune.channels import ChannelGroup
+from onnxprune.decide.blocks import Block, find_blocks
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.graph.model import Graph, digest
+from onnxprune.graph.model import Graph, Use, digest
 from onnxprune.graph.runtime import open_session
 from onnxprune.measure.cost import CostModel
 from onnxprune.measure.verify import check_fidelity
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
     from onnxprune.train.loop import Training
     from onnxprune.train.objective import Objective
 
-METHODS = ("csgd", "gsm", "trp")
-RATES = {"csgd": 0.03, "gsm": 5e-3, "trp": 0.01}
+METHODS = ("csgd", "gsm", "trp", "gates")
+RATES = {"csgd": 0.03, "gsm": 5e-3, "trp": 0.01, "gates": 5e-3}
 """Highest learning rate of each method unless another is given: what its paper takes, or near it."""
 
 
@@ -41,9 +44,11 @@ class TrainSettings:
     """How to prune while training.
 
     Attributes:
-        method: "csgd" (channels of a cluster become the same), "gsm" (channels that matter least die) or "trp"
-            (layers become of low rank, and are split).
-        ratio: share of the multiply-accumulates to remove.
+        method: "csgd" (channels of a cluster become the same), "gsm" (channels that matter least die), "trp"
+            (layers become of low rank, and are split) or "gates" (channels and whole residual blocks, in proportions
+            that are learned).
+        ratio: share of the cost to remove.
+        of: what counts: "macs", "params" or "channels".
         steps: of the optimizer.
         batch: samples of a step; a recipe has batches of its own.
         lr: highest learning rate; None: the method's.
@@ -52,12 +57,14 @@ class TrainSettings:
         include, exclude: regular expressions on the names of groups and their weights.
         checkpoint: file to go on from, written every 20 seconds.
         metrics: file that gets a line of JSON every hundred steps.
+        options: of the method's own: "strength" (csgd), "every", "nuclear", "project" (trp).
         seed: for everything random.
         threads: of torch and ONNX Runtime.
     """
 
     method: str
     ratio: float = 0.5
+    of: str = "macs"
     steps: int = 2000
     batch: int = 64
     lr: float | None = None
@@ -67,6 +74,7 @@ class TrainSettings:
     exclude: str | None = None
     checkpoint: Path | None = None
     metrics: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     threads: int | None = None
 
@@ -77,13 +85,15 @@ class TrainSettings:
             raise UsageError(f'--method {self.method} needs torch - pip install "onnxprune[train]"')
         if self.steps < 1 or self.batch < 1 or (self.lr is not None and self.lr <= 0):
             raise UsageError("steps, batch and learning rate are above 0")
+        if self.of not in ("macs", "params", "channels"):
+            raise UsageError(f"training works towards macs, params or channels, not {self.of!r}")
         self.deciding()
 
     def deciding(self) -> Settings:
         """What decides the sizes."""
         methods = ("rank",) if self.method == "trp" else ("channels",)
         return Settings(
-            ratio=self.ratio, methods=methods, include=self.include, exclude=self.exclude,
+            ratio=self.ratio, of=self.of, methods=methods, include=self.include, exclude=self.exclude,
             seed=self.seed, threads=self.threads, repair="none",
         )  # fmt: skip
 
@@ -105,6 +115,11 @@ def train_and_prune(subject: Subject, settings: TrainSettings, progress: Progres
     Raises:
         PruneError: see `onnxprune.errors`.
     """
+    return finish(subject, settings, prepare(subject, settings, progress), progress)
+
+
+def prepare(subject: Subject, settings: TrainSettings, progress: Progress | None = None) -> Prepared:
+    """The first half of `train_and_prune`: the trained model and its plan."""
     from onnxprune.train.loop import Training, start, together
     from onnxprune.train.objective import objective
 
@@ -121,8 +136,7 @@ def train_and_prune(subject: Subject, settings: TrainSettings, progress: Progres
             batch=settings.batch, augment=settings.augment, seed=settings.seed,
         )  # fmt: skip
         report = (lambda k, n: progress("train", k, n)) if progress else None
-        prepared = PREPARE[settings.method](subject, settings, loss, training, report, progress)
-    return _finished(subject, settings, prepared, progress)
+        return PREPARE[settings.method](subject, settings, loss, training, report, progress)
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,7 @@ def _csgd(subject: Subject, settings: TrainSettings, loss: Objective, training: 
 
     decided = api.make_plan(subject, settings.deciding(), progress)
     widths = {name: len(keep) for name, keep in decided.keep().items()}
-    merged = csgd(subject.model, subject.channels, widths, loss, training, progress=report)
+    merged = csgd(subject.model, subject.channels, widths, loss, training, progress=report, **settings.options)
     words = f"the members of a cluster differ by at most {merged.spread:.1e} of their tensor's largest entry"
     return Prepared(merged.trained, merged.model, _kept(subject, settings, merged.model, merged.keep), words)
 
@@ -161,21 +175,82 @@ def _gsm(subject: Subject, settings: TrainSettings, loss: Objective, training: T
          progress: Progress | None) -> Prepared:  # fmt: skip
     from onnxprune.train.gsm import gsm_channels
 
-    channels, limits = subject.channels, settings.deciding().limits()
-    groups = [g for g in channels.groups if limits.allows(g)]
-    cost = CostModel(subject.graph, channels, "macs")
-    each = cost.per_unit(np.ones(channels.unit_count + 1, bool))
-    least = {g.name: tuple(range(min(limits.step(g), g.width))) for g in groups}
-    if cost.removed(channels.alive(least)) < settings.ratio:
-        raise BudgetError(f"ratio {settings.ratio:g} is out of reach; ask for less, or exclude fewer groups")
+    channels = subject.channels
+    groups, steps, cost, each = _divisible(subject, settings)
     sparse = gsm_channels(
         subject.model, channels, groups,
         lambda keep: cost.removed(channels.alive(keep)) >= settings.ratio,
-        {g.name: float(each[g.units].mean()) for g in groups}, {g.name: limits.step(g) for g in groups},
-        loss, training, progress=report,
+        each, steps, loss, training, progress=report, **settings.options,
     )  # fmt: skip
     words = f"what was passive has shrunk to {sparse.left:.1e} of its tensor's largest entry"
     return Prepared(sparse.model, sparse.model, _kept(subject, settings, sparse.model, sparse.keep), words)
+
+
+def _divisible(
+    subject: Subject, settings: TrainSettings, blocks: Sequence[Block] = ()
+) -> tuple[list[ChannelGroup], dict[str, int], CostModel, dict[str, float]]:
+    """(groups that may lose channels, what their widths are multiples of, the cost, what one channel of each costs).
+
+    Raises:
+        BudgetError: even with the least of every group too much is left.
+    """
+    channels, limits = subject.channels, settings.deciding().limits()
+    groups = [g for g in channels.groups if limits.allows(g)]
+    steps = {g.name: min(limits.step(g), g.width) for g in groups}
+    cost = CostModel(subject.graph, channels, settings.of, blocks=[b.nodes for b in blocks])
+    least = channels.alive({name: tuple(range(step)) for name, step in steps.items()})
+    if cost.removed(least, np.zeros(len(blocks))) < settings.ratio:
+        raise BudgetError(f"ratio {settings.ratio:g} is out of reach; ask for less, or exclude fewer groups")
+    unit = cost.per_unit(np.ones(channels.unit_count + 1, bool))
+    return groups, steps, cost, {g.name: float(unit[g.units].mean()) / cost.total for g in groups}
+
+
+def _gates(subject: Subject, settings: TrainSettings, loss: Objective, training: Training, report: Report,
+           progress: Progress | None) -> Prepared:  # fmt: skip
+    from onnxprune.train.gates import Branch, gates
+
+    graph, channels = subject.graph, subject.channels
+    blocks = [b for b in find_blocks(graph, channels.shapes) if _last_of(graph, b)]
+    groups, steps, cost, each = _divisible(subject, settings, blocks)
+    whole, names = np.ones(channels.unit_count + 1, bool), [b.add for b in blocks]
+
+    def removed(keep: Mapping[str, tuple[int, ...]], dropped: frozenset[str]) -> float:
+        return cost.removed(channels.alive(keep), np.array([name not in dropped for name in names], float))
+
+    branches = [
+        Branch(b.add, _last_of(graph, b), cost.removed(whole, np.array([other is not b for other in blocks], float)))
+        for b in blocks
+    ]
+    found = gates(
+        subject.model,
+        groups,
+        branches,
+        each,
+        steps,
+        removed,
+        settings.ratio,
+        loss,
+        training,
+        progress=report,
+        **settings.options,
+    )
+    words = (
+        f"{len(found.dropped)} of {len(blocks)} blocks shut; what is gone had shrunk to {found.left:.1e} of its "
+        f"tensor's largest entry"
+    )
+    plan = _kept(subject, settings, found.model, found.keep)
+    drops = tuple(drop_of(b, channels) for b in blocks if b.add in found.dropped)
+    return Prepared(found.model, found.model, replace(plan, edits=(*plan.edits, *drops)), words)
+
+
+def _last_of(graph: Graph, block: Block) -> tuple[Use, ...]:
+    """The constants that scale all that a branch adds; none where its last node has no such."""
+    key = graph.producer.get(graph.nodes[block.add].input[block.branch], "")
+    node = graph.nodes.get(key)
+    if node is None or key not in block.nodes or node.op_type not in ("Conv", "Gemm", "BatchNormalization"):
+        return ()
+    uses = tuple((key, i) for i in (1, 2) if i < len(node.input) and node.input[i])
+    return uses if all(graph.value(use) is not None for use in uses) else ()
 
 
 def _trp(subject: Subject, settings: TrainSettings, loss: Objective, training: Training, report: Report,
@@ -183,17 +258,23 @@ def _trp(subject: Subject, settings: TrainSettings, loss: Objective, training: T
     from onnxprune.train.trp import trp
 
     edits = api.make_plan(subject, settings.deciding(), progress).factorized()
-    low = trp(subject.model, edits, loss, training, progress=report)
+    low = trp(subject.model, edits, loss, training, progress=report, **settings.options)
     words = f"the last truncation took at most {low.lost:.1e} of a layer's energy"
     plan = PrunePlan(digest(low.model), edits, _decided(settings))
     return Prepared(low.trained, low.model, plan, words)
 
 
-PREPARE: Mapping[str, Prepare] = {"csgd": _csgd, "gsm": _gsm, "trp": _trp}
+PREPARE: Mapping[str, Prepare] = {"csgd": _csgd, "gsm": _gsm, "trp": _trp, "gates": _gates}
 
 
 def _decided(settings: TrainSettings) -> dict[str, object]:
-    return {"trained": settings.method, "ratio": settings.ratio, "steps": settings.steps, "seed": settings.seed}
+    return {
+        "trained": settings.method,
+        "ratio": settings.ratio,
+        "of": settings.of,
+        "steps": settings.steps,
+        "seed": settings.seed,
+    }
 
 
 def _kept(subject: Subject, settings: TrainSettings, model: onnx.ModelProto, keep: Mapping[str, tuple[int, ...]]
@@ -203,11 +284,14 @@ def _kept(subject: Subject, settings: TrainSettings, model: onnx.ModelProto, kee
     return PrunePlan(digest(model), tuple(edits), _decided(settings))
 
 
-def _finished(subject: Subject, settings: TrainSettings, prepared: Prepared, progress: Progress | None) -> Result:
-    """Cut, and compare with the trained model and with the original."""
-    own = replace(
-        subject, model=prepared.model, graph=Graph(prepared.model), digest=prepared.plan.model_digest, warnings=[]
-    )
+def finish(subject: Subject, settings: TrainSettings, prepared: Prepared, progress: Progress | None = None) -> Result:
+    """The second half: cut, and compare with the trained model and with the original."""
+    graph, channels = Graph(prepared.model), subject.channels
+    own_names = {graph.nodes[key].input[i]: graph.value((key, i)) for key, i in channels.params if key}
+    sizes = {name: value.shape for name, value in own_names.items() if value is not None}
+    channels = replace(channels, shapes={**channels.shapes, **sizes})  # constants that two nodes shared are two now
+    own = replace(subject, model=prepared.model, graph=graph, channels=channels,
+                  digest=prepared.plan.model_digest, warnings=[])  # fmt: skip
     result = api.apply_plan(own, prepared.plan, settings.deciding())
     data, fidelity = subject.calibration, None
     feeds = dict(subject.feeds)

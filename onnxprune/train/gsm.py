@@ -15,8 +15,8 @@ over the channel's own rows, its readers' columns and its BN entries (`gradients
 multiply-accumulates that it costs; the channels of the largest T that fit the budget are active.
 
 A passive weight ends near w·exp(−kαη/(1−β)) after k steps at rate α. The paper's η = 1e-4 needs a hundred thousand
-steps for that, and with a larger η momentum makes it swing instead. Ours: in every step passive weights are also
-multiplied by a factor that shrinks them to `ASHES` within the last `DYING` of the run, in which B is fixed.
+steps for that, and with a larger η momentum makes it swing instead. Ours: a passive weight is not updated but
+multiplied by a factor, such that it shrinks to `ASHES` within the last `DYING` of the run, in which B is fixed.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def gsm(
         for name, part in zip(kernels, active.split([p.numel() for p in kernels.values()]), strict=True):
             masks[name] = part.reshape(kernels[name].shape)
 
-    _run(network, loss, training, choose, lambda: masks, progress=progress)
-    left = _left(network, masks)
+    train_sparse(network, loss, training, choose, masks, progress=progress)
+    left = largest_left(network, masks)
     with torch.no_grad():
         for name, p in kernels.items():
             p *= masks[name]
@@ -137,53 +137,69 @@ def gsm_channels(
             seen[g.name] = 0.9 * seen[g.name] + np.abs(per_channel(g, products))
         if step % LOOK_EVERY and masks:
             return
-        alive.update(_fitting(groups, {g.name: seen[g.name] / costs[g.name] for g in groups}, steps, fits))
-        masks.update(_masks(groups, alive, network))
+        worth = {g.name: seen[g.name] / costs[g.name] for g in groups}
+        alive.update(fitting({g.name: g.width for g in groups}, worth, steps, lambda on: fits(_kept(on))))
+        masks.update(channel_masks(groups, alive, network))
 
-    _run(network, loss, training, choose, lambda: masks, progress=progress)
-    left = _left(network, masks)
-    keep = {name: tuple(map(int, np.flatnonzero(a))) for name, a in alive.items()}
-    return Sparse(network.to_onnx(), keep, float(np.mean([a.mean() for a in alive.values()])), left, masks)
+    train_sparse(network, loss, training, choose, masks, progress=progress)
+    left = largest_left(network, masks)
+    return Sparse(network.to_onnx(), _kept(alive), float(np.mean([a.mean() for a in alive.values()])), left, masks)
 
 
-def _run(
+def _kept(alive: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(map(int, np.flatnonzero(on))) for name, on in alive.items()}
+
+
+def train_sparse(
     network: Network,
     loss: Objective,
     training: Training,
     choose: Callable[[int], None],
-    masks: Callable[[], Mapping[str, Tensor]],
-    progress: Callable[[int, int], None] | None,
+    masks: Mapping[str, Tensor],
+    *,
+    before_shrink: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Train with gradients that the masks let through; passive weights shrink."""
+    """Train with gradients that the masks let through; what they leave out shrinks.
+
+    Args:
+        network: trained in place.
+        loss: what is minimised.
+        training: how; optimizer and clipping are replaced.
+        choose: called with a step's gradients there, in the first part of the run; may change the masks.
+        masks: parameter -> bool, active entries; a parameter that is missing is active.
+        before_shrink: called after every step.
+        progress: called with (steps done, steps).
+    """
     last = int((1 - DYING) * training.steps)
     shrinking = math.exp(math.log(ASHES) / max(1, training.steps - last))
+    before: dict[str, Tensor] = {}
 
     def sparse(step: int) -> None:
         if step <= last:
             choose(step)
-        for name, mask in masks().items():
+        for name, mask in masks.items():
             p = getattr(network, name)
             if p.grad is not None:
                 p.grad *= mask
+            before[name] = p.detach().clone()
 
     @torch.no_grad()
     def shrink(step: int) -> None:
-        for name, mask in masks().items():
+        if before_shrink:
+            before_shrink(step)
+        for name, mask in masks.items():
             p = getattr(network, name)
-            p.copy_(torch.where(mask, p, shrinking * p))
+            p.copy_(torch.where(mask, p, shrinking * before.get(name, p)))
 
     how = replace(training, optimizer="gsm", clip=None)
     train(
-        network,
-        lambda step: (loss(network, step), {}),
-        how,
-        after_backward=sparse,
-        after_step=shrink,
-        progress=progress,
-    )
+        network, lambda step: (loss(network, step), {}), how,
+        after_backward=sparse, after_step=shrink, progress=progress,
+    )  # fmt: skip
 
 
-def _left(network: Network, masks: Mapping[str, Tensor]) -> float:
+def largest_left(network: Network, masks: Mapping[str, Tensor]) -> float:
     worst = 0.0
     for name, mask in masks.items():
         p = getattr(network, name).detach().abs()
@@ -192,37 +208,44 @@ def _left(network: Network, masks: Mapping[str, Tensor]) -> float:
     return worst
 
 
-def _fitting(
-    groups: Sequence[ChannelGroup],
+def fitting(
+    widths: Mapping[str, int],
     worth: Mapping[str, np.ndarray],
     steps: Mapping[str, int],
-    fits: Callable[[Mapping[str, tuple[int, ...]]], bool],
+    fits: Callable[[Mapping[str, np.ndarray]], bool],
 ) -> dict[str, np.ndarray]:
-    """The channels of the largest worth that fit, every width a multiple of its step and none empty."""
-    flat = np.concatenate([worth[g.name] for g in groups])
-    group = np.repeat(np.arange(len(groups)), [g.width for g in groups])
+    """The channels of the largest worth that fit: group -> (width,) bool.
+
+    Args:
+        widths: of every group.
+        worth: (width,) of every channel.
+        steps: what a group's width is a multiple of; 0: it may vanish.
+        fits: whether a choice meets the budget.
+    """
+    flat = np.concatenate([worth[name] for name in widths])
+    group = np.repeat(np.arange(len(widths)), list(widths.values()))
     order = group[np.argsort(-flat, kind="stable")]
-    best = {g.name: np.argsort(-worth[g.name], kind="stable") for g in groups}
+    best = {name: np.argsort(-worth[name], kind="stable") for name in widths}
 
     def taken(count: int) -> dict[str, np.ndarray]:
-        counts = np.bincount(order[:count], minlength=len(groups))
         active = {}
-        for g, n in zip(groups, counts, strict=True):
-            step = steps[g.name]
-            on = np.zeros(g.width, bool)
-            on[best[g.name][: max(step, -(-int(n) // step) * step)]] = True
-            active[g.name] = on
+        for (name, width), n in zip(widths.items(), np.bincount(order[:count], minlength=len(widths)), strict=True):
+            step = steps[name]
+            on = np.zeros(width, bool)
+            on[best[name][: max(step, -(-int(n) // max(1, step)) * max(1, step))]] = True
+            active[name] = on
         return active
 
     low, high = 0, len(flat)  # with none wanted, every group is as narrow as it gets
     while low < high:
         middle = (low + high + 1) // 2
-        keep = {name: tuple(map(int, np.flatnonzero(on))) for name, on in taken(middle).items()}
-        low, high = (middle, high) if fits(keep) else (low, middle - 1)
+        low, high = (middle, high) if fits(taken(middle)) else (low, middle - 1)
     return taken(low)
 
 
-def _masks(groups: Sequence[ChannelGroup], alive: Mapping[str, np.ndarray], network: Network) -> dict[str, Tensor]:
+def channel_masks(
+    groups: Sequence[ChannelGroup], alive: Mapping[str, np.ndarray], network: Network
+) -> dict[str, Tensor]:
     """Parameter -> what is active of it: an entry is passive where a channel that it belongs to is."""
     masks: dict[str, Tensor] = {}
     for group in groups:

@@ -18,7 +18,7 @@ MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "magic"}, "one of csgd, gsm, trp"),
+        ({"method": "magic"}, "one of csgd, gsm, trp, gates"),
         ({"method": "csgd", "steps": 0}, "above 0"),
         ({"method": "csgd", "lr": 0.0}, "above 0"),
         ({"method": "csgd", "ratio": 1.5}, "not between 0 and 1"),
@@ -63,7 +63,10 @@ def change(result):
     return float(found[1]), float(found[2])
 
 
-@pytest.mark.parametrize(("method", "make", "most"), [("csgd", small, 1e-4), ("gsm", small, 1e-4), ("trp", wide, 1e-3)])
+@pytest.mark.parametrize(
+    ("method", "make", "most"),
+    [("csgd", small, 1e-4), ("gsm", small, 1e-4), ("trp", wide, 1e-3), ("gates", small, 1e-4)],
+)
 def test_the_budget_holds_and_the_cut_changes_nothing(method, make, most):
     subject = onnxprune.open_model(make(), calibration=batches(4))
     result = train_and_prune(subject, TrainSettings(method, ratio=0.4, steps=150, batch=32))
@@ -72,6 +75,13 @@ def test_the_budget_holds_and_the_cut_changes_nothing(method, make, most):
     assert moved <= most * size and size > 0.01
     assert result.plan.settings["trained"] == method and not result.warnings
     assert result.fidelity.cosine > 0.8
+
+
+def test_constants_that_two_nodes_share_are_trained_apart():
+    """Equal biases are one initializer in this file: training makes two of it."""
+    subject = onnxprune.open_model(MODEL, calibration=np.load("benchmarks/data/calib.npz")["x"][:64])
+    result = train_and_prune(subject, TrainSettings("csgd", steps=2, batch=8))
+    assert result.after.macs <= 0.5 * result.before.macs
 
 
 def test_another_seed_is_another_model_and_the_same_seed_the_same():
