@@ -1,6 +1,6 @@
 """Ranks, channels and both: accuracy and latency of the Fashion-MNIST nets at the same multiply-accumulates.
 
-    python benchmarks/low_rank.py                        channels, ranks, 3C and auto, two nets, three ratios, one seed
+    python benchmarks/low_rank.py                        channels, ranks, 3C and auto, three nets, three ratios
     python benchmarks/low_rank.py --nets vgg --ratios 0.75 --only 3C
 
 Each figure is the top-1 on the test images, without labels and without training, and beside it the speed-up in ONNX
@@ -36,7 +36,7 @@ def validation(data: common.Fashion, folder: Path) -> None:
 def main() -> None:
     parser = common.options(__doc__, "low_rank.jsonl")
     add = parser.add_argument
-    add("--nets", type=common.words, default=common.FMNIST[:2], help="of resnet20,vgg,mbv2,resnet56 (the first two)")
+    add("--nets", type=common.words, default=common.FMNIST[:3], help="of resnet20,vgg,mbv2,resnet56 (the first three)")
     add("--ratios", type=common.numbers, default=RATIOS, help="shares of the MACs (0.5,0.65,0.8)")
     add("--seeds", type=int, default=1, help="calibration sets (1)")
     add("--samples", type=int, default=common.SAMPLES, help="images in each (512)")

@@ -3,10 +3,10 @@
     python benchmarks/training.py --nets resnet20 --ratio 0.5 --steps 800
     python benchmarks/training.py --only trp --validate
 
-`trained` is the network at its full size after training, `cut` the finished file: a method promises that the two are
-the same. `change` is the largest change of a logit. `trp plain` is the same training without the method, cut to the same
-ranks at the end. The recipe is `fmnist_recipe.py`; sizes are decided on 512 unlabelled images. `--validate` scores the
-last 5,000 training images instead of the test images.
+`trained` is the network at its full size after training, `cut` the finished file: a method promises that the two
+are the same. `change` is the largest change of a logit. `trp plain` is the same training without the method, cut to
+the same ranks at the end. The recipe is `fmnist_recipe.py`; sizes are decided on 512 unlabelled images. `--validate`
+scores the last 5,000 training images instead of the test images.
 Needs torch. Training time is that of one thread, in CPU seconds.
 """
 
