@@ -43,6 +43,7 @@ from onnxprune.training import METHODS, TrainSettings, finish, prepare
 
 PLAIN = {"trp": {"project": False}}
 """What turns a method off."""
+FIGURES = ("macs", "params", "trained", "cut", "change", "cpu_s")
 
 
 def main() -> int:
@@ -67,7 +68,7 @@ def main() -> int:
             for way in ways:
                 found = [measure(cache, path, data, method, seed, args, plain=bool(way)) for seed in range(args.seeds)]
                 lines += found
-                mean = {k: float(np.mean([f[k] for f in found])) for k in found[0] if k != "notes"}
+                mean = {k: float(np.mean([f[k] for f in found])) for k in FIGURES}
                 rows.append((net, f"{100 * own:.2f}", f"{method} {way}".strip(), f"−{100 * mean['macs']:.0f}%",
                              f"−{100 * mean['params']:.0f}%", f"{100 * mean['trained']:.2f}",
                              f"{100 * mean['cut']:.2f}", f"{mean['change']:.1e}", f"{mean['cpu_s']:.0f}"))  # fmt: skip
