@@ -189,7 +189,7 @@ def spread_columns(
     wanted = [s.reads for s in readers.values() if s.reads and not alive[channels.params[s.use][s.axis]].all()]
     graph, runner = Graph(pruned), Runner(original, batches, threads=threads, ahead=wanted)
     behind = added_behind(original, channels.shapes)
-    found: dict[str, tuple[np.ndarray, np.ndarray] | None] = {}
+    found: dict[str, tuple[np.ndarray | None, np.ndarray] | None] = {}
     order = {name: i for name, i in runner.made_at.items()}
     for s in sorted(readers.values(), key=lambda s: order.get(s.reads or "", -1)):
         node, kept = original.nodes[s.use[0]], alive[channels.params[s.use][s.axis]]
@@ -210,23 +210,27 @@ def spread_columns(
         if (both := found[s.reads]) is None:
             continue
         K, d = both
-        columns = np.moveaxis(value.astype(np.float64), s.axis, 0)
-        new = columns[kept] + np.tensordot(K.T, columns[~kept], 1)
-        new = np.moveaxis(new, 0, s.axis)
+        own = value
         for axis, units in channels.params[s.use].items():
             if axis != s.axis:
-                new = new.compress(alive[units], axis)
-        graph.set_constant(s.use, new.astype(value.dtype))
+                own = own.compress(alive[units], axis)
+        if K is not None:
+            columns = np.moveaxis(own, s.axis, 0)
+            new = columns[kept] + np.tensordot(K.T, columns[~kept].astype(np.float64), 1)
+            graph.set_constant(s.use, np.moveaxis(new, 0, s.axis).astype(value.dtype))
         if node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and s.use[0] in behind):
             if node.op_type == "Gemm" and not attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0:
                 continue
-            outputs = np.tensordot(d, columns[~kept], 1)
+            outputs = np.tensordot(d, np.moveaxis(value, s.axis, 0)[~kept].astype(np.float64), 1)
             fold_bias(original, graph, channels, alive, s.use, s.axis, outputs, behind)
     return graph.export()
 
 
-def _substitutes(values: Sequence[np.ndarray], axis: int, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(K: (removed, kept), d: (removed,)) by ridge regression over positions; None without any values."""
+def _substitutes(
+    values: Sequence[np.ndarray], axis: int, kept: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray] | None:
+    """(K: (removed, kept), d: (removed,)) by ridge regression over positions, K None for zeros; None without any
+    values."""
     width = len(kept)
     if not kept.any() or not values or values[0].shape[axis] != width:
         return None
@@ -236,7 +240,7 @@ def _substitutes(values: Sequence[np.ndarray], axis: int, kept: np.ndarray) -> t
     x = np.concatenate([np.moveaxis(v, axis, -1).reshape(-1, width)[::stride] for v in values]).astype(np.float64)
     mean = x.mean(axis=0)
     if width > WIDEST:
-        return np.zeros(((~kept).sum(), kept.sum())), mean[~kept]
+        return None, mean[~kept]
     if not np.isfinite(mean).all():
         return None  # a deep network of small numbers overflows on random input: nothing to learn from
     x -= mean
