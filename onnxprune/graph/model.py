@@ -30,6 +30,8 @@ Use = tuple[str, int]
 """One use of a tensor: (first output name of the reading node, input position)."""
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
+WITH_BODIES = frozenset(("If", "Loop", "Scan", "SequenceMap"))
+"""The operators of the default domain that carry bodies."""
 T = TypeVar("T")
 
 
@@ -72,6 +74,8 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 def captured(node: onnx.NodeProto) -> set[str]:
     """Names that the bodies of a control-flow node read from outside."""
+    if node.op_type not in WITH_BODIES and node.domain in DEFAULT_DOMAINS:
+        return set()  # without a look at its attributes, which is slow
     names: set[str] = set()
     stack = list(subgraphs(node))
     while stack:

@@ -155,14 +155,13 @@ class Runner:
                     inputs.append(name)
             nodes.append(node)
         ports = [_port(name, self.live[name]) for name in inputs]
-        initializers = [
-            numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), n) for n, v in constants.items()
-        ]
-        body = helper.make_graph(
-            nodes, "segment", ports, [helper.make_empty_tensor_value_info(o) for o in outputs], initializers
-        )
+        body = helper.make_graph(nodes, "segment", ports, [helper.make_empty_tensor_value_info(o) for o in outputs])
         source = graph.model
-        return helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version), inputs
+        model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
+        for own, value in constants.items():  # last: every message that is put into another is copied
+            tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), own)
+            model.graph.initializer.append(tensor)
+        return model, inputs
 
 
 def _port(name: str, batches: Sequence[np.ndarray]) -> onnx.ValueInfoProto:
