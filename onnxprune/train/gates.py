@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -106,9 +107,7 @@ def gates(
     gate = _Gates(network, groups, branches, {**costs, **{b.name: b.cost for b in branches}}, mean)
     first = max(1, int((1 - DYING) * training.steps))
     rise = 2 / (training.lr * ratio * (TRAVEL * first) ** 2)
-    strength = 0.0
-    masks: dict[str, Tensor] = {}
-    chosen: dict[str, np.ndarray] = {}
+    memory: dict[str, Any] = {"masks": {}, "strength": 0.0, "chosen": {}}
     widths = {**{g.name: g.width for g in groups}, **{b.name: 1 for b in branches}}
 
     def split(open_: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
@@ -116,25 +115,25 @@ def gates(
         return keep, frozenset(b.name for b in branches if not open_[b.name].any())
 
     def penalise(step: int) -> None:
-        nonlocal strength
         if step >= first:
             return
-        gate.shrink(rate(step, training) * strength)
+        gate.shrink(rate(step, training) * memory["strength"])
         sizes = gate.sizes()
         gone = removed(*split({name: size >= SHUT for name, size in sizes.items()}))
-        strength = max(0.0, strength + rise * (ratio - gone))
+        memory["strength"] = max(0.0, memory["strength"] + rise * (ratio - gone))
         if step == first - 1:
             fits = lambda open_: removed(*split(open_)) >= ratio  # noqa: E731
-            chosen.update(fitting(widths, sizes, {**steps, **{b.name: 0 for b in branches}}, fits))
-            masks.update(channel_masks(groups, chosen, network))
+            chosen = fitting(widths, sizes, {**steps, **{b.name: 0 for b in branches}}, fits)
+            masks = channel_masks(groups, chosen, network)
             for b in branches:
                 if not chosen[b.name].any():
                     names = {network.names[use] for use in b.last}
                     masks.update({n: torch.zeros_like(getattr(network, n), dtype=torch.bool) for n in names})
+            memory.update(masks=masks, chosen={name: torch.from_numpy(on) for name, on in chosen.items()})
 
-    train_sparse(network, loss, training, lambda step: None, masks, before_shrink=penalise, progress=progress)
-    keep, dropped = split(chosen)
-    return Gated(network.to_onnx(), keep, dropped, largest_left(network, masks), strength)
+    train_sparse(network, loss, training, lambda step: None, memory, before_shrink=penalise, progress=progress)
+    keep, dropped = split({name: on.numpy() for name, on in memory["chosen"].items()})
+    return Gated(network.to_onnx(), keep, dropped, largest_left(network, memory["masks"]), memory["strength"])
 
 
 class _Gates:

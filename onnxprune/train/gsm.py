@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -85,7 +86,7 @@ def gsm(
     kernels = {name: p for name, p in network.named_parameters() if p.ndim > 1}
     count = sum(p.numel() for p in kernels.values())
     most = max(1, round(density * count))
-    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in kernels.items()}
+    memory: dict[str, Any] = {"masks": {name: torch.ones_like(p, dtype=torch.bool) for name, p in kernels.items()}}
 
     def choose(step: int) -> None:
         grads = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in kernels.items()}
@@ -93,9 +94,10 @@ def gsm(
         active = torch.zeros(count, dtype=torch.bool)
         active[worth.topk(most).indices] = True
         for name, part in zip(kernels, active.split([p.numel() for p in kernels.values()]), strict=True):
-            masks[name] = part.reshape(kernels[name].shape)
+            memory["masks"][name] = part.reshape(kernels[name].shape)
 
-    train_sparse(network, loss, training, choose, masks, progress=progress)
+    train_sparse(network, loss, training, choose, memory, progress=progress)
+    masks = memory["masks"]
     left = largest_left(network, masks)
     with torch.no_grad():
         for name, p in kernels.items():
@@ -127,21 +129,25 @@ def gsm_channels(
         loss, training, progress: as for `gsm`.
     """
     network = Network(model, batch_norm="batch")
-    seen = {g.name: np.zeros(g.width) for g in groups}
-    alive = {g.name: np.ones(g.width, bool) for g in groups}
-    masks: dict[str, Tensor] = {}
+    memory: dict[str, Any] = {
+        "masks": {},
+        "seen": {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups},
+        "alive": {g.name: torch.ones(g.width, dtype=torch.bool) for g in groups},
+    }
 
     def choose(step: int) -> None:
-        products = weight_times_gradient(network)
+        products, seen = weight_times_gradient(network), memory["seen"]
         for g in groups:
-            seen[g.name] = 0.9 * seen[g.name] + np.abs(per_channel(g, products))
-        if step % LOOK_EVERY and masks:
+            seen[g.name] = 0.9 * seen[g.name] + torch.from_numpy(np.abs(per_channel(g, products)))
+        if step % LOOK_EVERY and memory["masks"]:
             return
-        worth = {g.name: seen[g.name] / costs[g.name] for g in groups}
-        alive.update(fitting({g.name: g.width for g in groups}, worth, steps, lambda on: fits(_kept(on))))
-        masks.update(channel_masks(groups, alive, network))
+        worth = {g.name: seen[g.name].numpy() / costs[g.name] for g in groups}
+        alive = fitting({g.name: g.width for g in groups}, worth, steps, lambda on: fits(_kept(on)))
+        memory["alive"] = {name: torch.from_numpy(on) for name, on in alive.items()}
+        memory["masks"] = channel_masks(groups, alive, network)
 
-    train_sparse(network, loss, training, choose, masks, progress=progress)
+    train_sparse(network, loss, training, choose, memory, progress=progress)
+    alive, masks = {name: on.numpy() for name, on in memory["alive"].items()}, memory["masks"]
     left = largest_left(network, masks)
     return Sparse(network.to_onnx(), _kept(alive), float(np.mean([a.mean() for a in alive.values()])), left, masks)
 
@@ -155,7 +161,7 @@ def train_sparse(
     loss: Objective,
     training: Training,
     choose: Callable[[int], None],
-    masks: Mapping[str, Tensor],
+    memory: dict[str, Any],
     *,
     before_shrink: Callable[[int], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -167,7 +173,7 @@ def train_sparse(
         loss: what is minimised.
         training: how; optimizer and clipping are replaced.
         choose: called with a step's gradients there, in the first part of the run; may change the masks.
-        masks: parameter -> bool, active entries; a parameter that is missing is active.
+        memory: as for `train`; under "masks" parameter -> bool, active entries; one that is missing is active.
         before_shrink: called after every step.
         progress: called with (steps done, steps).
     """
@@ -178,7 +184,7 @@ def train_sparse(
     def sparse(step: int) -> None:
         if step <= last:
             choose(step)
-        for name, mask in masks.items():
+        for name, mask in memory["masks"].items():
             p = getattr(network, name)
             if p.grad is not None:
                 p.grad *= mask
@@ -188,14 +194,14 @@ def train_sparse(
     def shrink(step: int) -> None:
         if before_shrink:
             before_shrink(step)
-        for name, mask in masks.items():
+        for name, mask in memory["masks"].items():
             p = getattr(network, name)
             p.copy_(torch.where(mask, p, shrinking * before.get(name, p)))
 
     how = replace(training, optimizer="gsm", clip=None)
     train(
         network, lambda step: (loss(network, step), {}), how,
-        after_backward=sparse, after_step=shrink, progress=progress,
+        after_backward=sparse, after_step=shrink, memory=memory, progress=progress,
     )  # fmt: skip
 
 

@@ -97,6 +97,7 @@ def train(
     check: Callable[[], float] | None = None,
     after_backward: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
+    memory: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Train in place. With `check` the network ends with the parameters that were best there.
@@ -108,6 +109,8 @@ def train(
         check: the figure of merit on held-out samples, the lower the better.
         after_backward: may change the gradients of a step.
         after_step: may change the parameters after a step.
+        memory: what a method has to know besides the parameters (tensors, numbers, dicts of them): it goes into the
+            checkpoint, and is filled from it where a run goes on.
         progress: called with (steps done, steps).
 
     Returns:
@@ -122,7 +125,7 @@ def train(
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": training.decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = OPTIMIZERS[training.optimizer](groups, training.lr)
-    state = _State(network, optimizer, training)
+    state = _State(network, optimizer, training, {} if memory is None else memory)
     first = state.resume()
     begin = saved = time.monotonic()
     device = next(network.parameters()).device
@@ -171,8 +174,10 @@ def train(
 class _State:
     """What a checkpoint holds."""
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, training: Training):
-        self.network, self.optimizer, self.training = network, optimizer, training
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, training: Training, memory: dict[str, Any]
+    ):
+        self.network, self.optimizer, self.training, self.memory = network, optimizer, training, memory
         self.best, self.best_step = math.inf, 0
         self.kept: dict[str, Tensor] | None = None
 
@@ -205,6 +210,7 @@ class _State:
             "optimizer": self.optimizer.state_dict(),
             "best": (self.best, self.best_step),
             "kept": self.kept,
+            "memory": self.memory,
         }
         beside = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -233,6 +239,7 @@ class _State:
         self.optimizer.load_state_dict(content["optimizer"])
         self.best, self.best_step = content["best"]
         self.kept = content["kept"]
+        self.memory.update(content["memory"])
         return int(content["step"])
 
 

@@ -34,12 +34,13 @@ def open_recipe(path: str, inputs: Sequence[str]) -> Labelled:
         UsageError: the file lacks `batches` or `loss`, or gives no batch.
     """
     given, loss = (load_function(f"{path}:{name}")[0] for name in ("batches", "loss"))
-    stream = _endless(given, path)
+    stream, taken = _endless(given, path), 0
 
     def labelled(network: Network, step: int, device: torch.device) -> Tensor:
-        item = next(stream)
-        for _ in range(ranks() - 1 if step else rank()):  # every process takes its own batches
+        nonlocal taken
+        while taken <= step * ranks() + rank():  # every process takes its own; a run that goes on passes by what it had
             item = next(stream)
+            taken += 1
         if not (isinstance(item, tuple) and len(item) == 2):
             raise UsageError(f"{path}: batches() must yield pairs (samples, labels)")
         samples, labels = item

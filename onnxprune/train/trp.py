@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
@@ -76,7 +77,7 @@ def trp(
     layers = [(_parameter(network, e), e.rank) for e in edits]
     folds = {name: unfolded(network, e) for (name, _), e in zip(layers, edits, strict=True)}
     lost = dict.fromkeys(folds, 0.0)
-    pulls: dict[str, Tensor] = {}
+    memory: dict[str, Any] = {"pulls": {}}
 
     @torch.no_grad()
     def truncate() -> None:
@@ -87,7 +88,7 @@ def trp(
             lost[name] = float((energy[..., rank:].sum(-1) / energy.sum(-1).clamp_min(1e-30)).max())
             U, s, Vh = U[..., :rank], s[..., :rank], Vh[..., :rank, :]
             p.copy_(fold.back((U * s[..., None, :]) @ Vh))
-            pulls[name] = fold.back(U @ Vh).to(p.dtype)
+            memory["pulls"][name] = fold.back(U @ Vh).to(p.dtype)
 
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
         if project and step % every == 0:
@@ -95,12 +96,12 @@ def trp(
         return loss(network, step), {"lost": max(lost.values(), default=0.0)}
 
     def pull(step: int) -> None:
-        for name, direction in pulls.items():
+        for name, direction in memory["pulls"].items():
             p = getattr(network, name)
             if p.grad is not None:
                 p.grad += nuclear * direction
 
-    train(network, objective, training, after_backward=pull if project else None, progress=progress)
+    train(network, objective, training, after_backward=pull if project else None, memory=memory, progress=progress)
     trained = network.to_onnx()
     truncate()
     return LowRank(trained, network.to_onnx(), max(lost.values(), default=0.0))

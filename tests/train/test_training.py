@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -91,6 +93,25 @@ def test_another_seed_is_another_model_and_the_same_seed_the_same():
         for seed in (0, 0, 1)
     )
     assert one == two != other
+
+
+@pytest.mark.parametrize("stop_at", [25, 70])
+@pytest.mark.parametrize(("method", "make"), [("csgd", small), ("gsm", small), ("trp", wide), ("gates", small)])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch, method, make, stop_at):
+    monkeypatch.setattr("onnxprune.train.loop.Training", partial(Training, save_every=0.0))
+    subject = onnxprune.open_model(make(), calibration=batches(4))
+    how = TrainSettings(method, ratio=0.4, steps=90, batch=32)
+    whole = train_and_prune(subject, how)
+
+    def stop(phase, done, total):
+        if phase == "train" and done == stop_at:
+            raise KeyboardInterrupt
+
+    resumable = replace(how, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(KeyboardInterrupt):
+        train_and_prune(subject, resumable, stop)
+    again = train_and_prune(subject, resumable)
+    assert again.model.SerializeToString() == whole.model.SerializeToString()
 
 
 def test_nothing_to_train_on():
