@@ -540,7 +540,14 @@ def _wants_bench(args: argparse.Namespace) -> bool:
     return args.bench if args.bench is not None else bool(args.calib) and not args.json
 
 
+def _is_follower() -> bool:
+    """Whether `torchrun` started this process beside others, and another one writes what all have made."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
 def _save(args: argparse.Namespace, result: Result, status: Status) -> None:
+    if _is_follower():
+        return
     status.phase("write")
     result.save(_output(args), force=args.force)
 
@@ -572,7 +579,8 @@ def _read_plan(path: str) -> PrunePlan:
 def _write_text(text: str, path: str, args: argparse.Namespace) -> None:
     from onnxprune.graph import files
 
-    files.atomic_write_text(text, path, force=args.force, sources=[args.model])
+    if not _is_follower():
+        files.atomic_write_text(text, path, force=args.force, sources=[args.model])
 
 
 # ---- printing --------------------------------------------------------------------------------------------
@@ -580,6 +588,8 @@ def _write_text(text: str, path: str, args: argparse.Namespace) -> None:
 
 def _show_result(args: argparse.Namespace, result: Result, output: str, status: Status) -> None:
     status.close()
+    if _is_follower():
+        return
     if not args.quiet:
         for text in result.warnings:
             status.say(f"warning: {text}")

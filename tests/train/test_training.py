@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -184,3 +186,15 @@ def test_unfolding_there_and_back(kind):
     weight = getattr(network, network.names[(layer, 1)]).detach()
     fold = unfolded(network, Factorize(layer, kind, 1))
     assert torch.equal(fold.back(fold.there(weight)), weight)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_model(tmp_path):
+    onnx.save(small(), tmp_path / "m.onnx")
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "onnxprune",
+            "train", str(tmp_path / "m.onnx"), "--method", "csgd", "--recipe", str(tmp_path / "recipe.py"),
+            "--steps", "20", "--json"]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(done.stdout)["settings"]["trained"] == "csgd"
+    assert (tmp_path / "m.pruned.onnx").exists()
