@@ -28,7 +28,7 @@ from torch import Tensor
 from onnxprune.channels import ChannelGroup
 from onnxprune.graph.model import Use
 from onnxprune.train.csgd import MAKERS
-from onnxprune.train.gsm import DYING, channel_masks, fitting, largest_left, train_sparse
+from onnxprune.train.gsm import DYING, channel_masks, fitting, largest, largest_left, train_sparse
 from onnxprune.train.loop import Training, rate
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective
@@ -65,7 +65,7 @@ class Gated:
         model: trained at its full size, what is to go near zero.
         keep: group -> channels that stay.
         dropped: names of the branches that go.
-        left: largest entry of what is to go, relative to its tensor's.
+        left: largest entry of what is to go, relative to its tensor's largest one before training.
         strength: λ at the end of the first phase.
     """
 
@@ -102,6 +102,7 @@ def gates(
         loss, training, progress: as for `gsm`.
     """
     network = Network(model, batch_norm="batch")
+    whole = largest(network)
     count = sum(g.width for g in groups)
     mean = sum(g.width * costs[g.name] for g in groups) / max(1, count)
     gate = _Gates(network, groups, branches, {**costs, **{b.name: b.cost for b in branches}}, mean)
@@ -133,7 +134,7 @@ def gates(
 
     train_sparse(network, loss, training, lambda step: None, memory, before_shrink=penalise, progress=progress)
     keep, dropped = split({name: on.numpy() for name, on in memory["chosen"].items()})
-    return Gated(network.to_onnx(), keep, dropped, largest_left(network, memory["masks"]), memory["strength"])
+    return Gated(network.to_onnx(), keep, dropped, largest_left(network, memory["masks"], whole), memory["strength"])
 
 
 class _Gates:

@@ -54,7 +54,7 @@ class Sparse:
         model: trained at its full widths, what is passive near zero.
         keep: structured: group -> the active channels.
         density: unstructured: share of the kernels' weights that is active.
-        left: largest passive weight at the end, relative to the largest active one of its tensor.
+        left: largest passive entry at the end, relative to its tensor's largest one before training.
         masks: unstructured: parameter -> bool, the active weights.
     """
 
@@ -83,6 +83,7 @@ def gsm(
         progress: called with (steps done, steps).
     """
     network = Network(model, batch_norm="batch")
+    whole = largest(network)
     kernels = {name: p for name, p in network.named_parameters() if p.ndim > 1}
     count = sum(p.numel() for p in kernels.values())
     most = max(1, round(density * count))
@@ -98,7 +99,7 @@ def gsm(
 
     train_sparse(network, loss, training, choose, memory, progress=progress)
     masks = memory["masks"]
-    left = largest_left(network, masks)
+    left = largest_left(network, masks, whole)
     with torch.no_grad():
         for name, p in kernels.items():
             p *= masks[name]
@@ -129,6 +130,7 @@ def gsm_channels(
         loss, training, progress: as for `gsm`.
     """
     network = Network(model, batch_norm="batch")
+    whole = largest(network)
     memory: dict[str, Any] = {
         "masks": {},
         "seen": {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups},
@@ -148,7 +150,7 @@ def gsm_channels(
 
     train_sparse(network, loss, training, choose, memory, progress=progress)
     alive, masks = {name: on.numpy() for name, on in memory["alive"].items()}, memory["masks"]
-    left = largest_left(network, masks)
+    left = largest_left(network, masks, whole)
     return Sparse(network.to_onnx(), _kept(alive), float(np.mean([a.mean() for a in alive.values()])), left, masks)
 
 
@@ -205,13 +207,15 @@ def train_sparse(
     )  # fmt: skip
 
 
-def largest_left(network: Network, masks: Mapping[str, Tensor]) -> float:
-    worst = 0.0
-    for name, mask in masks.items():
-        p = getattr(network, name).detach().abs()
-        if not mask.all():
-            worst = max(worst, float(p[~mask].max() / p.max().clamp_min(1e-12)))
-    return worst
+def largest(network: Network) -> dict[str, float]:
+    """Parameter -> its largest entry."""
+    return {name: float(p.detach().abs().max().clamp_min(1e-12)) for name, p in network.named_parameters()}
+
+
+def largest_left(network: Network, masks: Mapping[str, Tensor], whole: Mapping[str, float]) -> float:
+    """The largest passive entry, relative to its tensor's largest one before training (`whole`)."""
+    found = ((name, getattr(network, name).detach().abs()[~mask]) for name, mask in masks.items())
+    return max((float(left.max()) / whole[name] for name, left in found if left.numel()), default=0.0)
 
 
 def fitting(

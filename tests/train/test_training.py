@@ -14,7 +14,7 @@ import pytest
 import onnxprune
 from onnxprune.cli import main
 from onnxprune.errors import UsageError
-from onnxprune.training import TrainSettings, train_and_prune
+from onnxprune.training import TrainSettings, prepare, train_and_prune
 
 MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 
@@ -79,6 +79,14 @@ def test_the_budget_holds_and_the_cut_changes_nothing(method, make, most):
     assert moved <= most * size and size > 0.01
     assert result.plan.settings["trained"] == method and not result.warnings
     assert result.fidelity.cosine > 0.8
+
+
+@pytest.mark.parametrize("method", ["gsm", "gates"])
+def test_what_goes_has_died(method):
+    """Also where all of a tensor goes, as the last layer of a block does."""
+    subject = onnxprune.open_model(small(), calibration=batches(4))
+    words = prepare(subject, TrainSettings(method, ratio=0.6, steps=150, batch=32)).words
+    assert float(re.search(r"shrunk to ([0-9.e+-]+) of", words)[1]) < 1e-4
 
 
 def test_constants_that_two_nodes_share_are_trained_apart():
