@@ -136,7 +136,8 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     if made:
         more = f" and {len(made) - 4} more" if len(made) > 4 else ""
         lines.append(f"low rank     {len(made)} layers made of two: {', '.join(map(plain, made[:4]))}{more}")
-    lines += [f"measured     {plain(note)}" for note in result.notes]
+    label = "trained" if "trained" in result.plan.settings else "measured"
+    lines += [f"{label:<13}{plain(note)}" for note in result.notes]
     top = result.reasons()
     if top:
         lines.append("kept whole   " + "; ".join(f"{plain(r)} ({n})" for r, n in top))

@@ -79,6 +79,7 @@ def test_the_budget_holds_and_the_cut_changes_nothing(method, make, most):
     assert moved <= most * size and size > 0.01
     assert result.plan.settings["trained"] == method and not result.warnings
     assert result.fidelity.cosine > 0.8
+    assert f"trained      {method}, 150 steps" in result.summary()
 
 
 @pytest.mark.parametrize("method", ["gsm", "gates"])
