@@ -38,6 +38,9 @@ METHODS = ("csgd", "gsm", "trp", "gates")
 RATES = {"csgd": 0.03, "gsm": 5e-3, "trp": 0.01, "gates": 5e-3}
 """Highest learning rate of each method unless another is given: what its paper takes, or near it."""
 
+PREPARED = 1e-2
+"""Change of an output, relative to the largest, above which a cut was not prepared."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -309,6 +312,9 @@ def finish(subject: Subject, settings: TrainSettings, prepared: Prepared, progre
         f"the cut changed an output of the trained model by at most {change:.1e} (largest output {size:.3g})",
     )
     warnings = [w for w in result.warnings if not w.startswith("no calibration data")]
+    if change > PREPARED * size:
+        warnings.append(f"the cut changed an output by {change:.1e} of {size:.3g}: training had not prepared it; "
+                        "give more --steps")  # fmt: skip
     return replace(
         result, source=subject.path, before=subject.cost(), fidelity=fidelity,
         notes=notes, warnings=(*subject.warnings, *warnings),
