@@ -73,7 +73,7 @@ class Fashion:
     """
 
     def __init__(self, folder: Path = DATA):
-        self.tools = tool("make_fashion_mnist_sample")
+        self.tools, self.folder = tool("make_fashion_mnist_sample"), folder
         try:
             read = self.tools.read_idx
             self.train = read(folder / "train-images-idx3-ubyte.gz")[: self.tools.TRAINING]
@@ -85,6 +85,12 @@ class Fashion:
             test = np.load(HERE / "data/test.npz")
             self.x, self.labels = test["x"], test["labels"]
             self.train, self.whole = np.load(HERE / "data/calib.npz")["x"], False
+
+    def validate(self) -> None:
+        """Score the last 5,000 training images, which no calibration set is drawn from, in place of the test images."""
+        read, first = self.tools.read_idx, self.tools.TRAINING
+        self.x = self.tools.as_input(read(self.folder / "train-images-idx3-ubyte.gz")[first:])
+        self.labels = read(self.folder / "train-labels-idx1-ubyte.gz")[first:].astype(np.int64)
 
     def calibration(self, seed: int, count: int = SAMPLES) -> np.ndarray:
         """(count, 1, 28, 28) unlabelled training images, drawn by the seed from the first 55,000."""

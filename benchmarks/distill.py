@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from common import (
-    DATA,
     SAMPLES,
     Cache,
     Fashion,
@@ -55,7 +54,7 @@ def main() -> int:
     args = parser.parse_args()
     data, begin = Fashion(), time.perf_counter()
     if args.validate:
-        last_training_images(data)
+        data.validate()
     cache, lines, rows = Cache(args.cache), [], []
     for name, path in find_models(args.nets, args.models).items():
         own = top1(path, data) if args.validate else baseline(path, data, cache)
@@ -102,13 +101,6 @@ def measure(cache: Cache, path: Path, data: Fashion, ratio: float, seed: int, ar
         }
 
     return cache.get(key, make)
-
-
-def last_training_images(data: Fashion) -> None:
-    """Put the last 5,000 training images in the place of the test images."""
-    tools = data.tools
-    data.x = tools.as_input(tools.read_idx(DATA / "train-images-idx3-ubyte.gz")[tools.TRAINING :])
-    data.labels = tools.read_idx(DATA / "train-labels-idx1-ubyte.gz")[tools.TRAINING :].astype(np.int64)
 
 
 if __name__ == "__main__":

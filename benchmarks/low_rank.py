@@ -26,13 +26,6 @@ METHODS: accuracy.Methods = {
 }
 
 
-def validation(data: common.Fashion, folder: Path) -> None:
-    """Score the last 5,000 training images, which no calibration set is drawn from."""
-    read, first = data.tools.read_idx, data.tools.TRAINING
-    data.x = data.tools.as_input(read(folder / "train-images-idx3-ubyte.gz")[first:])
-    data.labels = read(folder / "train-labels-idx1-ubyte.gz")[first:].astype(int)
-
-
 def main() -> None:
     parser = common.options(__doc__, "low_rank.jsonl")
     add = parser.add_argument
@@ -47,7 +40,7 @@ def main() -> None:
     args.bench = True
     begin, data, cache = time.perf_counter(), common.Fashion(args.data), common.Cache(args.cache)
     if args.validation:
-        validation(data, args.data)
+        data.validate()
     args.found = common.find_models(args.nets, args.models)
     methods: dict[str, dict[str, Any]] = {k: v for k, v in METHODS.items() if not args.only or args.only in k}
     rows = accuracy.run(args, methods, data, cache)

@@ -18,24 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
-from common import (
-    HERE,
-    Cache,
-    Fashion,
-    baseline,
-    code_digest,
-    file_digest,
-    find_models,
-    footer,
-    options,
-    say,
-    table,
-    top1,
-    words,
-    write_lines,
-)
-from distill import last_training_images
 
 import onnxprune
 from onnxprune.graph.runtime import open_session
@@ -47,22 +31,22 @@ FIGURES = ("macs", "params", "trained", "cut", "change", "cpu_s")
 
 
 def main() -> int:
-    parser = options(__doc__, "training.jsonl")
+    parser = common.options(__doc__, "training.jsonl")
     add = parser.add_argument
-    add("--nets", type=words, default=("resnet20",), metavar="LIST")
+    add("--nets", type=common.words, default=("resnet20",), metavar="LIST")
     add("--ratio", type=float, default=0.5, metavar="R", help="of the MACs; gates: of the parameters (0.5)")
     add("--steps", type=int, default=800, metavar="N", help="of 64 images (800)")
     add("--seeds", type=int, default=1, metavar="N")
-    add("--only", type=words, default=METHODS, metavar="LIST", help="of csgd,gsm,trp,gates")
+    add("--only", type=common.words, default=METHODS, metavar="LIST", help="of csgd,gsm,trp,gates")
     add("--no-plain", action="store_true", help="leave out training without the method")
     add("--validate", action="store_true", help="score the last 5,000 training images")
     args = parser.parse_args()
-    data, begin, cache = Fashion(), time.perf_counter(), Cache(args.cache)
+    data, begin, cache = common.Fashion(), time.perf_counter(), common.Cache(args.cache)
     if args.validate:
-        last_training_images(data)
+        data.validate()
     lines, rows = [], []
-    for net, path in find_models(args.nets, args.models).items():
-        own = top1(path, data) if args.validate else baseline(path, data, cache)
+    for net, path in common.find_models(args.nets, args.models).items():
+        own = common.top1(path, data) if args.validate else common.baseline(path, data, cache)
         for method in args.only:
             ways = ["", "plain"] if method in PLAIN and not args.no_plain else [""]
             for way in ways:
@@ -72,28 +56,37 @@ def main() -> int:
                 rows.append((net, f"{100 * own:.2f}", f"{method} {way}".strip(), f"−{100 * mean['macs']:.0f}%",
                              f"−{100 * mean['params']:.0f}%", f"{100 * mean['trained']:.2f}",
                              f"{100 * mean['cut']:.2f}", f"{mean['change']:.1e}", f"{mean['cpu_s']:.0f}"))  # fmt: skip
-                say(" ".join(rows[-1]) + "; " + found[0]["notes"])
+                common.say(" ".join(rows[-1]) + "; " + found[0]["notes"])
     head = ("net", "original", "method", "MACs", "parameters", "trained", "cut", "change", "CPU s")
-    print(table(head, rows))
+    print(common.table(head, rows))
     scored = "the last 5,000 training images" if args.validate else f"{len(data.x):,} test images"
     print(f"\nTop-1 in percent on {scored}; {args.steps} steps of 64 labelled images, seeds: {args.seeds}.")
-    print(footer(time.perf_counter() - begin))
-    write_lines(lines, args.json)
+    print(common.footer(time.perf_counter() - begin))
+    common.write_lines(lines, args.json)
     return 0
 
 
 def measure(
-    cache: Cache, path: Path, data: Fashion, method: str, seed: int, args: Any, *, plain: bool
+    cache: common.Cache, path: Path, data: common.Fashion, method: str, seed: int, args: Any, *, plain: bool
 ) -> dict[str, Any]:
     """One net, method and seed."""
-    key = {"benchmark": "training", "model": file_digest(path), "method": method, "ratio": args.ratio, "seed": seed,
-           "steps": args.steps, "plain": plain, "scored": len(data.x), "code": code_digest()}  # fmt: skip
+    key = {
+        "benchmark": "training",
+        "model": common.file_digest(path),
+        "method": method,
+        "ratio": args.ratio,
+        "seed": seed,
+        "steps": args.steps,
+        "plain": plain,
+        "scored": len(data.x),
+        "code": common.code_digest(),
+    }
 
     def make() -> dict[str, Any]:
         subject = onnxprune.open_model(path, calibration=data.calibration(seed))
         settings = TrainSettings(
             method, ratio=args.ratio, of="params" if method == "gates" else "macs", steps=args.steps,
-            recipe=str(HERE / "fmnist_recipe.py"), seed=seed, threads=1,
+            recipe=str(common.HERE / "fmnist_recipe.py"), seed=seed, threads=1,
         )  # fmt: skip
         if plain:
             settings = replace(settings, options=PLAIN[method])
@@ -106,8 +99,8 @@ def measure(
         return {
             "macs": 1 - result.after.macs / result.before.macs,
             "params": 1 - result.after.params / result.before.params,
-            "trained": top1(prepared.trained, data),
-            "cut": top1(result.model, data),
+            "trained": common.top1(prepared.trained, data),
+            "cut": common.top1(result.model, data),
             "change": float(np.abs(before - after).max()),
             "cpu_s": cpu,
             "notes": prepared.words,

@@ -183,16 +183,24 @@ def apply_plan(
     plan: PrunePlan,
     settings: Settings | None = None,
     *,
+    original: Subject | None = None,
     bench: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Cut, check the surgery, repair, and compare with the original.
 
+    Args:
+        subject: what the plan was made for.
+        plan: what to do.
+        settings: how to repair, and the seed.
+        original: what the subject was trained from, if it was: costs and fidelity are compared with that.
+        bench, progress: as for `prune`.
+
     Raises:
         UsageError: the plan was made for another model.
         BudgetError: the cut model differs from the masked original (our bug: nothing is returned).
     """
-    settings = settings or Settings()
+    settings, first = settings or Settings(), original or subject
     _check_plan(subject, plan)
     channels, data = subject.channels, subject.calibration
     keep = plan.keep()
@@ -205,7 +213,7 @@ def apply_plan(
         raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
     if repair not in ("none", "merge") and fit is None:
         raise UsageError(f"--repair {repair} needs samples; give --calib")
-    if fit is None and not plan.lossless:
+    if fit is None and not plan.lossless and original is None:
         done = "nothing was repaired" if repair == "none" else "the repair went by random inputs"
         warnings.append(
             f"no calibration data: scores are from weights alone, {done}, and accuracy will suffer; "
@@ -223,13 +231,13 @@ def apply_plan(
         pruned = bypass(pruned, plan.drops())
     fidelity = None
     if held is not None:
-        fidelity = check_fidelity(subject.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
+        fidelity = check_fidelity(first.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
     sizes = observe(Graph(pruned), subject.feeds).shapes if plan.factorized() else Cut(channels, alive).shapes
     after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), files.byte_size(pruned))
     result = Result(
         model=pruned,
-        source=subject.path,
-        before=subject.cost(),
+        source=first.path,
+        before=first.cost(),
         after=after,
         surgery=operated.surgery,
         fidelity=fidelity,

@@ -96,8 +96,7 @@ def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False
     add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
     add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
     add("--min-width", type=int, default=1, metavar="N", help=_rare("no group gets narrower than N", brief))
-    add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
-    add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
+    _add_names(add)
     add(
         "--methods",
         type=_words,
@@ -107,6 +106,15 @@ def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False
     add("--keep-block", metavar="REGEX", help=_rare("never drop blocks with a node whose name matches", brief))
     add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
     _add_statistics(add)
+
+
+def _add_names(add: Add) -> None:
+    add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
+    add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
+
+
+def _add_report(add: Add) -> None:
+    add("--report", metavar="FILE", help="write a page about the result too: .html")
 
 
 def _add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") -> None:
@@ -144,7 +152,7 @@ def _prune_parser(name: str = "") -> Parser:
     _add_output(add)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
-    add("--report", metavar="FILE", help="write a page about the result too: .html")
+    _add_report(add)
     _add_general(parser)
     return parser
 
@@ -195,8 +203,7 @@ def _train_parser() -> Parser:
     add("--method", required=True, metavar="NAME", help="csgd, gsm, trp or gates")
     add("--ratio", type=float, default=0.5, metavar="R", help="share to remove (default 0.5)")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
-    add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
-    add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
+    _add_names(add)
     _add_statistics(add)
     add = parser.add_argument_group("training").add_argument
     add("--recipe", metavar="FILE", help="file.py with batches() of (samples, labels) and loss(outputs, labels)")
@@ -210,7 +217,7 @@ def _train_parser() -> Parser:
     add = parser.add_argument_group("timing, result").add_argument
     add("--bench", action="store_true", help="measure latency")
     _add_output(add)
-    add("--report", metavar="FILE", help="write a page about the result too: .html")
+    _add_report(add)
     _add_general(parser)
     return parser
 

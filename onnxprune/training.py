@@ -24,9 +24,8 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.graph.model import Graph, Use, digest
 from onnxprune.graph.runtime import open_session
 from onnxprune.measure.cost import CostModel
-from onnxprune.measure.verify import check_fidelity
 from onnxprune.plan import KeepChannels, PrunePlan
-from onnxprune.planning import BATCH, Progress, counted
+from onnxprune.planning import BATCH, Progress
 from onnxprune.report.result import Result
 from onnxprune.subject import Settings, Subject
 
@@ -133,7 +132,7 @@ def prepare(subject: Subject, settings: TrainSettings, progress: Progress | None
         settings.steps, lr=settings.lr or RATES[settings.method], optimizer="sgd", clip=None,
         checkpoint=settings.checkpoint, metrics=settings.metrics,
     )  # fmt: skip
-    with together():
+    with together(on_gpu=False):  # the methods work on the processor
         loss = objective(
             subject.graph, subject.channels, batches, settings.recipe,
             batch=settings.batch, augment=settings.augment, seed=settings.seed,
@@ -290,20 +289,13 @@ def _kept(subject: Subject, settings: TrainSettings, model: onnx.ModelProto, kee
 def finish(subject: Subject, settings: TrainSettings, prepared: Prepared, progress: Progress | None = None) -> Result:
     """The second half: cut, and compare with the trained model and with the original."""
     graph, channels = Graph(prepared.model), subject.channels
-    own_names = {graph.nodes[key].input[i]: graph.value((key, i)) for key, i in channels.params if key}
-    sizes = {name: value.shape for name, value in own_names.items() if value is not None}
+    constants = {graph.nodes[key].input[i]: graph.value((key, i)) for key, i in channels.params if key}
+    sizes = {name: value.shape for name, value in constants.items() if value is not None}
     channels = replace(channels, shapes={**channels.shapes, **sizes})  # constants that two nodes shared are two now
-    own = replace(subject, model=prepared.model, graph=graph, channels=channels,
-                  digest=prepared.plan.model_digest, warnings=[])  # fmt: skip
-    result = api.apply_plan(own, prepared.plan, settings.deciding())
-    data, fidelity = subject.calibration, None
-    feeds = dict(subject.feeds)
-    if data is not None:
-        held = data.split(seed=settings.seed)[1]
-        feeds = held.first(BATCH)
-        fidelity = check_fidelity(
-            subject.model, result.model, counted(held, "verify", progress), held_out=not held.shared
-        )
+    own = replace(subject, model=prepared.model, graph=graph, channels=channels, digest=prepared.plan.model_digest)
+    result = api.apply_plan(own, prepared.plan, settings.deciding(), original=subject, progress=progress)
+    data = subject.calibration
+    feeds = dict(subject.feeds) if data is None else data.split(seed=settings.seed)[1].first(BATCH)
     before, after = (open_session(m, threads=1).run(feeds) for m in (prepared.trained, result.model))
     change = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
     size = max(float(np.abs(a).max()) for a in before)
@@ -311,11 +303,8 @@ def finish(subject: Subject, settings: TrainSettings, prepared: Prepared, progre
         f"{settings.method}, {settings.steps} steps: {prepared.words}",
         f"the cut changed an output of the trained model by at most {change:.1e} (largest output {size:.3g})",
     )
-    warnings = [w for w in result.warnings if not w.startswith("no calibration data")]
+    warnings = result.warnings
     if change > PREPARED * size:
-        warnings.append(f"the cut changed an output by {change:.1e} of {size:.3g}: training had not prepared it; "
-                        "give more --steps")  # fmt: skip
-    return replace(
-        result, source=subject.path, before=subject.cost(), fidelity=fidelity,
-        notes=notes, warnings=(*subject.warnings, *warnings),
-    )  # fmt: skip
+        short = f"the cut changed an output by {change:.1e} of {size:.3g}: training had not prepared it"
+        warnings = (*warnings, f"{short}; give more --steps")
+    return replace(result, notes=notes, warnings=warnings)

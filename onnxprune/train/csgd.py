@@ -72,7 +72,7 @@ def csgd(
     network = Network(model, batch_norm="batch")  # stored statistics that nothing moves would keep members apart
     groups = {g.name: g for g in channels.groups if widths.get(g.name, g.width) < g.width}
     clusters = {name: clusters_of(g, network, widths[name]) for name, g in groups.items()}
-    pulls = [(s, _means(s, clusters[name])) for name, g in groups.items() for s in _slices(g, network, MAKERS)]
+    pulls = [(s, _means(s, clusters[name])) for name, g in groups.items() for s in learned_slices(g, network, MAKERS)]
 
     def centripetal(step: int) -> None:
         for s, mean in pulls:
@@ -88,7 +88,7 @@ def csgd(
             p = getattr(network, network.names.get(s.use) or network.moving[s.use])
             spread = max(spread, float((p - _apply(mean, p, s.axis)).abs().max() / p.abs().max().clamp_min(1e-12)))
         for name, g in groups.items():
-            for s in _slices(g, network, ("reads",)):
+            for s in learned_slices(g, network, ("reads",)):
                 p = getattr(network, network.names[s.use])
                 p.copy_(_apply(_gathering(s, clusters[name]), p, s.axis))
     keep = {name: tuple(int(c) for c in np.unique(_first(labels))) for name, labels in clusters.items()}
@@ -98,7 +98,7 @@ def csgd(
 def clusters_of(group: ChannelGroup, network: Network, count: int) -> np.ndarray:
     """(width,) cluster of every channel, by Ward linkage of what makes the channels, each tensor to unit norm."""
     rows = []
-    for s in _slices(group, network, MAKERS):
+    for s in learned_slices(group, network, MAKERS):
         value = getattr(network, network.names[s.use]).detach().double().numpy()
         value = np.moveaxis(value, s.axis, 0).reshape(value.shape[s.axis], -1)
         own = np.zeros((group.width, value.shape[1]))
@@ -107,7 +107,8 @@ def clusters_of(group: ChannelGroup, network: Network, count: int) -> np.ndarray
     return fcluster(linkage(np.concatenate(rows, axis=1), "ward"), count, "maxclust") - 1
 
 
-def _slices(group: ChannelGroup, network: Network, roles: tuple[str, ...]) -> list[Slice]:
+def learned_slices(group: ChannelGroup, network: Network, roles: tuple[str, ...]) -> list[Slice]:
+    """A group's slices of such roles whose constants are parameters."""
     return [s for s in group.slices if s.role in roles and s.use in network.names]
 
 

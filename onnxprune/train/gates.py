@@ -27,8 +27,8 @@ from torch import Tensor
 
 from onnxprune.channels import ChannelGroup
 from onnxprune.graph.model import Use
-from onnxprune.train.csgd import MAKERS
-from onnxprune.train.gsm import DYING, channel_masks, fitting, largest, largest_left, train_sparse
+from onnxprune.train.csgd import MAKERS, learned_slices
+from onnxprune.train.gsm import DYING, channel_masks, fitting, train_sparse
 from onnxprune.train.loop import Training, rate
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective
@@ -102,7 +102,6 @@ def gates(
         loss, training, progress: as for `gsm`.
     """
     network = Network(model, batch_norm="batch")
-    whole = largest(network)
     count = sum(g.width for g in groups)
     mean = sum(g.width * costs[g.name] for g in groups) / max(1, count)
     gate = _Gates(network, groups, branches, {**costs, **{b.name: b.cost for b in branches}}, mean)
@@ -132,9 +131,9 @@ def gates(
                     masks.update({n: torch.zeros_like(getattr(network, n), dtype=torch.bool) for n in names})
             memory.update(masks=masks, chosen={name: torch.from_numpy(on) for name, on in chosen.items()})
 
-    train_sparse(network, loss, training, lambda step: None, memory, before_shrink=penalise, progress=progress)
+    left = train_sparse(network, loss, training, lambda step: None, memory, before_shrink=penalise, progress=progress)
     keep, dropped = split({name: on.numpy() for name, on in memory["chosen"].items()})
-    return Gated(network.to_onnx(), keep, dropped, largest_left(network, memory["masks"], whole), memory["strength"])
+    return Gated(network.to_onnx(), keep, dropped, left, memory["strength"])
 
 
 class _Gates:
@@ -155,7 +154,7 @@ class _Gates:
         self.width = {g.name: g.width for g in groups}
         for g in groups:
             made = [(network.names[s.use], s.axis, torch.from_numpy(s.channel.astype(np.int64)))
-                    for s in g.slices if s.role in MAKERS and s.use in network.names]  # fmt: skip
+                    for s in learned_slices(g, network, MAKERS)]  # fmt: skip
             self.rows[g.name] = list({(n, axis): (n, axis, which) for n, axis, which in made}.values())
         for b in branches:
             self.width[b.name] = 1

@@ -37,7 +37,6 @@ from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective
 
-MOMENTUM = 0.98
 ASHES = 1e-7
 """What is left of a passive weight at the end, relative."""
 DYING = 0.6
@@ -83,7 +82,6 @@ def gsm(
         progress: called with (steps done, steps).
     """
     network = Network(model, batch_norm="batch")
-    whole = largest(network)
     kernels = {name: p for name, p in network.named_parameters() if p.ndim > 1}
     count = sum(p.numel() for p in kernels.values())
     most = max(1, round(density * count))
@@ -97,9 +95,8 @@ def gsm(
         for name, part in zip(kernels, active.split([p.numel() for p in kernels.values()]), strict=True):
             memory["masks"][name] = part.reshape(kernels[name].shape)
 
-    train_sparse(network, loss, training, choose, memory, progress=progress)
+    left = train_sparse(network, loss, training, choose, memory, progress=progress)
     masks = memory["masks"]
-    left = largest_left(network, masks, whole)
     with torch.no_grad():
         for name, p in kernels.items():
             p *= masks[name]
@@ -130,7 +127,6 @@ def gsm_channels(
         loss, training, progress: as for `gsm`.
     """
     network = Network(model, batch_norm="batch")
-    whole = largest(network)
     memory: dict[str, Any] = {
         "masks": {},
         "seen": {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups},
@@ -148,9 +144,8 @@ def gsm_channels(
         memory["alive"] = {name: torch.from_numpy(on) for name, on in alive.items()}
         memory["masks"] = channel_masks(groups, alive, network)
 
-    train_sparse(network, loss, training, choose, memory, progress=progress)
+    left = train_sparse(network, loss, training, choose, memory, progress=progress)
     alive, masks = {name: on.numpy() for name, on in memory["alive"].items()}, memory["masks"]
-    left = largest_left(network, masks, whole)
     return Sparse(network.to_onnx(), _kept(alive), float(np.mean([a.mean() for a in alive.values()])), left, masks)
 
 
@@ -167,7 +162,7 @@ def train_sparse(
     *,
     before_shrink: Callable[[int], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> float:
     """Train with gradients that the masks let through; what they leave out shrinks.
 
     Args:
@@ -178,7 +173,11 @@ def train_sparse(
         memory: as for `train`; under "masks" parameter -> bool, active entries; one that is missing is active.
         before_shrink: called after every step.
         progress: called with (steps done, steps).
+
+    Returns:
+        The largest entry that the masks leave out, relative to its tensor's largest one before training.
     """
+    whole = {name: float(p.detach().abs().max().clamp_min(1e-12)) for name, p in network.named_parameters()}
     last = int((1 - DYING) * training.steps)
     shrinking = math.exp(math.log(ASHES) / max(1, training.steps - last))
     before: dict[str, Tensor] = {}
@@ -205,17 +204,8 @@ def train_sparse(
         network, lambda step: (loss(network, step), {}), how,
         after_backward=sparse, after_step=shrink, memory=memory, progress=progress,
     )  # fmt: skip
-
-
-def largest(network: Network) -> dict[str, float]:
-    """Parameter -> its largest entry."""
-    return {name: float(p.detach().abs().max().clamp_min(1e-12)) for name, p in network.named_parameters()}
-
-
-def largest_left(network: Network, masks: Mapping[str, Tensor], whole: Mapping[str, float]) -> float:
-    """The largest passive entry, relative to its tensor's largest one before training (`whole`)."""
-    found = ((name, getattr(network, name).detach().abs()[~mask]) for name, mask in masks.items())
-    return max((float(left.max()) / whole[name] for name, left in found if left.numel()), default=0.0)
+    out = ((name, getattr(network, name).detach().abs()[~mask]) for name, mask in memory["masks"].items())
+    return max((float(entries.max()) / whole[name] for name, entries in out if entries.numel()), default=0.0)
 
 
 def fitting(

@@ -267,9 +267,10 @@ def ranks() -> int:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[torch.device]:
-    """Join the processes that `torchrun` has started, if any. Gives the device of this one."""
-    cuda = torch.cuda.is_available()
+def together(*, on_gpu: bool | None = None) -> Iterator[torch.device]:
+    """Join the processes that `torchrun` has started, if any. Gives the device of this one: a GPU where there is one,
+    unless `on_gpu` says otherwise."""
+    cuda = torch.cuda.is_available() if on_gpu is None else on_gpu
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device(f"cuda:{local}" if cuda else "cpu")
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():

@@ -33,7 +33,6 @@ def objective(
     batch: int = 64,
     augment: Sequence[str] = (),
     seed: int = 0,
-    device: torch.device | None = None,
 ) -> Objective:
     """The loss of a network at a step.
 
@@ -45,12 +44,11 @@ def objective(
         batch: samples of a step.
         augment: see `samples.AUGMENTATIONS`.
         seed: of the batches' order and the augmentations.
-        device: where the networks are.
 
     Raises:
         UsageError: there is neither a recipe nor a sample; the recipe is not one.
     """
-    on = device or torch.device("cpu")
+    on = torch.device("cpu")
     if recipe is not None:
         labelled = open_recipe(recipe, original.inputs)
         return lambda network, step: labelled(network, step, on)

@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from onnxprune.graph.model import attr
+from onnxprune.measure.designs import design_of
 from onnxprune.plan import Factorize
 from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective
-
-WEIGHT = 1
-"""Operand of a layer that is its weight; of a MatMul the constant one."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,9 @@ def trp(
 
 
 def _parameter(network: Network, edit: Factorize) -> str:
-    node = network.graph.nodes[edit.node]
-    use = (edit.node, WEIGHT) if (edit.node, WEIGHT) in network.names or node.op_type != "MatMul" else (edit.node, 0)
-    return network.names[use]
+    design = design_of(network.graph, edit.node)
+    assert design is not None
+    return network.names[design.weight]
 
 
 def unfolded(network: Network, edit: Factorize) -> Unfolded:
