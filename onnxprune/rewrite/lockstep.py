@@ -70,8 +70,12 @@ class Runner:
 
     def _together(self, tensor: str) -> list[str]:
         """`tensor` and those that will be asked for next, as many as the last ones left room for."""
-        first = bisect.bisect_right(self.ahead, self.made_at[tensor], key=self.made_at.__getitem__)
-        return [tensor, *self.ahead[first : first + self.stride - 1]]
+        at = self.made_at.__getitem__
+        first, after = (side(self.ahead, at(tensor), key=at) for side in (bisect.bisect_left, bisect.bisect_right))
+        last = [tensor, *self.ahead[after : after + self.stride - 1]][-1]
+        stop = bisect.bisect_right(self.ahead, at(last), key=at)
+        # From `first` on: another output of the same node would be gone later.
+        return [tensor, *(t for t in self.ahead[first:stop] if t != tensor)]
 
     def hold(self, tensor: str, key: str) -> None:
         """Keep a tensor until the node `key` has run."""
