@@ -37,6 +37,7 @@ from onnxprune.numerics import one_blas_thread
 from onnxprune.plan import PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
+from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorable, factorize, refit_factorized
 from onnxprune.rewrite.imagined import repair_imagined, repair_merge
@@ -222,8 +223,10 @@ def apply_plan(
     if repair != "none":
         if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
             pruned = drop_blocks(_merged(subject, alive, fit, settings), plan.drops())
+        if repair == "merge" and plan.drops():  # it looks at whole networks
+            pruned = cut(subject.graph, channels, alive)
         pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
-        if repair == "merge":  # it starts from the original again, blocks and all
+        if repair == "merge":
             pruned = drop_blocks(pruned, plan.drops())
     if plan.factorized():
         pruned = _factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
@@ -489,11 +492,19 @@ def _repaired(
     if fit is None:
         repeat = all(subject.dynamic_batch(name) for name in subject.feeds)
         return repair_imagined(
-            graph, channels, alive, subject.feeds, repeat=repeat, threads=threads, seed=settings.seed, progress=report
+            graph,
+            pruned,
+            channels,
+            alive,
+            subject.feeds,
+            repeat=repeat,
+            threads=threads,
+            seed=settings.seed,
+            progress=report,
         )
     batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
     if repair == "merge":
-        return repair_merge(graph, channels, alive, batches, threads=threads, progress=report)
+        return repair_merge(graph, pruned, channels, alive, batches, threads=threads, progress=report)
     mend = partial(refit, seed=settings.seed) if repair in ("refit", "distill") else repair_statistics
     mended = mend(graph, pruned, channels, alive, batches, threads=threads, progress=report)
     return _distilled(subject, mended, alive, fit, settings, progress) if repair == "distill" else mended

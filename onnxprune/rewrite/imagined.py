@@ -19,15 +19,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
+import scipy.linalg as sl
 
-from onnxprune.channels import Channels
-from onnxprune.graph.layers import SUMS, added_behind
+from onnxprune.channels import Channels, Cut, Slice
+from onnxprune.errors import ModelError
+from onnxprune.graph.layers import SUMS, added_behind, with_biases
 from onnxprune.graph.model import Graph, attr
 from onnxprune.measure.cost import count_macs
-from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.lockstep import Feeds, Runner
 from onnxprune.rewrite.merge import fold_bias
-from onnxprune.rewrite.statistics import repair_statistics
+from onnxprune.rewrite.statistics import Moments, correct_statistics, correctable, moments
 
 LEAST = 4
 SAMPLES = 64
@@ -51,6 +52,7 @@ Progress = Callable[[int, int], None]
 
 def repair_imagined(
     original: Graph,
+    pruned: onnx.ModelProto,
     channels: Channels,
     alive: np.ndarray,
     feeds: Feeds,
@@ -64,7 +66,8 @@ def repair_imagined(
 
     Args:
         original: the network before the cut.
-        channels: its analysis.
+        pruned: the network after it.
+        channels: the analysis of the original.
         alive: (unit_count + 1,) bool, what is kept.
         feeds: one run's inputs: names, types, sizes.
         repeat: whether the first axis of the inputs is a batch of any size.
@@ -75,13 +78,24 @@ def repair_imagined(
     macs = count_macs(original, channels.shapes) / max(1, _own(feeds))
     most = int(np.clip(min(MACS / max(macs, 1.0), NODES / max(1, len(original.nodes))), LEAST, SAMPLES))
     batches = random_batches(feeds, repeat=repeat, most=most, seed=seed)
-    dreamt = Graph(with_seen_statistics(original, batches, threads=threads))
-    model = repair_merge(dreamt, channels, alive, batches, threads=threads, progress=progress)
-    return _with_own_statistics(original, model, channels, alive)
+    try:
+        merge = _Merge(original, pruned, channels, alive, threads=threads)
+        merge.look(batches, dreaming=True)
+        merge.correct(batches, progress)
+    except ModelError:
+        if not repeat:
+            raise
+        # the file promises a batch of any size, but its nodes spell the one it was exported with
+        return repair_imagined(
+            original, pruned, channels, alive, feeds, repeat=False, threads=threads, seed=seed, progress=progress
+        )
+    merge.wake()
+    return merge.graph.export()
 
 
 def repair_merge(
     original: Graph,
+    pruned: onnx.ModelProto,
     channels: Channels,
     alive: np.ndarray,
     batches: Sequence[Feeds],
@@ -93,14 +107,127 @@ def repair_merge(
 
     Args:
         original: the network before the cut.
-        channels: its analysis.
+        pruned: the network after it.
+        channels: the analysis of the original.
         alive: (unit_count + 1,) bool, what is kept.
         batches: samples.
         threads: ORT threads.
         progress: called with (layers done, layers).
     """
-    merged = spread_columns(original, cut(original, channels, alive), channels, alive, batches, threads=threads)
-    return repair_statistics(original, merged, channels, alive, batches, threads=threads, progress=progress)
+    merge = _Merge(original, pruned, channels, alive, threads=threads)
+    merge.look(batches)
+    merge.correct(batches, progress)
+    return merge.graph.export()
+
+
+class _Merge:
+    """The model under repair: one pass over the original, then one over the model itself."""
+
+    def __init__(
+        self, original: Graph, pruned: onnx.ModelProto, channels: Channels, alive: np.ndarray, *, threads: int | None
+    ):
+        self.original, self.channels, self.alive, self.threads = original, channels, alive, threads
+        self.cut = Cut(channels, alive)
+        self.graph = Graph(with_biases(pruned, self.cut.changed))
+        self.behind = added_behind(original, channels.shapes)
+        self.before: dict[str, Moments] = {}  # of the original's outputs
+        self.norms: list[str] = []
+
+    def look(self, batches: Sequence[Feeds], *, dreaming: bool = False) -> None:
+        """Run the original once: note the statistics of its outputs, and let every reader make up for its removed
+        inputs by the kept ones. While dreaming, every BatchNormalization gets the statistics of what it sees."""
+        seen = self.original.unedited()
+        self.norms = _norms(seen) if dreaming else []
+        places = {p.tensor: p.axis for p in correctable(self.original, self.graph, self.cut)}
+        readers = self._readers()
+        asked = dict.fromkeys([*places, *readers])
+        runner = Runner(seen, batches, threads=self.threads, ahead=list(asked), edits=self.norms)
+        norms: dict[str, list[str]] = {}
+        for key in self.norms:
+            norms.setdefault(seen.nodes[key].input[0], []).append(key)
+        made = [t for t in {**asked, **dict.fromkeys(norms)} if t in runner.made_at or t in runner.live]
+        for tensor in sorted(made, key=lambda t: runner.made_at.get(t, -1)):
+            values = runner.until(tensor)
+            for key in norms.get(tensor, ()):
+                self._dream(seen, key, moments(values, 1))
+            if tensor in places:
+                self.before[tensor] = moments(values, places[tensor])
+            if tensor in readers:
+                self._spread(readers[tensor], values)
+
+    def _dream(self, seen: Graph, key: str, found: Moments) -> None:
+        """Give a BatchNormalization, here and in the cut model, the mean and variance of what it gets."""
+        for i, value in ((3, found[0]), (4, found[1] ** 2)):
+            like = seen.value((key, i))
+            assert like is not None
+            seen.set_constant((key, i), value.astype(like.dtype))
+            self._set(key, i, value.astype(like.dtype))
+
+    def wake(self) -> None:
+        """Give every BatchNormalization of the cut model the original's mean and variance again."""
+        for key in self.norms:
+            for i in (3, 4):
+                value = self.original.value((key, i))
+                assert value is not None
+                self._set(key, i, value)
+
+    def _set(self, key: str, i: int, value: np.ndarray) -> None:
+        for axis, units in self.channels.params.get((key, i), {}).items():
+            value = value.compress(self.alive[units], axis)
+        self.graph.set_constant((key, i), value)
+
+    def correct(self, batches: Sequence[Feeds], progress: Progress | None) -> None:
+        """Give every layer's output the mean and spread it had, in forward order."""
+        after = Runner(self.graph, batches, threads=self.threads)
+        for place in correctable(self.original, self.graph, self.cut, progress):
+            if place.tensor in self.before:
+                correct_statistics(self.graph, self.cut, place, self.before[place.tensor], after)
+
+    def _readers(self) -> dict[str, list[Slice]]:
+        """Tensor -> the weights that read it, lose inputs, and can be given others for them."""
+        channels, found = self.channels, dict[str, list[Slice]]()
+        for s in {(s.use, s.axis): s for g in channels.groups for s in g.readers}.values():
+            node, value = self.original.nodes[s.use[0]], self.original.value(s.use)
+            if (
+                node.op_type in SUMS
+                and attr(node, "group", 1) == 1
+                and s.use not in channels.unlisted
+                and s.reads is not None
+                and s.reads in channels.lines
+                and value is not None
+                and value.dtype.kind == "f"
+                and not self.alive[channels.params[s.use][s.axis]].all()
+            ):
+                found.setdefault(s.reads, []).append(s)
+        return found
+
+    def _spread(self, sites: Sequence[Slice], values: Sequence[np.ndarray]) -> None:
+        """Let weights that read a tensor make up for its removed channels by the kept ones."""
+        s = sites[0]
+        assert s.reads is not None
+        found = _substitutes(values, self.channels.lines[s.reads][0], self.alive[self.channels.params[s.use][s.axis]])
+        if found is None:
+            return
+        K, d = found
+        for s in sites:
+            node, value = self.original.nodes[s.use[0]], self.original.value(s.use)
+            assert value is not None
+            kept = self.alive[self.channels.params[s.use][s.axis]]
+            columns = np.moveaxis(value, s.axis, 0)
+            if K is not None:
+                own = value
+                for axis, units in self.channels.params[s.use].items():
+                    if axis != s.axis:
+                        own = own.compress(self.alive[units], axis)
+                own = np.moveaxis(own, s.axis, 0)
+                precise = np.result_type(value.dtype, np.float32)
+                new = own[kept] + np.tensordot(K.T.astype(precise), own[~kept].astype(precise), 1)
+                self.graph.set_constant(s.use, np.moveaxis(new, 0, s.axis).astype(value.dtype))
+            if node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and s.use[0] in self.behind):
+                if node.op_type == "Gemm" and not attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0:
+                    continue
+                outputs = np.tensordot(d, columns[~kept].astype(np.float64), 1)
+                fold_bias(self.original, self.graph, self.channels, self.alive, s.use, s.axis, outputs, self.behind)
 
 
 def _own(feeds: Feeds) -> int:
@@ -129,40 +256,6 @@ def random_batches(feeds: Feeds, *, repeat: bool, most: int = SAMPLES, seed: int
     return batches
 
 
-def with_seen_statistics(graph: Graph, batches: Sequence[Feeds], *, threads: int | None = None) -> onnx.ModelProto:
-    """A clone in which every BatchNormalization has the mean and variance of what it gets from these inputs."""
-    seen = Graph(graph.model)
-    runner = Runner(seen, batches, threads=threads)
-    for key in _norms(seen):
-        count, total, square = 0, np.float64(0), np.float64(0)
-        for x in runner.until(seen.nodes[key].input[0]):
-            flat = np.moveaxis(x, 1, -1).reshape(-1, x.shape[1])
-            count += len(flat)
-            total = total + flat.sum(axis=0, dtype=np.float64)
-            square = square + np.einsum("nc,nc->c", flat, flat, dtype=np.float64)
-        mean = total / count
-        for i, value in ((3, mean), (4, np.maximum(square / count - mean**2, 0))):
-            like = seen.value((key, i))
-            assert like is not None
-            seen.set_constant((key, i), np.asarray(value, like.dtype))
-    return seen.export()
-
-
-def _with_own_statistics(
-    original: Graph, model: onnx.ModelProto, channels: Channels, alive: np.ndarray
-) -> onnx.ModelProto:
-    """The model with the original's BatchNormalization means and variances."""
-    graph = Graph(model)
-    for key in _norms(original):
-        for i in (3, 4):
-            value = original.value((key, i))
-            assert value is not None
-            for axis, units in channels.params.get((key, i), {}).items():
-                value = value.compress(alive[units], axis)
-            graph.set_constant((key, i), value)
-    return graph.export()
-
-
 def _norms(graph: Graph) -> list[str]:
     """The BatchNormalizations whose statistics are constants."""
     return [
@@ -173,57 +266,6 @@ def _norms(graph: Graph) -> list[str]:
         and graph.constant(node.input[0]) is None
         and all(graph.value((key, i)) is not None for i in (3, 4))
     ]
-
-
-def spread_columns(
-    original: Graph,
-    pruned: onnx.ModelProto,
-    channels: Channels,
-    alive: np.ndarray,
-    batches: Sequence[Feeds],
-    *,
-    threads: int | None = None,
-) -> onnx.ModelProto:
-    """The cut model in which every reader makes up for its removed inputs by the kept ones."""
-    readers = {(s.use, s.axis): s for g in channels.groups for s in g.readers}
-    wanted = [s.reads for s in readers.values() if s.reads and not alive[channels.params[s.use][s.axis]].all()]
-    graph, runner = Graph(pruned), Runner(original, batches, threads=threads, ahead=wanted)
-    behind = added_behind(original, channels.shapes)
-    found: dict[str, tuple[np.ndarray | None, np.ndarray] | None] = {}
-    order = {name: i for name, i in runner.made_at.items()}
-    for s in sorted(readers.values(), key=lambda s: order.get(s.reads or "", -1)):
-        node, kept = original.nodes[s.use[0]], alive[channels.params[s.use][s.axis]]
-        value = original.value(s.use)
-        if kept.all() or node.op_type not in SUMS or attr(node, "group", 1) != 1 or s.use in channels.unlisted:
-            continue
-        if (
-            value is None
-            or value.dtype.kind != "f"
-            or s.reads is None
-            or s.reads not in order
-            or s.reads not in channels.lines
-        ):
-            continue
-        if s.reads not in found:
-            axis = channels.lines[s.reads][0]
-            found[s.reads] = _substitutes(runner.until(s.reads), axis, kept)
-        if (both := found[s.reads]) is None:
-            continue
-        K, d = both
-        own = value
-        for axis, units in channels.params[s.use].items():
-            if axis != s.axis:
-                own = own.compress(alive[units], axis)
-        if K is not None:
-            columns = np.moveaxis(own, s.axis, 0)
-            new = columns[kept] + np.tensordot(K.T, columns[~kept].astype(np.float64), 1)
-            graph.set_constant(s.use, np.moveaxis(new, 0, s.axis).astype(value.dtype))
-        if node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and s.use[0] in behind):
-            if node.op_type == "Gemm" and not attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0:
-                continue
-            outputs = np.tensordot(d, np.moveaxis(value, s.axis, 0)[~kept].astype(np.float64), 1)
-            fold_bias(original, graph, channels, alive, s.use, s.axis, outputs, behind)
-    return graph.export()
 
 
 def _substitutes(
@@ -237,14 +279,26 @@ def _substitutes(
     most = max(8192, ROWS * width)
     rows = sum(v.size for v in values) // width
     stride = max(1, rows // most)
-    x = np.concatenate([np.moveaxis(v, axis, -1).reshape(-1, width)[::stride] for v in values]).astype(np.float64)
-    mean = x.mean(axis=0)
+    x = np.concatenate([np.moveaxis(v, axis, -1).reshape(-1, width)[::stride] for v in values])
+    mean = x.mean(axis=0, dtype=np.float64)
     if width > WIDEST:
         return None, mean[~kept]
     if not np.isfinite(mean).all():
         return None  # a deep network of small numbers overflows on random input: nothing to learn from
-    x -= mean
-    inner, cross = x[:, kept].T @ x[:, kept], x[:, kept].T @ x[:, ~kept]
-    inner[np.diag_indices_from(inner)] += LAMBDA * max(float(np.diag(inner).mean()), 1e-12)
-    K = np.linalg.solve(inner, cross).T
+    x = np.subtract(x, mean, dtype=np.float32)
+    inside, gone = np.ascontiguousarray(x[:, kept]), np.ascontiguousarray(x[:, ~kept])
+    ridge = LAMBDA * max(float(np.einsum("nc,nc->", inside, inside, dtype=np.float64)) / inside.shape[1], 1e-12)
+    if not np.isfinite(ridge):
+        return None
+    if len(x) < inside.shape[1]:  # fewer equations than unknowns: the same solution by the smaller matrix
+        K = (inside.T @ _solved(inside @ inside.T, ridge, gone)).T
+    else:
+        K = _solved(inside.T @ inside, ridge, inside.T @ gone).T
     return K, mean[~kept] - K @ mean[kept]
+
+
+def _solved(square: np.ndarray, ridge: float, right: np.ndarray) -> np.ndarray:
+    """(square + ridge·1)⁻¹ right, in float64."""
+    square = square.astype(np.float64)
+    square[np.diag_indices_from(square)] += ridge
+    return np.asarray(sl.solve(square, right.astype(np.float64), assume_a="pos", check_finite=False))

@@ -35,11 +35,18 @@ class Runner:
         graph: the network; its constants are read when a segment runs, edits included.
         batches: the samples, as lists of feeds.
         threads: ORT threads.
-        ahead: the tensors that will be asked for, in order, where no edit comes in between: longer pieces are run then.
+        ahead: the tensors that will be asked for, in order: longer pieces are run where no edit comes in between.
+        edits: the nodes whose constants will be edited right before they run.
     """
 
     def __init__(
-        self, graph: Graph, batches: Sequence[Feeds], *, threads: int | None = None, ahead: Sequence[str] = ()
+        self,
+        graph: Graph,
+        batches: Sequence[Feeds],
+        *,
+        threads: int | None = None,
+        ahead: Sequence[str] = (),
+        edits: Sequence[str] = (),
     ):
         self.graph, self.threads = graph, threads
         self.keys = [k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)]
@@ -57,6 +64,7 @@ class Runner:
         self.made_at = {o: i for i, k in enumerate(self.keys) for o in graph.nodes[k].output if o}
         self.held = 0
         self.ahead = sorted({t for t in ahead if t in self.made_at}, key=self.made_at.__getitem__)
+        self.edits = sorted(self.index[key] for key in edits)
         self.stride = 1
 
     def until(self, tensor: str) -> list[np.ndarray]:
@@ -72,7 +80,10 @@ class Runner:
         """`tensor` and those that will be asked for next, as many as the last ones left room for."""
         at = self.made_at.__getitem__
         first, after = (side(self.ahead, at(tensor), key=at) for side in (bisect.bisect_left, bisect.bisect_right))
-        last = [tensor, *self.ahead[after : after + self.stride - 1]][-1]
+        following = bisect.bisect_right(self.edits, at(tensor))
+        edit = self.edits[following : following + 1]
+        until = bisect.bisect_left(self.ahead, edit[0], key=at) if edit else len(self.ahead)
+        last = [tensor, *self.ahead[after : min(until, after + self.stride - 1)]][-1]
         stop = bisect.bisect_right(self.ahead, at(last), key=at)
         # From `first` on: another output of the same node would be gone later.
         return [tensor, *(t for t in self.ahead[first:stop] if t != tensor)]

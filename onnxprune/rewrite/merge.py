@@ -85,7 +85,7 @@ def fold_bias(
     units = channels.params[use].get(rows)
     if units is not None:
         delta = delta.compress(alive[units])
-    if node.op_type == "MatMul":
+    if node.op_type == "MatMul" or key in behind:
         bias, axis = behind[key]
     elif len(node.input) > 2 and node.input[2]:
         bias, axis = (key, 2), -1

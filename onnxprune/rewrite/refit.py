@@ -29,7 +29,7 @@ from onnxprune.measure.designs import WIDEST, rows_of
 from onnxprune.rewrite.fitting import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.lockstep import Feeds, Runner
 from onnxprune.rewrite.producer import Pair
-from onnxprune.rewrite.statistics import added, correct_statistics, correctable, kept_channels
+from onnxprune.rewrite.statistics import added, correct_statistics, correctable, kept_channels, moments
 
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
@@ -107,7 +107,7 @@ def refit(
         if after.index[place.key] < after.position:
             continue  # a statistics correction further on has run it already
         if not walk.refit(place):
-            correct_statistics(graph, cut, place, before, after)
+            correct_statistics(graph, cut, place, moments(before.until(place.tensor), place.axis), after)
     return graph.export()
 
 

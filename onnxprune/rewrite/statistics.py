@@ -24,6 +24,9 @@ from onnxprune.rewrite.lockstep import Feeds, Runner
 MOST = 10.0
 """A channel is scaled by at most this: what hardly varies any more cannot be brought back by scaling."""
 
+Moments = tuple[np.ndarray, np.ndarray]
+"""Mean and standard deviation per channel, in float64."""
+
 
 def repair_statistics(
     original: Graph,
@@ -52,7 +55,7 @@ def repair_statistics(
     before = Runner(original, batches, threads=threads, ahead=wanted)
     after = Runner(graph, batches, threads=threads)
     for place in correctable(original, graph, cut, progress):
-        correct_statistics(graph, cut, place, before, after)
+        correct_statistics(graph, cut, place, moments(before.until(place.tensor), place.axis), after)
     return graph.export()
 
 
@@ -81,12 +84,11 @@ def _places(graph: Graph, cut: Cut) -> list[Affine]:
     return [p for p in found if p is not None]
 
 
-def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Runner, after: Runner) -> None:
-    """Give one layer's output the mean and standard deviation it had."""
+def correct_statistics(graph: Graph, cut: Cut, place: Affine, before: Moments, after: Runner) -> None:
+    """Give one layer's output the mean and standard deviation it had: `before`, of all its channels."""
     kept = kept_channels(cut, place)
-    mean_o, std_o = _moments(before.until(place.tensor), place.axis)
-    mean_p, std_p = _moments(after.until(place.tensor), place.axis)
-    mean_o, std_o = mean_o[kept], std_o[kept]
+    mean_p, std_p = moments(after.until(place.tensor), place.axis)
+    mean_o, std_o = before[0][kept], before[1][kept]
     a = np.where(std_p > 1e-6 * std_o.max(initial=1e-12), std_o / np.maximum(std_p, 1e-30), 1.0)
     a = np.clip(a, 0.0, MOST)
     b = mean_o - a * mean_p
@@ -105,7 +107,7 @@ def kept_channels(cut: Cut, place: Affine) -> np.ndarray:
     return np.arange(cut.shapes[place.tensor][place.axis])
 
 
-def _moments(values: Sequence[np.ndarray], axis: int) -> tuple[np.ndarray, np.ndarray]:
+def moments(values: Sequence[np.ndarray], axis: int) -> Moments:
     """Mean and standard deviation per channel over all batches, in float64."""
     count, total, square = 0, np.float64(0), np.float64(0)
     for v in values:
