@@ -46,13 +46,22 @@ class Cut:
         self.channels, self.alive, self.before = channels, alive, channels.derived
         self.lines: dict[str, tuple[int, np.ndarray]] = {}
         self.shapes = dict(channels.shapes)
-        for name, (axis, line) in channels.lines.items():
-            kept = int(alive[line].sum())
+        for name, kept in zip(channels.lines, self._kept_counts(), strict=True):
+            axis, line = channels.lines[name]
             if kept < len(line):
                 self.lines[name] = (axis, line)
                 shape = list(self.shapes[name])
                 shape[axis] = kept
                 self.shapes[name] = tuple(shape)
+
+    def _kept_counts(self) -> list[int]:
+        """How many channels of every line stay."""
+        lines = [line for _, line in self.channels.lines.values()]
+        if not lines:
+            return []
+        ends = np.cumsum([len(line) for line in lines])
+        total = np.concatenate([[0], np.cumsum(self.alive[np.concatenate(lines)])])
+        return np.diff(total[np.concatenate([[0], ends])]).tolist()  # type: ignore[no-any-return]
 
     def changed(self, name: str) -> bool:
         return name in self.lines

@@ -75,6 +75,10 @@ def products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]
     Multiply-accumulates: Conv prod(out)·prod(w[1:]); ConvTranspose prod(in)·prod(w[1:]); Gemm and MatMul
     prod(out)·contracted.
     """
+    return graph.once("products", shapes, lambda: _products(graph, shapes))
+
+
+def _products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
     found = []
     for key, node in graph.nodes.items():
         sides = PRODUCTS.get((node.domain.removeprefix("ai.onnx"), node.op_type))

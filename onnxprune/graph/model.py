@@ -241,6 +241,7 @@ class Graph:
             node = self.own(key)
             node.input.extend([""] * (i + 1 - len(node.input)))
             node.input[i] = self.fresh(f"{key}_{i}")
+        self._memo.clear()
         self._edits[use] = value
 
     def edited(self, use: Use) -> bool:

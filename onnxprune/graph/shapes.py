@@ -24,6 +24,11 @@ MAY_YIELD_SEQUENCES = frozenset(
     "If Loop Scan SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceMap SplitToSequence Optional "
     "OptionalGetElement StringSplit".split()
 )
+KEEPS_SIZE = frozenset(
+    "BatchNormalization Relu LeakyRelu PRelu Clip Sigmoid Tanh HardSigmoid HardSwish Elu Erf Exp Sqrt Softplus Neg Abs "
+    "Identity Cast Softmax LayerNormalization InstanceNormalization".split()
+)
+"""Operators whose first output has the size of the first operand."""
 LARGE = 1024
 """Elements from which a weight is fed instead of stored."""
 FED = frozenset(np.dtype(t) for t in ("float16", "float32", "float64", "int8", "uint8", "int32"))
@@ -118,7 +123,17 @@ def observe(graph: Graph, feeds: Mapping[str, np.ndarray]) -> Observed:
                 shapes[name] = value.shape
     computed = depends_on_sizes(graph)
     unseen = [o for n in graph.nodes.values() for o in n.output if o and o not in shapes]
-    shapes |= _run(graph, [o for o in unseen if o not in computed], feeds)
+    like = {
+        n.output[0]: n.input[0]
+        for n in graph.nodes.values()
+        if n.op_type in KEEPS_SIZE and n.domain in DEFAULT_DOMAINS and n.output[0] not in graph.outputs
+    }
+    shapes |= _run(graph, [o for o in unseen if o not in computed and o not in like], feeds)
+    for name in unseen:  # in execution order
+        if name in like and name not in computed and like[name] in shapes:
+            shapes[name] = shapes[like[name]]
+    unknown = [o for o in unseen if o not in computed and o not in shapes]
+    shapes |= _run(graph, unknown, feeds)
     derived = follow(graph, shapes)
     # What looked like shape arithmetic but is beyond the table still has a size: a second run tells.
     beyond = [o for o in unseen if o in computed and o not in derived]

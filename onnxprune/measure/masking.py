@@ -1,7 +1,8 @@
 """The yardstick of surgery: the original with every removed channel masked.
 
 Knows the published list of cuts and nothing of how they came about. An operand that is cut is multiplied by
-zeros and ones where it is read; a quantized constant gets its zero point instead, which is what zero means there.
+zeros and ones where it is read; a constant has the zeros in it, a quantized one its zero point, which is what zero
+means there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import UsageError
-from onnxprune.graph.model import Graph, node_key
+from onnxprune.graph import files
+from onnxprune.graph.model import Graph, captured, node_key
 
 ZERO_POINT: Mapping[tuple[str, int], int] = {
     ("DequantizeLinear", 0): 2,
@@ -44,11 +46,11 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
         UsageError: a cut names a node that the model does not have.
     """
     graph = graph or Graph(model)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = files.without_initializers(model)
     nodes = {node_key(n): n for n in result.graph.node}
     shields: dict[str, list[onnx.NodeProto]] = {}
-    integers: dict[tuple[str, int], np.ndarray] = {}
+    constants: dict[tuple[str, int], np.ndarray] = {}
+    masks: list[onnx.TensorProto] = []
     types = _element_types(result)
     for k, cut in enumerate(cuts):
         node = nodes.get(cut["node"])
@@ -58,21 +60,30 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
         keep = np.ones(cut["length"], bool)
         keep[list(cut["removed"])] = False
         keep = keep.reshape([-1 if a == cut["axis"] else 1 for a in range(cut["rank"])])
-        constant = integers.get(use, graph.constant(name))
-        if constant is not None and constant.dtype.kind in "iu":
-            integers[use] = np.where(keep, constant, _zero_point(graph, node, use[1])).astype(constant.dtype)
+        constant = constants.get(use, graph.constant(name))
+        if constant is not None and constant.dtype.kind in "iuf":
+            zero = _zero_point(graph, node, use[1]) if constant.dtype.kind in "iu" else 0
+            constants[use] = np.where(keep, constant, zero).astype(constant.dtype, copy=False)
             continue
         if constant is None and name not in types:
             types = {**_inferred_types(model), **types}
         dtype = constant.dtype if constant is not None else types.get(name, np.dtype(np.float32))
         mask, types[f"__masked_{k}"] = keep.astype(dtype), dtype
-        result.graph.initializer.append(numpy_helper.from_array(mask, f"__mask_{k}"))
+        masks.append(numpy_helper.from_array(mask, f"__mask_{k}"))
         shield = helper.make_node("Mul", [name, f"__mask_{k}"], [f"__masked_{k}"])
         shields.setdefault(cut["node"], []).append(shield)
         node.input[cut["input"]] = f"__masked_{k}"
-    for k, ((key, i), value) in enumerate(integers.items()):
-        result.graph.initializer.append(numpy_helper.from_array(value, f"__zeroed_{k}"))
+    replaced = set()
+    for k, ((key, i), value) in enumerate(constants.items()):
+        masks.append(numpy_helper.from_array(value, f"__zeroed_{k}"))
+        replaced.add(nodes[key].input[i])
         nodes[key].input[i] = f"__zeroed_{k}"
+    read = {i for n in nodes.values() for i in (*n.input, *captured(n))} | set(graph.outputs)
+    listed = {port.name for port in model.graph.input}
+    result.graph.initializer.extend(
+        t for t in model.graph.initializer if t.name not in replaced or t.name in read or t.name in listed
+    )
+    result.graph.initializer.extend(masks)
     ordered: list[onnx.NodeProto] = []
     for node in result.graph.node:
         ordered += shields.get(node_key(node), ())

@@ -140,12 +140,12 @@ class _Merge:
         self.norms = _norms(seen) if dreaming else []
         places = {p.tensor: p.axis for p in correctable(self.original, self.graph, self.cut)}
         readers = self._readers()
-        asked = dict.fromkeys([*places, *readers])
-        runner = Runner(seen, batches, threads=self.threads, ahead=list(asked), edits=self.norms)
         norms: dict[str, list[str]] = {}
         for key in self.norms:
             norms.setdefault(seen.nodes[key].input[0], []).append(key)
-        made = [t for t in {**asked, **dict.fromkeys(norms)} if t in runner.made_at or t in runner.live]
+        asked = list(dict.fromkeys([*places, *readers, *norms]))
+        runner = Runner(seen, batches, threads=self.threads, ahead=asked, edits=self.norms)
+        made = [t for t in asked if t in runner.made_at or t in runner.live]
         for tensor in sorted(made, key=lambda t: runner.made_at.get(t, -1)):
             values = runner.until(tensor)
             for key in norms.get(tensor, ()):
