@@ -249,6 +249,7 @@ def open_session(
     record: bool = False,
     name: str = "model",
     profile: Path | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> Session:
     """A session on exactly the provider that was asked for.
 
@@ -262,6 +263,7 @@ def open_session(
         record: note which provider runs which node on the CPU too; elsewhere it is always noted.
         name: what messages call the model.
         profile: where ORT's profile of the runs is to go, the start of a file name; None: none is made.
+        weights: what `lend` returned for the model (on the CPU).
 
     Raises:
         ProviderError: a provider is not in this build, did not start, or took no node.
@@ -281,6 +283,8 @@ def open_session(
         raise FileError(one_line(f"{model}: there is no such file; check the path"))
 
     shared = _Shared()
+    for own, value in (weights or {}).items():
+        shared.add(ort, own, value)
     # What ORT does instead of packing takes it time that grows with the square of the number of weights.
     few = isinstance(model, ModelProto) and len(model.graph.initializer) <= FEW_WEIGHTS
 
@@ -305,7 +309,9 @@ def open_session(
         return made
 
     with contextlib.ExitStack() as undo:
-        light = _without_weights(ort, model, shared) if wanted == [_CPU] and isinstance(model, ModelProto) else None
+        light: bytes | None = None
+        if isinstance(model, ModelProto) and wanted == [_CPU]:
+            light = model.SerializeToString() if weights else _without_weights(ort, model, shared)
         source, keep = _loadable(model, undo) if light is None else (light, None)
         if wanted == [_CPU]:
             made = options()
@@ -325,11 +331,16 @@ def open_session(
 
 @dataclass
 class _Shared:
-    """Weights that a session reads where they are: names, `OrtValue`s, and the bytes behind them."""
+    """Weights that a session reads where they are: names, `OrtValue`s, and the arrays behind them."""
 
     names: list[str] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
-    bytes_: list[bytes] = field(default_factory=list)
+    arrays: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, ort: ModuleType, name: str, value: np.ndarray) -> None:
+        self.names.append(name)
+        self.values.append(ort.OrtValue.ortvalue_from_numpy(value))
+        self.arrays.append(value)
 
 
 FEW_WEIGHTS = 2000
@@ -354,17 +365,39 @@ def _without_weights(ort: ModuleType, model: ModelProto, shared: _Shared) -> byt
         if len(raw) < LARGE_BYTES:
             copy.CopyFrom(tensor)
             continue
-        copy.name, copy.data_type, copy.data_location = tensor.name, tensor.data_type, onnx.TensorProto.EXTERNAL
-        copy.dims.extend(tensor.dims)
-        for key, value in (("location", "memory"), ("offset", "0"), ("length", str(len(raw)))):
-            copy.external_data.add(key=key, value=value)
-        shared.names.append(tensor.name)
-        shared.values.append(ort.OrtValue.ortvalue_from_numpy(np.frombuffer(raw, dtype).reshape(tensor.dims)))
-        shared.bytes_.append(raw)
+        _declare(copy, tensor.name, tensor.data_type, tensor.dims, len(raw))
+        shared.add(ort, tensor.name, np.frombuffer(raw, dtype).reshape(tensor.dims))
     return bytes(light.SerializeToString())
 
 
+def _declare(tensor: onnx.TensorProto, name: str, data_type: int, dims: Sequence[int], length: int) -> None:
+    """Make a tensor say that its data lie in memory already."""
+    tensor.name, tensor.data_type, tensor.data_location = name, data_type, onnx.TensorProto.EXTERNAL
+    tensor.dims.extend(dims)
+    for key, value in (("location", "memory"), ("offset", "0"), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def lend(model: ModelProto, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Declare arrays as initializers of a model without copying their data into it.
+
+    Returns:
+        What `open_session` must be given as `weights`. What is small, or no plain number, is stored in the model.
+    """
+    lent = {}
+    for name, value in weights.items():
+        data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+        value = np.ascontiguousarray(value).reshape(value.shape)
+        if value.nbytes < LENT_BYTES or data_type not in _SHARED_TYPES:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+            continue
+        _declare(model.graph.initializer.add(), name, data_type, value.shape, value.nbytes)
+        lent[name] = value
+    return lent
+
+
 LARGE_BYTES = 1 << 12
+LENT_BYTES = 1 << 16
 _SHARED_TYPES = {
     onnx.TensorProto.FLOAT: "<f4",
     onnx.TensorProto.DOUBLE: "<f8",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph, captured
@@ -111,12 +111,11 @@ class Runner:
     def _results(self, keys: Sequence[str], outputs: Sequence[str]) -> Iterator[list[np.ndarray]]:
         """Run some nodes on every batch."""
         inside = {o for k in keys for o in self.graph.nodes[k].output if o}
-        model, inputs = self._segment(keys, inside, outputs)
+        model, inputs, weights = self._segment(keys, inside, outputs)
         # making the threads of a session, or improving its graph, takes longer than a small segment
         small = sum(self.live[i][0].nbytes for i in inputs) <= SMALL
-        session = runtime.open_session(
-            model, threads=1 if small and self.threads is None else self.threads, optimise=not small, name="segment"
-        )
+        threads = 1 if small and self.threads is None else self.threads
+        session = runtime.open_session(model, threads=threads, optimise=not small, name="segment", weights=weights)
         for b in range(self.count):
             yield session.run({i: self.live[i][b] for i in inputs}, outputs)
 
@@ -147,8 +146,8 @@ class Runner:
 
     def _segment(
         self, keys: Sequence[str], inside: set[str], outputs: Sequence[str]
-    ) -> tuple[onnx.ModelProto, list[str]]:
-        """A model of these nodes alone, with the constants as they are now."""
+    ) -> tuple[onnx.ModelProto, list[str], dict[str, np.ndarray]]:
+        """A model of these nodes alone, with the constants as they are now; its inputs, and what it is lent."""
         graph, nodes, constants = self.graph, [], {}
         inputs: list[str] = []
         for key in keys:
@@ -173,10 +172,7 @@ class Runner:
         body = helper.make_graph(nodes, "segment", ports, [helper.make_empty_tensor_value_info(o) for o in outputs])
         source = graph.model
         model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
-        for own, value in constants.items():  # last: every message that is put into another is copied
-            tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), own)
-            model.graph.initializer.append(tensor)
-        return model, inputs
+        return model, inputs, runtime.lend(model, constants)  # last: every message put into another is copied
 
 
 def _port(name: str, batches: Sequence[np.ndarray]) -> onnx.ValueInfoProto:
