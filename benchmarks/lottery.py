@@ -27,7 +27,7 @@ from torch import Tensor
 from onnxprune.train.gsm import gsm
 from onnxprune.train.loop import Training, start, train
 from onnxprune.train.network import Network
-from onnxprune.train.recipe import open_recipe
+from onnxprune.train.recipe import Recipe
 
 SIZES = (784, 300, 100, 10)
 COLUMNS = ("dense", "GSM", "magnitude", "GSM ticket", "magnitude ticket", "random ticket")
@@ -57,7 +57,7 @@ def measure(data: Fashion, seed: int, steps: int, density: float) -> dict[str, f
     start(seed, 1)
     initial = lenet(seed)
     dense = fit(initial, steps, 0.03, {})
-    loss = open_recipe(str(HERE / "fmnist_recipe.py"), ["x"])
+    loss = Recipe(str(HERE / "fmnist_recipe.py"), ["x"])
     device = torch.device("cpu")
     sparse = gsm(dense, density, lambda network, step: loss(network, step, device), Training(steps, lr=5e-3))
     largest = by_magnitude(dense, density)
@@ -73,7 +73,7 @@ def measure(data: Fashion, seed: int, steps: int, density: float) -> dict[str, f
 
 def fit(model: onnx.ModelProto, steps: int, lr: float, masks: Mapping[str, Tensor]) -> onnx.ModelProto:
     """The model trained on the recipe; what the masks leave out stays zero."""
-    network, loss = Network(model), open_recipe(str(HERE / "fmnist_recipe.py"), ["x"])
+    network, loss = Network(model), Recipe(str(HERE / "fmnist_recipe.py"), ["x"])
     device = torch.device("cpu")
 
     @torch.no_grad()

@@ -185,6 +185,7 @@ def apply_plan(
     settings: Settings | None = None,
     *,
     original: Subject | None = None,
+    tune: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
     bench: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -195,6 +196,7 @@ def apply_plan(
         plan: what to do.
         settings: how to repair, and the seed.
         original: what the subject was trained from, if it was: costs and fidelity are compared with that.
+        tune: what else is done with the repaired model: other weights of the same sizes.
         bench, progress: as for `prune`.
 
     Raises:
@@ -230,6 +232,8 @@ def apply_plan(
             pruned = drop_blocks(pruned, plan.drops())
     if plan.factorized():
         pruned = _factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
+    if tune:
+        pruned = tune(pruned)
     if plan.drops():
         pruned = bypass(pruned, plan.drops())
     fidelity = None

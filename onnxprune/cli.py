@@ -193,14 +193,14 @@ def _apply_parser() -> Parser:
 def _train_parser() -> Parser:
     about = (
         "Train so that the cut costs nothing, then cut: csgd makes channels the same, gsm lets channels die,\n"
-        "trp makes layers of low rank, gates shut channels and whole residual blocks. With a recipe its labels\n"
-        "and loss count, else the original teaches on the samples. On the processor; needs torch\n"
-        '(pip install "onnxprune[train]").'
+        "trp makes layers of low rank. Or cut, refit and train: gates finds the widths and the blocks that go by\n"
+        "training, tune takes those of `prune`. The original teaches; a recipe adds labels and a loss. On the\n"
+        'processor; needs torch (pip install "onnxprune[train]").'
     )
     parser = Parser("train", "train MODEL --method NAME [--recipe FILE.py] [--calib SAMPLES] [options]", about)
     parser.add_argument("model", metavar="MODEL")
     add = parser.add_argument_group("what to remove").add_argument
-    add("--method", required=True, metavar="NAME", help="csgd, gsm, trp or gates")
+    add("--method", required=True, metavar="NAME", help="csgd, gsm, trp, gates or tune")
     add("--ratio", type=float, default=0.5, metavar="R", help="share to remove (default 0.5)")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
     _add_names(add)

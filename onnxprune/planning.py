@@ -93,10 +93,10 @@ class Planner:
         if self.criterion not in GRADIENT:
             return None
         from onnxprune.train.gradients import gradient_scores
-        from onnxprune.train.recipe import open_recipe
+        from onnxprune.train.recipe import Recipe
 
         subject, settings = self.subject, self.settings
-        labelled = None if settings.recipe is None else open_recipe(settings.recipe, subject.graph.inputs)
+        labelled = None if settings.recipe is None else Recipe(settings.recipe, subject.graph.inputs)
         return gradient_scores(
             subject.model,
             self.channels,

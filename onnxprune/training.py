@@ -22,7 +22,8 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.decide.blocks import Block, find_blocks
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.graph.model import Graph, Use, digest
-from onnxprune.graph.runtime import open_session
+from onnxprune.graph.runtime import input_specs, open_session
+from onnxprune.measure.calibration import open_calibration
 from onnxprune.measure.cost import CostModel
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.planning import BATCH, Progress
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from onnxprune.train.loop import Training
     from onnxprune.train.objective import Objective
 
-METHODS = ("csgd", "gsm", "trp", "gates")
-RATES = {"csgd": 0.03, "gsm": 5e-3, "trp": 0.01, "gates": 5e-3}
+METHODS = ("csgd", "gsm", "trp", "gates", "tune")
+RATES = {"csgd": 0.03, "gsm": 5e-3, "trp": 0.01, "gates": 2e-3, "tune": 2e-3}
 """Highest learning rate of each method unless another is given: what its paper takes, or near it."""
+CUT_FIRST = ("gates", "tune")
+"""Methods that train the network after the cut."""
+LOOKING = 0.25
+"""Share of the steps in which gates are learned; in the rest the cut network is trained."""
 
 PREPARED = 1e-2
 """Change of an output, relative to the largest, above which a cut was not prepared."""
@@ -47,15 +52,16 @@ class TrainSettings:
 
     Attributes:
         method: "csgd" (channels of a cluster become the same), "gsm" (channels that matter least die), "trp"
-            (layers become of low rank, and are split) or "gates" (channels and whole residual blocks, in proportions
-            that are learned).
+            (layers become of low rank, and are split), "gates" (channels and whole residual blocks, in proportions
+            that are learned) or "tune" (the plan of `make_plan`). The last two cut and refit before they train.
         ratio: share of the cost to remove.
         of: what counts: "macs", "params" or "channels".
         steps: of the optimizer.
         batch: samples of a step; a recipe has batches of its own.
         lr: highest learning rate; None: the method's.
         augment: how unlabelled samples are varied: "flip", "shift=2", "mixup=0.5".
-        recipe: file.py with labelled data and a loss; None: the original teaches on the calibration samples.
+        recipe: file.py with labelled data and a loss, which is added to what the original teaches; None: it teaches
+            on the calibration samples.
         include, exclude: regular expressions on the names of groups and their weights.
         checkpoint: file to go on from, written every 20 seconds.
         metrics: file that gets a line of JSON every hundred steps.
@@ -117,7 +123,22 @@ def train_and_prune(subject: Subject, settings: TrainSettings, progress: Progres
     Raises:
         PruneError: see `onnxprune.errors`.
     """
+    if subject.calibration is None and settings.method in CUT_FIRST and settings.recipe is not None:
+        subject = _with_samples(subject, settings.recipe)
     return finish(subject, settings, prepare(subject, settings, progress), progress)
+
+
+def _with_samples(subject: Subject, recipe: str) -> Subject:
+    """The subject with the recipe's first samples for calibration."""
+    from onnxprune.train.recipe import Recipe
+
+    batches, taken = Recipe(recipe, subject.graph.inputs), 0
+    found: list[dict[str, np.ndarray]] = []
+    while taken < api.REPAIR_SAMPLES and len(found) < api.REPAIR_SAMPLES:
+        samples = {k: np.asarray(v) for k, v in batches.batch(len(found))[0].items()}
+        found.append(samples)
+        taken += len(next(iter(samples.values())))
+    return replace(subject, calibration=open_calibration(found, input_specs(subject.model)))
 
 
 def prepare(subject: Subject, settings: TrainSettings, progress: Progress | None = None) -> Prepared:
@@ -150,12 +171,14 @@ class Prepared:
         model: what is cut.
         plan: how; its digest is that of `model`.
         words: what the method found.
+        tune: what is left to do when the model is cut and refitted: the cut model to a better one.
     """
 
     trained: onnx.ModelProto
     model: onnx.ModelProto
     plan: PrunePlan
     words: str
+    tune: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
 
 
 Report = Callable[[int, int], None] | None
@@ -223,26 +246,46 @@ def _gates(subject: Subject, settings: TrainSettings, loss: Objective, training:
         Branch(b.add, _last_of(graph, b), cost.removed(whole, np.array([other is not b for other in blocks], float)))
         for b in blocks
     ]
-    found = gates(
-        subject.model,
-        groups,
-        branches,
-        each,
-        steps,
-        removed,
-        settings.ratio,
-        loss,
-        training,
-        progress=report,
-        **settings.options,
-    )
-    words = (
-        f"{len(found.dropped)} of {len(blocks)} blocks shut; what is gone had shrunk to {found.left:.1e} of its "
-        f"tensor's largest entry"
-    )
-    plan = _kept(subject, settings, found.model, found.keep)
+    looking = max(1, int(LOOKING * settings.steps))
+    first = replace(training, steps=looking)
+    found = gates(subject.model, groups, branches, each, steps, removed, settings.ratio, loss, first,
+                  progress=report and (lambda k, n: report(k, settings.steps)), **settings.options)  # fmt: skip
+    words = f"{len(found.dropped)} of {len(blocks)} blocks shut"
+    plan = _kept(subject, settings, subject.model, found.keep)
     drops = tuple(drop_of(b, channels) for b in blocks if b.add in found.dropped)
-    return Prepared(found.model, found.model, replace(plan, edits=(*plan.edits, *drops)), words)
+    plan = replace(plan, edits=(*plan.edits, *drops))
+    return _tuned(subject, settings, plan, training, report, looking, words)
+
+
+def _tune(subject: Subject, settings: TrainSettings, loss: Objective, training: Training, report: Report,
+          progress: Progress | None) -> Prepared:  # fmt: skip
+    plan = api.make_plan(subject, settings.deciding(), progress)
+    return _tuned(subject, settings, plan, training, report, 0, "cut and refitted before")
+
+
+def _tuned(subject: Subject, settings: TrainSettings, plan: PrunePlan, training: Training, report: Report,
+           done: int, words: str) -> Prepared:  # fmt: skip
+    """What is cut and refitted first, and trained in the steps that are not done yet."""
+    if subject.calibration is None:
+        raise UsageError(f"{settings.method} needs samples to repair the cut network with; give --calib")
+    fit = subject.calibration.split(seed=settings.seed)[0]
+    plan = replace(plan, settings={**plan.settings, **_decided(settings)})
+
+    def tune(cut: onnx.ModelProto) -> onnx.ModelProto:
+        from onnxprune.train.distill import Distillation, distill
+
+        beside = training.checkpoint and training.checkpoint.with_name(f"{training.checkpoint.name}.cut")
+        how = Distillation(
+            training=replace(training, steps=settings.steps - done, optimizer="adamw", clip=1.0, checkpoint=beside),
+            epochs=None, batch=settings.batch, augment=settings.augment, recipe=settings.recipe, seed=settings.seed,
+        )  # fmt: skip
+        return distill(
+            subject.graph, cut, subject.channels, subject.channels.alive(plan.keep()),
+            list(fit.batches(settings.batch)), settings=how, threads=settings.threads,
+            progress=report and (lambda k, n: report(done + k, settings.steps)),
+        )  # fmt: skip
+
+    return Prepared(subject.model, subject.model, plan, words, tune)
 
 
 def _last_of(graph: Graph, block: Block) -> tuple[Use, ...]:
@@ -266,7 +309,7 @@ def _trp(subject: Subject, settings: TrainSettings, loss: Objective, training: T
     return Prepared(low.trained, low.model, plan, words)
 
 
-PREPARE: Mapping[str, Prepare] = {"csgd": _csgd, "gsm": _gsm, "trp": _trp, "gates": _gates}
+PREPARE: Mapping[str, Prepare] = {"csgd": _csgd, "gsm": _gsm, "trp": _trp, "gates": _gates, "tune": _tune}
 
 
 def _decided(settings: TrainSettings) -> dict[str, object]:
@@ -288,6 +331,10 @@ def _kept(subject: Subject, settings: TrainSettings, model: onnx.ModelProto, kee
 
 def finish(subject: Subject, settings: TrainSettings, prepared: Prepared, progress: Progress | None = None) -> Result:
     """The second half: cut, and compare with the trained model and with the original."""
+    if prepared.tune is not None:
+        how = replace(settings.deciding(), repair="refit")
+        result = api.apply_plan(subject, prepared.plan, how, tune=prepared.tune, progress=progress)
+        return replace(result, notes=(f"{settings.method}, {settings.steps} steps: {prepared.words}",))
     graph, channels = Graph(prepared.model), subject.channels
     constants = {graph.nodes[key].input[i]: graph.value((key, i)) for key, i in channels.params if key}
     sizes = {name: value.shape for name, value in constants.items() if value is not None}

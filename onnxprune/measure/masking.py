@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from onnxprune.errors import UsageError
 from onnxprune.graph import files
@@ -50,7 +50,7 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
     nodes = {node_key(n): n for n in result.graph.node}
     shields: dict[str, list[onnx.NodeProto]] = {}
     constants: dict[tuple[str, int], np.ndarray] = {}
-    masks: list[onnx.TensorProto] = []
+    masks: dict[str, np.ndarray] = {}
     types = _element_types(result)
     for k, cut in enumerate(cuts):
         node = nodes.get(cut["node"])
@@ -69,13 +69,13 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
             types = {**_inferred_types(model), **types}
         dtype = constant.dtype if constant is not None else types.get(name, np.dtype(np.float32))
         mask, types[f"__masked_{k}"] = keep.astype(dtype), dtype
-        masks.append(numpy_helper.from_array(mask, f"__mask_{k}"))
+        masks[f"__mask_{k}"] = mask
         shield = helper.make_node("Mul", [name, f"__mask_{k}"], [f"__masked_{k}"])
         shields.setdefault(cut["node"], []).append(shield)
         node.input[cut["input"]] = f"__masked_{k}"
     replaced = set()
     for k, ((key, i), value) in enumerate(constants.items()):
-        masks.append(numpy_helper.from_array(value, f"__zeroed_{k}"))
+        masks[f"__zeroed_{k}"] = value
         replaced.add(nodes[key].input[i])
         nodes[key].input[i] = f"__zeroed_{k}"
     read = {i for n in nodes.values() for i in (*n.input, *captured(n))} | set(graph.outputs)
@@ -83,7 +83,11 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
     result.graph.initializer.extend(
         t for t in model.graph.initializer if t.name not in replaced or t.name in read or t.name in listed
     )
-    result.graph.initializer.extend(masks)
+    for name, value in masks.items():
+        tensor = result.graph.initializer.add()  # filled in place: a message that is put into another is copied
+        tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor.dims.extend(value.shape)
+        tensor.raw_data = value.tobytes()
     ordered: list[onnx.NodeProto] = []
     for node in result.graph.node:
         ordered += shields.get(node_key(node), ())

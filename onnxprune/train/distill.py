@@ -7,7 +7,8 @@ Starting from the refitted network, every step minimises over a batch (`methods.
 where t runs over the block ends (the places that the whole computation passes through) in the first part of the run,
 and over the last feature map alone in the rest; Z_o is taken at the channels that the pruned network kept. Outputs that
 are no scores of classes count by their relative squared error. A part of the samples is held out; the parameters that
-do best there are the result. The schedule in two parts and the relative errors are ours.
+do best there are the result. With a recipe the steps take its samples, and its loss is added. The schedule in two
+parts and the relative errors are ours.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onnxprune.channels import Channels, Cut
 from onnxprune.graph.model import Graph
 from onnxprune.train.loop import Training, halved, rank, ranks, start, together, train
 from onnxprune.train.network import Network, as_feeds, channels_last
-from onnxprune.train.recipe import open_recipe
+from onnxprune.train.recipe import Recipe
 from onnxprune.train.samples import Feeds, Samples, augmenter
 
 MOST_ENDS = 12
@@ -39,8 +40,8 @@ class Distillation:
     """How to distill.
 
     Attributes:
-        training: the loop's settings; its `steps` are worked out from `epochs`.
-        epochs: passes over the samples.
+        training: the loop's settings; its `steps` are worked out from `epochs`, unless there are none.
+        epochs: passes over the samples; None: as many steps as `training` says.
         batch: samples of a step.
         temperature: T.
         maps: weight of the feature maps.
@@ -48,12 +49,12 @@ class Distillation:
         held_out: share of the samples that is not trained on, for choosing the best parameters.
         augment: see `samples.AUGMENTATIONS`.
         batch_norm: see `network.BATCH_NORM`.
-        recipe: file.py whose labelled loss is added, see `recipe`; None: no labels.
+        recipe: file.py with samples to train on, and a loss of their labels that is added, see `recipe`; None: none.
         seed: for everything random.
     """
 
     training: Training = field(default_factory=lambda: Training(steps=1))
-    epochs: int = 40
+    epochs: int | None = 40
     batch: int = 64
     temperature: float = 2.0
     maps: float = 1.0
@@ -98,18 +99,18 @@ def distill(
         teacher = Network(original.model).to(device).eval()
         student = channels_last(Network(pruned, batch_norm=how.batch_norm)).to(device)
         compared = Compared.of(teacher.graph, student.graph, Cut(channels, alive), device)
-        training = replace(how.training, steps=how.epochs * fit.per_epoch)
+        training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
         augment = augmenter(how.augment, how.seed)
         early = int(how.blockwise * training.steps)
-        labelled = None if how.recipe is None else open_recipe(how.recipe, student.graph.inputs)
+        recipe = None if how.recipe is None else Recipe(how.recipe, student.graph.inputs)
 
         def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-            feeds = augment(as_feeds(fit.batch(step, how.seed, rank(), ranks()), device), step)
-            total, figures = compared.loss(teacher, student, feeds, how, all_ends=step < early)
-            if labelled is not None:
-                extra = labelled(student, step, device)
-                total, figures = total + extra, {**figures, "labels": float(extra.detach())}
-            return total, figures
+            if recipe is None:
+                feeds = augment(as_feeds(fit.batch(step, how.seed, rank(), ranks()), device), step)
+                return compared.loss(teacher, student, feeds, how, all_ends=step < early)
+            samples, labels = recipe.batch(step)
+            return compared.loss(teacher, student, as_feeds(samples, device), how, all_ends=step < early,
+                                 labelled=lambda outputs: recipe.loss(outputs, labels))  # fmt: skip
 
         def check() -> float:
             with torch.no_grad(), halved(training, device):
@@ -160,9 +161,16 @@ class Compared:
         return cls(ends, outputs)
 
     def loss(
-        self, teacher: Network, student: Network, feeds: dict[str, Tensor], how: Distillation, all_ends: bool = False
+        self,
+        teacher: Network,
+        student: Network,
+        feeds: dict[str, Tensor],
+        how: Distillation,
+        *,
+        all_ends: bool = False,
+        labelled: Callable[[dict[str, Tensor]], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """(what is minimised, its parts)."""
+        """(what is minimised, its parts). `labelled`: a loss of the student's outputs that is added."""
         ends = list(self.ends)
         if len(ends) > MOST_ENDS:
             ends = [ends[int(i)] for i in np.linspace(0, len(ends) - 1, MOST_ENDS)]
@@ -170,7 +178,7 @@ class Compared:
         wanted = [*ends, *self.outputs]
         with torch.no_grad():
             goal = teacher(feeds, wanted)
-        got = student(feeds, wanted)
+        got = student(feeds, list(dict.fromkeys([*wanted, *(student.graph.outputs if labelled else ())])))
         maps = torch.zeros((), device=next(iter(got.values())).device)
         for tensor in ends:
             axis, kept = self.ends[tensor]
@@ -181,7 +189,11 @@ class Compared:
             outputs = outputs + (divergence(got[name], goal[name], how.temperature) if scores
                                  else relative(got[name], goal[name]))  # fmt: skip
         total = how.maps * maps + outputs
-        return total, {"maps": float(maps.detach()), "outputs": float(outputs.detach())}
+        figures = {"maps": float(maps.detach()), "outputs": float(outputs.detach())}
+        if labelled is not None:
+            labels = labelled({name: got[name] for name in student.graph.outputs})
+            total, figures = total + labels, {**figures, "labels": float(labels.detach())}
+        return total, figures
 
 
 def relative(got: Tensor, goal: Tensor) -> Tensor:

@@ -1,23 +1,25 @@
 """Layers and channels gated together: which of them go, and how many of each, is learned under one budget.
 
 Ours, after Zhang, "Layer Pruning for Accelerating Very Deep Neural Networks", 2019 (only its abstract is public: layers
-and channels are cut together, in proportions that are learned). Every channel of a coupling set has a gate s_j, every
-residual branch a gate g_b in `y = x + g_b·F(x)`, and training minimises
+and channels are cut together, in proportions that are learned). Every channel of a coupling set has a gate on what its
+readers do with it, every residual branch a gate g_b in `y = x + g_b·F(x)`; all are between 0 and 1, and while the
+weights wait they are moved against
 
-    task + λ ( Σ_j c_j |s_j| + Σ_b c_b |g_b| )        c: share of the cost, the mean channel's is 1
+    task + λ ( Σ_j c_j g_j + Σ_b c_b g_b )        c: share of the cost, the mean channel's is 1
 
-with λ found by dual ascent: it rises while fewer channels and blocks than asked for have a gate under `SHUT`, and
-falls while more have. No node is added to the graph: a gate is the norm of what it scales, relative to where it began
-(a channel's own rows; the last layer of a branch), and the penalty's proximal step scales that.
+with λ found by dual ascent: it rises while what the shut gates save is less than the budget, and falls while it is
+more. No node is added to the graph: a gate scales weights, and its gradient is read off theirs. A step is at most
+`STEP`, whatever the gradient's size (as in Adam), so that the balance of task and cost alone decides where a gate goes.
 
-Then the gates decide: the most open channels and blocks that fit the budget stay, and the others shrink to nothing
-while the rest learn to do without them (`gsm.train_sparse`).
+Then the most open channels and blocks that fit the budget stay, the others are cut, and the smaller network is repaired
+and trained.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,15 +30,20 @@ from torch import Tensor
 from onnxprune.channels import ChannelGroup
 from onnxprune.graph.model import Use
 from onnxprune.train.csgd import MAKERS, learned_slices
-from onnxprune.train.gsm import DYING, channel_masks, fitting, train_sparse
-from onnxprune.train.loop import Training, rate
+from onnxprune.train.gsm import fitting
+from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective
 
-SHUT = 0.1
+SHUT = 0.5
 """A gate under this counts as gone for the dual ascent."""
-TRAVEL = 0.6
-"""Share of the first phase in which λ would shut the mean gate if none shut before."""
+STEP = 0.05
+"""The most that a gate moves in a step."""
+ASCENT = 0.3
+"""How fast λ follows the budget: its logarithm moves by so much times what is missing."""
+MOMENTUM = 0.9
+MEMORY = 0.98
+"""How long gradients and their squares are remembered."""
 
 Removed = Callable[[Mapping[str, tuple[int, ...]], frozenset[str]], float]
 """(kept channels of every group, dropped blocks) -> share of the cost that is gone."""
@@ -59,20 +66,16 @@ class Branch:
 
 @dataclass(frozen=True)
 class Gated:
-    """What gates give back.
+    """What gates decide.
 
     Attributes:
-        model: trained at its full size, what is to go near zero.
         keep: group -> channels that stay.
         dropped: names of the branches that go.
-        left: largest entry of what is to go, relative to its tensor's largest one before training.
-        strength: λ at the end of the first phase.
+        strength: λ at the end.
     """
 
-    model: onnx.ModelProto
     keep: Mapping[str, tuple[int, ...]]
     dropped: frozenset[str]
-    left: float
     strength: float
 
 
@@ -89,7 +92,7 @@ def gates(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Gated:
-    """Train gates until the budget holds, then let what is shut die.
+    """Learn which channels and branches stay.
 
     Args:
         model: the original.
@@ -99,90 +102,104 @@ def gates(
         steps: group -> what its width is a multiple of.
         removed: the share of the cost that is gone with kept channels and dropped branches.
         ratio: what it has to be.
-        loss, training, progress: as for `gsm`.
+        loss, training, progress: as for `gsm`; of the training only the number of steps and the files count.
     """
     network = Network(model, batch_norm="batch")
-    count = sum(g.width for g in groups)
-    mean = sum(g.width * costs[g.name] for g in groups) / max(1, count)
-    gate = _Gates(network, groups, branches, {**costs, **{b.name: b.cost for b in branches}}, mean)
-    first = max(1, int((1 - DYING) * training.steps))
-    rise = 2 / (training.lr * ratio * (TRAVEL * first) ** 2)
-    memory: dict[str, Any] = {"masks": {}, "strength": 0.0, "chosen": {}}
-    widths = {**{g.name: g.width for g in groups}, **{b.name: 1 for b in branches}}
+    gated = _Gates(network, groups, branches)
+    mean = sum(g.width * costs[g.name] for g in groups) / max(1, sum(g.width for g in groups))
+    prices = {**{g.name: costs[g.name] / mean for g in groups}, **{b.name: b.cost / mean for b in branches}}
+    memory: dict[str, Any] = {"open": gated.shut(0.0), "pull": gated.shut(1.0), "square": gated.shut(1.0), "log": 0.0}
 
     def split(open_: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
         keep = {g.name: tuple(map(int, np.flatnonzero(open_[g.name]))) or (0,) for g in groups}
         return keep, frozenset(b.name for b in branches if not open_[b.name].any())
 
-    def penalise(step: int) -> None:
-        if step >= first:
-            return
-        gate.shrink(rate(step, training) * memory["strength"])
-        sizes = gate.sizes()
-        gone = removed(*split({name: size >= SHUT for name, size in sizes.items()}))
-        memory["strength"] = max(0.0, memory["strength"] + rise * (ratio - gone))
-        if step == first - 1:
-            fits = lambda open_: removed(*split(open_)) >= ratio  # noqa: E731
-            chosen = fitting(widths, sizes, {**steps, **{b.name: 0 for b in branches}}, fits)
-            masks = channel_masks(groups, chosen, network)
-            for b in branches:
-                if not chosen[b.name].any():
-                    names = {network.names[use] for use in b.last}
-                    masks.update({n: torch.zeros_like(getattr(network, n), dtype=torch.bool) for n in names})
-            memory.update(masks=masks, chosen={name: torch.from_numpy(on) for name, on in chosen.items()})
+    def move(step: int) -> None:
+        slopes = gated.slopes(memory["open"])
+        network.zero_grad(set_to_none=True)  # the weights wait
+        if step == 0:
+            size = torch.cat([s.abs() / prices[name] for name, s in slopes.items()]).median()
+            memory["log"] = math.log(max(float(size), 1e-12))
+        strength = math.exp(memory["log"])
+        for name, slope in slopes.items():
+            pull, square = memory["pull"][name], memory["square"][name]
+            pull.mul_(MOMENTUM).add_(slope, alpha=1 - MOMENTUM)
+            square.mul_(MEMORY).add_(slope.square(), alpha=1 - MEMORY)
+            price = strength * prices[name]
+            seen = (square / (1 - MEMORY ** (step + 1))).sqrt()
+            push = (pull / (1 - MOMENTUM ** (step + 1)) + price) / (seen + price)
+            memory["open"][name].sub_(STEP * push.clamp(-1, 1)).clamp_(0, 1)
+        gone = removed(*split({name: (g >= SHUT).numpy() for name, g in memory["open"].items()}))
+        memory["log"] += ASCENT * (ratio - gone)
 
-    left = train_sparse(network, loss, training, lambda step: None, memory, before_shrink=penalise, progress=progress)
-    keep, dropped = split({name: on.numpy() for name, on in memory["chosen"].items()})
-    return Gated(network.to_onnx(), keep, dropped, left, memory["strength"])
+    def look(network: Network, step: int) -> Tensor:
+        gated.apply(memory["open"])
+        return loss(network, step)
+
+    how = replace(training, optimizer="sgd", clip=None)
+    train(network, lambda step: (look(network, step), {}), how, after_backward=move, memory=memory, progress=progress)
+    # Gates that stand at the same end are told apart by what pulls at them.
+    pulls = {name: -pull / prices[name] for name, pull in memory["pull"].items()}
+    most = max(float(pull.abs().max()) for pull in pulls.values())
+    worth = {name: (memory["open"][name] + 1e-3 * pull / max(most, 1e-30)).numpy() for name, pull in pulls.items()}
+    widths = gated.width
+    chosen = fitting(
+        widths, worth, {**steps, **{b.name: 0 for b in branches}}, lambda on: removed(*split(on)) >= ratio
+    )  # fmt: skip
+    keep, dropped = split(chosen)
+    return Gated(keep, dropped, math.exp(memory["log"]))
 
 
 class _Gates:
-    """The gates of a network: their sizes, and the penalty's proximal step."""
+    """The gates of a network: what they scale, and their slopes."""
 
-    def __init__(
-        self,
-        network: Network,
-        groups: Sequence[ChannelGroup],
-        branches: Sequence[Branch],
-        costs: Mapping[str, float],
-        mean: float,
-    ):
-        self.network, self.costs, self.mean = network, costs, mean
-        self.rows: dict[
-            str, list[tuple[str, int, Tensor]]
-        ] = {}  # what a gate scales: parameter, axis, gate of an index
-        self.width = {g.name: g.width for g in groups}
+    def __init__(self, network: Network, groups: Sequence[ChannelGroup], branches: Sequence[Branch]):
+        self.network = network
+        self.width = {**{g.name: g.width for g in groups}, **{b.name: 1 for b in branches}}
+        self.base = {name: p.detach().clone() for name, p in network.named_parameters()}
+        self.scaled: dict[str, list[tuple[str, int, Tensor]]] = {}  # gate -> parameter, axis, channel of an index
         for g in groups:
-            made = [(network.names[s.use], s.axis, torch.from_numpy(s.channel.astype(np.int64)))
-                    for s in learned_slices(g, network, MAKERS)]  # fmt: skip
-            self.rows[g.name] = list({(n, axis): (n, axis, which) for n, axis, which in made}.values())
+            slices = learned_slices(g, network, ("reads",)) or learned_slices(g, network, MAKERS)
+            found = {(network.names[s.use], s.axis): torch.from_numpy(s.channel.astype(np.int64)) for s in slices}
+            self.scaled[g.name] = [(n, axis, which) for (n, axis), which in found.items()]
         for b in branches:
-            self.width[b.name] = 1
             names = dict.fromkeys(network.names[use] for use in b.last)
-            self.rows[b.name] = [(n, 0, torch.zeros(len(getattr(network, n)), dtype=torch.int64)) for n in names]
-        self.began = {name: self._norms(name).mean().clamp_min(1e-12) for name in self.rows}
+            self.scaled[b.name] = [(n, 0, torch.zeros(len(self.base[n]), dtype=torch.int64)) for n in names]
+        self.on: dict[str, list[tuple[str, int, Tensor]]] = {}  # parameter -> gate, axis, channel of an index
+        for gate, scaled in self.scaled.items():
+            for name, axis, which in scaled:
+                self.on.setdefault(name, []).append((gate, axis, which))
 
-    def _norms(self, name: str) -> Tensor:
-        total = torch.zeros(self.width[name])
-        for parameter, axis, which in self.rows[name]:
-            p = getattr(self.network, parameter).detach()
-            squares = p.square().sum([k for k in range(p.ndim) if k != axis]) if p.ndim > 1 else p.square()
-            total.index_add_(0, which[which >= 0], squares[which >= 0])
-        return total.sqrt()
-
-    def sizes(self) -> dict[str, np.ndarray]:
-        """Name -> (width,) how far each gate is open; about 1 at the start."""
-        return {name: (self._norms(name) / self.began[name]).numpy() for name in self.rows}
+    def shut(self, by: float) -> dict[str, Tensor]:
+        """All gates open but for `by`."""
+        return {name: torch.full((width,), 1.0 - by) for name, width in self.width.items()}
 
     @torch.no_grad()
-    def shrink(self, amount: float) -> None:
-        """Every gate nearer to zero by `amount` times its cost."""
-        for name, rows in self.rows.items():
-            open_ = self._norms(name) / self.began[name]
-            less = (open_ - amount * self.costs[name] / self.mean).clamp_min(0) / open_.clamp_min(1e-12)
-            for parameter, axis, which in rows:
-                p = getattr(self.network, parameter)
-                factor = torch.where(which >= 0, less[which.clamp_min(0)], torch.ones(()))
-                shape = [1] * p.ndim
+    def apply(self, open_: Mapping[str, Tensor]) -> None:
+        """Give the parameters the values that they have behind the gates."""
+        for name in self.on:
+            getattr(self.network, name).copy_(self.base[name] * self._factor(name, open_))
+
+    def _factor(self, name: str, open_: Mapping[str, Tensor], but: str | None = None) -> Tensor:
+        """What a parameter is multiplied by, the gate `but` left out."""
+        total = torch.ones(())
+        for gate, axis, which in self.on[name]:
+            if gate != but:
+                shape = [1] * self.base[name].ndim
                 shape[axis] = -1
-                p.mul_(factor.reshape(shape))
+                total = total * torch.where(which >= 0, open_[gate][which.clamp_min(0)], 1.0).reshape(shape)
+        return total
+
+    def slopes(self, open_: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gate -> (width,) gradient of the loss with respect to it, from the gradients that the weights have."""
+        found = {}
+        for gate, scaled in self.scaled.items():
+            total = torch.zeros(self.width[gate])
+            for name, axis, which in scaled:
+                grad = getattr(self.network, name).grad
+                if grad is not None:
+                    value = grad * self.base[name] * self._factor(name, open_, but=gate)
+                    flat = value.sum([k for k in range(value.ndim) if k != axis]) if value.ndim > 1 else value
+                    total.index_add_(0, which[which >= 0], flat[which >= 0])
+            found[gate] = total
+        return found

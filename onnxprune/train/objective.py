@@ -1,7 +1,7 @@
-"""What a training method minimises: the recipe's loss where there are labels, else agreement with the original.
+"""What a training method minimises: agreement with the original, and the recipe's loss where there are labels.
 
-Both are a function of a network and a step, so that a method need not know which it is. Without labels the original
-network teaches: its last feature map and its outputs (`distill.Compared`), on augmented samples.
+A function of a network and a step, so that a method need not know what it is. The original network teaches its last
+feature map and its outputs (`distill.Compared`), on the recipe's samples or on augmented ones without labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.train.distill import Compared, Distillation
 from onnxprune.train.loop import rank, ranks
 from onnxprune.train.network import Network, as_feeds
-from onnxprune.train.recipe import open_recipe
+from onnxprune.train.recipe import Recipe
 from onnxprune.train.samples import Feeds, Samples, augmenter
 
 Objective = Callable[[Network, int], Tensor]
@@ -37,7 +37,7 @@ def objective(
     """The loss of a network at a step.
 
     Args:
-        original: the network as it was given; the teacher where there is no recipe.
+        original: the network as it was given; the teacher.
         channels: its analysis.
         batches: unlabelled samples; not looked at where there is a recipe.
         recipe: file.py with labelled data and a loss, see `recipe`; None: none.
@@ -49,18 +49,22 @@ def objective(
         UsageError: there is neither a recipe nor a sample; the recipe is not one.
     """
     on = torch.device("cpu")
-    if recipe is not None:
-        labelled = open_recipe(recipe, original.inputs)
-        return lambda network, step: labelled(network, step, on)
     given = list(batches)
-    if not given:
+    labelled = None if recipe is None else Recipe(recipe, original.inputs)
+    if not given and labelled is None:
         raise UsageError("nothing to train on; give --recipe with labelled data, or --calib with samples")
-    how, samples, change = Distillation(), Samples(given, batch), augmenter(augment, seed)
+    how, change = Distillation(), augmenter(augment, seed)
+    samples = Samples(given, batch) if labelled is None else None
     teacher = Network(original.model).to(on).eval()
     compared = Compared.of(teacher.graph, original, Cut(channels, np.ones(channels.unit_count + 1, bool)), on)
 
     def loss(network: Network, step: int) -> Tensor:
-        feeds = change(as_feeds(samples.batch(step, seed, rank(), ranks()), on), step)
-        return compared.loss(teacher, network, feeds, how)[0]
+        if samples is not None:
+            feeds = change(as_feeds(samples.batch(step, seed, rank(), ranks()), on), step)
+            return compared.loss(teacher, network, feeds, how)[0]
+        assert labelled is not None
+        found, labels = labelled.batch(step)
+        return compared.loss(teacher, network, as_feeds(found, on), how,
+                             labelled=lambda outputs: labelled.loss(outputs, labels))[0]  # fmt: skip
 
     return loss

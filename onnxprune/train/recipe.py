@@ -24,33 +24,44 @@ from onnxprune.measure.calibration import load_function
 from onnxprune.train.loop import rank, ranks
 from onnxprune.train.network import Network, as_feeds
 
-Labelled = Callable[[Network, int, torch.device], Tensor]
 
+class Recipe:
+    """A recipe's batches and loss; called, the loss of a network at a step.
 
-def open_recipe(path: str, inputs: Sequence[str]) -> Labelled:
-    """The recipe's loss of a network at a step: batch after batch, from the start again when they end.
+    Args:
+        path: of the file.
+        inputs: names of the network's inputs.
 
     Raises:
         UsageError: the file lacks `batches` or `loss`, or gives no batch.
     """
-    given, loss = (load_function(f"{path}:{name}")[0] for name in ("batches", "loss"))
-    stream, taken = _endless(given, path), 0
 
-    def labelled(network: Network, step: int, device: torch.device) -> Tensor:
-        nonlocal taken
-        while taken <= step * ranks() + rank():  # every process takes its own; a run that goes on passes by what it had
-            item = next(stream)
-            taken += 1
-        if not (isinstance(item, tuple) and len(item) == 2):
-            raise UsageError(f"{path}: batches() must yield pairs (samples, labels)")
-        samples, labels = item
-        feeds = samples if isinstance(samples, dict) else {inputs[0]: samples}
-        value = loss(network(as_feeds(feeds, device)), labels)
+    def __init__(self, path: str, inputs: Sequence[str]):
+        given, self._loss = (load_function(f"{path}:{name}")[0] for name in ("batches", "loss"))
+        self.path, self._inputs, self._stream = path, inputs, _endless(given, path)
+        self._item: Any = None
+        self._taken = 0
+
+    def batch(self, step: int) -> tuple[dict[str, Any], Any]:
+        """(samples by input, labels) of a step: batch after batch, from the start again when they end."""
+        while self._taken <= step * ranks() + rank():  # every process takes its own; a run that goes on passes by
+            self._item = next(self._stream)
+            self._taken += 1
+        if not (isinstance(self._item, tuple) and len(self._item) == 2):
+            raise UsageError(f"{self.path}: batches() must yield pairs (samples, labels)")
+        samples, labels = self._item
+        return samples if isinstance(samples, dict) else {self._inputs[0]: samples}, labels
+
+    def loss(self, outputs: dict[str, Tensor], labels: Any) -> Tensor:
+        """What the file says that outputs cost."""
+        value = self._loss(outputs, labels)
         if not isinstance(value, Tensor) or value.ndim:
-            raise UsageError(f"{path}: loss() must return a torch scalar")
+            raise UsageError(f"{self.path}: loss() must return a torch scalar")
         return value
 
-    return labelled
+    def __call__(self, network: Network, step: int, device: torch.device) -> Tensor:
+        feeds, labels = self.batch(step)
+        return self.loss(network(as_feeds(feeds, device)), labels)
 
 
 def _endless(given: Callable[[], Any], path: str) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from onnx import numpy_helper  # noqa: E402
 
 from onnxprune.train.gradients import GRADIENT as TABLE  # noqa: E402
 from onnxprune.train.gradients import gradient_scores  # noqa: E402
-from onnxprune.train.recipe import open_recipe  # noqa: E402
+from onnxprune.train.recipe import Recipe  # noqa: E402
 from tests.synthetic import Net, head  # noqa: E402
 
 BATCHES = [{"x": np.random.default_rng(k).standard_normal((16, 3, 6, 6), np.float32)} for k in range(3)]
@@ -66,7 +66,7 @@ def test_a_recipe_s_loss_is_differentiated(tmp_path):
     )
     model = ablated()
     channels = onnxprune.open_model(model).channels
-    labelled = open_recipe(str(recipe), ["x"])
+    labelled = Recipe(str(recipe), ["x"])
     assert all((s == 0).all() for s in gradient_scores(model, channels, BATCHES, "taylor", labelled=labelled).values())
 
 

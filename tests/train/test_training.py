@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import onnxprune
 from onnxprune.cli import main
@@ -22,7 +23,7 @@ MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "magic"}, "one of csgd, gsm, trp, gates"),
+        ({"method": "magic"}, "one of csgd, gsm, trp, gates, tune"),
         ({"method": "csgd", "steps": 0}, "above 0"),
         ({"method": "csgd", "lr": 0.0}, "above 0"),
         ({"method": "csgd", "ratio": 1.5}, "not between 0 and 1"),
@@ -61,6 +62,30 @@ def wide():
     return model
 
 
+def gated():
+    """(a model, the weight whose last twelve of 24 channels nothing needs, the block that adds next to nothing)"""
+    net = Net()
+
+    def scale(factor):
+        weight = net.weights[-2]
+        value = numpy_helper.to_array(weight) * np.float32(factor)
+        weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+
+    x = net.op("Relu", net.conv("x", 3, 24, 3))
+    idle, dull = net.weights[-2].name, ""
+    x = net.op("Relu", net.conv(x, 24, 8))
+    scale((np.arange(24) < 12)[None, :, None, None])
+    for size in (1e-4, 1.0):
+        y = net.conv(net.op("Relu", net.conv(x, 8, 8, 3)), 8, 8)
+        scale(size)
+        x = net.op("Add", y, x)
+        dull = dull or x
+        x = net.op("Relu", x)
+    model = net.model(head(net, x), size=8)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    return model, idle, dull
+
+
 def change(result):
     """What the result says that its cut changed, and the largest output."""
     found = re.search(r"by at most ([0-9.e+-]+) \(largest output ([0-9.e+-]+)\)", result.notes[-1])
@@ -68,26 +93,54 @@ def change(result):
 
 
 @pytest.mark.parametrize(
-    ("method", "make", "most"),
-    [("csgd", small, 1e-4), ("gsm", small, 1e-4), ("trp", wide, 1e-3), ("gates", small, 1e-4)],
+    ("method", "make", "steps", "most"),
+    [("csgd", small, 300, 1e-5), ("gsm", small, 150, 1e-4), ("trp", wide, 150, 1e-3)],
 )
-def test_the_budget_holds_and_the_cut_changes_nothing(method, make, most):
+def test_the_budget_holds_and_the_cut_changes_nothing(method, make, steps, most):
     subject = onnxprune.open_model(make(), calibration=batches(4))
-    result = train_and_prune(subject, TrainSettings(method, ratio=0.4, steps=150, batch=32))
+    result = train_and_prune(subject, TrainSettings(method, ratio=0.4, steps=steps, batch=32))
     assert result.after.macs <= 0.6 * result.before.macs
     moved, size = change(result)
     assert moved <= most * size and size > 0.01
     assert result.plan.settings["trained"] == method and not result.warnings
     assert result.fidelity.cosine > 0.8
-    assert f"trained      {method}, 150 steps" in result.summary()
+    assert f"trained      {method}, {steps} steps" in result.summary()
 
 
-@pytest.mark.parametrize("method", ["gsm", "gates"])
-def test_what_goes_has_died(method):
-    """Also where all of a tensor goes, as the last layer of a block does."""
+def test_what_is_cut_first_is_trained_then():
     subject = onnxprune.open_model(small(), calibration=batches(4))
-    words = prepare(subject, TrainSettings(method, ratio=0.6, steps=150, batch=32)).words
+    long, short = (
+        train_and_prune(subject, TrainSettings("tune", ratio=0.5, steps=steps, batch=32)) for steps in (200, 4)
+    )
+    assert long.after.macs <= 0.5 * long.before.macs and long.plan.edits == short.plan.edits
+    assert long.fidelity.sqnr_db > short.fidelity.sqnr_db + 1
+    assert long.plan.settings["trained"] == "tune" and not long.warnings
+    assert "trained      tune, 200 steps" in long.summary()
+
+
+def test_gates_keep_to_the_budget_and_the_network_works():
+    subject = onnxprune.open_model(small(), calibration=batches(4))
+    result = train_and_prune(subject, TrainSettings("gates", ratio=0.5, of="params", steps=200, batch=32))
+    assert result.after.params <= 0.5 * result.before.params
+    assert result.fidelity.cosine > 0.95 and not result.warnings
+    assert result.plan.settings["trained"] == "gates" and "blocks shut" in result.notes[0]
+
+
+def test_what_goes_has_died():
+    subject = onnxprune.open_model(small(), calibration=batches(4))
+    words = prepare(subject, TrainSettings("gsm", ratio=0.6, steps=150, batch=32)).words
     assert float(re.search(r"shrunk to ([0-9.e+-]+) of", words)[1]) < 1e-4
+
+
+def test_gates_shut_what_the_loss_does_not_need():
+    """Half of the channels feed a layer's zeros, and one of two residual branches adds nothing."""
+    model, idle, dull = gated()
+    subject = onnxprune.open_model(model, calibration=batches(8))
+    plan = prepare(subject, TrainSettings("gates", ratio=0.4, steps=160, batch=32)).plan
+    assert [drop.block for drop in plan.drops()] == [dull]
+    for name, keep in plan.keep().items():
+        if name.startswith(idle):
+            assert set(keep) <= set(range(12))
 
 
 def test_constants_that_two_nodes_share_are_trained_apart():
@@ -108,7 +161,9 @@ def test_another_seed_is_another_model_and_the_same_seed_the_same():
 
 
 @pytest.mark.parametrize("stop_at", [25, 70])
-@pytest.mark.parametrize(("method", "make"), [("csgd", small), ("gsm", small), ("trp", wide), ("gates", small)])
+@pytest.mark.parametrize(
+    ("method", "make"), [("csgd", small), ("gsm", small), ("trp", wide), ("gates", small), ("tune", small)]
+)
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch, method, make, stop_at):
     monkeypatch.setattr("onnxprune.train.loop.Training", partial(Training, save_every=0.0))
     subject = onnxprune.open_model(make(), calibration=batches(4))
@@ -145,14 +200,15 @@ def loss(outputs, labels):
 """
 
 
-def test_the_command_with_a_recipe_and_no_samples(tmp_path, capsys):
+@pytest.mark.parametrize("method", ["csgd", "tune"])
+def test_the_command_with_a_recipe_and_no_samples(tmp_path, capsys, method):
     onnx.save(small(), tmp_path / "m.onnx")
     (tmp_path / "recipe.py").write_text(RECIPE)
-    line = ["train", str(tmp_path / "m.onnx"), "--method", "csgd", "--recipe", str(tmp_path / "recipe.py"),
+    line = ["train", str(tmp_path / "m.onnx"), "--method", method, "--recipe", str(tmp_path / "recipe.py"),
             "--steps", "100", "--metrics", str(tmp_path / "m.jsonl"), "--json"]  # fmt: skip
     assert main(line) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["settings"]["trained"] == "csgd" and found["after"]["macs"] <= 0.5 * found["before"]["macs"]
+    assert found["settings"]["trained"] == method and found["after"]["macs"] <= 0.5 * found["before"]["macs"]
     assert json.loads((tmp_path / "m.jsonl").read_text().splitlines()[0])["step"] == 100
     pruned = tmp_path / "m.pruned.onnx"
     assert open_session(onnx.load(pruned), threads=1).run({"x": np.zeros((1, 3, 8, 8), np.float32)})[0].shape == (1, 10)
@@ -203,7 +259,7 @@ def test_two_processes_write_one_model(tmp_path):
     onnx.save(small(), tmp_path / "m.onnx")
     (tmp_path / "recipe.py").write_text(RECIPE)
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "onnxprune",
-            "train", str(tmp_path / "m.onnx"), "--method", "csgd", "--recipe", str(tmp_path / "recipe.py"),
+            "train", str(tmp_path / "m.onnx"), "--method", method, "--recipe", str(tmp_path / "recipe.py"),
             "--steps", "20", "--json"]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True)
     assert json.loads(done.stdout)["settings"]["trained"] == "csgd"
