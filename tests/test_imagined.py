@@ -101,8 +101,7 @@ def test_what_kept_channels_span_is_spread_exactly(text, monkeypatch):
     [
         ((1, 3, 8, 8), True, [(16, 3, 8, 8)] * 4),
         ((2, 3, 8, 8), False, [(2, 3, 8, 8)] * 32),
-        ((1, 3, 1024, 1024), True, [(4, 3, 1024, 1024)]),
-        ((1, 3, 2048, 2048), True, [(2, 3, 2048, 2048)]),
+        ((1, 3, 1024, 1024), True, [(2, 3, 1024, 1024)]),
     ],
 )
 def test_random_batches_are_few_where_they_are_large(shape, repeat, shapes):
