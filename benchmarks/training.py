@@ -3,9 +3,13 @@
     python benchmarks/training.py --nets resnet20 --ratio 0.5 --steps 800
     python benchmarks/training.py --only trp --validate
 
-`trained` is the network at its full size after training, `cut` the finished file: a method promises that the two
-are the same. `change` is the largest change of a logit. `trp plain` is the same training without the method, cut to
-the same ranks at the end. The recipe is `fmnist_recipe.py`; sizes are decided on 512 unlabelled images. `--validate`
+`trained` is the network at its full size after training, `cut` the finished file: csgd, gsm and trp promise that the
+two are the same. `change` is the largest change of a logit. `trp plain` is the same training without the method, cut to
+the same ranks at the end. `tune` cuts and refits first and trains then, with the plan that `onnxprune prune` makes:
+plain fine-tuning, for as many steps. `gates` learns widths and blocks for half of the parameters; `gates uniform` and
+`gates adaptive` are plain fine-tuning with equal shares of every layer, and with our plan, for the same.
+
+The recipe is `fmnist_recipe.py`; sizes are decided on 512 unlabelled images. `--validate`
 scores the last 5,000 training images instead of the test images.
 Needs torch. Training time is that of one thread, in CPU seconds.
 """
@@ -14,7 +18,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,19 @@ import numpy as np
 
 import onnxprune
 from onnxprune.graph.runtime import open_session
-from onnxprune.training import METHODS, TrainSettings, finish, prepare
+from onnxprune.training import CUT_FIRST, TrainSettings, finish, prepare
 
-PLAIN = {"trp": {"project": False}}
-"""What turns a method off."""
+WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "csgd": ("csgd", "macs", {}),
+    "tune": ("tune", "macs", {}),
+    "gsm": ("gsm", "macs", {}),
+    "trp": ("trp", "macs", {}),
+    "trp plain": ("trp", "macs", {"project": False}),
+    "gates": ("gates", "params", {}),
+    "gates uniform": ("tune", "params", {"allocation": "uniform"}),
+    "gates adaptive": ("tune", "params", {}),
+}
+"""Row of the table -> method, what counts, options."""
 FIGURES = ("macs", "params", "trained", "cut", "change", "cpu_s")
 
 
@@ -35,10 +47,9 @@ def main() -> int:
     add = parser.add_argument
     add("--nets", type=common.words, default=("resnet20",), metavar="LIST")
     add("--ratio", type=float, default=0.5, metavar="R", help="of the MACs; gates: of the parameters (0.5)")
-    add("--steps", type=int, default=800, metavar="N", help="of 64 images (800)")
+    add("--steps", type=int, default=1600, metavar="N", help="of 64 images (1600)")
     add("--seeds", type=int, default=1, metavar="N")
-    add("--only", type=common.words, default=METHODS, metavar="LIST", help="of csgd,gsm,trp,gates")
-    add("--no-plain", action="store_true", help="leave out training without the method")
+    add("--only", type=common.words, default=tuple(WAYS), metavar="LIST", help="rows of the table, such as csgd,tune")
     add("--validate", action="store_true", help="score the last 5,000 training images")
     args = parser.parse_args()
     data, begin, cache = common.Fashion(), time.perf_counter(), common.Cache(args.cache)
@@ -47,16 +58,15 @@ def main() -> int:
     lines, rows = [], []
     for net, path in common.find_models(args.nets, args.models).items():
         own = common.top1(path, data) if args.validate else common.baseline(path, data, cache)
-        for method in args.only:
-            ways = ["", "plain"] if method in PLAIN and not args.no_plain else [""]
-            for way in ways:
-                found = [measure(cache, path, data, method, seed, args, plain=bool(way)) for seed in range(args.seeds)]
-                lines += found
-                mean = {k: float(np.mean([f[k] for f in found])) for k in FIGURES}
-                rows.append((net, f"{100 * own:.2f}", f"{method} {way}".strip(), f"−{100 * mean['macs']:.0f}%",
-                             f"−{100 * mean['params']:.0f}%", f"{100 * mean['trained']:.2f}",
-                             f"{100 * mean['cut']:.2f}", f"{mean['change']:.1e}", f"{mean['cpu_s']:.0f}"))  # fmt: skip
-                common.say(" ".join(rows[-1]) + "; " + found[0]["notes"])
+        for way in args.only:
+            found = [measure(cache, path, data, way, seed, args) for seed in range(args.seeds)]
+            lines += found
+            mean = {k: float(np.mean([f[k] for f in found])) for k in FIGURES}
+            rows.append((net, f"{100 * own:.2f}", way, f"−{100 * mean['macs']:.0f}%",
+                         f"−{100 * mean['params']:.0f}%", f"{100 * mean['trained']:.2f}",
+                         common.spread([f["cut"] for f in found], 2), "" if WAYS[way][0] in CUT_FIRST else f"{mean['change']:.1e}",
+                         f"{mean['cpu_s']:.0f}"))  # fmt: skip
+            common.say(" ".join(rows[-1]) + "; " + found[0]["notes"])
     head = ("net", "original", "method", "MACs", "parameters", "trained", "cut", "change", "CPU s")
     print(common.table(head, rows))
     scored = "the last 5,000 training images" if args.validate else f"{len(data.x):,} test images"
@@ -66,34 +76,30 @@ def main() -> int:
     return 0
 
 
-def measure(
-    cache: common.Cache, path: Path, data: common.Fashion, method: str, seed: int, args: Any, *, plain: bool
-) -> dict[str, Any]:
-    """One net, method and seed."""
+def measure(cache: common.Cache, path: Path, data: common.Fashion, way: str, seed: int, args: Any) -> dict[str, Any]:
+    """One net, row and seed."""
     key = {
         "benchmark": "training",
         "model": common.file_digest(path),
-        "method": method,
+        "way": way,
         "ratio": args.ratio,
         "seed": seed,
         "steps": args.steps,
-        "plain": plain,
         "scored": len(data.x),
         "code": common.code_digest(),
     }
 
     def make() -> dict[str, Any]:
         subject = onnxprune.open_model(path, calibration=data.calibration(seed))
+        method, of, options = WAYS[way]
         settings = TrainSettings(
-            method, ratio=args.ratio, of="params" if method == "gates" else "macs", steps=args.steps,
+            method, ratio=args.ratio, of=of, steps=args.steps, options=options,
             recipe=str(common.HERE / "fmnist_recipe.py"), seed=seed, threads=1,
         )  # fmt: skip
-        if plain:
-            settings = replace(settings, options=PLAIN[method])
         began = time.process_time()
         prepared = prepare(subject, settings)
-        cpu = time.process_time() - began
         result = finish(subject, settings, prepared)
+        cpu = time.process_time() - began
         feeds = {"x": data.x[:1000]}
         before, after = (open_session(m, threads=1).run(feeds)[0] for m in (prepared.trained, result.model))
         return {

@@ -26,7 +26,7 @@ from onnxprune.graph.runtime import input_specs, open_session
 from onnxprune.measure.calibration import open_calibration
 from onnxprune.measure.cost import CostModel
 from onnxprune.plan import KeepChannels, PrunePlan
-from onnxprune.planning import BATCH, Progress
+from onnxprune.planning import BATCH, Planner, Progress
 from onnxprune.report.result import Result
 from onnxprune.subject import Settings, Subject
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from onnxprune.train.objective import Objective
 
 METHODS = ("csgd", "gsm", "trp", "gates", "tune")
-RATES = {"csgd": 0.03, "gsm": 5e-3, "trp": 0.01, "gates": 2e-3, "tune": 2e-3}
+RATES = {"csgd": 0.03, "gsm": 5e-3, "trp": 0.01, "gates": 0.03, "tune": 0.03}
 """Highest learning rate of each method unless another is given: what its paper takes, or near it."""
 CUT_FIRST = ("gates", "tune")
 """Methods that train the network after the cut."""
@@ -65,7 +65,7 @@ class TrainSettings:
         include, exclude: regular expressions on the names of groups and their weights.
         checkpoint: file to go on from, written every 20 seconds.
         metrics: file that gets a line of JSON every hundred steps.
-        options: of the method's own: "strength" (csgd), "every", "nuclear", "project" (trp).
+        options: of the method's own: "strength" (csgd), "every", "nuclear", "project" (trp), other `Settings` (tune).
         seed: for everything random.
         threads: of torch and ONNX Runtime.
     """
@@ -251,15 +251,22 @@ def _gates(subject: Subject, settings: TrainSettings, loss: Objective, training:
     found = gates(subject.model, groups, branches, each, steps, removed, settings.ratio, loss, first,
                   progress=report and (lambda k, n: report(k, settings.steps)), **settings.options)  # fmt: skip
     words = f"{len(found.dropped)} of {len(blocks)} blocks shut"
-    plan = _kept(subject, settings, subject.model, found.keep)
+    plan = _kept(subject, settings, subject.model, _chosen(subject, settings, found.keep, progress))
     drops = tuple(drop_of(b, channels) for b in blocks if b.add in found.dropped)
     plan = replace(plan, edits=(*plan.edits, *drops))
     return _tuned(subject, settings, plan, training, report, looking, words)
 
 
+def _chosen(subject: Subject, settings: TrainSettings, keep: Mapping[str, tuple[int, ...]], progress: Progress | None
+            ) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """As many channels of every group, those that the refit needs most."""
+    scores = Planner(subject, replace(settings.deciding(), allocation="uniform"), progress).study.scores
+    return {n: tuple(sorted(map(int, np.argsort(-scores[n], kind="stable")[: len(kept)]))) for n, kept in keep.items()}
+
+
 def _tune(subject: Subject, settings: TrainSettings, loss: Objective, training: Training, report: Report,
           progress: Progress | None) -> Prepared:  # fmt: skip
-    plan = api.make_plan(subject, settings.deciding(), progress)
+    plan = api.make_plan(subject, replace(settings.deciding(), **settings.options), progress)
     return _tuned(subject, settings, plan, training, report, 0, "cut and refitted before")
 
 
@@ -276,7 +283,7 @@ def _tuned(subject: Subject, settings: TrainSettings, plan: PrunePlan, training:
 
         beside = training.checkpoint and training.checkpoint.with_name(f"{training.checkpoint.name}.cut")
         how = Distillation(
-            training=replace(training, steps=settings.steps - done, optimizer="adamw", clip=1.0, checkpoint=beside),
+            training=replace(training, steps=settings.steps - done, checkpoint=beside),
             epochs=None, batch=settings.batch, augment=settings.augment, recipe=settings.recipe, seed=settings.seed,
         )  # fmt: skip
         return distill(

@@ -11,8 +11,8 @@ with λ found by dual ascent: it rises while what the shut gates save is less th
 more. No node is added to the graph: a gate scales weights, and its gradient is read off theirs. A step is at most
 `STEP`, whatever the gradient's size (as in Adam), so that the balance of task and cost alone decides where a gate goes.
 
-Then the most open channels and blocks that fit the budget stay, the others are cut, and the smaller network is repaired
-and trained.
+Then the most open channels and blocks that fit the budget stay: so many of each. Which channels of a set these are may
+be decided otherwise, as gates know nothing of the repair.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from onnxprune.train.objective import Objective
 
 SHUT = 0.5
 """A gate under this counts as gone for the dual ascent."""
-STEP = 0.05
+STEP = 0.01
 """The most that a gate moves in a step."""
-ASCENT = 0.3
+ASCENT = 0.1
 """How fast λ follows the budget: its logarithm moves by so much times what is missing."""
 MOMENTUM = 0.9
 MEMORY = 0.98
