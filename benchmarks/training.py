@@ -1,7 +1,7 @@
 """Pruning while training: top-1 of a Fashion-MNIST net before and after the cut of each method, on labelled images.
 
-    python benchmarks/training.py --nets resnet20 --ratio 0.5 --steps 800
-    python benchmarks/training.py --only trp --validate
+    python benchmarks/training.py --nets resnet20 --ratio 0.5 --seeds 3
+    python benchmarks/training.py --only "trp,trp plain" --validate
 
 `trained` is the network at its full size after training, `cut` the finished file: csgd, gsm and trp promise that the
 two are the same. `change` is the largest change of a logit. `trp plain` is the same training without the method, cut to
@@ -9,9 +9,8 @@ the same ranks at the end. `tune` cuts and refits first and trains then, with th
 plain fine-tuning, for as many steps. `gates` learns widths and blocks for half of the parameters; `gates uniform` and
 `gates adaptive` are plain fine-tuning with equal shares of every layer, and with our plan, for the same.
 
-The recipe is `fmnist_recipe.py`; sizes are decided on 512 unlabelled images. `--validate`
-scores the last 5,000 training images instead of the test images.
-Needs torch. Training time is that of one thread, in CPU seconds.
+The recipe is `fmnist_recipe.py`; sizes are decided on 512 unlabelled images. `--validate` scores the last 5,000 training
+images instead of the test images. Needs torch. Training time is that of one thread, in CPU seconds.
 """
 
 from __future__ import annotations
@@ -62,9 +61,10 @@ def main() -> int:
             found = [measure(cache, path, data, way, seed, args) for seed in range(args.seeds)]
             lines += found
             mean = {k: float(np.mean([f[k] for f in found])) for k in FIGURES}
+            change = "" if WAYS[way][0] in CUT_FIRST else f"{mean['change']:.1e}"
             rows.append((net, f"{100 * own:.2f}", way, f"−{100 * mean['macs']:.0f}%",
                          f"−{100 * mean['params']:.0f}%", f"{100 * mean['trained']:.2f}",
-                         common.spread([f["cut"] for f in found], 2), "" if WAYS[way][0] in CUT_FIRST else f"{mean['change']:.1e}",
+                         common.spread([f["cut"] for f in found], 2), change,
                          f"{mean['cpu_s']:.0f}"))  # fmt: skip
             common.say(" ".join(rows[-1]) + "; " + found[0]["notes"])
     head = ("net", "original", "method", "MACs", "parameters", "trained", "cut", "change", "CPU s")
