@@ -9,8 +9,8 @@ the same ranks at the end. `tune` cuts and refits first and trains then, with th
 plain fine-tuning, for as many steps. `gates` learns widths and blocks for half of the parameters; `gates uniform` and
 `gates adaptive` are plain fine-tuning with equal shares of every layer, and with our plan, for the same.
 
-The recipe is `fmnist_recipe.py`; sizes are decided on 512 unlabelled images. `--validate` scores the last 5,000 training
-images instead of the test images. Needs torch. Training time is that of one thread, in CPU seconds.
+The recipe is `fmnist_recipe.py`; sizes are decided on 512 unlabelled images. `--validate` scores the last 5,000 of the
+training images instead of the test images. Needs torch. Training time is that of one thread, in CPU seconds.
 """
 
 from __future__ import annotations
