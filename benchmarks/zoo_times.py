@@ -1,6 +1,6 @@
 """Seconds that each file takes without samples: read, plan, cut, prove, repair by random inputs, write.
 
-    python benchmarks/zoo_times.py FILE.onnx ... [--fill hydrate.py]
+    python benchmarks/zoo_times.py FILE.onnx ... [--fill hydrate.py] [--repair none]
 
 `--fill` names a file whose `hydrate(path, out)` writes a copy with weights, for files that are kept without them. A
 file that is declined with a reason is listed with it; any other error ends the run with exit code 1, so this is a test
@@ -27,6 +27,9 @@ def main() -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--fill", type=Path, metavar="FILE.py")
     parser.add_argument("--ratio", type=float, default=0.5, metavar="R")
+    parser.add_argument(
+        "--repair", metavar="NAME", help="none: analysis, cut and proof alone (default: as the tool does)"
+    )
     args = parser.parse_args()
     begin, rows, failed = time.perf_counter(), [], 0
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
@@ -37,7 +40,7 @@ def main() -> int:
                 source = Path(folder, "model.onnx")
                 __import__(args.fill.stem).hydrate(str(path), str(source))
             try:
-                rows.append((path.name, *measure(source, target, args.ratio)))
+                rows.append((path.name, *measure(source, target, args.ratio, args.repair)))
             except PruneError as error:
                 rows.append((path.name, "", "", "", "", "", f"declined: {error}"[:120]))
             except Exception as error:
@@ -49,12 +52,12 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def measure(source: Path, target: Path, ratio: float) -> tuple[str, ...]:
+def measure(source: Path, target: Path, ratio: float, repair: str | None) -> tuple[str, ...]:
     """One file: size and seconds."""
     began = time.perf_counter()
     subject = onnxprune.open_model(source)
     opened = time.perf_counter()
-    result = api.plan_and_apply(subject, onnxprune.Settings(ratio=ratio, best_effort=True))
+    result = api.plan_and_apply(subject, onnxprune.Settings(ratio=ratio, best_effort=True, repair=repair))
     pruned = time.perf_counter()
     result.save(target, force=True)
     done = time.perf_counter()

@@ -16,6 +16,7 @@ from onnxprune.channels import Channels
 from onnxprune.decide.blocks import Block
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
+from onnxprune.measure.lockstep import Runner
 from onnxprune.plan import DropBlock
 from onnxprune.rewrite.drop import drop_blocks
 from onnxprune.rewrite.refit import refit
@@ -37,7 +38,7 @@ def block_damages(
     channels: Channels,
     blocks: Sequence[Block],
     batches: Sequence[Feeds],
-    damage: Callable[[onnx.ModelProto], float],
+    damage: Callable[[onnx.ModelProto, str], float],
     *,
     threads: int | None = None,
     seed: int = 0,
@@ -50,7 +51,7 @@ def block_damages(
         channels: its analysis.
         blocks: those to try.
         batches: samples to refit on.
-        damage: of a candidate.
+        damage: of a candidate, and the first node in which it differs from the original.
         threads: ORT threads.
         seed: of the refit.
         progress: called with (blocks tried, blocks).
@@ -60,11 +61,14 @@ def block_damages(
     places = [order[layer.key] for layer in layers(graph, channels.shapes)]
     keys = list(graph.nodes)
     found = {}
-    for k, block in enumerate(blocks):
+    runner = Runner(graph, batches, threads=threads)  # up to each block the networks are the same: run once
+    first = {block.add: min(block.nodes, key=order.__getitem__) for block in blocks}
+    for k, block in enumerate(sorted(blocks, key=lambda b: order[first[b.add]])):
         if progress:
             progress(k, len(blocks))
+        runner.before(first[block.add])
         without = drop_blocks(graph.model, [drop_of(block, channels)])
         behind = [keys[p] for p in places if p > order[block.add]][:REPAIRED]
-        mended = refit(graph, without, channels, whole, batches, threads=threads, seed=seed, only=behind)
-        found[block.add] = damage(mended)
+        mended = refit(graph, without, channels, whole, batches, threads=threads, seed=seed, only=behind, start=runner)
+        found[block.add] = damage(mended, first[block.add])
     return found

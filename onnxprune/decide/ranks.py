@@ -279,7 +279,7 @@ def _damages(own: _Layer, ways: Sequence[Way], errors: np.ndarray, trials: Trial
     top = errors[single].max()
     tried = dict.fromkeys(min(single, key=lambda k: (abs(np.log(max(errors[k], 1e-12) / max(s * top, 1e-12))), k))
                           for s in SHARES)  # fmt: skip
-    measured = {k: trials.damage(_on_paper(own, ways[k], trials)) for k in tried if errors[k] > 1e-9}
+    measured = {k: trials.damage(_on_paper(own, ways[k], trials), own.design.key) for k in tried if errors[k] > 1e-9}
     return between(errors, measured)
 
 

@@ -20,6 +20,7 @@ from onnxprune.graph import runtime
 from onnxprune.graph.layers import affine, fold, layers, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.measure.damage import damage
+from onnxprune.measure.lockstep import Runner
 
 Feeds = Mapping[str, np.ndarray]
 SHARES = (0.75, 0.5, 0.25, 0.06)
@@ -40,13 +41,15 @@ class Trials:
         graph, shapes = curves.graph, curves.channels.shapes
         consumers = graph.consumers()
         found = {layer.key: affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)}
+        self.order = {key: k for k, key in enumerate(graph.nodes)}
         self.places = {key: place for key, place in found.items() if place is not None}
         self.wanted = self._run(graph.model)
+        self._runner: Runner | None = None
 
     def on(self, batches: Sequence[Feeds]) -> Trials:
         """The same network, judged by other samples."""
         other = copy(self)
-        other.batches = batches
+        other.batches, other._runner = batches, None
         other.wanted = other._run(self.curves.graph.model)
         return other
 
@@ -54,10 +57,27 @@ class Trials:
         session = runtime.open_session(model, threads=self.threads, name="trial")
         return [session.run(dict(b)) for b in self.batches]
 
-    def damage(self, model: onnx.ModelProto) -> float:
-        """Mean damage of a candidate's outputs."""
-        got = self._run(model)
+    def damage(self, model: onnx.ModelProto, first: str | None = None) -> float:
+        """Mean damage of a candidate's outputs.
+
+        Args:
+            model: the candidate.
+            first: the first node in which it may differ; what comes before is not run again. None: not known.
+        """
+        got = self._run(model) if first is None else self._run_from(first, Graph(model))
         return float(np.mean([damage(a, b) for a, b in zip(self.wanted, got, strict=True)]))
+
+    def _run_from(self, first: str, graph: Graph) -> list[list[np.ndarray]]:
+        if self._runner is None or self._runner.position > self._runner.index[first]:
+            self._runner = Runner(self.curves.graph, self.batches, threads=self.threads)
+        self._runner.before(first)
+        return self._runner.fork(graph).outputs()
+
+    def first(self, group: ChannelGroup) -> str:
+        """The first node in which the original and a cut of that group differ."""
+        curves = self.curves
+        keys = {r.design.key for r in curves.readings[group.name]} | {o.use[0] for o in curves.others[group.name]}
+        return min(keys & self.order.keys(), key=self.order.__getitem__)
 
     def cut_alone(self, group: ChannelGroup, gone: np.ndarray) -> onnx.ModelProto:
         """The original with channels `gone` of one group masked where they are read, their readers refit."""
@@ -93,8 +113,9 @@ def damages(
 
     At a measured width the ratio of damage to error is known; between two it is interpolated over log error.
     """
+    first = trials.first(group)
     measured = {
-        w: trials.damage(trials.cut_alone(group, curve.order[: len(curve.order) - w]))
+        w: trials.damage(trials.cut_alone(group, curve.order[: len(curve.order) - w]), first)
         for w in widths
         if curve.errors[w] > 0
     }

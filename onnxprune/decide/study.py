@@ -185,7 +185,7 @@ def study(
     each = count_macs(graph, channels.shapes) * max(1, sum(map(len, widths.values())))
     trials = Trials(curves, samples.few(int(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES))), threads=threads)
     hurt = {}
-    for k, g in enumerate(channels.groups):
+    for k, g in enumerate(sorted(channels.groups, key=lambda g: trials.order[trials.first(g)])):
         if progress:
             progress(k, len(channels.groups))
         hurt[g.name] = damages(g, found[g.name], trials, widths[g.name])

@@ -21,8 +21,8 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_nodes, pair_sizes
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.designs import Design, design_of, second_moments
+from onnxprune.measure.lockstep import Feeds
 from onnxprune.plan import Factorize
-from onnxprune.rewrite.lockstep import Feeds
 from onnxprune.rewrite.refit import refit
 
 DEAD = 1e-12

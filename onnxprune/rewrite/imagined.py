@@ -26,7 +26,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.layers import SUMS, added_behind, with_biases
 from onnxprune.graph.model import Graph, attr
 from onnxprune.measure.cost import count_macs
-from onnxprune.rewrite.lockstep import Feeds, Runner
+from onnxprune.measure.lockstep import Feeds, Runner
 from onnxprune.rewrite.merge import fold_bias
 from onnxprune.rewrite.statistics import Moments, correct_statistics, correctable, moments
 

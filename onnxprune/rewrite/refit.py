@@ -26,8 +26,8 @@ from onnxprune.channels import Channels, Cut
 from onnxprune.graph.layers import Affine, with_biases
 from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.measure.designs import WIDEST, rows_of
+from onnxprune.measure.lockstep import Feeds, Runner
 from onnxprune.rewrite.fitting import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
-from onnxprune.rewrite.lockstep import Feeds, Runner
 from onnxprune.rewrite.producer import Pair
 from onnxprune.rewrite.statistics import added, correct_statistics, correctable, kept_channels, moments
 
@@ -76,6 +76,7 @@ def refit(
     effort: Effort = THOROUGH,
     only: Collection[str] | None = None,
     sizes: Mapping[str, tuple[int, ...]] | None = None,
+    start: Runner | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> onnx.ModelProto:
     """The pruned model with every linear layer refitted, in one pass over both networks.
@@ -91,12 +92,16 @@ def refit(
         effort: how much work to do.
         only: keys of the layers to refit; None: all.
         sizes: of the pruned network's tensors that the original lacks.
+        start: the original, run on the batches as far as the two networks are the same; left as it is.
         progress: called with (layers done, layers).
     """
     cut = Cut(channels, alive)
     cut.shapes.update({name: size for name, size in (sizes or {}).items() if name not in cut.shapes})
     graph = Graph(with_biases(pruned, cut.changed))
-    before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
+    if start is None:
+        before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
+    else:
+        before, after = start.fork(original), start.fork(graph)
     walk = _Walk(graph, cut, before, after, np.random.default_rng(seed), effort)
     places = [p for p in correctable(original, graph, cut) if only is None or p.key in only]
     walk.fronts = {p.key: p for p in added(original, graph, cut)} if sizes else {}

@@ -19,7 +19,7 @@ import onnx
 from onnxprune.channels import Channels, Cut
 from onnxprune.graph.layers import Affine, affine, fold, layers, with_biases
 from onnxprune.graph.model import Graph
-from onnxprune.rewrite.lockstep import Feeds, Runner
+from onnxprune.measure.lockstep import Feeds, Runner
 
 MOST = 10.0
 """A channel is scaled by at most this: what hardly varies any more cannot be brought back by scaling."""

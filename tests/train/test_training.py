@@ -259,7 +259,7 @@ def test_two_processes_write_one_model(tmp_path):
     onnx.save(small(), tmp_path / "m.onnx")
     (tmp_path / "recipe.py").write_text(RECIPE)
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "onnxprune",
-            "train", str(tmp_path / "m.onnx"), "--method", method, "--recipe", str(tmp_path / "recipe.py"),
+            "train", str(tmp_path / "m.onnx"), "--method", "csgd", "--recipe", str(tmp_path / "recipe.py"),
             "--steps", "20", "--json"]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True)
     assert json.loads(done.stdout)["settings"]["trained"] == "csgd"

@@ -8,7 +8,7 @@ import pytest
 
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph
-from onnxprune.rewrite.lockstep import Runner
+from onnxprune.measure.lockstep import Runner
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[1, 4, 2, 2] x) => (float[1, 4, 2, 2] y) <int64[2] sizes = {2, 2}> {
@@ -42,3 +42,19 @@ def test_what_is_wanted_in_order_comes(wanted, stride):
     runner.stride = stride
     for name, value in zip(wanted, everything, strict=True):
         assert np.array_equal(runner.until(name)[0], value), name
+
+
+@pytest.mark.parametrize("first", ["a", "b", "s", "u", "c", "y"])
+def test_a_fork_goes_on_where_the_networks_part(first):
+    """The candidate differs from `first` on; the runner it was forked from is left as it was."""
+    model, other = onnx.parser.parse_model(MODEL), onnx.parser.parse_model(MODEL)
+    node = next(n for n in other.graph.node if first in n.output)
+    swapped = {"Relu": "Abs", "Neg": "Abs", "Sigmoid": "Tanh"}
+    node.op_type = swapped.get(node.op_type, node.op_type)
+    batches = [runtime.default_feed(runtime.input_specs(model), seed=seed) for seed in range(2)]
+    runner = Runner(Graph(model), batches)
+    runner.before(first)
+    for candidate, forked in ((other, runner.fork(Graph(other))), (model, runner)):
+        session = runtime.open_session(candidate)
+        for feeds, got in zip(batches, forked.outputs(), strict=True):
+            assert np.array_equal(session.run(feeds)[0], got[0])

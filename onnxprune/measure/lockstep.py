@@ -88,6 +88,25 @@ class Runner:
         # From `first` on: another output of the same node would be gone later.
         return [tensor, *(t for t in self.ahead[first:stop] if t != tensor)]
 
+    def before(self, key: str) -> None:
+        """Run everything that comes before a node, in order."""
+        if self.index[key] > self.position:
+            self._run(self.index[key], [])
+
+    def fork(self, graph: Graph) -> Runner:
+        """A runner of a graph that is the same as far as this one has run: it goes on from here, and this one stays."""
+        other = Runner(graph, [], threads=self.threads)
+        assert other.keys[: self.position] == self.keys[: self.position]
+        other.live, other.count = {name: list(values) for name, values in self.live.items()}, self.count
+        other.position, other.held = self.position, self.held
+        return other
+
+    def outputs(self) -> list[list[np.ndarray]]:
+        """Run to the end. Returns the graph's outputs, a list a batch."""
+        if self.position < len(self.keys):
+            self._run(len(self.keys), self.graph.outputs)
+        return [[self.live[name][b] for name in self.graph.outputs] for b in range(self.count)]
+
     def hold(self, tensor: str, key: str) -> None:
         """Keep a tensor until the node `key` has run."""
         self.last_use[tensor] = max(self.last_use.get(tensor, -1), self.index[key] + 1)
