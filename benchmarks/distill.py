@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--nets", type=words, default=("resnet20", "mbv2"), metavar="LIST")
     parser.add_argument("--ratios", type=numbers, default=(0.5, 0.8, 0.9), metavar="LIST")
     parser.add_argument("--seeds", type=int, default=1, metavar="N")
-    parser.add_argument("--epochs", type=int, default=45, metavar="N")
+    parser.add_argument("--epochs", type=int, default=70, metavar="N")
     parser.add_argument("--augment", type=words, default=("flip", "shift=2", "mixup=0.5"), metavar="LIST")
     parser.add_argument("--validate", action="store_true", help="score the last 5,000 training images")
     args = parser.parse_args()

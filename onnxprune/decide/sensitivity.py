@@ -41,7 +41,8 @@ class Trials:
         graph, shapes = curves.graph, curves.channels.shapes
         consumers = graph.consumers()
         found = {layer.key: affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)}
-        self.order = {key: k for k, key in enumerate(graph.nodes)}
+        running = [k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)]
+        self.order = {key: k for k, key in enumerate(running)}
         self.places = {key: place for key, place in found.items() if place is not None}
         self.wanted = self._run(graph.model)
         self._runner: Runner | None = None
@@ -77,7 +78,7 @@ class Trials:
         """The first node in which the original and a cut of that group differ."""
         curves = self.curves
         keys = {r.design.key for r in curves.readings[group.name]} | {o.use[0] for o in curves.others[group.name]}
-        return min(keys & self.order.keys(), key=self.order.__getitem__)
+        return min(keys & self.order.keys(), key=self.order.__getitem__, default=next(iter(self.order)))
 
     def cut_alone(self, group: ChannelGroup, gone: np.ndarray) -> onnx.ModelProto:
         """The original with channels `gone` of one group masked where they are read, their readers refit."""
