@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from onnxprune import cli
+from onnxprune.commands import prune
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,7 +58,7 @@ def test_commands_are_one_line_and_complete(marker):
 
 def test_the_main_command_is_understood():
     words = command("main job").split("/onnxprune ")[1].split()
-    args = cli._prune_parser().parse_args(words)
+    args = prune.parser().parse_args(words)
     assert args.ratio == 0.5 and args.calib == "benchmarks/data/calib.npz"
 
 

@@ -94,6 +94,20 @@ def add_statistics(add: Add) -> None:
     add("--prune-statistics", action="store_true", help="cut under LayerNorm and the like too: not exact")
 
 
+def add_names(add: Add) -> None:
+    add("--include", metavar="REGEX", help="cut only groups whose name or weights match")
+    add("--exclude", metavar="REGEX", help="never cut groups whose name or weights match")
+
+
+def add_report(add: Add) -> None:
+    add("--report", metavar="FILE", help="write a page about the result too: .html")
+
+
+def add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") -> None:
+    add("-o", "--output", metavar="FILE", help=f"where to write (default {written})")
+    add("--force", action="store_true", help="replace an existing file")
+
+
 def add_general(parser: Parser, *, json_help: str = "print one JSON object instead of text") -> None:
     add = parser.add_argument_group("general").add_argument
     add("--json", action="store_true", help=json_help)

@@ -1,0 +1,363 @@
+"""`onnxprune MODEL`, `prune`, `plan` and `apply`: decide, carry out, write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.commands.common import (
+    Add,
+    Parser,
+    add_general,
+    add_names,
+    add_output,
+    add_report,
+    add_samples,
+    add_statistics,
+    as_json,
+    check_samples,
+    columns,
+    numbers,
+    open_subject,
+    print_out,
+    words,
+)
+from onnxprune.commands.results import (
+    ROWS,
+    check_outputs,
+    output_of,
+    read_plan,
+    save,
+    seed_of,
+    show_result,
+    wants_bench,
+    write_text,
+)
+from onnxprune.errors import BudgetError, UsageError
+from onnxprune.report.terminal import Status, change, plain, si, table
+
+if TYPE_CHECKING:
+    from onnxprune.api import Settings, Subject
+    from onnxprune.plan import PrunePlan
+    from onnxprune.report.result import Result
+    from onnxprune.targets import Target
+
+ABOUT = """\
+Prune a CNN given as an ONNX file (never changed): a smaller, faster file with nearly the same outputs.
+
+  onnxprune MODEL --ratio 0.5 --calib samples.npz [-o OUT]     the main job
+  onnxprune inspect MODEL                                      what can be pruned, and why not the rest
+  onnxprune plan MODEL ... -o plan.json                        decide, and write the decision down
+  onnxprune apply MODEL PLAN [--calib SAMPLES] [-o OUT]        carry a plan out
+  onnxprune verify ORIGINAL PRUNED --plan PLAN [--calib ...]   check a pruned file
+  onnxprune sensitivity MODEL --calib SAMPLES                  what each cut does to the outputs
+  onnxprune bench A [B ...]                                    latency side by side
+  onnxprune train MODEL --method csgd --recipe FILE.py         prune while training (needs torch)
+  onnxprune report RESULT.json [-o OUT.html]                   a result as a page
+`onnxprune COMMAND --help` tells the options of a command; those of the main job are:
+"""
+EXITS = """\
+exit codes: 0 done, 1 our bug, 2 usage, 3 bad model, 4 bad samples, 5 nothing to prune, 6 ratio or check
+missed, 7 reading or writing failed, 8 provider not available, 130 interrupted, 143 terminated
+"""
+
+
+def _round_to(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
+
+
+def _rare(text: str, brief: bool) -> str:
+    """Help that the main help leaves to `onnxprune prune --help`."""
+    return argparse.SUPPRESS if brief else text
+
+
+def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False) -> None:
+    """What decides; `brief` leaves the rarer ones to `onnxprune prune --help`."""
+    add = parser.add_argument_group("what to remove").add_argument
+    add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
+    if several:
+        add("--ratios", type=numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
+        add("--speedup", type=float, metavar="X", help="instead: X times as fast, measured here")
+        add("--latency-ms", type=float, metavar="T", help="instead: a run takes T ms, measured here")
+        add("--size-mb", type=float, metavar="S", help="instead: the file has S megabytes (10^6 bytes)")
+        add("--max-drop", type=float, metavar="D", help="instead: cut until the metric of --eval drops by D")
+        add("--eval", metavar="SPEC", help="file.py:function of a model's path, or .npz with labels (top-1 %%)")
+    add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
+    add("--of", metavar="WHAT", help="of macs (default), params, channels or latency")
+    add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
+    add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
+    add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
+    add("--min-width", type=int, default=1, metavar="N", help=_rare("no group gets narrower than N", brief))
+    add_names(add)
+    add(
+        "--methods",
+        type=words,
+        metavar="LIST",
+        help="of channels,blocks,rank (default: rank only where time counts); or 3c",
+    )
+    add("--keep-block", metavar="REGEX", help=_rare("never drop blocks with a node whose name matches", brief))
+    add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
+    add_statistics(add)
+
+
+def _add_making(add: Add, *, brief: bool = False) -> None:
+    add("--repair", metavar="NAME", help="refit (default with --calib), distill, statistics, merge (else), none")
+    more = {  # the main help leaves these to `onnxprune prune --help`
+        "epochs": "of --repair distill: passes over the samples (default 40)",
+        "augment": "of --repair distill: flip,shift=2,mixup=0.5 (default none)",
+        "recipe": "of --repair distill: file.py with labelled data and a loss",
+    }
+    kinds = {"epochs": ("N", int), "augment": ("LIST", words), "recipe": ("FILE", str)}
+    for name, text in more.items():
+        add(f"--{name}", metavar=kinds[name][0], type=kinds[name][1], help=_rare(text, brief))
+    add(
+        "--bench",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="measure latency (default: with --calib, without --json)",
+    )
+
+
+def parser(name: str = "") -> Parser:
+    about = "The main job: decide, cut, repair, check, measure, write." if name else ABOUT
+    usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
+    parser = Parser(name, usage, about, EXITS)
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)  # the usage line says it
+    _add_decisions(parser, several=True, brief=not name)
+    add_samples(parser)
+    add = parser.add_argument_group("repair, timing, result").add_argument
+    _add_making(add, brief=not name)
+    add_output(add)
+    add("--dry-run", action="store_true", help="analyse and plan; write nothing")
+    add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
+    add_report(add)
+    add_general(parser)
+    return parser
+
+
+def plan_parser() -> Parser:
+    about = "Decide which channels go, and write that down as JSON (without -o: on standard output)."
+    parser = Parser("plan", "plan MODEL [--ratio R] [--calib SAMPLES] [-o plan.json] [options]", about)
+    parser.add_argument("model", metavar="MODEL")
+    _add_decisions(parser)
+    add_samples(parser)
+    add_output(parser.add_argument_group("result").add_argument, "standard output")
+    add_general(parser, json_help="print the plan, also when -o writes it")
+    return parser
+
+
+def apply_parser() -> Parser:
+    about = "Carry a plan out: the same bytes as the command that made it."
+    parser = Parser("apply", "apply MODEL PLAN [--calib SAMPLES] [-o OUT] [options]", about)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out")
+    add_samples(parser)
+    add = parser.add_argument_group("repair, timing, result").add_argument
+    _add_making(add)
+    add_output(add)
+    add_general(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, status: Status) -> None:
+    if args.dry_run and (args.plan_out or args.report):
+        raise UsageError("--dry-run writes nothing; drop --plan-out and --report, or use `onnxprune plan`")
+    check_samples(args)
+    if args.ratios is not None:
+        _sweep(args, status)
+        return
+    from onnxprune import api
+
+    settings, target = _settings(args), _target(args)
+    output = output_of(args)
+    if target is not None and args.dry_run:
+        raise UsageError("a target is reached by measuring what was cut; --dry-run goes with --ratio")
+    if not args.dry_run:
+        check_outputs(args, output, args.plan_out, args.report)
+    subject = open_subject(args, status)
+    status.phase("plan")
+    if args.dry_run:
+        plan = api.make_plan(subject, settings, status.progress)
+        _show_plan(args, subject, plan, "dry run, nothing written")
+        return
+    if target is None:
+        result = api.plan_and_apply(subject, settings, bench=wants_bench(args), progress=status.progress)
+    else:
+        result = api.reach(subject, settings, target, metric=args.eval, progress=status.progress)
+        if result.latency is None and wants_bench(args):
+            result = api.measure_latency(result, subject, settings, status.progress)
+    _check_faster(args, result)
+    save(args, result, status)
+    if args.plan_out:
+        write_text(result.plan.to_json(), args.plan_out, args)
+    if args.report:
+        write_text(result.to_html(), args.report, args)
+    show_result(args, result, output, status)
+
+
+def _sweep(args: argparse.Namespace, status: Status) -> None:
+    """A whole trade-off curve from one look at the samples: one file a ratio."""
+    other = args.plan_out or args.report or args.dry_run or args.lossless
+    if args.ratio is not None or other or _target(args) is not None:
+        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out, --report and --dry-run")
+    from onnxprune import api
+    from onnxprune.report.terminal import sweep_table
+
+    settings = _settings(args)
+    base = Path(output_of(args))
+    outputs = [str(base.with_name(f"{base.stem}-{ratio:g}{base.suffix}")) for ratio in args.ratios]
+    check_outputs(args, *outputs)
+    subject = open_subject(args, status)
+    status.phase("plan")
+    bench = args.bench if args.bench is not None else bool(args.calib) and not args.json
+    results = []
+    for result, output in zip(
+        api.sweep(subject, args.ratios, settings, bench=bench, progress=status.progress), outputs, strict=True
+    ):
+        status.phase("write")
+        result.save(output, force=args.force)
+        results.append(result)
+    status.close()
+    for text in dict.fromkeys(w for r in results for w in r.warnings if not args.quiet):
+        status.say(f"warning: {text}")
+    if args.json:
+        print_out(as_json({"schema": 1, "kind": "onnxprune sweep", "results": [r.to_dict() for r in results]}))
+    else:
+        print_out(sweep_table(results, outputs, columns()))
+
+
+def run_apply(args: argparse.Namespace, status: Status) -> None:
+    check_samples(args)
+    from onnxprune import api
+
+    output = output_of(args)
+    check_outputs(args, output, sources=[args.plan])
+    plan = read_plan(args.plan)
+    settings = api.Settings(repair=args.repair, **_training(args), seed=seed_of(args, plan), threads=args.threads)
+    subject = open_subject(args, status, plan)
+    status.phase("cut")
+    result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
+    save(args, result, status)
+    show_result(args, result, output, status)
+
+
+def run_plan(args: argparse.Namespace, status: Status) -> None:
+    check_samples(args)
+    from onnxprune import api
+
+    settings = _settings(args)
+    if args.output:
+        check_outputs(args, args.output)
+    subject = open_subject(args, status)
+    status.phase("plan")
+    plan = api.make_plan(subject, settings, status.progress)
+    status.close()
+    if args.output:
+        write_text(plan.to_json(), args.output, args)
+    if args.json or not args.output:
+        print_out(plan.to_json())
+    else:
+        _show_plan(args, subject, plan, f"wrote {plain(args.output)}")
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from onnxprune.api import Settings
+
+    if args.lossless and args.ratio is not None:
+        raise UsageError("--lossless takes no --ratio; what can go without changing an output is what it is")
+    return Settings(
+        ratio=0.5 if args.ratio is None else args.ratio,
+        lossless=args.lossless,
+        of=args.of,
+        criterion=args.criterion,
+        allocation=args.allocation,
+        repair=getattr(args, "repair", None),
+        **_training(args),
+        round_to=args.round_to,
+        min_width=args.min_width,
+        include=args.include,
+        exclude=args.exclude,
+        **({} if args.methods is None else {"methods": args.methods}),
+        keep_block=args.keep_block,
+        best_effort=args.best_effort,
+        prune_statistics=args.prune_statistics,
+        seed=args.seed or 0,
+        threads=args.threads,
+    )
+
+
+def _training(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said about training."""
+    return {k: v for k in ("epochs", "augment", "recipe") if (v := getattr(args, k, None)) is not None}
+
+
+def _target(args: argparse.Namespace) -> Target | None:
+    """The target that was asked for instead of a ratio."""
+    from onnxprune.targets import OPTIONS, Target
+
+    given = [kind for kind in OPTIONS if getattr(args, kind) is not None]
+    if len(given) > 1 or (given and args.ratio is not None):
+        names = [OPTIONS[kind] for kind in given] + (["--ratio"] if args.ratio is not None else [])
+        raise UsageError(f"{' and '.join(names)}: one target at a time")
+    if args.eval is not None and given != ["max_drop"]:
+        raise UsageError("--eval says what --max-drop measures; give --max-drop too")
+    return Target(given[0], getattr(args, given[0])) if given else None
+
+
+def _check_faster(args: argparse.Namespace, result: Result) -> None:
+    """A model that is slower than the original is not what anyone wants: nothing is written."""
+    if result.latency is None or args.best_effort:
+        return
+    c = result.latency.comparisons[0]
+    if c.verdict == "slower":
+        raise BudgetError(
+            f"the pruned model is slower than the original: {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}]; nothing was "
+            "written; try --of latency or --speedup, or add --best-effort to have it anyway"
+        )
+
+
+def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, ending: str) -> None:
+    """What the plan would do: totals, the groups that it cuts, and every layer that gets cheaper."""
+    from onnxprune.planned import planned
+
+    channels = subject.channels
+    keep = plan.keep()
+    found = planned(subject, plan)
+    totals = {"macs": found.macs, "params": found.params}
+    groups = [(g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups]
+    if args.json:
+        content = {
+            "schema": 1,
+            "kind": "onnxprune dry run",
+            "macs": dict(zip(("before", "after"), totals["macs"], strict=True)),
+            "params": dict(zip(("before", "after"), totals["params"], strict=True)),
+            "groups": [{"name": n, "before": b, "after": a} for n, b, a in groups],
+            "layers": found.to_json(),
+            "plan": json.loads(plan.to_json()),
+        }
+        print_out(as_json(content))
+        return
+    rows = [("", "original", "planned", "change")]
+    for title, of in (("MACs", "macs"), ("parameters", "params")):
+        before, after = totals[of]
+        rows.append((title, si(before), si(after), change(before, after)))
+    print_out("\n".join(f"{r[0]:<13}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows) + "\n\n")
+    cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]
+    more = None if args.verbose else ROWS
+    print_out(table(("group", "width", "kept", "change"), cut, "<>>>", most=more, width=columns()))
+    layers = [
+        (plain(c.layer), si(c.macs_before), si(c.macs_after), change(c.macs_before, c.macs_after), c.what)
+        for c in found.layers
+        if c.macs_after != c.macs_before
+    ]
+    if layers:
+        head = ("layer", "MACs", "planned", "change", "what")
+        print_out("\n" + table(head, layers, "<>>><", most=more, width=columns()))
+    print_out(f"\n{len(cut)} of {len(groups)} groups would be cut; {ending}\n")

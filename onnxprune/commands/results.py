@@ -1,0 +1,107 @@
+"""What commands that make a model share: where it goes, writing it, the plan behind it, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxprune.commands.common import columns, print_out
+from onnxprune.errors import FileError, UsageError
+from onnxprune.report.terminal import Status, plain, summary
+
+if TYPE_CHECKING:
+    from onnxprune.plan import PrunePlan
+    from onnxprune.report.result import Result
+
+ROWS = 40  # of a table, without -v
+
+
+def output_of(args: argparse.Namespace) -> str:
+    if args.output:
+        return str(args.output)
+    model = Path(args.model)
+    return str(model.with_name(f"{model.stem if model.suffix == '.onnx' else model.name}.pruned.onnx"))
+
+
+def check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequence[str] = ()) -> None:
+    """Refuse an output before the work is done."""
+    from onnxprune.graph import files
+
+    given = [args.model, *sources, *([args.calib] if args.calib and Path(args.calib).exists() else [])]
+    if not Path(args.model).exists():
+        return  # reading it says so better
+    for output in filter(None, outputs):
+        files.ensure_writable(output, force=args.force, sources=given)
+        folder = Path(output).parent
+        if not os.access(folder, os.W_OK):
+            raise FileError(f"{output}: the folder {folder} cannot be written to; choose another")
+    if len({os.path.realpath(o) for o in outputs if o}) < len([o for o in outputs if o]):
+        raise UsageError(
+            "two outputs would go to one file; choose another -o, --plan-out or --report, or other --ratios"
+        )
+
+
+def wants_bench(args: argparse.Namespace) -> bool:
+    return args.bench if args.bench is not None else bool(args.calib) and not args.json
+
+
+def is_follower() -> bool:
+    """Whether `torchrun` started this process beside others, and another one writes what all have made."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
+def save(args: argparse.Namespace, result: Result, status: Status) -> None:
+    if is_follower():
+        return
+    status.phase("write")
+    result.save(output_of(args), force=args.force)
+
+
+def write_text(text: str, path: str, args: argparse.Namespace) -> None:
+    from onnxprune.graph import files
+
+    if not is_follower():
+        files.atomic_write_text(text, path, force=args.force, sources=[args.model])
+
+
+def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
+    """The plan's seed, so that the same samples are held out; --seed overrides it."""
+    stored = plan.settings.get("seed", 0)
+    return args.seed if args.seed is not None else stored if isinstance(stored, int) else 0
+
+
+def read_plan(path: str) -> PrunePlan:
+    from onnxprune.plan import PrunePlan
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise UsageError(f"{path}: not a plan; write one with `onnxprune plan MODEL`") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(f"{path}: cannot be read: {reason}; check the path") from error
+    try:
+        return PrunePlan.from_json(text)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: not a plan; write one with `onnxprune plan MODEL`") from error
+
+
+def show_result(args: argparse.Namespace, result: Result, output: str, status: Status) -> None:
+    status.close()
+    if is_follower():
+        return
+    if not args.quiet:
+        for text in result.warnings:
+            status.say(f"warning: {text}")
+    if args.json:
+        print_out(result.to_json())
+    else:
+        print_out(summary(result, warnings=False, width=min(columns() or 100, 120)))
+        print_out(f"wrote        {plain(output)}\n")
+        for more in filter(None, (getattr(args, "plan_out", None), getattr(args, "report", None))):
+            print_out(f"             {plain(more)}\n")
