@@ -108,7 +108,7 @@ def gates(
     gated = _Gates(network, groups, branches)
     mean = sum(g.width * costs[g.name] for g in groups) / max(1, sum(g.width for g in groups))
     prices = {**{g.name: costs[g.name] / mean for g in groups}, **{b.name: b.cost / mean for b in branches}}
-    memory: dict[str, Any] = {"open": gated.shut(0.0), "pull": gated.shut(1.0), "square": gated.shut(1.0), "log": 0.0}
+    memory: dict[str, Any] = {"open": gated.all(1.0), "pull": gated.all(0.0), "square": gated.all(0.0), "log": 0.0}
 
     def split(open_: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
         keep = {g.name: tuple(map(int, np.flatnonzero(open_[g.name]))) or (0,) for g in groups}
@@ -170,9 +170,9 @@ class _Gates:
             for name, axis, which in scaled:
                 self.on.setdefault(name, []).append((gate, axis, which))
 
-    def shut(self, by: float) -> dict[str, Tensor]:
-        """All gates open but for `by`."""
-        return {name: torch.full((width,), 1.0 - by) for name, width in self.width.items()}
+    def all(self, value: float) -> dict[str, Tensor]:
+        """The same number for every gate."""
+        return {name: torch.full((width,), value) for name, width in self.width.items()}
 
     @torch.no_grad()
     def apply(self, open_: Mapping[str, Tensor]) -> None:
