@@ -10,10 +10,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onnxprune import __version__
-from onnxprune.errors import UsageError
+from onnxprune.errors import FileError, UsageError
 from onnxprune.report.terminal import Status
 
 if TYPE_CHECKING:
@@ -161,6 +162,17 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
 
 
 # ---- printing -------------------------------------------------------------------------------------------
+
+
+def read_text(path: str | Path, otherwise: str) -> str:
+    """A text file that the user names; `otherwise`: what it is if it is not text, and the remedy."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: {otherwise}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(f"{path}: cannot be read: {reason}; check the path") from error
 
 
 def print_out(text: str) -> None:

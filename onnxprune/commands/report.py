@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from onnxprune.commands.common import Parser, add_words, print_out
-from onnxprune.errors import FileError, UsageError
+from onnxprune.commands.common import Parser, add_words, print_out, read_text
+from onnxprune.errors import UsageError
 from onnxprune.report.terminal import Status, plain
 
 
@@ -28,12 +28,12 @@ def run(args: argparse.Namespace, status: Status) -> None:
 
     source = Path(args.result)
     output = args.output or str(source.with_suffix(".html"))
+    none = "not JSON; give a file with what `onnxprune ... --json` printed"
+    text = read_text(source, none)
     try:
-        found = json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"{source}: cannot be read: {error.strerror or error}; check the path") from error
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{source}: not JSON; give a file with what `onnxprune ... --json` printed") from error
+        raise UsageError(f"{source}: {none}") from error
     try:
         page = render(found, name=args.name or source.stem)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

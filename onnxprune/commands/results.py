@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.commands.common import columns, print_out
+from onnxprune.commands.common import columns, print_out, read_text
 from onnxprune.errors import FileError, UsageError
 from onnxprune.report.terminal import Status, plain, summary
 
@@ -76,19 +76,14 @@ def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
 def read_plan(path: str) -> PrunePlan:
     from onnxprune.plan import PrunePlan
 
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise UsageError(f"{path}: not a plan; write one with `onnxprune plan MODEL`") from error
-        reason = getattr(error, "strerror", None) or error
-        raise FileError(f"{path}: cannot be read: {reason}; check the path") from error
+    none = "not a plan; write one with `onnxprune plan MODEL`"
+    text = read_text(path, none)
     try:
         return PrunePlan.from_json(text)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except RecursionError as error:
-        raise UsageError(f"{path}: not a plan; write one with `onnxprune plan MODEL`") from error
+        raise UsageError(f"{path}: {none}") from error
 
 
 def show_result(args: argparse.Namespace, result: Result, output: str, status: Status) -> None:
