@@ -16,6 +16,7 @@ from onnxprune.channels import Channels
 from onnxprune.decide.blocks import Block
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.lockstep import Runner
 from onnxprune.plan import DropBlock
 from onnxprune.rewrite.drop import drop_blocks
@@ -61,14 +62,17 @@ def block_damages(
     places = [order[layer.key] for layer in layers(graph, channels.shapes)]
     keys = list(graph.nodes)
     found = {}
-    runner = Runner(graph, batches, threads=threads)  # up to each block the networks are the same: run once
+    # Up to each block the networks are the same: that is run once.
+    runner, apart = Runner(graph, batches, threads=threads), only_tensors(graph)
     first = {block.add: min(block.nodes, key=order.__getitem__) for block in blocks}
     for k, block in enumerate(sorted(blocks, key=lambda b: order[first[b.add]])):
         if progress:
             progress(k, len(blocks))
-        runner.before(first[block.add])
+        if apart:
+            runner.before(first[block.add])
         without = drop_blocks(graph.model, [drop_of(block, channels)])
         behind = [keys[p] for p in places if p > order[block.add]][:REPAIRED]
-        mended = refit(graph, without, channels, whole, batches, threads=threads, seed=seed, only=behind, start=runner)
+        mended = refit(graph, without, channels, whole, batches, threads=threads, seed=seed, only=behind,
+                       start=runner if apart else None)  # fmt: skip
         found[block.add] = damage(mended, first[block.add])
     return found

@@ -160,10 +160,15 @@ def _run(graph: Graph, names: Sequence[str], feeds: Mapping[str, np.ndarray]) ->
     return _tap(full, names, feeds)
 
 
+def only_tensors(graph: Graph) -> bool:
+    """Whether every value surely is a tensor: no sequence, no map, and no operator that nobody knows."""
+    return all(n.op_type not in MAY_YIELD_SEQUENCES and n.domain in DEFAULT_DOMAINS for n in graph.nodes.values())
+
+
 def _tensors_only(graph: Graph, names: Sequence[str]) -> list[str]:
     """Without the names whose type is a sequence, an optional or a map. Only models that could have some are
     inferred; a name whose type nobody knows is taken for a tensor."""
-    if all(n.op_type not in MAY_YIELD_SEQUENCES and n.domain in DEFAULT_DOMAINS for n in graph.nodes.values()):
+    if only_tensors(graph):
         return list(names)
     light, _ = _fed_with_weights(graph, set())
     inferred = onnx.shape_inference.infer_shapes(light).graph
