@@ -82,6 +82,23 @@ def test_the_files_own_statistics_come_back():
     assert not np.array_equal(repaired.constant("v"), graph.constant("v")[:, keep])
 
 
+SPELLED = """(float[N,3,8,8] x) => (float[M,4,8,8] y)
+<float[8,3,3,3] w, float[8] b, float[4,8,1,1] v, int64[4] size = {1, 8, 8, 8}> {
+  h = Conv<pads=[1,1,1,1]>(x, w, b)
+  r = Relu(h)
+  one = Reshape(r, size)
+  y = Conv(one, v) }"""
+
+
+def test_a_batch_that_nodes_spell_is_not_repeated():
+    """The file promises a batch of any size; a Reshape knows better."""
+    model = model_of(SPELLED)
+    repaired, pruned = (onnxprune.prune(model, 0.25, repair=repair).model for repair in (None, "none"))
+    feeds = feeds_of(model, N=1)
+    wanted = run(model, feeds)[0]
+    assert distance(wanted, run(repaired, feeds)[0]) < distance(wanted, run(pruned, feeds)[0])
+
+
 # Eight channels of rank six at most: two can go, and the others know all that they knew.
 @pytest.mark.parametrize("text", [GEMM, MATMUL, NORM.replace("ACT", "Identity").replace("[8,3,3,3]", "[8,3,1,1]")
                                   .replace("pads=[1,1,1,1]", "pads=[0,0,0,0]")])  # fmt: skip
