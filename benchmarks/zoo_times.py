@@ -20,6 +20,7 @@ import common
 import onnxprune
 from onnxprune import api
 from onnxprune.errors import PruneError
+from onnxprune.measure.calibration import load_function
 
 
 def main() -> int:
@@ -32,13 +33,13 @@ def main() -> int:
     )
     args = parser.parse_args()
     begin, rows, failed = time.perf_counter(), [], 0
+    fill = load_function(f"{args.fill}:hydrate")[0] if args.fill else None
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         for path in args.files:
             source, target = path, Path(folder, "pruned.onnx")
-            if args.fill:
-                sys.path.insert(0, str(args.fill.parent))
+            if fill:
                 source = Path(folder, "model.onnx")
-                __import__(args.fill.stem).hydrate(str(path), str(source))
+                fill(str(path), str(source))
             try:
                 rows.append((path.name, *measure(source, target, args.ratio, args.repair)))
             except PruneError as error:

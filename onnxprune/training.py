@@ -267,6 +267,7 @@ def _chosen(subject: Subject, settings: TrainSettings, keep: Mapping[str, tuple[
 def _tune(subject: Subject, settings: TrainSettings, loss: Objective, training: Training, report: Report,
           progress: Progress | None) -> Prepared:  # fmt: skip
     plan = api.make_plan(subject, replace(settings.deciding(), **settings.options), progress)
+    plan = replace(plan, settings={**plan.settings, **_decided(settings)})
     return _tuned(subject, settings, plan, training, report, 0, "cut and refitted before")
 
 
@@ -276,7 +277,6 @@ def _tuned(subject: Subject, settings: TrainSettings, plan: PrunePlan, training:
     if subject.calibration is None:
         raise UsageError(f"{settings.method} needs samples to repair the cut network with; give --calib")
     fit = subject.calibration.split(seed=settings.seed)[0]
-    plan = replace(plan, settings={**plan.settings, **_decided(settings)})
 
     def tune(cut: onnx.ModelProto) -> onnx.ModelProto:
         from onnxprune.train.distill import Distillation, distill

@@ -21,7 +21,7 @@ import onnx
 from onnxprune.channels.ties import LIMIT, READS, WITHIN, WRITES, Ids, Param, Ties
 from onnxprune.graph import evaluate
 from onnxprune.graph.model import Graph, attr, node_key
-from onnxprune.graph.shapes import Observed
+from onnxprune.graph.shapes import UNARY, Observed
 
 Value = Ids | Param | None
 Rule = Callable[..., Any]
@@ -323,12 +323,6 @@ def recurrent(walk: Walk, x: Value, w: Value, *rest: Value) -> list[Ids]:
 
 
 # -- what treats every element alike -------------------------------------------------------------------------
-
-UNARY = (
-    "Relu LeakyRelu Elu Celu Selu Sigmoid HardSigmoid HardSwish Swish Mish Tanh Softplus Softsign Gelu Erf Exp "
-    "Log Sqrt Reciprocal Abs Neg Floor Ceil Round Sign Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh "
-    "Not IsNaN IsInf ThresholdedRelu Shrink Identity Cast Dropout Clip BitwiseNot QuickGelu"
-).split()
 
 
 @rule(*UNARY)

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 
 from onnxprune.channels.groups import Channels
-from onnxprune.channels.rules import ELEMENTWISE, UNARY
+from onnxprune.channels.rules import ELEMENTWISE
 from onnxprune.graph.model import Graph, Use, attr
-from onnxprune.graph.shapes import Observed, follow
+from onnxprune.graph.shapes import UNARY, Observed, follow
 
 
 @dataclass(frozen=True)

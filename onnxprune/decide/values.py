@@ -24,9 +24,9 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
-from onnxprune.channels.rules import UNARY
 from onnxprune.graph.fold import run_node
 from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, attr
+from onnxprune.graph.shapes import UNARY
 
 NOTHING, ONE = 0, 1
 """Atoms with a meaning: no dependence on the input; one inside a map and zero in its padding."""

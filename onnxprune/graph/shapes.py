@@ -24,10 +24,13 @@ MAY_YIELD_SEQUENCES = frozenset(
     "If Loop Scan SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceMap SplitToSequence Optional "
     "OptionalGetElement StringSplit".split()
 )
-KEEPS_SIZE = frozenset(
-    "BatchNormalization Relu LeakyRelu PRelu Clip Sigmoid Tanh HardSigmoid HardSwish Elu Erf Exp Sqrt Softplus Neg Abs "
-    "Identity Cast Softmax LayerNormalization InstanceNormalization".split()
-)
+UNARY = (
+    "Relu LeakyRelu Elu Celu Selu Sigmoid HardSigmoid HardSwish Swish Mish Tanh Softplus Softsign Gelu Erf Exp "
+    "Log Sqrt Reciprocal Abs Neg Floor Ceil Round Sign Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh "
+    "Not IsNaN IsInf ThresholdedRelu Shrink Identity Cast Dropout Clip BitwiseNot QuickGelu"
+).split()
+"""Element-wise operators of one activation."""
+KEEPS_SIZE = frozenset((*UNARY, *"BatchNormalization InstanceNormalization LayerNormalization PRelu Softmax".split()))
 """Operators whose first output has the size of the first operand."""
 LARGE = 1024
 """Elements from which a weight is fed instead of stored."""

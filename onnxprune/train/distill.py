@@ -100,17 +100,13 @@ def distill(
         student = channels_last(Network(pruned, batch_norm=how.batch_norm)).to(device)
         compared = Compared.of(teacher.graph, student.graph, Cut(channels, alive), device)
         training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
-        augment = augmenter(how.augment, how.seed)
         early = int(how.blockwise * training.steps)
         recipe = None if how.recipe is None else Recipe(how.recipe, student.graph.inputs)
+        draw = drawing(recipe or fit, how.augment, how.seed, device)
 
         def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-            if recipe is None:
-                feeds = augment(as_feeds(fit.batch(step, how.seed, rank(), ranks()), device), step)
-                return compared.loss(teacher, student, feeds, how, all_ends=step < early)
-            samples, labels = recipe.batch(step)
-            return compared.loss(teacher, student, as_feeds(samples, device), how, all_ends=step < early,
-                                 labelled=lambda outputs: recipe.loss(outputs, labels))  # fmt: skip
+            feeds, labelled = draw(step)
+            return compared.loss(teacher, student, feeds, how, all_ends=step < early, labelled=labelled)
 
         def check() -> float:
             with torch.no_grad(), halved(training, device):
@@ -120,6 +116,25 @@ def distill(
 
         train(student, loss, training, check=check, progress=progress)
     return student.cpu().to_onnx()
+
+
+Labelled = Callable[[dict[str, Tensor]], Tensor]
+"""A loss of a network's outputs, by name."""
+
+
+def drawing(
+    source: Samples | Recipe, augment: Sequence[str], seed: int, device: torch.device
+) -> Callable[[int], tuple[dict[str, Tensor], Labelled | None]]:
+    """step -> (its samples, the loss of their labels): a recipe's, or augmented ones without labels."""
+    change = augmenter(augment, seed)
+
+    def draw(step: int) -> tuple[dict[str, Tensor], Labelled | None]:
+        if isinstance(source, Recipe):
+            samples, labels = source.batch(step)
+            return as_feeds(samples, device), lambda outputs: source.loss(outputs, labels)
+        return change(as_feeds(source.batch(step, seed, rank(), ranks()), device), step), None
+
+    return draw
 
 
 def _divided(batches: Iterable[Feeds], how: Distillation) -> tuple[Samples, Samples]:
@@ -168,7 +183,7 @@ class Compared:
         how: Distillation,
         *,
         all_ends: bool = False,
-        labelled: Callable[[dict[str, Tensor]], Tensor] | None = None,
+        labelled: Labelled | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """(what is minimised, its parts). `labelled`: a loss of the student's outputs that is added."""
         ends = list(self.ends)

@@ -71,12 +71,10 @@ class Gated:
     Attributes:
         keep: group -> channels that stay.
         dropped: names of the branches that go.
-        strength: λ at the end.
     """
 
     keep: Mapping[str, tuple[int, ...]]
     dropped: frozenset[str]
-    strength: float
 
 
 def gates(
@@ -142,12 +140,10 @@ def gates(
     pulls = {name: -pull / prices[name] for name, pull in memory["pull"].items()}
     most = max(float(pull.abs().max()) for pull in pulls.values())
     worth = {name: (memory["open"][name] + 1e-3 * pull / max(most, 1e-30)).numpy() for name, pull in pulls.items()}
-    widths = gated.width
     chosen = fitting(
-        widths, worth, {**steps, **{b.name: 0 for b in branches}}, lambda on: removed(*split(on)) >= ratio
+        gated.width, worth, {**steps, **{b.name: 0 for b in branches}}, lambda on: removed(*split(on)) >= ratio
     )  # fmt: skip
-    keep, dropped = split(chosen)
-    return Gated(keep, dropped, math.exp(memory["log"]))
+    return Gated(*split(chosen))
 
 
 class _Gates:

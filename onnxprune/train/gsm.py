@@ -160,7 +160,6 @@ def train_sparse(
     choose: Callable[[int], None],
     memory: dict[str, Any],
     *,
-    before_shrink: Callable[[int], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> float:
     """Train with gradients that the masks let through; what they leave out shrinks.
@@ -171,7 +170,6 @@ def train_sparse(
         training: how; optimizer and clipping are replaced.
         choose: called with a step's gradients there, in the first part of the run; may change the masks.
         memory: as for `train`; under "masks" parameter -> bool, active entries; one that is missing is active.
-        before_shrink: called after every step.
         progress: called with (steps done, steps).
 
     Returns:
@@ -193,8 +191,6 @@ def train_sparse(
 
     @torch.no_grad()
     def shrink(step: int) -> None:
-        if before_shrink:
-            before_shrink(step)
         for name, mask in memory["masks"].items():
             p = getattr(network, name)
             p.copy_(torch.where(mask, p, shrinking * before.get(name, p)))

@@ -15,11 +15,10 @@ from torch import Tensor
 from onnxprune.channels import Channels, Cut
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
-from onnxprune.train.distill import Compared, Distillation
-from onnxprune.train.loop import rank, ranks
-from onnxprune.train.network import Network, as_feeds
+from onnxprune.train.distill import Compared, Distillation, drawing
+from onnxprune.train.network import Network
 from onnxprune.train.recipe import Recipe
-from onnxprune.train.samples import Feeds, Samples, augmenter
+from onnxprune.train.samples import Feeds, Samples
 
 Objective = Callable[[Network, int], Tensor]
 
@@ -53,18 +52,12 @@ def objective(
     labelled = None if recipe is None else Recipe(recipe, original.inputs)
     if not given and labelled is None:
         raise UsageError("nothing to train on; give --recipe with labelled data, or --calib with samples")
-    how, change = Distillation(), augmenter(augment, seed)
-    samples = Samples(given, batch) if labelled is None else None
+    how, draw = Distillation(), drawing(labelled or Samples(given, batch), augment, seed, on)
     teacher = Network(original.model).to(on).eval()
     compared = Compared.of(teacher.graph, original, Cut(channels, np.ones(channels.unit_count + 1, bool)), on)
 
     def loss(network: Network, step: int) -> Tensor:
-        if samples is not None:
-            feeds = change(as_feeds(samples.batch(step, seed, rank(), ranks()), on), step)
-            return compared.loss(teacher, network, feeds, how)[0]
-        assert labelled is not None
-        found, labels = labelled.batch(step)
-        return compared.loss(teacher, network, as_feeds(found, on), how,
-                             labelled=lambda outputs: labelled.loss(outputs, labels))[0]  # fmt: skip
+        feeds, loss_of_labels = draw(step)
+        return compared.loss(teacher, network, feeds, how, labelled=loss_of_labels)[0]
 
     return loss
