@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.blocks import drop_of
+from onnxprune.blocks import edit_of
 from onnxprune.channels import ChannelGroup, Cut, find_channels
-from onnxprune.decide.blocks import find_blocks
+from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
@@ -34,7 +34,7 @@ from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
 from onnxprune.metric import Metric, agreement, open_metric
 from onnxprune.numerics import one_blas_thread
-from onnxprune.plan import PrunePlan
+from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut
@@ -464,10 +464,14 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     if plan.model_digest != subject.digest:
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     known = {g.name: g.width for g in subject.channels.groups}
-    blocks = {drop_of(b, subject.channels) for b in find_blocks(subject.graph, subject.channels.shapes)}
-    for drop in plan.drops():
-        if drop not in blocks:
-            raise UsageError(f"the plan drops block {drop.block!r}, which is no residual block of the model")
+    blocks = (
+        {edit_of(b, subject.channels) for b in all_blocks(subject.graph, subject.channels)} if plan.blocks() else ()
+    )
+    for e in plan.edits:
+        if isinstance(e, DropBlock) and e not in blocks:
+            raise UsageError(f"the plan drops block {e.block!r}, which is no residual block of the model")
+        if isinstance(e, KeepChannels) and not e.keep and e not in blocks:
+            raise UsageError(f"the plan keeps no channel of group {e.group!r}, which others than Concats read")
     factorable(subject.graph, plan.factorized())
     for e in plan.cuts():
         if known.get(e.group) != e.width:

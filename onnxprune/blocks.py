@@ -1,4 +1,4 @@
-"""What it does to the outputs when a residual block goes, measured with the layers behind it repaired.
+"""What it does to the outputs when a block goes, measured with the layers behind it repaired.
 
 A damage before repair says little: the next branch can learn to add most of what the block added. So every block is
 dropped alone, the few layers behind it are refitted on some samples, and the outputs are compared on others.
@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
-from onnxprune.decide.blocks import Block
+from onnxprune.decide.blocks import AnyBlock, Block
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.lockstep import Runner
-from onnxprune.plan import DropBlock
+from onnxprune.plan import DropBlock, KeepChannels
+from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import drop_blocks
 from onnxprune.rewrite.refit import refit
 
@@ -27,8 +28,13 @@ REPAIRED = 3
 """Layers behind a block that are refitted before its damage is measured."""
 
 
-def drop_of(block: Block, channels: Channels) -> DropBlock:
+def edit_of(block: AnyBlock, channels: Channels) -> DropBlock | KeepChannels:
     """The edit that takes a block out."""
+    return drop_of(block, channels) if isinstance(block, Block) else KeepChannels(block.group, block.width, ())
+
+
+def drop_of(block: Block, channels: Channels) -> DropBlock:
+    """The edit that takes a residual block out."""
     rank = len(block.shape)
     axis = channels.lines[block.add][0] if block.add in channels.lines else 1 if rank != 3 else 2
     return DropBlock(block.add, block.branch, axis, rank, block.shape[axis])
@@ -37,7 +43,7 @@ def drop_of(block: Block, channels: Channels) -> DropBlock:
 def block_damages(
     graph: Graph,
     channels: Channels,
-    blocks: Sequence[Block],
+    blocks: Sequence[AnyBlock],
     batches: Sequence[Feeds],
     damage: Callable[[onnx.ModelProto, str], float],
     *,
@@ -57,22 +63,23 @@ def block_damages(
         seed: of the refit.
         progress: called with (blocks tried, blocks).
     """
-    whole = np.ones(channels.unit_count + 1, bool)
     order = {key: k for k, key in enumerate(graph.nodes)}
     places = [order[layer.key] for layer in layers(graph, channels.shapes)]
     keys = list(graph.nodes)
     found = {}
     # Up to each block the networks are the same: that is run once.
     runner, apart = Runner(graph, batches, threads=threads), only_tensors(graph)
-    first = {block.add: min(block.nodes, key=order.__getitem__) for block in blocks}
-    for k, block in enumerate(sorted(blocks, key=lambda b: order[first[b.add]])):
+    first = {block.name: min(block.nodes, key=order.__getitem__) for block in blocks}
+    for k, block in enumerate(sorted(blocks, key=lambda b: order[first[b.name]])):
         if progress:
             progress(k, len(blocks))
         if apart:
-            runner.before(first[block.add])
-        without = drop_blocks(graph.model, [drop_of(block, channels)])
-        behind = [keys[p] for p in places if p > order[block.add]][:REPAIRED]
-        mended = refit(graph, without, channels, whole, batches, threads=threads, seed=seed, only=behind,
+            runner.before(first[block.name])
+        edit = edit_of(block, channels)
+        alive = channels.alive({edit.group: ()} if isinstance(edit, KeepChannels) else {})
+        without = drop_blocks(cut(graph, channels, alive), [edit] if isinstance(edit, DropBlock) else [])
+        behind = [keys[p] for p in places if p > order[block.end]][:REPAIRED]
+        mended = refit(graph, without, channels, alive, batches, threads=threads, seed=seed, only=behind,
                        start=runner if apart else None)  # fmt: skip
-        found[block.add] = damage(mended, first[block.add])
+        found[block.name] = damage(mended, first[block.name])
     return found

@@ -18,12 +18,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class KeepChannels:
-    """Keep these channels of a group and remove the others.
+    """Keep these channels of a group and remove the others; with none, what makes them goes too.
 
     Attributes:
         group: the group's name, as `onnxprune inspect` prints it.
         width: its number of channels before.
-        keep: the channels that stay, ascending.
+        keep: the channels that stay, ascending; none only where others stand beside them in every Concat.
     """
 
     group: str
@@ -31,9 +31,9 @@ class KeepChannels:
     keep: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.keep or list(self.keep) != sorted(set(self.keep)):
-            raise UsageError(f"plan: group {self.group!r} must keep at least one channel, ascending, none twice")
-        if self.keep[0] < 0 or self.keep[-1] >= self.width:
+        if list(self.keep) != sorted(set(self.keep)):
+            raise UsageError(f"plan: group {self.group!r} must keep its channels ascending, none twice")
+        if self.keep and (self.keep[0] < 0 or self.keep[-1] >= self.width):
             raise UsageError(f"plan: group {self.group!r} has channels 0 to {self.width - 1}")
 
 
@@ -166,6 +166,14 @@ class PrunePlan:
     def drops(self) -> tuple[DropBlock, ...]:
         """The edits that take blocks out."""
         return tuple(e for e in self.edits if isinstance(e, DropBlock))
+
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks that go: residual ones, and groups that go whole."""
+        return tuple(
+            e.block if isinstance(e, DropBlock) else e.group
+            for e in self.edits
+            if isinstance(e, DropBlock) or (isinstance(e, KeepChannels) and not e.keep)
+        )
 
     def factorized(self) -> tuple[Factorize, ...]:
         """The edits that make two layers out of one."""

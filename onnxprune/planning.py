@@ -15,10 +15,10 @@ from functools import cached_property
 import numpy as np
 import onnx
 
-from onnxprune.blocks import block_damages, drop_of
+from onnxprune.blocks import block_damages, edit_of
 from onnxprune.channels import ChannelGroup, Channels, common_reasons
 from onnxprune.decide.allocation import Allocation, BlockMove, Limits
-from onnxprune.decide.blocks import Block, find_blocks
+from onnxprune.decide.blocks import AnyBlock, all_blocks
 from onnxprune.decide.ranks import RankMove, find_ranks
 from onnxprune.decide.staged import three_stages
 from onnxprune.decide.study import GRADIENT, Samples, study
@@ -116,17 +116,20 @@ class Planner:
             if self.how != "adaptive":
                 words = ",".join(self.settings.kinds())
                 raise UsageError(f"--methods {words} needs samples and the adaptive allocation; give --calib")
-            raise UnsupportedError("no block can go: there is no residual block, or --keep-block names them all")
+            raise UnsupportedError("no block can go: there is none, or --keep-block names them all")
         raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
 
     def _report(self, phase: str) -> Callable[[int, int], None] | None:
         progress = self.progress
         return None if progress is None else lambda k, n: progress(phase, k, n)
 
-    def _blocks(self) -> tuple[Block, ...]:
+    def _blocks(self) -> tuple[AnyBlock, ...]:
         if "blocks" not in self.settings.kinds() or self.how != "adaptive":
             return ()
-        return find_blocks(self.subject.graph, self.channels.shapes, self.settings.keep_block)
+        limits = self.settings.limits()
+        stay = {g.name for g in self.channels.groups if not limits.allows(g)}
+        found = all_blocks(self.subject.graph, self.channels, self.settings.keep_block)
+        return tuple(b for b in found if b.group not in stay)
 
     @cached_property
     def times(self) -> NodeTimes | None:
@@ -212,11 +215,15 @@ class Planner:
         inside = [
             frozenset([*(g.name for g in self.channels.groups if self._within(g, b)), *b.nodes]) for b in self.blocks
         ]
-        return tuple(BlockMove(b.add, found[b.add], names) for b, names in zip(self.blocks, inside, strict=True))
+        return tuple(
+            BlockMove(b.name, found[b.name], names, b.group) for b, names in zip(self.blocks, inside, strict=True)
+        )
 
-    def _within(self, group: ChannelGroup, block: Block) -> bool:
-        """Whether everything that carries the group's channels lies inside the block."""
-        producer, nodes = self.subject.graph.producer, set(block.nodes[:-1])
+    def _within(self, group: ChannelGroup, block: AnyBlock) -> bool:
+        """Whether everything that carries the group's channels lies inside the block, or goes with it."""
+        if group.name == block.group:
+            return True
+        producer, nodes = self.subject.graph.producer, set(block.nodes) - {block.end}
         return all((s.use[0] or producer.get(s.tensor, "")) in nodes for s in group.slices)
 
     def _fitting(self) -> Samples:
@@ -304,21 +311,21 @@ class Planner:
 
     def gain(self, plan: PrunePlan) -> float:
         """Old cost over new, as the cost model sees it."""
-        gone = {drop.block for drop in plan.drops()}
+        gone = set(plan.blocks())
         ways: dict[str, Way] = {}
         for e in plan.factorized():
             ways[e.node] = (*ways.get(e.node, ()), (e.kind, e.rank))
         chosen = [m.at([m.ways.index(ways[m.layer])]) for m in self.all_ranks if ways.get(m.layer) in m.ways]
-        standing = np.array([float(b.add not in gone) for b in self.blocks] + [switches(2)[0]] * len(chosen))
+        standing = np.array([float(b.name not in gone) for b in self.blocks] + [switches(2)[0]] * len(chosen))
         cost = self._cost(chosen)
         return cost.total / cost(self.subject.channels.alive(plan.keep()), standing)
 
     def _plan(self, found: Allocation, ratio: float, ways: Mapping[str, Way]) -> PrunePlan:
         widths = {g.name: g.width for g in self.channels.groups}
-        blocks = {b.add: b for b in self.blocks}
+        blocks = {b.name: b for b in self.blocks}
         edits: tuple[Edit, ...] = (
-            *(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items()),
-            *(drop_of(blocks[name], self.channels) for name in found.drop),
+            *(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items() if keep),
+            *(edit_of(blocks[name], self.channels) for name in found.drop),
             *(Factorize(name, kind, rank) for name, way in self._outside(ways, found.drop) for kind, rank in way),
         )
         decided: Mapping[str, object] = {
@@ -334,7 +341,7 @@ class Planner:
 
     def _outside(self, ways: Mapping[str, Way], drop: Collection[str]) -> list[tuple[str, Way]]:
         """The layers that are made of two, without those in blocks that go."""
-        gone = {node for block in self.blocks if block.add in drop for node in block.nodes}
+        gone = {node for block in self.blocks if block.name in drop for node in block.nodes}
         return [(name, way) for name, way in ways.items() if name not in gone]
 
 

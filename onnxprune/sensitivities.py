@@ -25,7 +25,7 @@ from onnxprune.api import ModelLike
 from onnxprune.blocks import block_damages
 from onnxprune.channels import ChannelGroup
 from onnxprune.decide.allocation import Limits
-from onnxprune.decide.blocks import Block, find_blocks
+from onnxprune.decide.blocks import AnyBlock, all_blocks
 from onnxprune.decide.curves import Curve
 from onnxprune.decide.sensitivity import SHARES, Trials
 from onnxprune.decide.study import TRIAL_MACS, TRIAL_SAMPLES, Samples, trials_of
@@ -163,7 +163,7 @@ class _Place:
     name: str
     width: int
     widths: Sequence[int]
-    what: ChannelGroup | Block
+    what: ChannelGroup | AnyBlock
 
 
 def _places(subject: Subject, shares: Sequence[float], methods: Collection[str], limits: Limits) -> list[_Place]:
@@ -178,17 +178,17 @@ def _places(subject: Subject, shares: Sequence[float], methods: Collection[str],
         raise UsageError(f"unknown method {''.join(unknown[:1])!r}; any of {', '.join(METHODS)}")
     channels = subject.channels
     groups = channels.groups if "channels" in methods else ()
-    blocks = find_blocks(subject.graph, channels.shapes) if "blocks" in methods else ()
+    blocks = all_blocks(subject.graph, channels) if "blocks" in methods else ()
     if not groups and not blocks:
         raise UnsupportedError(f"nothing can be cut: {why_not(channels)}")
     found = [_Place("group", g.name, g.width, widths_of(g, shares), g) for g in groups if limits.allows(g)]
-    found += [_Place("block", b.add, 1, (0,), b) for b in blocks if _allowed(b, limits)]
+    found += [_Place("block", b.name, 1, (0,), b) for b in blocks if _allowed(b, limits)]
     if not found:
         raise UsageError("--include and --exclude leave nothing to cut; `onnxprune inspect` lists the groups")
     return found
 
 
-def _allowed(block: Block, limits: Limits) -> bool:
+def _allowed(block: AnyBlock, limits: Limits) -> bool:
     try:
         return (limits.include is None or block.named(limits.include)) and not (
             limits.exclude is not None and block.named(limits.exclude)
@@ -248,13 +248,13 @@ class _Trial:
         damage = trials.damage(trials.cut_alone(group, curve.order[: group.width - width]))
         return damage, self.cost.removed(self.subject.channels.alive({group.name: curve.kept(width)}))
 
-    def _block(self, block: Block) -> tuple[float, float]:
+    def _block(self, block: AnyBlock) -> tuple[float, float]:
         _, trials = self._ready
         graph, channels = self.subject.graph, self.subject.channels
         found = block_damages(graph, channels, [block], self._few, trials.damage, threads=self.threads, seed=self.seed)
         macs = {layer.key: layer.macs for layer in layers(graph, channels.shapes)}
         inside = sum(macs.get(key, 0.0) for key in block.nodes)
-        return found[block.add], inside / max(sum(macs.values()), 1.0)
+        return found[block.name], inside / max(sum(macs.values()), 1.0)
 
     @cached_property
     def _few(self) -> list[Mapping[str, np.ndarray]]:

@@ -59,6 +59,22 @@ class Inverted(nn.Module):
         return x + self.m(x) if self.residual else self.m(x)
 
 
+class Dense(nn.Module):
+    """The dense layer of DenseNet-BC: what it makes stands behind what it read."""
+
+    def __init__(self, c_in: int, growth: int) -> None:
+        super().__init__()
+        self.m = nn.Sequential(
+            nn.BatchNorm2d(c_in),
+            nn.ReLU(),
+            conv_bn(c_in, 4 * growth, 1),
+            nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.m(x)], 1)
+
+
 def resnet(depth: int) -> nn.Sequential:
     if depth < 8 or depth % 6 != 2:
         raise SystemExit(f"--depth {depth}: a ResNet of basic blocks has 6n + 2 layers, such as 20 or 56")
@@ -81,7 +97,19 @@ def mbv2() -> nn.Sequential:
     return nn.Sequential(conv_bn(1, 16), *blocks, conv_bn(64, 128, 1), *head(128))
 
 
-NETS = {"resnet20": lambda: resnet(20), "resnet56": lambda: resnet(56), "vgg": vgg, "mbv2": mbv2}
+def densenet(each: int = 8, growth: int = 12) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(1, 24, 3, 1, 1, bias=False)]
+    width = 24
+    for stage in range(3):
+        if stage:
+            layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width // 2, 1, bias=False), nn.AvgPool2d(2)]
+            width //= 2
+        layers += [Dense(width + growth * k, growth) for k in range(each)]
+        width += each * growth
+    return nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), *head(width))
+
+
+NETS = {"resnet20": lambda: resnet(20), "resnet56": lambda: resnet(56), "vgg": vgg, "mbv2": mbv2, "densenet": densenet}
 
 
 # ---- training ----------------------------------------------------------------------------------------------

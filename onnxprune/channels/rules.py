@@ -383,6 +383,10 @@ def _meet(walk: Walk, operands: list[tuple[Ids, tuple[int, ...]]], params: list[
         if [d > 1 for d in other.shape] == [d > 1 for d in main.shape]:
             ties.same(main, other)
             continue
+        lacking = tuple(k for k in range(rank) if main.shape[k] > 1 and other.shape[k] == 1)
+        if np.array_equal(other, main[tuple(slice(1) if k in lacking else slice(None) for k in range(rank))]):
+            ties.same(main, other)  # a statistic of its own groups of channels: whole groups go
+            continue
         # the other carries only some of the axes, or different ones: what it carries stays whole
         walk.fixed(other, f"{walk.node.op_type} joins channels with channels on another axis (attention over channels)")
         for k in range(rank):

@@ -112,11 +112,13 @@ class BlockMove:
         name: of the block.
         damage: to the outputs when it goes.
         inside: names of the groups, and keys of the layers, that go with it.
+        group: one of them that others read too: without the block it has no channel left.
     """
 
     name: str
     damage: float
     inside: frozenset[str]
+    group: str | None = None
 
 
 class Ranked(Protocol):
@@ -329,12 +331,22 @@ class _Search:
         inside = {name: b for b, move in enumerate(blocks) for name in move.inside}
         names = [*(ladder.group.name for ladder in ladders), *[""] * len(blocks), *(r.layer for r in ranks)]
         self.inside = np.array([inside.get(name, -1) for name in names], int)
+        place = {ladder.group.name: k for k, ladder in enumerate(ladders)}
+        whole = [(place[b.group], self.groups + k) for k, b in enumerate(blocks) if b.group is not None]
+        self.emptied, self.by = np.array(whole, int).reshape(-1, 2).T
 
     def whole(self) -> np.ndarray:
         """The state in which nothing is cut."""
         return np.array([len(steps) - 1 for steps in self.steps], int)
 
     def widths(self, at: np.ndarray) -> np.ndarray:
+        """What is left of each; of a group that goes with a block, nothing."""
+        found = self._apart(at)
+        found[self.emptied[at[self.by] == 0]] = 0
+        return found
+
+    def _apart(self, at: np.ndarray) -> np.ndarray:
+        """The same, every move by itself."""
         return np.array([steps[i] for steps, i in zip(self.steps, at, strict=True)])
 
     def _damages(self, at: np.ndarray) -> np.ndarray:
@@ -376,7 +388,9 @@ class _Search:
 
     def _by_slope(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(damage per cost saved of the next step of each, where it leads): along the hull, at the current prices."""
-        price = self.cost.per_channel(self.widths(at))
+        widths = self.widths(at)
+        price = self.cost.per_channel(widths)
+        price[self.by] += price[self.emptied] * widths[self.emptied]
         price = np.maximum(price, 1e-12 * max(price.max(), 1e-300))
         steps = [hull[i] for hull, i in zip(self.hulls, at, strict=True)]
         slope = np.array([s[1] for s in steps])
@@ -388,11 +402,15 @@ class _Search:
         widths = self.widths(at)
         dear, to = np.full(len(at), np.inf), at.copy()
         now = self._damages(at)
+        emptied = widths.copy()
+        emptied[self.emptied] = 0
+        read = self.cost.saved(widths, emptied)[self.emptied] if len(self.by) else np.zeros(0)
         spared = np.zeros(len(at))
         spared[self.stand] = self._spared(at)
         for down in _strides(int(at.max())):
             lower = np.maximum(at - down, 0)
-            saved = self.cost.saved(widths, self.widths(lower))
+            saved = self.cost.saved(widths, self._apart(lower))
+            saved[self.by] += np.where(lower[self.by] < at[self.by], read, 0.0)
             hurt = np.array([v[i] for v, i in zip(self.values, lower, strict=True)]) - now - spared
             telling = (lower < at) & (saved > 1e-6 * self.cost.cost.total)
             price = np.where(telling, np.maximum(hurt, 1e-30) / np.maximum(saved, 1e-300), np.inf)

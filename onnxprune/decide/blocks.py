@@ -1,9 +1,10 @@
-"""Which blocks may go whole: residual branches that map a shape to itself.
+"""Which blocks may go whole: residual branches that map a shape to itself, and what Concats only append.
 
-A block is everything between a tensor `s` and an Add of `s` and a branch that depends on `s` alone: a basic,
+A residual block is everything between a tensor `s` and an Add of `s` and a branch that depends on `s` alone: a basic,
 bottleneck or inverted residual block, attention or a gated branch, whatever the operators are. Without the block
-the Add hands on `s`. Found from the graph alone; whether one *should* go is a question of its damage, which
-`decide.allocation` weighs against its cost.
+the Add hands on `s`. A dense layer, or a branch of an Inception block, makes channels that do nothing but stand beside
+others in Concats: it goes when its group of channels goes whole. Found from the graph alone; whether one *should* go is
+a question of its damage, which `decide.allocation` weighs against its cost.
 """
 
 from __future__ import annotations
@@ -11,12 +12,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
+
+from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph, captured
+from onnxprune.graph.shapes import UNARY
 
 LONGEST = 400
 """Nodes that a branch may have."""
+
+PLAIN = frozenset(UNARY) | {
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu", "Add", "Sub", "Mul", "Div"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Concat"),
+}
+"""What may make or carry channels that go whole: operators that spell no count of channels."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +48,133 @@ class Block:
     shortcut: str
     nodes: tuple[str, ...]
     shape: tuple[int, ...]
+    group: ClassVar[None] = None
+
+    @property
+    def name(self) -> str:
+        return self.add
+
+    @property
+    def end(self) -> str:
+        """The node that hands its work on."""
+        return self.add
 
     def named(self, pattern: str) -> bool:
         """Whether any of its nodes goes by a name that matches."""
         return any(re.search(pattern, key) for key in self.nodes)
+
+
+@dataclass(frozen=True)
+class Appended:
+    """A branch whose channels do nothing but stand beside others in Concats.
+
+    Attributes:
+        group: name of the group of its channels; the block goes by this name too.
+        width: how many.
+        nodes: keys of all nodes inside, in execution order; not the Concats.
+        end: the first Concat.
+    """
+
+    group: str
+    width: int
+    nodes: tuple[str, ...]
+    end: str
+
+    @property
+    def name(self) -> str:
+        return self.group
+
+    def named(self, pattern: str) -> bool:
+        """Whether its group, or any of its nodes, goes by a name that matches."""
+        return any(re.search(pattern, key) for key in (self.group, *self.nodes))
+
+
+AnyBlock = Block | Appended
+
+
+def all_blocks(graph: Graph, channels: Channels, keep: str | None = None) -> tuple[AnyBlock, ...]:
+    """Every block of both kinds, in execution order of where they end.
+
+    Args:
+        graph: the network.
+        channels: its analysis.
+        keep: blocks with a node whose name matches this regular expression stay.
+
+    Raises:
+        UsageError: `keep` is no regular expression.
+    """
+    order = {key: k for k, key in enumerate(graph.nodes)}
+    found: list[AnyBlock] = [*find_blocks(graph, channels.shapes, keep), *find_appended(graph, channels, keep)]
+    return tuple(sorted(found, key=lambda b: order[b.end]))
+
+
+def find_appended(graph: Graph, channels: Channels, keep: str | None = None) -> tuple[Appended, ...]:
+    """Every branch whose channels are a group of their own that only Concats read, in the order of the groups."""
+    tensors = _own_tensors(channels)
+    order = {key: k for k, key in enumerate(graph.nodes)}
+    consumers = graph.consumers()
+    kept = set(graph.outputs) | set(graph.captured())
+    found = []
+    for group in channels.groups:
+        own = tensors.get(group.name, ())
+        if own and not kept & own:
+            block = _appended(graph, group, own, order, consumers, kept)
+            if block is not None and not (keep is not None and block.named(keep)):
+                found.append(block)
+    return tuple(found)
+
+
+def _own_tensors(channels: Channels) -> dict[str, set[str]]:
+    """Group -> the activations all of whose channels are the group's."""
+    owner = np.full(channels.unit_count + 1, -1)
+    for k, group in enumerate(channels.groups):
+        owner[group.units] = k
+    found: dict[str, set[str]] = {}
+    for name, (_, line) in channels.lines.items():
+        k = owner[line[0]] if len(line) and line.min() >= 0 else -1
+        if k >= 0 and (owner[line] == k).all():
+            found.setdefault(channels.groups[k].name, set()).add(name)
+    return found
+
+
+def _appended(
+    graph: Graph,
+    group: ChannelGroup,
+    own: set[str],
+    order: Mapping[str, int],
+    consumers: Mapping[str, list[tuple[str, int]]],
+    kept: set[str],
+) -> Appended | None:
+    """The nodes that serve nothing but the group's place in Concats; None where the group has other readers."""
+    makers = {graph.producer.get(name, "") for name in own}
+    if "" in makers or any(graph.nodes[key].op_type not in PLAIN for key in makers):
+        return None
+    joins = {
+        key
+        for name in own
+        for key, _ in consumers.get(name, ())
+        if key not in makers and graph.nodes[key].op_type == "Concat"
+    }
+    inside: set[str] = set()
+    stack = sorted(makers, key=order.__getitem__)
+    while stack:  # from the end backwards: a node is inside when all its readers are, or join its channels to others
+        key = stack.pop()
+        node = graph.nodes[key]
+        made = {o for o in node.output if o}
+        readers = {(reader, o in own) for o in made for reader, _ in consumers.get(o, ())}
+        if key in inside or made & kept or captured(node):
+            continue
+        if any(reader not in inside and not (mine and reader in joins) for reader, mine in readers):
+            continue
+        inside.add(key)
+        if len(inside) > LONGEST:
+            return None
+        above = {graph.producer[i] for i in node.input if i in graph.producer}
+        stack += sorted(above - inside, key=order.__getitem__)
+    if not joins or not makers <= inside:
+        return None
+    nodes = sorted(inside, key=order.__getitem__)
+    return Appended(group.name, group.width, tuple(nodes), min(joins, key=order.__getitem__))
 
 
 def find_blocks(graph: Graph, shapes: Mapping[str, tuple[int, ...]], keep: str | None = None) -> tuple[Block, ...]:

@@ -110,7 +110,7 @@ class Result:
             "latency": None if self.latency is None else self.latency.to_json(),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],
             "pinned": [asdict(p) for p in self.pinned],
-            "blocks": [drop.block for drop in self.plan.drops()],
+            "blocks": list(self.plan.blocks()),
             "factorized": [asdict(e) for e in self.plan.factorized()],
             "warnings": list(self.warnings),
             "notes": list(self.notes),

@@ -128,9 +128,9 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
         lines.append(f"fidelity     {top1}cosine {f.cosine:.4f}, SQNR {f.sqnr_db:.1f} dB on {f.samples} {held}")
     cut = [(n, x, y) for n, x, y in result.groups if y < x]
     lines.append(f"groups       {len(cut)} of {len(result.groups)} cut; repair: {result.repair}")
-    drops = result.plan.drops()
+    drops = result.plan.blocks()
     if drops:
-        lines.append(f"blocks       {len(drops)} dropped: {', '.join(plain(d.block) for d in drops[:4])}")
+        lines.append(f"blocks       {len(drops)} dropped: {', '.join(plain(name) for name in drops[:4])}")
         lines[-1] += f" and {len(drops) - 4} more" if len(drops) > 4 else ""
     made = list(dict.fromkeys(e.node for e in result.plan.factorized()))
     if made:

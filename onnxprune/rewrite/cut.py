@@ -12,7 +12,7 @@ import onnx
 
 from onnxprune.channels import Channels, Cut, mend
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph.model import Graph, forget_sizes, set_attr
+from onnxprune.graph.model import Graph, forget_sizes, node_key, set_attr
 
 
 def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
@@ -30,6 +30,7 @@ def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
     edited = graph.unedited()
     sizes = Cut(channels, alive)
     mends, conflicts = mend(graph, sizes)
+    conflicts = [c for c in conflicts if not any(_empties(sizes, o) for o in graph.nodes[c.node].output)]
     if conflicts:
         raise UnsupportedError(f"node {conflicts[0].node!r}: {conflicts[0].reason} - exclude its channels")
     for use, axes in channels.params.items():
@@ -52,8 +53,36 @@ def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
         else:
             set_attr(edited.own(m.use[0]), m.attribute, m.value)
     model = edited.export()
+    empty = {name for name in sizes.lines if _empties(sizes, name)}
+    if empty:
+        model = _without(model, empty)
     changed = {name: {axis: sizes.shapes[name][axis]} for name, (axis, _) in sizes.lines.items()}
     forget_sizes(model, changed)
+    return model
+
+
+def _empties(sizes: Cut, name: str) -> bool:
+    """Whether no channel of the tensor is left."""
+    return name in sizes.lines and not sizes.shapes[name][sizes.lines[name][0]]
+
+
+def _without(model: onnx.ModelProto, empty: set[str]) -> onnx.ModelProto:
+    """The model without tensors that have no channels left, and all that only made them."""
+    graph = Graph(model)
+    for key, node in list(graph.nodes.items()):
+        if node.op_type != "Concat" or not empty.intersection(node.input) or empty.intersection(node.output):
+            continue
+        own = graph.own(key)
+        left = [i for i in own.input if i not in empty]
+        del own.input[:]
+        own.input.extend(left)
+        if len(left) == 1:
+            own.op_type = "Identity"
+            del own.attribute[:]
+    model = graph.export()
+    for node in model.graph.node:
+        if empty.intersection(node.input) or empty.intersection(node.output):
+            raise UnsupportedError(f"node {node_key(node)!r} would have no channels left - keep one of its group")
     return model
 
 

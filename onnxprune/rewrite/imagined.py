@@ -172,6 +172,8 @@ class _Merge:
                 self._set(key, i, value)
 
     def _set(self, key: str, i: int, value: np.ndarray) -> None:
+        if key not in self.graph.nodes:  # it has gone with what it made
+            return
         for axis, units in self.channels.params.get((key, i), {}).items():
             value = value.compress(self.alive[units], axis)
         self.graph.set_constant((key, i), value)
@@ -189,7 +191,8 @@ class _Merge:
         for s in {(s.use, s.axis): s for g in channels.groups for s in g.readers}.values():
             node, value = self.original.nodes[s.use[0]], self.original.value(s.use)
             if (
-                node.op_type in SUMS
+                s.use[0] in self.graph.nodes
+                and node.op_type in SUMS
                 and attr(node, "group", 1) == 1
                 and s.use not in channels.unlisted
                 and s.reads is not None

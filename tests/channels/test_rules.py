@@ -339,6 +339,11 @@ net("group norm by InstanceNormalization",
     "float[4] zero, float[8,1,1] s, float[8,1,1] b",
     """r = Reshape(h, a) n = InstanceNormalization(r, one, zero) k = Reshape(n, t) m = Mul(k, s) z = Add(m, b)""",
     [4])
+net("spread of groups of channels, by ReduceMean",
+    "int64[5] a = {0, 4, 2, 8, 8}, int64[4] t = {0, 8, 8, 8}, int64[3] over = {2, 3, 4}, float[1] tiny = {0.1}",
+    """r = Reshape(h, a) m = ReduceMean(r, over) d = Sub(r, m) q = Mul(d, d) v = ReduceMean(q, over)
+       e = Add(v, tiny) s = Sqrt(e) n = Div(r, s) z = Reshape(n, t)""",
+    [4])
 net("group norm with one group",
     "int64[3] a = {0, 1, -1}, int64[4] t = {0, 8, 8, 8}, float[1] one, float[1] zero",
     "r = Reshape(h, a) n = InstanceNormalization(r, one, zero) z = Reshape(n, t)", [],

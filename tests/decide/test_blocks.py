@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from onnxprune import api
-from onnxprune.blocks import drop_of
-from onnxprune.decide.blocks import find_blocks
+from onnxprune.blocks import drop_of, edit_of
+from onnxprune.decide.blocks import all_blocks, find_appended, find_blocks
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.verify import check_surgery
@@ -141,3 +141,91 @@ def test_no_repair_brings_a_block_back(repair):
     drop = drop_of(find_blocks(subject.graph, subject.channels.shapes)[0], subject.channels)
     result = api.apply_plan(subject, PrunePlan(subject.digest, (drop,), {}), api.Settings(repair=repair))
     assert [n.op_type for n in result.model.graph.node] == ["Conv", "Conv"]
+
+
+DENSE = (
+    "a1 = Conv(c1, p1) b1 = BatchNormalization(a1, s, t, m, var) r1 = Relu(b1) d1 = Conv<pads=[1,1,1,1]>(r1, q1) "
+    "c2 = Concat<axis=1>(c1, d1) a2 = Conv(c2, p2) r2 = Relu(a2) d2 = Conv<pads=[1,1,1,1]>(r2, q2) "
+    "z = Concat<axis=1>(c2, d2)"
+)
+WEIGHTS = (
+    "float[8,8,1,1] p1, float[8] s, float[8] t, float[8] m, float[8] var, float[4,8,3,3] q1, "
+    "float[8,12,1,1] p2, float[4,8,3,3] q2, float[4,16,1,1] w8"
+)
+TWO = "float[4,8,1,1] p1, float[4,8,3,3] q1, float[4,8,1,1] w8, float[4,16,1,1] w16, float[4,12,1,1] w12"
+ALONE = "a1 = Conv(h, p1) r1 = Relu(a1) d1 = Conv<pads=[1,1,1,1]>(h, q1) b1 = Sigmoid(d1)"
+
+APPENDED = {  # name: (weights, body, what reads z, (first node of a block, nodes, the Concat) of every block)
+    "dense layers": (WEIGHTS, f"c1 = Identity(h) {DENSE}", "w8", [("q1", 4, "c2"), ("q2", 3, "z")]),
+    "branches of one Concat": (TWO, f"{ALONE} z = Concat<axis=1>(r1, b1)", "w8", [("p1", 2, "z"), ("q1", 2, "z")]),
+    "beside what they read": (TWO, f"{ALONE} z = Concat<axis=1>(h, b1, r1)", "w16", [("p1", 2, "z"), ("q1", 2, "z")]),
+    "read elsewhere": (TWO, f"{ALONE} k = Mul(r1, b1) z = Concat<axis=1>(h, k)", "w12", [("p1", 5, "z")]),
+    "one is read elsewhere": (
+        TWO + ", float[4,4,1,1] w7",
+        f"{ALONE} k = Conv(b1, w7) z = Concat<axis=1>(r1, b1, h, k)",
+        "w20, float[4,20,1,1] w20",
+        [("p1", 2, "z"), ("w7", 1, "z")],
+    ),
+    "pieces of one layer": (
+        TWO, "a = Conv(h, p1) u, v = Split<axis=1, num_outputs=2>(a) z = Concat<axis=1>(u, h, v)", "w12", []
+    ),
+    "joined along another axis": (TWO, "a = Conv(h, p1) r = Relu(a) z = Concat<axis=2>(r, a)", "w4, float[4,4,1,1] w4", []),
+    "pooled": (
+        TWO, f"{ALONE} g = MaxPool<kernel_shape=[3,3],pads=[1,1,1,1]>(b1) z = Concat<axis=1>(h, g)", "w12",
+        [("q1", 3, "z")],
+    ),
+}  # fmt: skip
+
+
+def appended(name):
+    weights, body, reader, _ = APPENDED[name]
+    reader, *more = reader.split(", ", 1)
+    weights = ", ".join([weights, *more])
+    head = f"(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w0, {weights}> "
+    return surgery.model_of(head + f"{{ {STEM} {body} y = Conv(z, {reader}) }}")
+
+
+@pytest.mark.parametrize("name", APPENDED)
+def test_which_appended_branches_are_found(name):
+    graph, channels = surgery.find(appended(name))
+    found = [(b.group, len(b.nodes), b.end) for b in find_appended(graph, channels)]
+    assert found == APPENDED[name][3]
+
+
+@pytest.mark.parametrize("name", [n for n, row in APPENDED.items() if row[3]])
+def test_a_branch_that_goes_is_the_masked_original(name):
+    model = appended(name)
+    samples = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(model, calibration=samples)
+    blocks = find_appended(subject.graph, subject.channels)
+    for gone in [blocks[:1], blocks[-1:], blocks[: 3 if name != "branches of one Concat" else 1]]:
+        inside = {key for b in gone for key in b.nodes}
+        more = [
+            KeepChannels(g.name, g.width, (0,))
+            for g in subject.channels.groups
+            if g.name not in {b.group for b in gone}
+        ]
+        for rest in ([], more):
+            plan = PrunePlan(subject.digest, (*(edit_of(b, subject.channels) for b in gone), *rest), {})
+            assert PrunePlan.from_json(plan.to_json()) == plan and plan.blocks() == tuple(b.group for b in gone)
+            result = api.apply_plan(subject, plan, api.Settings(repair="none"))
+            assert result.surgery.exact and result.surgery.worst < 1e-5
+            assert not inside & {n.output[0] for n in result.model.graph.node}
+            assert check_surgery(model, result.model, result.cuts, [subject.feeds]).exact
+            for repair in ("merge", "statistics", "refit"):
+                mended = api.apply_plan(subject, plan, api.Settings(repair=repair)).model
+                assert [n.op_type for n in mended.graph.node] == [n.op_type for n in result.model.graph.node]
+
+
+def test_a_plan_that_empties_what_others_read():
+    subject = api.open_model(appended("branches of one Concat"))
+    group = next(g for g in subject.channels.groups if g.name == "w0")
+    with pytest.raises(UsageError, match="no channel of group 'w0'"):
+        plan = PrunePlan(subject.digest, (KeepChannels(group.name, group.width, ()),), {})
+        api.apply_plan(subject, plan, api.Settings(repair="none"))
+
+
+def test_branches_to_keep():
+    graph, channels = surgery.find(appended("dense layers"))
+    assert [b.name for b in all_blocks(graph, channels, "^d1$")] == ["q2"]
+    assert [b.name for b in all_blocks(graph, channels, "^q2$")] == ["q1"]
