@@ -126,8 +126,8 @@ class Planner:
     def _blocks(self) -> tuple[AnyBlock, ...]:
         if "blocks" not in self.settings.kinds() or self.how != "adaptive":
             return ()
-        limits = self.settings.limits()
-        stay = {g.name for g in self.channels.groups if not limits.allows(g)}
+        asked = Limits(include=self.settings.include, exclude=self.settings.exclude)
+        stay = {g.name for g in self.channels.groups if not asked.allows(g)}
         found = all_blocks(self.subject.graph, self.channels, self.settings.keep_block)
         return tuple(b for b in found if b.group not in stay)
 

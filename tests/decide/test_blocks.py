@@ -5,11 +5,14 @@ import pytest
 
 from onnxprune import api
 from onnxprune.blocks import drop_of, edit_of
+from onnxprune.decide.allocation import BlockMove, Ladder, Limits, adaptive
 from onnxprune.decide.blocks import all_blocks, find_appended, find_blocks
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
+from onnxprune.measure.cost import CostModel
 from onnxprune.measure.verify import check_surgery
 from onnxprune.plan import KeepChannels, PrunePlan
+from onnxprune.planning import Planner
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from tests.channels import surgery
 
@@ -229,3 +232,34 @@ def test_branches_to_keep():
     graph, channels = surgery.find(appended("dense layers"))
     assert [b.name for b in all_blocks(graph, channels, "^d1$")] == ["q2"]
     assert [b.name for b in all_blocks(graph, channels, "^q2$")] == ["q1"]
+
+
+@pytest.mark.parametrize("methods", [("blocks",), ("channels", "blocks")])
+def test_dense_layers_go_where_that_is_asked_for_and_are_counted_rightly(methods):
+    samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(appended("dense layers"), calibration=samples)
+    settings = api.Settings(ratio=0.3, methods=methods, repair="none", best_effort=True)
+    planner = Planner(subject, settings)
+    plan = planner.propose(0.3, "mix") or planner.propose(0.3, "channels")
+    assert plan.blocks() or "channels" in methods
+    result = api.apply_plan(subject, plan, settings)
+    assert result.macs_removed == pytest.approx(1 - 1 / planner.gain(plan), abs=1e-6)
+    kept = api.Settings(ratio=0.3, methods=("channels", "blocks"), keep_block="q1", exclude="q2", best_effort=True)
+    assert not Planner(subject, kept).blocks
+
+
+def test_a_group_that_goes_with_its_block_is_paid_for():
+    """Readers of a dense layer get smaller too: the allocation knows it."""
+    subject = api.open_model(appended("dense layers"))
+    blocks = find_appended(subject.graph, subject.channels)
+    cost = CostModel(subject.graph, subject.channels, blocks=[b.nodes for b in blocks])
+    ladders = [Ladder(g, np.ones(g.width), Limits(round_to=1)) for g in subject.channels.groups]
+    damages = {g.name: np.linspace(1e3, 0, g.width + 1) for g in subject.channels.groups}
+    moves = [BlockMove(b.name, 1.0, frozenset([b.group, "p1", "p2"]), b.group) for b in blocks]
+    widths, standing, damage = adaptive(ladders, damages, cost, 0.2, moves)
+    assert damage == 1.0 and sorted(standing) == [0, 1]
+    gone = blocks[int(np.argmin(standing))].group
+    assert widths[[ladder.group.name for ladder in ladders].index(gone)] == 0
+    plan = PrunePlan(subject.digest, (KeepChannels(gone, 4, ()),), {})
+    result = api.apply_plan(subject, plan, api.Settings(repair="none"))
+    assert result.macs_removed == pytest.approx(cost.removed(subject.channels.alive({gone: ()}), standing), abs=1e-9)
