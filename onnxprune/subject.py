@@ -47,7 +47,8 @@ class Settings:
         repair: "none", "merge", "statistics", "refit" or "distill" (refit, then training without labels; needs torch);
             None: refit when there are samples, else merge.
         epochs: passes over the samples when distilling.
-        augment: how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" (share).
+        augment: how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" and "cutmix=0.5"
+            (shares).
         recipe: a file.py with labelled data and a loss to train on beside the distillation, and to differentiate for
             the criteria "taylor", "fisher" and "obd".
         round_to: widths are multiples of this, or "auto".

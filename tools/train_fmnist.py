@@ -98,7 +98,7 @@ def mbv2() -> nn.Sequential:
 
 
 def densenet(each: int = 8, growth: int = 12) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(1, 24, 3, 1, 1, bias=False)]
+    layers: list[nn.Module] = [nn.Conv2d(1, 24, 3, 2, 1, bias=False)]
     width = 24
     for stage in range(3):
         if stage:

@@ -111,7 +111,7 @@ def _add_making(add: Add, *, brief: bool = False) -> None:
     add("--repair", metavar="NAME", help="refit (default with --calib), distill, statistics, merge (else), none")
     more = {  # the main help leaves these to `onnxprune prune --help`
         "epochs": "of --repair distill: passes over the samples (default 40)",
-        "augment": "of --repair distill: flip,shift=2,mixup=0.5 (default none)",
+        "augment": "of --repair distill: flip,shift=2,mixup=0.5,cutmix (default none)",
         "recipe": "of --repair distill: file.py with labelled data and a loss",
     }
     kinds = {"epochs": ("N", int), "augment": ("LIST", words), "recipe": ("FILE", str)}

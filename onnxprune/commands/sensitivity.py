@@ -27,7 +27,7 @@ ROWS = 40  # of the table, without -v
 def parser() -> Parser:
     about = (
         "Damage to the outputs against the kept width, for every group of channels cut alone, and for every\n"
-        "residual block dropped alone. Measurements are kept in FILE as they come: the same command again goes\n"
+        "block dropped alone. Measurements are kept in FILE as they come: the same command again goes\n"
         "on where the last one stopped."
     )
     made = Parser("sensitivity", "sensitivity MODEL --calib SAMPLES [-o FILE] [options]", about)

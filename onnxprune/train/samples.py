@@ -84,10 +84,26 @@ def _mixup(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
     return x + share * (x[other] - x)
 
 
+def _cutmix(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
+    """A rectangle of every image, of a share of its area drawn evenly from [0, amount], comes from another image."""
+    n, _, h, w = x.shape
+    share, tall, *at = torch.rand(4, n, generator=rng)
+    height = (amount * share).clamp_min(1e-9) ** (0.25 + 0.5 * tall)  # as a share of the image's; so is the width
+    box = torch.ones(n, 1, 1, 1, dtype=torch.bool)
+    for axis, size, length, start in ((2, h, height, at[0]), (3, w, amount * share / height, at[1])):
+        first = (start * (1 - length))[:, None]
+        middles = (torch.arange(size) + 0.5) / size
+        inside = (middles > first) & (middles < first + length[:, None])
+        box = box & inside.reshape(n, 1, *(size if k == axis else 1 for k in (2, 3)))
+    other = torch.randperm(n, generator=rng)
+    return torch.where(box.to(x.device), x[other.to(x.device)], x)
+
+
 AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, float, torch.Generator], Tensor], float]] = {
     "flip": (_flip, 1.0),
     "shift": (_shift, 2.0),
     "mixup": (_mixup, 0.5),
+    "cutmix": (_cutmix, 0.5),
 }
 """name -> (function of images (n, c, h, w), its amount unless given)."""
 

@@ -137,7 +137,7 @@ def test_samples_of_several_sizes_keep_their_batches():
     assert sorted(samples.batch(k, 0)["x"].shape[2] for k in range(2)) == [3, 5]
 
 
-@pytest.mark.parametrize("spec", [["flip"], ["shift=1"], ["mixup"], ["flip", "shift=2", "mixup=0.3"]])
+@pytest.mark.parametrize("spec", [["flip"], ["shift=1"], ["mixup"], ["cutmix"], ["flip", "shift=2", "mixup=0.3"]])
 def test_augmentations_change_images_by_the_step_alone(spec):
     feeds = {"x": torch.randn(4, 2, 6, 6), "n": torch.zeros(4, 1)}
     augment = augmenter(spec, 0)
@@ -155,6 +155,15 @@ def test_a_shift_moves_by_whole_pixels():
         for dx in (-1, 0, 1)
     ]
     assert sum(fits) == 1
+
+
+def test_cutmix_takes_rectangles_of_the_share_asked_for():
+    x = torch.arange(512.0).reshape(512, 1, 1, 1).expand(512, 1, 40, 20).contiguous()
+    foreign = augmenter(["cutmix=0.5"], 0)({"x": x}, 3)["x"][:, 0] != x[:, 0]
+    rows, columns = foreign.any(2), foreign.any(1)
+    assert torch.equal(foreign, rows[:, :, None] & columns[:, None, :])  # rectangles
+    assert all((line.int().diff() != 0).sum() <= 2 for line in (*rows, *columns))  # in one piece
+    assert abs(float(foreign.float().mean()) - 0.25) < 0.02 and foreign.float().mean((1, 2)).max() < 0.56
 
 
 def test_an_unknown_augmentation_is_named():
