@@ -93,9 +93,66 @@ def open_model(
     else:
         feeds = runtime.default_feed(specs, shapes=input_shapes)
     graph = Graph(proto)
-    feeds, observed = _first_run(graph, specs, feeds, guess=data is None and not input_shapes)
+    batch = None
+    try:
+        feeds, observed = _first_run(graph, specs, feeds, guess=data is None and not input_shapes)
+    except ModelError as error:
+        batch, feeds, observed = _other_batch(graph, specs, feeds, () if input_shapes else BATCHES, error)
+    else:
+        batch = _only_batch(graph, specs, feeds, sampled=data is not None)
+    if data is not None and batch is not None:
+        data = data.in_batches_of(batch)
+        feeds = feeds if input_shapes else data.first(1)
     channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    return Subject(proto, graph, feeds, channels, digest(proto), path, data)
+    return Subject(proto, graph, feeds, channels, digest(proto), path, data, batch=batch)
+
+
+BATCHES = (2, 4, 8, 16, 32, 64)
+"""Batches to try where a model that declares any batch does not run with one sample."""
+SPELLING = {"Reshape", "Expand", "Tile", "Gather", "GatherElements", "GatherND", "Slice", "Split", "ConstantOfShape"}
+"""Operators by which a graph may spell the batch that it was exported with."""
+
+
+def _other_batch(
+    graph: Graph,
+    specs: Sequence[runtime.InputSpec],
+    feeds: Mapping[str, np.ndarray],
+    batches: Sequence[int],
+    error: ModelError,
+) -> tuple[int, Mapping[str, np.ndarray], Observed]:
+    """What a model that declares any batch takes instead of the one it has just failed with: the batch that it was
+    exported with, if it is a usual one."""
+    for batch in batches if any(map(runtime.open_batch, specs)) else ():
+        other = _resized(specs, feeds, batch)
+        with contextlib.suppress(ModelError):
+            return batch, other, observe(graph, other)
+    raise error
+
+
+def _only_batch(
+    graph: Graph, specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], *, sampled: bool
+) -> int | None:
+    """The batch of the feeds, where the model declares any batch and runs with no other; else None.
+
+    Only looked at where other batches would be used, and where the graph may spell one.
+    """
+    own = next((len(feeds[s.name]) for s in specs if runtime.open_batch(s)), None)
+    if own is None or (own == 1 and not sampled) or SPELLING.isdisjoint(n.op_type for n in graph.nodes.values()):
+        return None
+    other = _resized(specs, feeds, 2 if own == 1 else 1)
+    try:
+        runtime.open_session(graph.model).run(other)
+    except ModelError:
+        return own
+    return None
+
+
+def _resized(
+    specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], batch: int
+) -> Mapping[str, np.ndarray]:
+    """The feeds with so many samples, the first one repeated, in the inputs that leave their batch open."""
+    free = {s.name for s in specs if runtime.open_batch(s)}
+    return {k: np.repeat(v[:1], batch, axis=0) if k in free else v for k, v in feeds.items()}
 
 
 GUESSES = (96, 32, 640, 299, 512)
@@ -427,7 +484,7 @@ def _metric(subject: Subject, settings: Settings, metric: str | Metric | None) -
     if callable(metric):
         return metric
     if metric is not None:
-        return open_metric(metric, runtime.input_specs(subject.model), threads=settings.threads)
+        return open_metric(metric, subject.specs, threads=settings.threads)
     if subject.calibration is None:
         raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
     _, held = subject.calibration.split(seed=settings.seed)

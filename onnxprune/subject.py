@@ -164,7 +164,10 @@ def _one_of(what: str, value: str | None, known: Sequence[str] | Mapping[str, An
 
 @dataclass(frozen=True)
 class Subject:
-    """A model opened for pruning: checked, run once, analysed."""
+    """A model opened for pruning: checked, run once, analysed.
+
+    `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
+    """
 
     model: onnx.ModelProto
     graph: Graph
@@ -174,6 +177,12 @@ class Subject:
     path: Path | None = None
     calibration: Calibration | None = None
     warnings: list[str] = field(default_factory=list)
+    batch: int | None = None
+
+    @property
+    def specs(self) -> tuple[runtime.InputSpec, ...]:
+        """The inputs, as the model really takes them."""
+        return runtime.in_batches_of(runtime.input_specs(self.model), self.batch)
 
     def one(self) -> dict[str, np.ndarray]:
         """One sample's feeds, for timing."""
@@ -181,7 +190,7 @@ class Subject:
 
     def dynamic_batch(self, name: str) -> bool:
         """Whether the input's first axis has no fixed size."""
-        spec = next(s for s in runtime.input_specs(self.model) if s.name == name)
+        spec = next(s for s in self.specs if s.name == name)
         return bool(spec.shape) and not isinstance(spec.shape[0], int)
 
     def cost(self) -> Cost:

@@ -22,7 +22,7 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.decide.blocks import Block, find_blocks
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.graph.model import Graph, Use, digest
-from onnxprune.graph.runtime import input_specs, open_session
+from onnxprune.graph.runtime import open_session
 from onnxprune.measure.calibration import open_calibration
 from onnxprune.measure.cost import CostModel
 from onnxprune.plan import KeepChannels, PrunePlan
@@ -138,7 +138,7 @@ def _with_samples(subject: Subject, recipe: str) -> Subject:
         samples = {k: np.asarray(v) for k, v in batches.batch(len(found))[0].items()}
         found.append(samples)
         taken += len(next(iter(samples.values())))
-    return replace(subject, calibration=open_calibration(found, input_specs(subject.model)))
+    return replace(subject, calibration=open_calibration(found, subject.specs))
 
 
 def prepare(subject: Subject, settings: TrainSettings, progress: Progress | None = None) -> Prepared:

@@ -1,12 +1,14 @@
 """Repair without samples: statistics are imagined, columns are spread, and the file's own statistics come back."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune.errors import UsageError
+from onnxprune import api
+from onnxprune.errors import CalibrationError, ModelError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.runtime import open_session
 from onnxprune.rewrite import imagined
@@ -97,6 +99,32 @@ def test_a_batch_that_nodes_spell_is_not_repeated():
     feeds = feeds_of(model, N=1)
     wanted = run(model, feeds)[0]
     assert distance(wanted, run(repaired, feeds)[0]) < distance(wanted, run(pruned, feeds)[0])
+
+
+OF = ("size = {1, 8, 8, 8}", "size = {BATCH, 8, 8, 8}")
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_a_batch_that_nodes_spell_is_the_only_one(batch):
+    """With samples too, to the end: repair, fidelity and both checks; samples that fill no batch are left out."""
+    model = model_of(SPELLED.replace(OF[0], OF[1].replace("BATCH", str(batch))))
+    samples = np.random.default_rng(0).standard_normal((33, 3, 8, 8)).astype(np.float32)
+    for given in ({"calibration": samples}, {}, {"input_shapes": {"x": [batch, 3, 8, 8]}, "calibration": samples}):
+        subject = api.open_model(model, **given)
+        assert subject.feeds["x"].shape[0] == batch and (batch == 1) <= (subject.one()["x"].shape[0] == 1)
+        if given or batch > 1:
+            assert subject.batch == batch
+        settings = api.Settings(ratio=0.25)
+        result = api.apply_plan(subject, api.make_plan(subject, settings), settings)
+        assert result.surgery.exact and (result.fidelity is not None) == bool(given)
+        assert result.model.graph.input[0] == model.graph.input[0]
+    with pytest.raises(CalibrationError, match=f"batches of {batch} alone") if batch > 1 else nullcontext():
+        api.open_model(model, calibration=samples[:1])
+
+
+def test_a_batch_that_no_usual_size_fits():
+    with pytest.raises(ModelError, match="cannot be run with x"):
+        api.open_model(model_of(SPELLED.replace(OF[0], OF[1].replace("BATCH", "7"))))
 
 
 # Eight channels of rank six at most: two can go, and the others know all that they knew.

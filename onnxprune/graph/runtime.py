@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -594,6 +594,18 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
     stored = {t.name for t in model.graph.initializer}
     stored |= {s.values.name for s in model.graph.sparse_initializer}
     return tuple(_spec_of_port(port) for port in model.graph.input if port.name not in stored)
+
+
+def open_batch(spec: InputSpec) -> bool:
+    """Whether an input declares that it takes any number of samples."""
+    return bool(spec.shape) and not isinstance(spec.shape[0], int)
+
+
+def in_batches_of(specs: Sequence[InputSpec], batch: int | None) -> tuple[InputSpec, ...]:
+    """The inputs with every open batch at that size; as they are where it is None."""
+    if batch is None:
+        return tuple(specs)
+    return tuple(replace(s, shape=(batch, *s.shape[1:])) if open_batch(s) else s for s in specs)
 
 
 def _spec_of_port(port: ValueInfoProto) -> InputSpec:

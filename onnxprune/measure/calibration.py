@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -216,6 +217,15 @@ class Calibration:
         if n < 1:
             raise UsageError(f"take({n}); give a positive number of samples")
         return self._view(self._rows[: max(n, self._unit)])
+
+    def in_batches_of(self, n: int) -> Calibration:
+        """The same samples for a model that takes batches of `n` alone, whatever it declares."""
+        found = self._view(self._rows)
+        found._layout = copy(self._layout)
+        found._layout.batch = n
+        if len(self) < n:
+            raise CalibrationError(f"{self.source}: {len(self)} samples, but the model takes batches of {n} alone")
+        return found
 
     def split(self, held_out: float = 0.25, seed: int = 0) -> tuple[Calibration, Calibration]:
         """(rest, held out), disjoint, each in source order; the same seed gives the same split.
