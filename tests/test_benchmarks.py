@@ -20,6 +20,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import accuracy  # noqa: E402
 import child  # noqa: E402
 import common  # noqa: E402
+import exporters  # noqa: E402
 import peers  # noqa: E402
 import photographs  # noqa: E402
 import regression  # noqa: E402
@@ -253,3 +254,16 @@ def test_a_child_tells_time_and_memory_or_why_not(settings, field, tmp_path):
     if field == "seconds":
         assert row["seconds"] > 0 and row["peak_mib"] > row["imports_mib"] > 1
         assert (tmp_path / "out.onnx").is_file()
+
+
+def test_a_library_that_is_missing_or_a_network_that_cannot_be_exported_is_a_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm/__init__.py").write_text("raise ImportError('no such thing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["exporters.py", "--libraries", "timm"])
+    assert exporters.main() == 0
+    assert "timm: skipped: ImportError: no such thing" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["exporters.py", "--libraries", "timm", "--names", "some_net"])
+    assert exporters.main() == 0
+    out = capsys.readouterr().out
+    assert "| timm | some_net | not exported |" in out and "timm: 1 not exported; 0 reached" in out
