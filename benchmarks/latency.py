@@ -88,7 +88,7 @@ def measure(net: Net, goal: float | None, settings: Mapping[str, Any], seed: int
         path = result.save(Path(folder, "pruned.onnx"))
         apart = timed_apart(net.path, path, net.shapes)
         score = net.score(path)
-    blocks = len(result.plan.drops())
+    blocks = len(result.plan.blocks())
     own = result.latency.comparisons[0].speedup if result.latency else None
     return {"seconds": seconds, "macs_removed": result.macs_removed, "blocks": blocks, "own": own, **apart, **score}
 

@@ -37,6 +37,12 @@ MATMUL = """(float[N,6] x) => (float[N,3] y)
   k = MatMul(h, v)
   y = Add(k, c) }"""
 
+UNBIASED = """(float[N,6] x) => (float[N,3] y)
+<float[6,8] w, float[8,8] u, float[8,3] v> {
+  h = MatMul(x, w)
+  k = MatMul(h, u)
+  y = MatMul(k, v) }"""
+
 
 def accuracy(model) -> float:
     data = np.load(DATA / "data/test.npz")
@@ -127,8 +133,18 @@ def test_a_batch_that_no_usual_size_fits():
         api.open_model(model_of(SPELLED.replace(OF[0], OF[1].replace("BATCH", "7"))))
 
 
+def test_a_matmul_without_a_bias_keeps_its_shape_and_mean():
+    """Its place is taken by the Add of the bias that it gets."""
+    model = model_of(UNBIASED)
+    repaired = onnxprune.prune(model, 0.25).model
+    feeds = feeds_of(model, seed=4, N=1)
+    assert run(repaired, feeds)[0].shape == run(model, feeds)[0].shape
+    kinds = [n.op_type for n in repaired.graph.node]
+    assert kinds.count("MatMul") == 3
+
+
 # Eight channels of rank six at most: two can go, and the others know all that they knew.
-@pytest.mark.parametrize("text", [GEMM, MATMUL, NORM.replace("ACT", "Identity").replace("[8,3,3,3]", "[8,3,1,1]")
+@pytest.mark.parametrize("text", [GEMM, MATMUL, UNBIASED, NORM.replace("ACT", "Identity").replace("[8,3,3,3]", "[8,3,1,1]")
                                   .replace("pads=[1,1,1,1]", "pads=[0,0,0,0]")])  # fmt: skip
 def test_what_kept_channels_span_is_spread_exactly(text, monkeypatch):
     monkeypatch.setattr(imagined, "LAMBDA", 1e-6)

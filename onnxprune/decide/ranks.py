@@ -283,9 +283,9 @@ def _damages(own: _Layer, ways: Sequence[Way], errors: np.ndarray, trials: Trial
     return between(errors, measured)
 
 
-def _on_paper(own: _Layer, way: Way, trials: Trials) -> onnx.ModelProto:
+def _on_paper(own: _Layer, way: Way, trials: Trials) -> Graph:
     """The original with a layer's weight replaced by what its factors stand for, its mean output as it was."""
-    graph, d = Graph(trials.curves.graph.model), own.design
+    graph, d = trials.curves.graph.unedited(), own.design
     kind, rank = way[0]
     whole = own.splits[kind].product(rank)
     value, place = graph.value(d.weight), trials.places.get(d.key)
@@ -294,4 +294,4 @@ def _on_paper(own: _Layer, way: Way, trials: Trials) -> onnx.ModelProto:
     if place is not None:
         missing = (own.mean @ (own.W - whole)).ravel()
         fold(graph, place, np.ones(missing.size), missing)
-    return graph.export()
+    return graph

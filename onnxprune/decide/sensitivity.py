@@ -59,15 +59,18 @@ class Trials:
         session = runtime.open_session(model, threads=self.threads, name="trial")
         return [session.run(dict(b)) for b in self.batches]
 
-    def damage(self, model: onnx.ModelProto, first: str | None = None) -> float:
+    def damage(self, candidate: Graph | onnx.ModelProto, first: str | None = None) -> float:
         """Mean damage of a candidate's outputs.
 
         Args:
-            model: the candidate.
+            candidate: the network; as a graph, only its constants may be edited.
             first: the first node in which it may differ; what comes before is not run again. None: not known.
         """
         apart = first is not None and only_tensors(self.curves.graph)  # what lies between pieces must be tensors
-        got = self._run_from(str(first), Graph(model)) if apart else self._run(model)
+        if apart:
+            got = self._run_from(str(first), candidate if isinstance(candidate, Graph) else Graph(candidate))
+        else:
+            got = self._run(candidate.export() if isinstance(candidate, Graph) else candidate)
         return float(np.mean([damage(a, b) for a, b in zip(self.wanted, got, strict=True)]))
 
     def _run_from(self, first: str, graph: Graph) -> list[list[np.ndarray]]:
@@ -82,9 +85,9 @@ class Trials:
         keys = {r.design.key for r in curves.readings[group.name]} | {o.use[0] for o in curves.others[group.name]}
         return min(keys & self.order.keys(), key=self.order.__getitem__, default=next(iter(self.order)))
 
-    def cut_alone(self, group: ChannelGroup, gone: np.ndarray) -> onnx.ModelProto:
+    def cut_alone(self, group: ChannelGroup, gone: np.ndarray) -> Graph:
         """The original with channels `gone` of one group masked where they are read, their readers refit."""
-        graph = Graph(self.curves.graph.model)
+        graph = self.curves.graph.unedited()
         for r in self.curves.readings[group.name]:
             s = self.curves.solvers[r.design.key]
             W = s.without(r.rows[gone].ravel())
@@ -103,7 +106,7 @@ class Trials:
                 shape = [1] * value.ndim
                 shape[other.axis] = -1
                 graph.set_constant(other.use, value * mask.reshape(shape).astype(value.dtype))
-        return graph.export()
+        return graph
 
 
 def damages(

@@ -245,6 +245,7 @@ def open_session(
     provider_options: Mapping[str, Mapping[str, object]] | None = None,
     threads: int | None = None,
     optimise: bool = True,
+    pack: bool | None = None,
     spinning: bool = False,
     record: bool = False,
     name: str = "model",
@@ -258,7 +259,8 @@ def open_session(
         providers: short names, the wanted one first; the CPU takes the nodes that the others leave.
         provider_options: by provider, what ORT's documentation of that provider lists: {"cuda": {"use_tf32": 0}}.
         threads: for one operator; None leaves the choice to ORT.
-        optimise: whether ORT may fuse and fold and repack weights; not worth it for a run or two.
+        optimise: whether ORT may fuse and fold; not worth it for a run or two of something small.
+        pack: whether weights are packed once for all runs, which takes as long as a run; None: where it optimises.
         spinning: whether idle threads burn cycles; off on a busy machine.
         record: note which provider runs which node on the CPU too; elsewhere it is always noted.
         name: what messages call the model.
@@ -298,7 +300,7 @@ def open_session(
         made.inter_op_num_threads = 1
         if threads is not None:
             made.intra_op_num_threads = threads
-        if not optimise and few:  # it runs once or twice: packing the weights would cost more than it saves
+        if few and not (optimise if pack is None else pack):
             made.add_session_config_entry("session.disable_prepacking", "1")
         if not spinning:
             made.add_session_config_entry("session.intra_op.allow_spinning", "0")

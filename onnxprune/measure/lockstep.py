@@ -28,6 +28,10 @@ SMALL = 1 << 18
 """Bytes that a segment reads at once, up to which it runs on one thread unless told otherwise."""
 
 
+FEW_RUNS = 2
+"""Batches up to which packing a segment's weights takes longer than it saves."""
+
+
 class Runner:
     """Executes a graph piece by piece on all samples.
 
@@ -134,7 +138,14 @@ class Runner:
         # making the threads of a session, or improving its graph, takes longer than a small segment
         small = sum(self.live[i][0].nbytes for i in inputs) <= SMALL
         threads = 1 if small and self.threads is None else self.threads
-        session = runtime.open_session(model, threads=threads, optimise=not small, name="segment", weights=weights)
+        session = runtime.open_session(
+            model,
+            threads=threads,
+            optimise=not small,
+            pack=not small and self.count > FEW_RUNS,
+            name="segment",
+            weights=weights,
+        )
         for b in range(self.count):
             yield session.run({i: self.live[i][b] for i in inputs}, outputs)
 

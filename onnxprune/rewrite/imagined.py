@@ -24,7 +24,7 @@ import scipy.linalg as sl
 from onnxprune.channels import Channels, Cut, Slice
 from onnxprune.errors import ModelError
 from onnxprune.graph.layers import SUMS, added_behind, with_biases
-from onnxprune.graph.model import Graph, attr
+from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.measure.cost import count_macs
 from onnxprune.measure.lockstep import Feeds, Runner
 from onnxprune.rewrite.merge import fold_bias
@@ -129,7 +129,13 @@ class _Merge:
         self.original, self.channels, self.alive, self.threads = original, channels, alive, threads
         self.cut = Cut(channels, alive)
         self.graph = Graph(with_biases(pruned, self.cut.changed))
-        self.behind = added_behind(original, channels.shapes)
+        # A MatMul that `with_biases` gave an Add goes by what the Add reads; the Add goes by the MatMul's old name.
+        self.moved = {
+            key: node.input[0]
+            for key, node in self.graph.nodes.items()
+            if node.op_type == "Add" and key in original.nodes and original.nodes[key].op_type == "MatMul"
+        }
+        self.behind = {**added_behind(original, channels.shapes), **{key: ((key, 1), 0) for key in self.moved}}
         self.before: dict[str, Moments] = {}  # of the original's outputs
         self.norms: list[str] = []
 
@@ -225,12 +231,16 @@ class _Merge:
                 own = np.moveaxis(own, s.axis, 0)
                 precise = np.result_type(value.dtype, np.float32)
                 new = own[kept] + np.tensordot(K.T.astype(precise), own[~kept].astype(precise), 1)
-                self.graph.set_constant(s.use, np.moveaxis(new, 0, s.axis).astype(value.dtype))
+                self.graph.set_constant(self._now(s.use), np.moveaxis(new, 0, s.axis).astype(value.dtype))
             if node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and s.use[0] in self.behind):
                 if node.op_type == "Gemm" and not attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0:
                     continue
                 outputs = np.tensordot(d, columns[~kept].astype(np.float64), 1)
                 fold_bias(self.original, self.graph, self.channels, self.alive, s.use, s.axis, outputs, self.behind)
+
+    def _now(self, use: Use) -> Use:
+        """Where a weight of the original is in the model under repair."""
+        return self.moved.get(use[0], use[0]), use[1]
 
 
 def _own(feeds: Feeds) -> int:

@@ -100,7 +100,7 @@ def test_a_group_cut_alone_is_refit_where_it_is_read(name):
     whole = trials.damage(trials.cut_alone(group, curve.order))  # only the intercept is left
     assert measured[1] < whole
     for r in curves.readings[group.name]:
-        weight = Graph(cut).value(r.design.weight)
+        weight = cut.value(r.design.weight)
         assert not r.design.matrix(weight)[:, r.rows[curve.order[:half]].ravel()].any()
 
 
