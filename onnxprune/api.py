@@ -296,8 +296,7 @@ def apply_plan(
     fidelity = None
     if held is not None:
         fidelity = check_fidelity(first.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
-    sizes = observe(Graph(pruned), subject.feeds).shapes if plan.factorized() else Cut(channels, alive).shapes
-    after = Cost(count_params(pruned), count_macs(Graph(pruned), sizes), files.byte_size(pruned))
+    after = Cost(count_params(pruned), _macs(pruned, Cut(channels, alive), subject.feeds), files.byte_size(pruned))
     result = Result(
         model=pruned,
         source=first.path,
@@ -316,6 +315,14 @@ def apply_plan(
         feeds=subject.feeds,
     )
     return measure_latency(result, subject, settings, progress) if bench else result
+
+
+def _macs(pruned: onnx.ModelProto, cut: Cut, feeds: Mapping[str, np.ndarray]) -> float:
+    """Multiply-accumulates of the outcome. It is run once where it has tensors that the cut alone does not know:
+    layers that were made of two, and what gives a MatMul a bias."""
+    graph = Graph(pruned)
+    known = all(o in cut.shapes for n in graph.nodes.values() for o in n.output if o and graph.constant(o) is None)
+    return count_macs(graph, cut.shapes if known else observe(graph, feeds).shapes)
 
 
 def sweep(
