@@ -40,7 +40,7 @@ def main() -> int:
     import common
 
     from onnxprune import api
-    from onnxprune.errors import PruneError
+    from onnxprune.errors import BudgetError, UnsupportedError
 
     args = options().parse_args()
     begin, rows, failed = time.perf_counter(), [], 0
@@ -63,7 +63,7 @@ def main() -> int:
                     result = api.prune(path, args.ratio, repair="none", best_effort=True, methods=("channels",))
                     kept = result.reasons()[0][0] if result.macs_removed < args.ratio - 0.05 else ""
                     found = ("exact", f"{result.macs_removed:.0%}", f"{result.surgery.worst:.0e}")
-                except PruneError as error:
+                except (UnsupportedError, BudgetError) as error:
                     found, kept = ("declined", "", ""), str(error)
                 except Exception as error:
                     found, kept, failed = ("CRASHED", "", ""), repr(error), failed + 1

@@ -19,7 +19,7 @@ import common
 
 import onnxprune
 from onnxprune import api
-from onnxprune.errors import PruneError
+from onnxprune.errors import BudgetError, UnsupportedError
 from onnxprune.measure.calibration import load_function
 
 
@@ -42,7 +42,7 @@ def main() -> int:
                 fill(str(path), str(source))
             try:
                 rows.append((path.name, *measure(source, target, args.ratio, args.repair)))
-            except PruneError as error:
+            except (UnsupportedError, BudgetError) as error:
                 rows.append((path.name, "", "", "", "", "", f"declined: {error}"[:120]))
             except Exception as error:
                 failed += 1

@@ -21,7 +21,7 @@ import onnx
 from onnxprune.blocks import edit_of
 from onnxprune.channels import ChannelGroup, Cut, find_channels
 from onnxprune.decide.blocks import all_blocks
-from onnxprune.errors import BudgetError, ModelError, UnstableError, UnsupportedError, UsageError
+from onnxprune.errors import BudgetError, ModelError, PruneError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import Observed, observe
@@ -45,7 +45,7 @@ from onnxprune.rewrite.nearest import cut_merged
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
 from onnxprune.subject import Settings, Subject
-from onnxprune.surgery import operate
+from onnxprune.surgery import check_repaired, operate
 from onnxprune.targets import OPTIONS, Target, close_loop, largest
 
 REPAIR_SAMPLES = 512
@@ -284,7 +284,10 @@ def apply_plan(
             pruned = drop_blocks(_merged(subject, alive, fit, settings), plan.drops())
         if repair == "merge" and plan.drops():  # it looks at whole networks
             pruned = cut(subject.graph, channels, alive)
-        pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
+        try:
+            pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
+        except ModelError as error:  # the model itself runs
+            raise PruneError(f"{error}; the repair failed: please report it, and use --repair none") from error
         if repair == "merge":
             pruned = drop_blocks(pruned, plan.drops())
     if plan.factorized():
@@ -294,6 +297,8 @@ def apply_plan(
     if plan.drops():
         pruned = bypass(pruned, plan.drops())
     fidelity = None
+    if held is None and repair != "none":
+        check_repaired(subject.graph, channels, pruned, subject.feeds)
     if held is not None:
         fidelity = check_fidelity(first.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
     after = Cost(count_params(pruned), _macs(pruned, Cut(channels, alive), subject.feeds), files.byte_size(pruned))

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels, Cut, ahead_of, removed_cuts
-from onnxprune.errors import BudgetError, UnstableError
+from onnxprune.errors import BudgetError, ModelError, UnstableError
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph
 from onnxprune.lossless import carry_out, in_words, probing
@@ -87,6 +87,26 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
         )
         warnings = (*warnings, words)
     return Operation(model, cuts, surgery, warnings)
+
+
+def check_repaired(graph: Graph, channels: Channels, model: onnx.ModelProto, feeds: Feeds) -> None:
+    """That a repaired model, which no sample has been compared on, still runs and gives outputs of the same sizes.
+
+    Raises:
+        BudgetError: it does not (our bug).
+    """
+    free = any(n.op_type in ORDERS for n in graph.nodes.values())  # how many there are may depend on the weights
+    try:
+        outputs = runtime.open_session(model, pack=False, name="repaired").run(feeds)
+    except ModelError as error:
+        raise BudgetError(f"{error}; the repair broke it: please report it, and use --repair none") from error
+    for name, value in zip(graph.outputs, outputs, strict=True):
+        was, now = channels.shapes.get(name), np.shape(value)
+        if was is not None and was != now and not (free and len(was) == len(now)):
+            raise BudgetError(
+                f"output {name!r} had sizes {list(was)} and has {list(now)} after the repair: please report it, and "
+                "use --repair none"
+            )
 
 
 def _random_probes(graph: Graph, feeds: Feeds) -> list[Feeds]:

@@ -4,11 +4,12 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import onnxprune
 from onnxprune import api
-from onnxprune.errors import CalibrationError, ModelError, UsageError
+from onnxprune.errors import BudgetError, CalibrationError, ModelError, PruneError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.runtime import open_session
 from onnxprune.rewrite import imagined
@@ -142,6 +143,36 @@ def test_a_matmul_without_a_bias_keeps_its_shape_and_mean():
     assert run(repaired, feeds)[0].shape == run(model, feeds)[0].shape
     kinds = [n.op_type for n in repaired.graph.node]
     assert kinds.count("MatMul") == 3
+
+
+def broken(kind):
+    def repair(original, pruned, *args, **kwargs):
+        if kind == "fails":
+            raise ModelError("segment: does not load")
+        model = onnx.ModelProto()
+        model.CopyFrom(pruned)
+        node = model.graph.node[-1]
+        node.output[0] = "inner"
+        last = {"grows": ("Concat", ["inner", "inner"], {"axis": 0}), "stops": ("Reshape", ["inner", "two"], {})}[kind]
+        model.graph.node.append(onnx.helper.make_node(last[0], last[1], ["y"], **last[2]))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([7, 11]), "two"))
+        return model
+
+    return repair
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        ("grows", BudgetError, r"output 'y' had sizes \[1, 3\] and has \[2, 3\]"),
+        ("stops", BudgetError, "the repair broke it"),
+        ("fails", PruneError, "does not load; the repair failed"),
+    ],
+)
+def test_what_a_repair_breaks_is_not_handed_on(kind, error, words, monkeypatch):
+    monkeypatch.setattr(api, "repair_imagined", broken(kind))
+    with pytest.raises(error, match=words + ".*--repair none"):
+        onnxprune.prune(model_of(MATMUL), 0.25)
 
 
 # Eight channels of rank six at most: two can go, and the others know all that they knew.
