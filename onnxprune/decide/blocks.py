@@ -109,7 +109,10 @@ def all_blocks(graph: Graph, channels: Channels, keep: str | None = None) -> tup
 
 
 def find_appended(graph: Graph, channels: Channels, keep: str | None = None) -> tuple[Appended, ...]:
-    """Every branch whose channels are a group of their own that only Concats read, in the order of the groups."""
+    """Every branch whose channels are a group of their own that only Concats read, in the order of the groups.
+
+    Of the branches of one Concat the widest stays: something must be left.
+    """
     tensors = _own_tensors(channels)
     order = {key: k for k, key in enumerate(graph.nodes)}
     consumers = graph.consumers()
@@ -121,7 +124,15 @@ def find_appended(graph: Graph, channels: Channels, keep: str | None = None) -> 
             block = _appended(graph, group, own, order, consumers, kept)
             if block is not None and not (keep is not None and block.named(keep)):
                 found.append(block)
-    return tuple(found)
+    owner = {name: block.group for block in found for name in tensors[block.group]}
+    width = {block.group: block.width for block in found}
+    stay = set()
+    for node in graph.nodes.values():
+        if node.op_type == "Concat" and node.output[0] not in owner and all(i in owner for i in node.input):
+            groups = dict.fromkeys(owner[i] for i in node.input)
+            if stay.isdisjoint(groups):
+                stay.add(max(groups, key=lambda g: width[g]))
+    return tuple(block for block in found if block.group not in stay)
 
 
 def _own_tensors(channels: Channels) -> dict[str, set[str]]:
@@ -169,7 +180,7 @@ def _appended(
         inside.add(key)
         if len(inside) > LONGEST:
             return None
-        above = {graph.producer[i] for i in node.input if i in graph.producer}
+        above = {graph.producer[i] for i in node.input if i in graph.producer and graph.constant(i) is None}
         stack += sorted(above - inside, key=order.__getitem__)
     if not joins or not makers <= inside:
         return None
