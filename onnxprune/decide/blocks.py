@@ -126,7 +126,7 @@ def find_appended(graph: Graph, channels: Channels, keep: str | None = None) -> 
                 found.append(block)
     owner = {name: block.group for block in found for name in tensors[block.group]}
     width = {block.group: block.width for block in found}
-    stay = set()
+    stay: set[str] = set()
     for node in graph.nodes.values():
         if node.op_type == "Concat" and node.output[0] not in owner and all(i in owner for i in node.input):
             groups = dict.fromkeys(owner[i] for i in node.input)
