@@ -141,7 +141,7 @@ def _only_batch(
         return None
     other = _resized(specs, feeds, 2 if own == 1 else 1)
     try:
-        runtime.open_session(graph.model).run(other)
+        runtime.open_session(graph.model, pack=False).run(other)
     except ModelError:
         return own
     return None
@@ -533,9 +533,8 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     if plan.model_digest != subject.digest:
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     known = {g.name: g.width for g in subject.channels.groups}
-    blocks = (
-        {edit_of(b, subject.channels) for b in all_blocks(subject.graph, subject.channels)} if plan.blocks() else ()
-    )
+    found = all_blocks(subject.graph, subject.channels) if plan.blocks() else ()
+    blocks = {edit_of(b, subject.channels) for b in found}
     for e in plan.edits:
         if isinstance(e, DropBlock) and e not in blocks:
             raise UsageError(f"the plan drops block {e.block!r}, which is no residual block of the model")
