@@ -69,17 +69,16 @@ def block_damages(
     found = {}
     # Up to each block the networks are the same: that is run once.
     runner, apart = Runner(graph, batches, threads=threads), only_tensors(graph)
-    first = {block.name: min(block.nodes, key=order.__getitem__) for block in blocks}
-    for k, block in enumerate(sorted(blocks, key=lambda b: order[first[b.name]])):
+    for k, block in enumerate(sorted(blocks, key=lambda b: order[b.first])):
         if progress:
             progress(k, len(blocks))
         if apart:
-            runner.before(first[block.name])
+            runner.before(block.first)
         edit = edit_of(block, channels)
         alive = channels.alive({edit.group: ()} if isinstance(edit, KeepChannels) else {})
         without = drop_blocks(cut(graph, channels, alive), [edit] if isinstance(edit, DropBlock) else [])
         behind = [keys[p] for p in places if p > order[block.end]][:REPAIRED]
         mended = refit(graph, without, channels, alive, batches, threads=threads, seed=seed, only=behind,
                        start=runner if apart else None)  # fmt: skip
-        found[block.name] = damage(mended, first[block.name])
+        found[block.name] = damage(mended, block.first)
     return found

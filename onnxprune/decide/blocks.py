@@ -59,6 +59,11 @@ class Block:
         """The node that hands its work on."""
         return self.add
 
+    @property
+    def first(self) -> str:
+        """The first node that changes when it goes."""
+        return self.nodes[0]
+
     def named(self, pattern: str) -> bool:
         """Whether any of its nodes goes by a name that matches."""
         return any(re.search(pattern, key) for key in self.nodes)
@@ -72,13 +77,15 @@ class Appended:
         group: name of the group of its channels; the block goes by this name too.
         width: how many.
         nodes: keys of all nodes inside, in execution order; not the Concats.
-        end: the first Concat.
+        end: the first node that stays and gets smaller: a Concat, or a layer that makes some of the same channels.
+        first: the first node that changes when it goes.
     """
 
     group: str
     width: int
     nodes: tuple[str, ...]
     end: str
+    first: str
 
     @property
     def name(self) -> str:
@@ -185,7 +192,10 @@ def _appended(
     if not joins or not makers <= inside:
         return None
     nodes = sorted(inside, key=order.__getitem__)
-    return Appended(group.name, group.width, tuple(nodes), min(joins, key=order.__getitem__))
+    touched = {s.use[0] or graph.producer.get(s.tensor, "") for s in group.slices}
+    running = {key for key in touched - inside if key and graph.constant(graph.nodes[key].output[0]) is None}
+    end = min(joins | running, key=order.__getitem__)
+    return Appended(group.name, group.width, tuple(nodes), end, min(nodes[0], end, key=order.__getitem__))
 
 
 def find_blocks(graph: Graph, shapes: Mapping[str, tuple[int, ...]], keep: str | None = None) -> tuple[Block, ...]:

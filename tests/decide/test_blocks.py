@@ -173,6 +173,11 @@ APPENDED = {  # name: (weights, body, what reads z, (first node of a block, node
         TWO, "a1 = Conv(h, p1) r1 = Relu(a1) k = Identity(q1) d1 = Conv<pads=[1,1,1,1]>(h, k) z = Concat<axis=1>(r1, d1)",
         "w8", [("k", 1, "z")],
     ),
+    "an earlier layer makes some of the channels": (
+        TWO + ", float[8,8,1,1] o",
+        "h2 = Conv(h, o) a1 = Conv(h2, p1) d1 = Conv<pads=[1,1,1,1]>(h2, q1) c = Concat<axis=1>(a1, d1) z = Add(c, h2)",
+        "w8", [("o#2", 1, "h2")],
+    ),
     "pieces of one layer": (
         TWO, "a = Conv(h, p1) u, v = Split<axis=1, num_outputs=2>(a) z = Concat<axis=1>(u, h, v)", "w12", []
     ),
@@ -270,9 +275,10 @@ def test_a_group_that_goes_with_its_block_is_paid_for():
     assert result.macs_removed == pytest.approx(cost.removed(subject.channels.alive({gone: ()}), standing), abs=1e-9)
 
 
-def test_blocks_are_tried_from_the_first_node_that_runs():
-    """Not from one that hands on a weight."""
+@pytest.mark.parametrize("name", [n for n, row in APPENDED.items() if row[3]])
+def test_blocks_are_tried_from_the_first_node_that_changes(name):
+    """Not from one that hands on a weight, nor from one behind a layer that gets smaller."""
     samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
-    subject = api.open_model(appended("a weight that a node hands on"), calibration=samples)
-    settings = api.Settings(ratio=0.2, methods=("blocks",), best_effort=True)
+    subject = api.open_model(appended(name), calibration=samples)
+    settings = api.Settings(ratio=0.1, methods=("blocks",), best_effort=True)
     assert api.make_plan(subject, settings).blocks()
