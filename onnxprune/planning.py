@@ -23,6 +23,7 @@ from onnxprune.decide.ranks import RankMove, find_ranks
 from onnxprune.decide.staged import three_stages
 from onnxprune.decide.study import GRADIENT, Samples, study
 from onnxprune.errors import BudgetError, UnsupportedError, UsageError
+from onnxprune.graph.layers import products
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import CostModel, PairCost, switches
 from onnxprune.measure.node_times import NodeTimes, node_times
@@ -36,6 +37,8 @@ from onnxprune.stitched import best
 from onnxprune.subject import Settings, Subject
 
 BATCH = 32
+LARGEST_BRANCH = 0.75
+"""Share of the MACs up to which what a Concat appends is a branch; with more it is the trunk."""
 PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
 GRADIENT_SAMPLES = 256
@@ -129,7 +132,13 @@ class Planner:
         asked = Limits(include=self.settings.include, exclude=self.settings.exclude)
         stay = {g.name for g in self.channels.groups if not asked.allows(g)}
         found = all_blocks(self.subject.graph, self.channels, self.settings.keep_block)
-        return tuple(b for b in found if b.group not in stay)
+        macs = {layer.key: layer.macs for layer in products(self.subject.graph, self.channels.shapes)}
+        most = LARGEST_BRANCH * sum(macs.values())
+        return tuple(
+            b
+            for b in found
+            if b.group is None or (b.group not in stay and sum(macs.get(k, 0) for k in b.nodes) <= most)
+        )
 
     @cached_property
     def times(self) -> NodeTimes | None:

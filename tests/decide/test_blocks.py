@@ -282,3 +282,14 @@ def test_blocks_are_tried_from_the_first_node_that_changes(name):
     subject = api.open_model(appended(name), calibration=samples)
     settings = api.Settings(ratio=0.1, methods=("blocks",), best_effort=True)
     assert api.make_plan(subject, settings).blocks()
+
+
+def test_a_trunk_is_no_branch():
+    """What is appended to the network's own input may be all of it."""
+    text = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w0, float[8,8,3,3] w1, float[8,8,3,3] w2, float[4,11,1,1] w9> {
+      h = Conv<pads=[1,1,1,1]>(x, w0) a = Conv<pads=[1,1,1,1]>(h, w1) b = Conv<pads=[1,1,1,1]>(a, w2)
+      z = Concat<axis=1>(x, b) y = Conv(z, w9) }"""
+    samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(surgery.model_of(text), calibration=samples)
+    assert [b.name for b in find_appended(subject.graph, subject.channels)] == ["w2"]
+    assert not Planner(subject, api.Settings(ratio=0.5, methods=("channels", "blocks"))).blocks
