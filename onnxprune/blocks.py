@@ -19,8 +19,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.lockstep import Runner
 from onnxprune.plan import DropBlock, KeepChannels
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.drop import without
 from onnxprune.rewrite.refit import refit
 
 Feeds = Mapping[str, np.ndarray]
@@ -76,9 +75,8 @@ def block_damages(
             runner.before(block.first)
         edit = edit_of(block, channels)
         alive = channels.alive({edit.group: ()} if isinstance(edit, KeepChannels) else {})
-        without = drop_blocks(cut(graph, channels, alive), [edit] if isinstance(edit, DropBlock) else [])
         behind = [keys[p] for p in places if p > order[block.end]][:REPAIRED]
-        mended = refit(graph, without, channels, alive, batches, threads=threads, seed=seed, only=behind,
-                       start=runner if apart else None)  # fmt: skip
+        mended = refit(graph, without(graph, channels, [edit]), channels, alive, batches, threads=threads, seed=seed,
+                       only=behind, start=runner if apart else None)  # fmt: skip
         found[block.name] = damage(mended, block.first)
     return found

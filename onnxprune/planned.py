@@ -15,8 +15,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import count_params
 from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.drop import without
 from onnxprune.rewrite.factorize import factorize
 from onnxprune.subject import Subject
 
@@ -59,9 +58,8 @@ class Planned:
 
 def planned(subject: Subject, plan: PrunePlan) -> Planned:
     """Carry the plan's structure out and count."""
-    graph, alive = subject.graph, subject.channels.alive(plan.keep())
-    model = drop_blocks(cut(graph, subject.channels, alive), plan.drops())
-    model = factorize(model, plan.factorized(), subject.feeds)
+    graph = subject.graph
+    model = factorize(without(graph, subject.channels, plan.edits), plan.factorized(), subject.feeds)
     after = Graph(model)
     shapes = observe(after, subject.feeds).shapes
     now = {layer.key: layer.macs for layer in products(after, shapes)}

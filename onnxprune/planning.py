@@ -30,8 +30,7 @@ from onnxprune.measure.node_times import NodeTimes, node_times
 from onnxprune.measure.pair_times import Way
 from onnxprune.numerics import one_blas_thread
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.drop import without
 from onnxprune.rewrite.factorize import factorize
 from onnxprune.stitched import best
 from onnxprune.subject import Settings, Subject
@@ -314,8 +313,7 @@ class Planner:
 
     def cut(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""
-        alive = self.subject.channels.alive(plan.keep())
-        model = drop_blocks(cut(self.subject.graph, self.subject.channels, alive), plan.drops())
+        model = without(self.subject.graph, self.subject.channels, plan.edits)
         return factorize(model, plan.factorized(), self.subject.feeds) if plan.factorized() else model
 
     def gain(self, plan: PrunePlan) -> float:

@@ -20,8 +20,7 @@ from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.damage import damage
 from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.drop import without
 from onnxprune.rewrite.factorize import factorize, refit_factorized
 from onnxprune.rewrite.refit import refit
 from onnxprune.rewrite.statistics import repair_statistics
@@ -67,7 +66,7 @@ def best(
         if progress:
             progress(k, len(plans))
         alive = channels.alive(plan.keep())
-        model = drop_blocks(cut(graph, channels, alive), plan.drops())
+        model = without(graph, channels, plan.edits)
         if repair in REPAIRS:
             model = REPAIRS[repair](graph, model, channels, alive, fitted, threads=threads)
         if edits := plan.factorized():

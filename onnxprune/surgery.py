@@ -18,8 +18,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.lossless import carry_out, in_words, probing
 from onnxprune.measure.verify import FULL, ORDERS, Surgery, check_equal, check_surgery
 from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.drop import without
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -62,7 +61,7 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
         model = carry_out(graph, channels, alive, plan.merges())
         surgery = check_equal(graph.model, model, [*probing(feeds), *probes])
     else:
-        model = drop_blocks(cut(graph, channels, alive), plan.drops())
+        model = without(graph, channels, plan.edits)
         kept = Cut(channels, alive).kept()
         surgery = check_surgery(graph.model, model, cuts, probes, kept=kept, until_turned=held is None, graph=graph)
     if channels.inexact and not plan.lossless:

@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph, captured
@@ -120,13 +118,13 @@ def find_appended(graph: Graph, channels: Channels, keep: str | None = None) -> 
 
     Of the branches of one Concat the widest stays: something must be left.
     """
-    tensors = _own_tensors(channels)
+    tensors = {g.name: {s.tensor for s in g.activations if (s.channel >= 0).all()} for g in channels.groups}
     order = {key: k for k, key in enumerate(graph.nodes)}
     consumers = graph.consumers()
     kept = set(graph.outputs) | set(graph.captured())
     found = []
     for group in channels.groups:
-        own = tensors.get(group.name, ())
+        own = tensors[group.name]
         if own and not kept & own:
             block = _appended(graph, group, own, order, consumers, kept)
             if block is not None and not (keep is not None and block.named(keep)):
@@ -140,19 +138,6 @@ def find_appended(graph: Graph, channels: Channels, keep: str | None = None) -> 
             if stay.isdisjoint(groups):
                 stay.add(max(groups, key=lambda g: width[g]))
     return tuple(block for block in found if block.group not in stay)
-
-
-def _own_tensors(channels: Channels) -> dict[str, set[str]]:
-    """Group -> the activations all of whose channels are the group's."""
-    owner = np.full(channels.unit_count + 1, -1)
-    for k, group in enumerate(channels.groups):
-        owner[group.units] = k
-    found: dict[str, set[str]] = {}
-    for name, (_, line) in channels.lines.items():
-        k = owner[line[0]] if len(line) and line.min() >= 0 else -1
-        if k >= 0 and (owner[line] == k).all():
-            found.setdefault(channels.groups[k].name, set()).add(name)
-    return found
 
 
 def _appended(

@@ -6,13 +6,21 @@ looks for is still there; `bypass` takes these out at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import onnx
 
+from onnxprune.channels import Channels
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
-from onnxprune.plan import DropBlock
+from onnxprune.plan import DropBlock, Edit, KeepChannels
+from onnxprune.rewrite.cut import cut
+
+
+def without(graph: Graph, channels: Channels, edits: Collection[Edit]) -> onnx.ModelProto:
+    """A clone of the graph's model without the channels and blocks that the edits take out; others are left to do."""
+    alive = channels.alive({e.group: e.keep for e in edits if isinstance(e, KeepChannels)})
+    return drop_blocks(cut(graph, channels, alive), [e for e in edits if isinstance(e, DropBlock)])
 
 
 def drop_blocks(model: onnx.ModelProto, drops: Iterable[DropBlock]) -> onnx.ModelProto:
