@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,12 @@ MARKS = ("o", "s", "^", "v", "D", "x")
 GRID = tuple(k / 10 for k in range(1, 10))
 
 
-def timed_apart(original: Path, pruned: Path, shapes: list[str], rounds: int = 60) -> dict[str, Any]:
+def timed_apart(
+    original: Path, pruned: Path, shapes: list[str], rounds: int = 60, more: Sequence[str] = ()
+) -> dict[str, Any]:
     """The verdict of `onnxprune bench` in a process of its own."""
     command = [sys.executable, "-m", "onnxprune.cli", "bench", str(original), str(pruned), "--json"]
-    command += ["--rounds", str(rounds), *(word for shape in shapes for word in ("--input-shape", shape))]
+    command += ["--rounds", str(rounds), *more, *(word for shape in shapes for word in ("--input-shape", shape))]
     out = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     out = out["results"][0] if "results" in out else out
     c = out["comparisons"][0]
@@ -103,7 +105,7 @@ def model_error(net: Net, count: int, seed: int) -> dict[str, Any]:
     subject = onnxprune.open_model(net.path, calibration=net.calibration(seed)[:1])
     graph, channels = subject.graph, subject.channels
     begin = time.perf_counter()
-    times = node_times(graph, subject.one(), channels.shapes, grids=Grids(None))
+    times = node_times(graph, subject.timed(), channels.shapes, grids=Grids(None))
     seconds = time.perf_counter() - begin
     cost, macs = CostModel(graph, channels, "latency", times=times), CostModel(graph, channels)
     rng, errors, by_macs = np.random.default_rng(seed), [], []
@@ -115,7 +117,7 @@ def model_error(net: Net, count: int, seed: int) -> dict[str, Any]:
             keep[group.name] = np.sort(ladder.order[:width])
         alive = channels.alive(keep)
         model = cut(graph, channels, alive)
-        got = onnxprune.bench([subject.model, model], names=["original", "cut"], feeds=subject.one(), rounds=30)
+        got = onnxprune.bench([subject.model, model], names=["original", "cut"], feeds=subject.timed(), rounds=30)
         gain = got.comparisons[0].speedup
         errors.append(cost.total / cost(alive) / gain - 1)
         by_macs.append(1 / (1 - macs.removed(alive)) / gain - 1)

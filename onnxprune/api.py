@@ -652,11 +652,13 @@ def _paired(
     rounds: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchResult:
-    """Models timed side by side on one sample."""
+    """Models timed side by side."""
     return time_models(
         models,
         names=["original", "pruned"][: len(models)],
-        feeds=subject.one(),
+        feeds=subject.timed(settings.batch),
+        providers=settings.providers,
+        provider_options=settings.provider_options,
         threads=settings.threads or 1,
         seed=settings.seed,
         rounds=rounds,

@@ -24,10 +24,11 @@ from onnxprune.decide.staged import three_stages
 from onnxprune.decide.study import GRADIENT, Samples, study
 from onnxprune.errors import BudgetError, UnsupportedError, UsageError
 from onnxprune.graph.layers import products
+from onnxprune.graph.shapes import observe
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import CostModel, PairCost, switches
 from onnxprune.measure.node_times import NodeTimes, node_times
-from onnxprune.measure.pair_times import Way
+from onnxprune.measure.pair_times import PairTimes, Way
 from onnxprune.numerics import one_blas_thread
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.drop import without
@@ -65,6 +66,7 @@ class Planner:
         self, subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
     ):
         self.subject, self.settings, self.progress = subject, settings, progress
+        settings.engine.check()
         self.of = settings.of or "macs"
         groups = tuple(g for g in subject.channels.groups if g.name not in leave)
         self.channels = channels = replace(subject.channels, groups=groups)
@@ -144,13 +146,15 @@ class Planner:
         """What the nodes take, where that counts."""
         if self.of != "latency":
             return None
-        return node_times(
-            self.subject.graph,
-            self.subject.one(),
-            self.channels.shapes,
-            threads=self.settings.threads or 1,
-            progress=self._report("time"),
-        )
+        feeds, shapes = self._timed
+        return node_times(self.subject.graph, feeds, shapes, engine=self.settings.engine, progress=self._report("time"))
+
+    @cached_property
+    def _timed(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, tuple[int, ...]]]:
+        """(the inputs of a timed run, sizes of all tensors in it)."""
+        feeds = self.subject.timed(self.settings.batch)
+        same = all(v.shape == self.subject.feeds[k].shape for k, v in feeds.items())
+        return feeds, self.channels.shapes if same else observe(self.subject.graph, feeds).shapes
 
     @cached_property
     def cost(self) -> CostModel:
@@ -183,6 +187,7 @@ class Planner:
             self._fitting().batches,
             trials,
             self.settings.allows,
+            PairTimes(self.subject.graph, dict(self._timed[1]), self.settings.engine),
             twice=three,
             threads=self.settings.threads,
             seed=self.settings.seed,

@@ -23,6 +23,7 @@ from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import Cost, count_macs, count_params
+from onnxprune.measure.engine import Engine
 
 REPAIRS = ("none", "merge", "statistics", "refit", "distill")
 METHODS = ("channels", "blocks", "rank")
@@ -64,6 +65,9 @@ class Settings:
         prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
         seed: for everything random.
         threads: ORT threads; None: ORT's choice.
+        batch: samples in a run that is timed.
+        providers: what timed runs run on, short names as `bench` takes them; all else runs on the CPU.
+        provider_options: options of theirs, by provider.
     """
 
     ratio: float = 0.5
@@ -85,6 +89,9 @@ class Settings:
     recipe: str | None = None
     seed: int = 0
     threads: int | None = None
+    batch: int = 1
+    providers: tuple[str, ...] = ("cpu",)
+    provider_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
@@ -112,6 +119,9 @@ class Settings:
             raise UsageError("widths and their rounding are at least 1")
         if self.seed < 0 or (self.threads is not None and self.threads < 1):
             raise UsageError("the seed is at least 0, the number of threads at least 1")
+        if self.batch < 1:
+            raise UsageError(f"the batch is at least 1, not {self.batch}")
+        runtime.check_providers(self.providers, self.provider_options)
         if self.lossless and self.repair not in (None, "none"):
             raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
         for pattern in filter(None, (self.include, self.exclude, self.keep_block)):
@@ -125,6 +135,11 @@ class Settings:
         if self.methods is not None:
             return self.methods
         return METHODS if self.of == "latency" else USUAL
+
+    @property
+    def engine(self) -> Engine:
+        """What timed runs run on."""
+        return Engine(self.providers, self.provider_options, self.threads or 1)
 
     def limits(self) -> Limits:
         """The widths that are allowed; none but the full ones where channels are not to be cut."""
@@ -184,9 +199,16 @@ class Subject:
         """The inputs, as the model really takes them."""
         return runtime.in_batches_of(runtime.input_specs(self.model), self.batch)
 
-    def one(self) -> dict[str, np.ndarray]:
-        """One sample's feeds, for timing."""
-        return {k: v[:1] if self.dynamic_batch(k) else v for k, v in self.feeds.items()}
+    def timed(self, batch: int = 1) -> dict[str, np.ndarray]:
+        """Feeds of so many samples, the first one repeated, for timing.
+
+        Raises:
+            UsageError: the model takes no such batch.
+        """
+        free = {k for k in self.feeds if self.dynamic_batch(k)}
+        if batch > 1 and not free:
+            raise UsageError(f"a batch of {batch} was asked for, but the model fixes its batch; drop --batch")
+        return {k: np.repeat(v[:1], batch, axis=0) if k in free else v for k, v in self.feeds.items()}
 
     def dynamic_batch(self, name: str) -> bool:
         """Whether the input's first axis has no fixed size."""

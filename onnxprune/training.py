@@ -153,11 +153,12 @@ def prepare(subject: Subject, settings: TrainSettings, progress: Progress | None
         settings.steps, lr=settings.lr or RATES[settings.method], optimizer="sgd", clip=None,
         checkpoint=settings.checkpoint, metrics=settings.metrics,
     )  # fmt: skip
-    with together(on_gpu=False):  # the methods work on the processor
+    with together() as device:
         loss = objective(
             subject.graph, subject.channels, batches, settings.recipe,
-            batch=settings.batch, augment=settings.augment, seed=settings.seed,
+            batch=settings.batch, augment=settings.augment, seed=settings.seed, device=device,
         )  # fmt: skip
+        training = replace(training, device=device)
         report = (lambda k, n: progress("train", k, n)) if progress else None
         return PREPARE[settings.method](subject, settings, loss, training, report, progress)
 

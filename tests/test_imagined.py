@@ -118,7 +118,7 @@ def test_a_batch_that_nodes_spell_is_the_only_one(batch):
     samples = np.random.default_rng(0).standard_normal((33, 3, 8, 8)).astype(np.float32)
     for given in ({"calibration": samples}, {}, {"input_shapes": {"x": [batch, 3, 8, 8]}, "calibration": samples}):
         subject = api.open_model(model, **given)
-        assert subject.feeds["x"].shape[0] == batch and (batch == 1) <= (subject.one()["x"].shape[0] == 1)
+        assert subject.feeds["x"].shape[0] == batch and (batch == 1) <= (subject.timed()["x"].shape[0] == 1)
         if given or batch > 1:
             assert subject.batch == batch
         settings = api.Settings(ratio=0.25)

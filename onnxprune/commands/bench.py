@@ -6,13 +6,9 @@ import argparse
 import sys
 from typing import Any
 
-from onnxprune.commands.common import Parser, add_general, as_json, print_out, words
+from onnxprune.commands.common import Parser, add_general, add_providers, as_json, print_out, words
 from onnxprune.errors import UsageError
 from onnxprune.report.terminal import Status
-
-PROVIDERS = "cpu (default), cuda, tensorrt, openvino, coreml, directml (these five tested with stand-ins only)"
-OPTION = "an option of ONNX Runtime's provider: cuda.use_tf32=0, cuda.prefer_nhwc=1, cuda.enable_cuda_graph=1, "
-OPTION += "cuda.cudnn_conv_algo_search=HEURISTIC, ... (repeatable)"
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -56,8 +52,7 @@ def parser() -> Parser:
     )
     add("--rounds", type=int, default=40, metavar="N", help="at least 10 (default 40)")
     add("--time-budget", type=float, metavar="S", help="stop after so many seconds")
-    add("--providers", type=words, default=("cpu",), metavar="LIST", help=PROVIDERS)
-    add("--provider-option", action="append", default=[], metavar="P.KEY=VALUE", help=OPTION)
+    add_providers(add)
     add("--csv", metavar="FILE", help="write a line a model and case")
     add("--plot", metavar="FILE", help='draw times and speed-ups: .svg or .png (needs "onnxprune[plot]")')
     add("--force", action="store_true", help="replace existing files")

@@ -104,6 +104,17 @@ def add_report(add: Add) -> None:
     add("--report", metavar="FILE", help="write a page about the result too: .html")
 
 
+PROVIDERS = "cpu (default), cuda, tensorrt, openvino, coreml, directml"
+OPTION = "an option of ONNX Runtime's provider: cuda.use_tf32=0, cuda.prefer_nhwc=1, cuda.enable_cuda_graph=1, "
+OPTION += "cuda.cudnn_conv_algo_search=HEURISTIC, ... (repeatable)"
+
+
+def add_providers(add: Add, help: Callable[[str], str] = str) -> None:
+    """Where timed runs run; `help` may leave the words out."""
+    add("--providers", type=words, default=("cpu",), metavar="LIST", help=help(f"time on {PROVIDERS}"))
+    add("--provider-option", action="append", default=[], metavar="P.KEY=VALUE", help=help(OPTION))
+
+
 def add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") -> None:
     add("-o", "--output", metavar="FILE", help=f"where to write (default {written})")
     add("--force", action="store_true", help="replace an existing file")

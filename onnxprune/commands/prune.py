@@ -13,6 +13,7 @@ from onnxprune.commands.common import (
     add_general,
     add_names,
     add_output,
+    add_providers,
     add_report,
     add_samples,
     add_statistics,
@@ -125,6 +126,11 @@ def _add_making(add: Add, *, brief: bool = False) -> None:
     )
 
 
+def _add_timing(add: Add, *, brief: bool = False) -> None:
+    add("--batch", type=int, default=1, metavar="N", help=_rare("samples in a run that is timed (default 1)", brief))
+    add_providers(add, lambda text: _rare(text, brief))
+
+
 def parser(name: str = "") -> Parser:
     about = "The main job: decide, cut, repair, check, measure, write." if name else ABOUT
     usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
@@ -134,6 +140,7 @@ def parser(name: str = "") -> Parser:
     add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument
     _add_making(add, brief=not name)
+    _add_timing(add, brief=not name)
     add_output(add)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
@@ -148,6 +155,7 @@ def plan_parser() -> Parser:
     parser.add_argument("model", metavar="MODEL")
     _add_decisions(parser)
     add_samples(parser)
+    _add_timing(parser.add_argument_group("timing, for --of latency").add_argument)
     add_output(parser.add_argument_group("result").add_argument, "standard output")
     add_general(parser, json_help="print the plan, also when -o writes it")
     return parser
@@ -161,6 +169,7 @@ def apply_parser() -> Parser:
     add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument
     _add_making(add)
+    _add_timing(add)
     add_output(add)
     add_general(parser)
     return parser
@@ -240,7 +249,9 @@ def run_apply(args: argparse.Namespace, status: Status) -> None:
     output = output_of(args)
     check_outputs(args, output, sources=[args.plan])
     plan = read_plan(args.plan)
-    settings = api.Settings(repair=args.repair, **_training(args), seed=seed_of(args, plan), threads=args.threads)
+    settings = api.Settings(
+        repair=args.repair, **_training(args), seed=seed_of(args, plan), threads=args.threads, **_timing(args)
+    )
     subject = open_subject(args, status, plan)
     status.phase("cut")
     result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
@@ -290,7 +301,16 @@ def _settings(args: argparse.Namespace) -> Settings:
         prune_statistics=args.prune_statistics,
         seed=args.seed or 0,
         threads=args.threads,
+        **_timing(args),
     )
+
+
+def _timing(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said about runs that are timed."""
+    from onnxprune.graph.runtime import parse_provider_options
+
+    options = parse_provider_options(args.provider_option)
+    return {"batch": args.batch, "providers": args.providers, "provider_options": options}
 
 
 def _training(args: argparse.Namespace) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def find_ranks(
     batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
     trials: Trials,
     allows: Callable[[str], bool],
+    times: PairTimes,
     *,
     twice: bool = False,
     threads: int | None = None,
@@ -147,6 +148,7 @@ def find_ranks(
     Args:
         batches: gives the samples in batches of at most that many.
         allows: whether a layer with a weight of that name may be made of two.
+        times: what chains take.
     """
     designs: dict[str, Design] = {}
     for layer in layers(graph, shapes):
@@ -157,7 +159,6 @@ def find_ranks(
     missing = [d for key, d in designs.items() if key not in moments]
     seen = second_moments(graph.model, missing, shapes, batches, threads=threads, seed=seed)
     moments |= {key: solver(graph, designs[key], H).H for key, H in seen.items()}
-    times = PairTimes(graph, dict(shapes), threads or 1)
     return rank_moves(graph, shapes, designs, moments, trials, times, twice=twice, progress=progress)
 
 

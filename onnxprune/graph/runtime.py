@@ -159,6 +159,13 @@ def parse_provider_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
     return found
 
 
+def check_providers(providers: Sequence[str], options: Mapping[str, Mapping[str, object]] | None = None) -> None:
+    """UsageError where `open_session` would raise one, whatever the machine."""
+    if not providers:
+        raise UsageError(f"no provider given; choose from {', '.join(PROVIDERS)}")
+    _options_by_provider(options, [provider_name(alias) for alias in providers])
+
+
 def _options_by_provider(
     given: Mapping[str, Mapping[str, object]] | None, wanted: Sequence[str]
 ) -> dict[str, dict[str, str]]:
@@ -273,8 +280,7 @@ def open_session(
         FileError: `model` is a path and there is no such file.
         UsageError: an unknown provider, an option that it does not know, or fewer than one thread.
     """
-    if not providers:
-        raise UsageError(f"no provider given; choose from {', '.join(PROVIDERS)}")
+    check_providers(providers, provider_options)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; it must be at least 1")
     wanted = list(dict.fromkeys(provider_name(alias) for alias in providers))

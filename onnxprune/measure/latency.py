@@ -36,6 +36,7 @@ except ImportError:  # Windows
 from onnxprune.errors import UsageError
 from onnxprune.graph.files import one_line
 from onnxprune.graph.runtime import Placed, Session, default_feed, open_session, versions
+from onnxprune.measure.accelerators import accelerators
 from onnxprune.measure.timing_stats import (
     Interval,
     Verdict,
@@ -226,7 +227,12 @@ def bench(
         nodes={n: s.nodes for n, s in zip(labels, sessions, strict=False)},
         shapes={name: tuple(array.shape) for name, array in feeds.items()},
         versions=versions(),
-        machine={"system": platform.system(), "cpu": platform.machine(), "cores": os.cpu_count()},
+        machine={
+            "system": platform.system(),
+            "cpu": platform.machine(),
+            "cores": os.cpu_count(),
+            "accelerators": list(accelerators(providers)),
+        },
         load_start=load_start,
         load_end=_load_average(),
         rounds=done,

@@ -10,18 +10,20 @@ cliff where a count is no multiple of 4) that no formula knows. A layer's time i
 every other node's time is proportional to the channels it works on, and what the run takes beside its nodes is shared
 out among them. Grids are kept on disk, one file for a machine, provider and ORT version (`Grids`).
 
-Ours. Run on a CPU only; knows nothing of channels' ids or budgets (`measure.cost` does).
+Elsewhere than on the CPU the profile tells how long it took to launch a node, not how long it ran. There a layer's time
+is that of a run of it alone, by the clock; a node takes that or its launch, whichever is longer.
+
+Ours. Knows nothing of channels' ids or budgets (`measure.cost` does).
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,18 +34,20 @@ from onnx import helper, numpy_helper
 from onnxprune.graph import files, runtime
 from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
 from onnxprune.graph.model import Graph, attr, attributes, node_key
+from onnxprune.measure.engine import IDLE, WARM, Engine, idle_chain, typical
+from onnxprune.measure.latency import BoundRun
 
 Feeds = Mapping[str, np.ndarray]
 FUSED = 6
 """Nodes that ORT may have fused behind a layer, at most."""
 MIXED = "mixed"
 """The entry of a layer's grid that holds κ."""
-POINTS = 16
+ALONE = "alone"
+"""The entry that holds what the full layer takes alone, in ms, where that was taken by the clock."""
+POINTS, POINTS_BY_CLOCK = 16, 8
 """Most widths of one axis that are timed; in between, times are interpolated."""
 POINT_MS = 12.0
 """Time spent on one point of a grid, at least 6 and at most 40 runs."""
-WARM = 3
-"""First runs, that do not count."""
 CHAIN = 64
 """Length of the chain that tells what the profiler takes."""
 COPIES = 4
@@ -89,7 +93,7 @@ def node_times(
     feeds: Feeds,
     shapes: Mapping[str, tuple[int, ...]],
     *,
-    threads: int = 1,
+    engine: Engine = Engine(),  # noqa: B008
     grids: Grids | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NodeTimes:
@@ -99,14 +103,14 @@ def node_times(
         graph: the network.
         feeds: one run's inputs.
         shapes: sizes of its tensors in that run.
-        threads: ORT threads.
+        engine: what it runs on.
         grids: where what is known of layers is kept; None: the user's cache.
         progress: called with (layers timed, layers).
     """
-    grids = grids or Grids.of_user(threads)
-    nodes, total, loose = _in_place(graph, feeds, threads)
+    grids = grids or Grids.of_user(engine)
     stairs: dict[str, dict[int, Stairs]] = {}
     mixed: dict[str, float] = {}
+    alone: dict[str, float] = {}
     found = layers(graph, shapes)
     for k, layer in enumerate(found):
         if progress:
@@ -115,46 +119,54 @@ def node_times(
         if probe is not None:
             known = grids.get(probe.signature)
             if known is None:
-                known = probe.sweeps(threads)
+                known = probe.sweeps(engine)
                 grids.put(probe.signature, known)
-            stairs[layer.key] = {int(a): Stairs(tuple(x), tuple(y)) for a, (x, y) in known.items() if a != MIXED}
+            swept = {a: v for a, v in known.items() if a not in (MIXED, ALONE)}
+            stairs[layer.key] = {int(a): Stairs(tuple(x), tuple(y)) for a, (x, y) in swept.items()}
             if MIXED in known:
                 mixed[layer.key] = known[MIXED][1][0]
+            if ALONE in known:
+                alone[layer.key] = known[ALONE][1][0]
     grids.save()
+    nodes, total, loose = _in_place(graph, feeds, engine, alone)
     return NodeTimes(nodes, stairs, mixed, total, loose)
 
 
 # ---- where they stand ------------------------------------------------------------------------------------
 
 
-def _in_place(graph: Graph, feeds: Feeds, threads: int) -> tuple[dict[str, float], float, float]:
-    """(node key -> ms, ms of a run, ms that no node accounts for), from ORT's profile and a clock."""
+def _in_place(
+    graph: Graph, feeds: Feeds, engine: Engine, alone: Mapping[str, float]
+) -> tuple[dict[str, float], float, float]:
+    """(node key -> ms, ms of a run, ms that no node accounts for), from ORT's profile and a clock; `alone`: what
+    layers take by the clock."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     for node in model.graph.node:
         node.name = node_key(node)
-    events, total = profiled(model, feeds, threads, PROFILE_MS, (12, 200))
-    extra = profiler_ms(threads)
+    events, total = profiled(model, feeds, engine, PROFILE_MS, (12, 200))
+    extra = profiler_ms(engine)
     times: dict[str, float] = {}
     for name, (ms, op) in events.items():
         key = _owner(graph, name.removesuffix("_nchwc"), op)
         if key is not None:
             times[key] = times.get(key, 0.0) + max(ms - extra, ms / 10)
+    times = {key: max(ms, alone.get(key, 0.0)) for key, ms in times.items()}
     spent = sum(times.values())
     if spent > total:
         times = {key: ms * total / spent for key, ms in times.items()}
     return times, total, max(0.0, total - spent)
 
 
-@functools.cache
-def profiler_ms(threads: int) -> float:
+def profiler_ms(engine: Engine) -> float:
     """What the profiler itself adds to every node: a chain of nodes that do nothing, with it and without."""
-    nodes = [helper.make_node("Neg", [f"t{k}"], [f"t{k + 1}"]) for k in range(CHAIN)]
-    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("t0", f"t{CHAIN}")]
-    body = helper.make_graph(nodes, "chain", ports[:1], ports[1:])
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    events, wall = profiled(model, {"t0": np.ones(1, np.float32)}, threads, 60.0, (40, 200))
-    return max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
+    if engine.told not in _profiler:
+        events, wall = profiled(idle_chain(CHAIN), IDLE, engine, 60.0, (40, 200))
+        _profiler[engine.told] = max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
+    return _profiler[engine.told]
+
+
+_profiler: dict[str, float] = {}
 
 
 def _owner(graph: Graph, name: str, op: str) -> str | None:
@@ -172,14 +184,14 @@ def _owner(graph: Graph, name: str, op: str) -> str | None:
 
 
 def profiled(
-    model: onnx.ModelProto, feeds: Feeds, threads: int, budget_ms: float, least_most: tuple[int, int]
+    model: onnx.ModelProto, feeds: Feeds, engine: Engine, budget_ms: float, least_most: tuple[int, int]
 ) -> tuple[dict[str, tuple[float, str]], float]:
     """(event name -> (ms of a run, operator), ms of a whole run without the profiler), run in turns."""
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        open_one = functools.partial(runtime.open_session, model, threads=threads, spinning=threads == 1, name="timed")
-        plain, session = open_one(), open_one(profile=Path(folder, "p"))
+        plain, session = engine.open(model), engine.open(model, profile=Path(folder, "p"))
+        run: Callable[[], object] = BoundRun(plain, feeds) if not engine.on_cpu else lambda: plain.run(dict(feeds))
         # one thread: its time on the core, so that others on a busy machine do not count as loose ends
-        clock = time.thread_time_ns if threads == 1 else time.perf_counter_ns
+        clock = time.thread_time_ns if engine.threads == 1 and engine.on_cpu else time.perf_counter_ns
         walls: list[float] = []
         begin, runs = time.perf_counter(), 0
         while runs < WARM + least_most[0] or (
@@ -187,7 +199,7 @@ def profiled(
         ):
             session.run(dict(feeds))
             before = clock()
-            plain.run(dict(feeds))
+            run()
             walls.append((clock() - before) / 1e6)
             runs += 1
         events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
@@ -197,14 +209,7 @@ def profiled(
             which = event["name"].removesuffix("_kernel_time"), str(event.get("args", {}).get("op_name", ""))
             spent.setdefault(which, []).append(event["dur"] / 1e3)
     # the clock counts microseconds: the mean of the faster half tells more than one of its ticks
-    typical = {name: (_typical(ms), op) for (name, op), ms in spent.items()}
-    return typical, _typical(walls)
-
-
-def _typical(times: Sequence[float]) -> float:
-    """The mean of the faster half, the first runs left out."""
-    ordered = np.sort(times[WARM:])
-    return float(ordered[: max(1, (len(ordered) + 1) // 2)].mean())
+    return {name: (typical(ms), op) for (name, op), ms in spent.items()}, typical(walls)
 
 
 # ---- alone, over a grid of widths ------------------------------------------------------------------------
@@ -257,38 +262,42 @@ class _Probe:
         }
         return f"{self.node.op_type} x{self.x} w{self.w} {sorted(kept.items())} {self.dtype} {self.tied}"
 
-    def sweeps(self, threads: int) -> dict[str, list[list[float]]]:
-        """Axis -> [shares, relative times] with the other axis full; and κ."""
+    def sweeps(self, engine: Engine) -> dict[str, list[list[float]]]:
+        """Axis -> [shares, relative times] with the other axis full; κ; by the clock also what the full layer takes."""
         found, full = {}, {}
         for axis, width in self.widths.items():
-            counts = grid(width)
-            times = np.array([self._time({axis: n}, threads) for n in counts])
+            counts = grid(width, POINTS if engine.on_cpu else POINTS_BY_CLOCK)
+            times = np.array([self._time({axis: n}, engine) for n in counts])
             full[axis] = float(times[-1])
             # a width slower than a larger one may be noise, or a cliff: both are kept as they were seen
             found[str(axis)] = [[n / width for n in counts], [float(t) for t in times / times[-1]]]
         if len(self.widths) == 2:
-            found[MIXED] = self._mixed(found, full, threads)
+            found[MIXED] = self._mixed(found, full, engine)
+        if full and not engine.on_cpu:
+            found[ALONE] = [[1.0], [float(np.mean(list(full.values())))]]
         return found
 
     def _mixed(
-        self, found: Mapping[str, list[list[float]]], full: Mapping[int, float], threads: int
+        self, found: Mapping[str, list[list[float]]], full: Mapping[int, float], engine: Engine
     ) -> list[list[float]]:
         """[shares of both axes, [κ]], from a point where both are about a third."""
         at = {axis: _third(found[str(axis)][0]) for axis in self.widths}
         shares = [found[str(axis)][0][k] for axis, k in at.items()]
         f, g = (found[str(axis)][1][k] for axis, k in at.items())
         counts = {axis: round(self.widths[axis] * share) for (axis, _), share in zip(at.items(), shares, strict=True)}
-        here = self._time(counts, threads) / float(np.mean(list(full.values())))
         if min(1 - f, 1 - g) < 0.1:
             return [shares, [1.0]]  # one of the axes hardly counts: nothing to mix
+        here = self._time(counts, engine) / float(np.mean(list(full.values())))
         return [shares, [float(np.clip((here - f - g + 1) / ((1 - f) * (1 - g)), 0.0, 2.0))]]
 
-    def _time(self, counts: Mapping[int, int], threads: int) -> float:
+    def _time(self, counts: Mapping[int, int], engine: Engine) -> float:
         model, feeds = self._model(counts)
-        events, _ = profiled(model, feeds, threads, POINT_MS, (6, 40))
+        if not engine.on_cpu:
+            return max((engine.run_ms(model, feeds, POINT_MS, (6, 40)) - engine.idle_ms()) / COPIES, 1e-4)
+        events, _ = profiled(model, feeds, engine, POINT_MS, (6, 40))
         own = [ms for ms, op in events.values() if op.removeprefix("Fused") == self.node.op_type]
         ms = float(np.median(own)) if own else sum(ms for ms, _ in events.values()) / COPIES
-        return max(ms - profiler_ms(threads), ms / 10, 1e-4)
+        return max(ms - profiler_ms(engine), ms / 10, 1e-4)
 
     def _model(self, counts: Mapping[int, int]) -> tuple[onnx.ModelProto, Feeds]:
         x, w = list(self.x), list(self.w)
@@ -337,10 +346,10 @@ def _third(shares: list[float]) -> int:
     return int(np.argmin(np.abs(np.array(shares) - 1 / 3)))
 
 
-def grid(full: int) -> list[int]:
-    """Widths to time: multiples of 4, 8 or 16, thinned to `POINTS`, and the full width."""
+def grid(full: int, points: int = POINTS) -> list[int]:
+    """Widths to time: multiples of 4, 8 or 16, thinned to so many, and the full width."""
     step = 4 if full < 128 else 8 if full < 256 else 16
-    while full / step > POINTS:
+    while full / step > points:
         step *= 2
     return sorted({*range(step, full, step), full, *([1, 2] if full < 8 else [])} & set(range(1, full + 1)))
 
@@ -361,13 +370,13 @@ class Grids:
     changed: bool = False
 
     @classmethod
-    def of_user(cls, threads: int) -> Grids:
-        """The user's cache for this machine, ORT and number of threads; `ONNXPRUNE_CACHE=` (empty) keeps nothing."""
+    def of_user(cls, engine: Engine = Engine()) -> Grids:  # noqa: B008
+        """The user's cache for this machine, ORT and engine; `ONNXPRUNE_CACHE=` (empty) keeps nothing."""
         root = os.environ.get("ONNXPRUNE_CACHE")
         if root == "":
             return cls(None)
         base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxprune"
-        told = json.dumps([_machine(), threads], sort_keys=True)
+        told = json.dumps([_machine(), engine.told], sort_keys=True)
         made = cls(base / f"layers-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json")
         made.load()
         return made
@@ -408,7 +417,7 @@ class Grids:
 def _sound(sweeps: object) -> bool:
     """Whether an entry is one of ours: two rows of equally many numbers for every axis."""
     try:
-        pairs = [(x, y) for axis, (x, y) in sweeps.items() if axis != MIXED]  # type: ignore[attr-defined]
+        pairs = [(x, y) for axis, (x, y) in sweeps.items() if axis not in (MIXED, ALONE)]  # type: ignore[attr-defined]
         return all(len(x) == len(y) > 0 and min(*x, *y) > 0 and x[-1] == 1 for x, y in pairs)
     except (TypeError, ValueError, AttributeError):
         return False

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.graph.model import Graph, attributes
 from onnxprune.graph.pairs import pair_nodes, pair_sizes
+from onnxprune.measure.engine import Engine
 from onnxprune.measure.node_times import COPIES, Grids, profiled, profiler_ms
 
 POINT_MS = 25.0
@@ -32,18 +33,18 @@ class PairTimes:
     Args:
         graph: the network.
         shapes: sizes of its tensors in one run.
-        threads: ORT threads.
+        engine: what they run on.
         grids: where what is known is kept; None: the user's cache.
     """
 
     graph: Graph
     shapes: dict[str, tuple[int, ...]]
-    threads: int = 1
+    engine: Engine = Engine()  # noqa: RUF009
     grids: Grids | None = None
 
     def __post_init__(self) -> None:
         if self.grids is None:
-            self.grids = Grids.of_user(self.threads)
+            self.grids = Grids.of_user(self.engine)
 
     def relative(self, key: str, way: Way) -> tuple[float, ...]:
         """The time of every node of the chain over that of the layer `key`, as it is."""
@@ -68,8 +69,10 @@ class PairTimes:
     def _measure(self, node: onnx.NodeProto, x: tuple[int, ...], weight: np.ndarray, way: Way) -> list[float]:
         model = _probe(node, x, weight, way, self.graph.opset)
         read = np.random.default_rng(0).standard_normal(x).astype(weight.dtype)
-        events, _ = profiled(model, {"x": read}, self.threads, POINT_MS, (4, 60))
-        extra = profiler_ms(self.threads)
+        if not self.engine.on_cpu:
+            return self._by_clock(model, {"x": read}, len(way) + 1)
+        events, _ = profiled(model, {"x": read}, self.engine, POINT_MS, (4, 60))
+        extra = profiler_ms(self.engine)
 
         def spent(stem: str) -> float:
             own = [ms for name, (ms, _) in events.items() if name.removesuffix("_nchwc").rpartition(".")[0] == stem]
@@ -77,6 +80,24 @@ class PairTimes:
 
         whole = spent("layer")
         return [spent(f"part{k}") / whole for k in range(len(way) + 1)]
+
+    def _by_clock(self, both: onnx.ModelProto, feeds: dict[str, np.ndarray], count: int) -> list[float]:
+        """The chain's time over the layer's, each timed without the other and shared out evenly over its nodes."""
+
+        def spent(stem: str) -> float:
+            model = onnx.ModelProto()
+            model.CopyFrom(both)
+            nodes = [n for n in both.graph.node if n.name.startswith(stem)]
+            outputs = [o for o in both.graph.output if o.name.startswith(stem)]
+            read = {name for n in nodes for name in n.input}
+            del model.graph.node[:], model.graph.output[:], model.graph.initializer[:]
+            model.graph.node.extend(nodes)
+            model.graph.output.extend(outputs)
+            model.graph.initializer.extend(t for t in both.graph.initializer if t.name in read)
+            ms = self.engine.run_ms(model, feeds, POINT_MS, (4, 60)) - self.engine.idle_ms()
+            return max(ms / COPIES, 1e-4)
+
+        return [spent("part") / spent("layer") / count] * count
 
 
 def _probe(node: onnx.NodeProto, x: tuple[int, ...], weight: np.ndarray, way: Way, opset: int) -> onnx.ModelProto:

@@ -95,6 +95,7 @@ def _comparison_row(c: Comparison) -> dict[str, Any]:
 
 def _conditions(result: BenchResult) -> list[str]:
     providers = sorted({provider for used in result.providers.values() for provider in used[:1]})
+    ran_on = " + ".join([*providers, *result.machine["accelerators"]])
     threads = f"{result.threads} thread{'s' * (result.threads > 1)}"
     spinning = f", spinning {'on' if result.spinning else 'off'}" if result.threads > 1 else ""
     rounds = f"{result.rounds} rounds"
@@ -102,7 +103,7 @@ def _conditions(result: BenchResult) -> list[str]:
         rounds += f" of {result.rounds_asked} (time budget {result.time_budget_s:g} s)"
     noise = result.noise
     lines = [
-        f"{' + '.join(providers)}, {threads}{spinning}, input {_inputs(result)}, {rounds}, {result.elapsed_s:.1f} s",
+        f"{ran_on}, {threads}{spinning}, input {_inputs(result)}, {rounds}, {result.elapsed_s:.1f} s",
         f"same model against itself: {noise.median:.3f}x [{noise.low:.3f}, {noise.high:.3f}]",
     ]
     if result.comparisons:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from onnxprune.measure.latency import BenchResult
     from onnxprune.measure.verify import Surgery
     from onnxprune.report.result import Result
 
@@ -117,8 +118,7 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     if result.latency is not None:
         c = result.latency.comparisons[0]
         lines.append(
-            f"speed-up     {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}], {c.verdict} "
-            f"({result.latency.rounds} interleaved rounds, {result.latency.threads} thread, CPU)"
+            f"speed-up     {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}], {c.verdict} ({_timed(result.latency)})"
         )
     lines.append(f"surgery      {surgery_words(result.surgery, len(result.inexact))}")
     if result.fidelity is not None:
@@ -144,6 +144,14 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     if warnings:
         lines += [f"warning      {plain(w)}" for w in result.warnings]
     return "\n".join(_wrapped(line, width) for line in lines) + "\n"
+
+
+def _timed(latency: BenchResult) -> str:
+    """How latency was measured."""
+    provider = latency.providers[latency.timings[0].name][0].removesuffix("ExecutionProvider")
+    batch = f", batch {latency.batch}" if latency.batch > 1 else ""
+    threads = f"{latency.threads} thread{'s' * (latency.threads > 1)}"
+    return f"{latency.rounds} interleaved rounds, {threads}, {provider}{batch}"
 
 
 def surgery_words(surgery: Surgery, inexact: int = 0) -> str:

@@ -69,10 +69,16 @@ def csgd(
         strength: ε.
         progress: called with (steps done, steps).
     """
-    network = Network(model, batch_norm="batch")  # stored statistics that nothing moves would keep members apart
+    network = Network(model, batch_norm="batch").to(
+        training.device
+    )  # stored statistics that nothing moves would keep members apart
     groups = {g.name: g for g in channels.groups if widths.get(g.name, g.width) < g.width}
     clusters = {name: clusters_of(g, network, widths[name]) for name, g in groups.items()}
-    pulls = [(s, _means(s, clusters[name])) for name, g in groups.items() for s in learned_slices(g, network, MAKERS)]
+    pulls = [
+        (s, _means(s, clusters[name]).to(training.device))
+        for name, g in groups.items()
+        for s in learned_slices(g, network, MAKERS)
+    ]
 
     def centripetal(step: int) -> None:
         for s, mean in pulls:
@@ -99,7 +105,7 @@ def clusters_of(group: ChannelGroup, network: Network, count: int) -> np.ndarray
     """(width,) cluster of every channel, by Ward linkage of what makes the channels, each tensor to unit norm."""
     rows = []
     for s in learned_slices(group, network, MAKERS):
-        value = getattr(network, network.names[s.use]).detach().double().numpy()
+        value = getattr(network, network.names[s.use]).detach().double().cpu().numpy()
         value = np.moveaxis(value, s.axis, 0).reshape(value.shape[s.axis], -1)
         own = np.zeros((group.width, value.shape[1]))
         np.add.at(own, s.channel[s.channel >= 0], value[s.channel >= 0])
@@ -156,4 +162,4 @@ def _gathering(s: Slice, labels: np.ndarray) -> Tensor:
 
 
 def _apply(matrix: Tensor, value: Tensor, axis: int) -> Tensor:
-    return torch.tensordot(matrix, value, dims=([1], [axis])).movedim(0, axis)
+    return torch.tensordot(matrix.to(value.device), value, dims=([1], [axis])).movedim(0, axis)

@@ -102,7 +102,7 @@ def gates(
         ratio: what it has to be.
         loss, training, progress: as for `gsm`; of the training only the number of steps and the files count.
     """
-    network = Network(model, batch_norm="batch")
+    network = Network(model, batch_norm="batch").to(training.device)
     gated = _Gates(network, groups, branches)
     mean = sum(g.width * costs[g.name] for g in groups) / max(1, sum(g.width for g in groups))
     prices = {**{g.name: costs[g.name] / mean for g in groups}, **{b.name: b.cost / mean for b in branches}}
@@ -184,7 +184,7 @@ class _Gates:
                 shape = [1] * self.base[name].ndim
                 shape[axis] = -1
                 total = total * torch.where(which >= 0, open_[gate][which.clamp_min(0)], 1.0).reshape(shape)
-        return total
+        return total.to(self.base[name].device)
 
     def slopes(self, open_: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gate -> (width,) gradient of the loss with respect to it, from the gradients that the weights have."""
@@ -196,6 +196,6 @@ class _Gates:
                 if grad is not None:
                     value = grad * self.base[name] * self._factor(name, open_, but=gate)
                     flat = value.sum([k for k in range(value.ndim) if k != axis]) if value.ndim > 1 else value
-                    total.index_add_(0, which[which >= 0], flat[which >= 0])
+                    total.index_add_(0, which[which >= 0], flat.cpu()[which >= 0])
             found[gate] = total
         return found

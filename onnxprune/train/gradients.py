@@ -107,7 +107,8 @@ def per_channel(group: ChannelGroup, values: Mapping[Use, Tensor]) -> np.ndarray
             continue
         own = s.channel >= 0
         other = tuple(k for k in range(value.ndim) if k != s.axis)
-        sums = value.detach().double().sum(other).numpy() if other else value.detach().double().numpy()
+        value = value.detach().double()
+        sums = (value.sum(other) if other else value).cpu().numpy()
         total += np.bincount(s.channel[own], weights=sums[own], minlength=group.width)
     return total
 

@@ -81,7 +81,7 @@ def gsm(
         training: how; optimizer and clipping are GSM's own.
         progress: called with (steps done, steps).
     """
-    network = Network(model, batch_norm="batch")
+    network = Network(model, batch_norm="batch").to(training.device)
     kernels = {name: p for name, p in network.named_parameters() if p.ndim > 1}
     count = sum(p.numel() for p in kernels.values())
     most = max(1, round(density * count))
@@ -90,7 +90,7 @@ def gsm(
     def choose(step: int) -> None:
         grads = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in kernels.items()}
         worth = torch.cat([(p.detach() * grads[n]).abs().reshape(-1) for n, p in kernels.items()])
-        active = torch.zeros(count, dtype=torch.bool)
+        active = torch.zeros(count, dtype=torch.bool, device=worth.device)
         active[worth.topk(most).indices] = True
         for name, part in zip(kernels, active.split([p.numel() for p in kernels.values()]), strict=True):
             memory["masks"][name] = part.reshape(kernels[name].shape)
@@ -99,7 +99,7 @@ def gsm(
     masks = memory["masks"]
     with torch.no_grad():
         for name, p in kernels.items():
-            p *= masks[name]
+            p *= masks[name].to(p.device)
     return Sparse(network.to_onnx(), {}, most / count, left, masks)
 
 
@@ -126,7 +126,7 @@ def gsm_channels(
         steps: group -> what its width is a multiple of.
         loss, training, progress: as for `gsm`.
     """
-    network = Network(model, batch_norm="batch")
+    network = Network(model, batch_norm="batch").to(training.device)
     memory: dict[str, Any] = {
         "masks": {},
         "seen": {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups},
@@ -186,21 +186,21 @@ def train_sparse(
         for name, mask in memory["masks"].items():
             p = getattr(network, name)
             if p.grad is not None:
-                p.grad *= mask
+                p.grad *= mask.to(p.device)
             before[name] = p.detach().clone()
 
     @torch.no_grad()
     def shrink(step: int) -> None:
         for name, mask in memory["masks"].items():
             p = getattr(network, name)
-            p.copy_(torch.where(mask, p, shrinking * before.get(name, p)))
+            p.copy_(torch.where(mask.to(p.device), p, shrinking * before.get(name, p)))
 
     how = replace(training, optimizer="gsm", clip=None)
     train(
         network, lambda step: (loss(network, step), {}), how,
         after_backward=sparse, after_step=shrink, memory=memory, progress=progress,
     )  # fmt: skip
-    out = ((name, getattr(network, name).detach().abs()[~mask]) for name, mask in memory["masks"].items())
+    out = ((name, getattr(network, name).detach().cpu().abs()[~mask.cpu()]) for name, mask in memory["masks"].items())
     return max((float(entries.max()) / whole[name] for name, entries in out if entries.numel()), default=0.0)
 
 
@@ -253,6 +253,6 @@ def channel_masks(
             on = np.where(s.channel >= 0, alive[group.name][s.channel], True)
             shape = [1] * p.ndim
             shape[s.axis] = -1
-            line = torch.from_numpy(on).reshape(shape)
+            line = torch.from_numpy(on).to(p.device).reshape(shape)
             masks[name] = masks.get(name, torch.ones_like(p, dtype=torch.bool)) & line
     return masks

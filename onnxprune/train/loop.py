@@ -44,6 +44,7 @@ class Training:
         bf16: run in bfloat16 where torch thinks it safe; None: where the processor has instructions for it.
         checkpoint: file to resume from and to write to every `save_every` seconds.
         metrics: file that gets a line of JSON at every look.
+        device: where a method puts its network; `together` gives it.
     """
 
     steps: int
@@ -58,6 +59,7 @@ class Training:
     checkpoint: Path | None = None
     save_every: float = 20.0
     metrics: Path | None = None
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
 
 
 def rate(step: int, training: Training) -> float:
@@ -229,7 +231,7 @@ class _State:
         if path is None or not path.exists():
             return 0
         try:
-            content = torch.load(path, weights_only=True)
+            content = torch.load(path, weights_only=True, map_location="cpu")
             same = content["run"] == self._run()
         except Exception as error:
             raise UsageError(f"{path}: not a checkpoint; remove it or name another file") from error
@@ -267,10 +269,10 @@ def ranks() -> int:
 
 
 @contextlib.contextmanager
-def together(*, on_gpu: bool | None = None) -> Iterator[torch.device]:
-    """Join the processes that `torchrun` has started, if any. Gives the device of this one: a GPU where there is one,
-    unless `on_gpu` says otherwise."""
-    cuda = torch.cuda.is_available() if on_gpu is None else on_gpu
+def together() -> Iterator[torch.device]:
+    """Join the processes that `torchrun` has started, if any. Gives the device of this one: a GPU where there is
+    one."""
+    cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device(f"cuda:{local}" if cuda else "cpu")
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():

@@ -32,6 +32,7 @@ def objective(
     batch: int = 64,
     augment: Sequence[str] = (),
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Objective:
     """The loss of a network at a step.
 
@@ -43,11 +44,12 @@ def objective(
         batch: samples of a step.
         augment: see `samples.AUGMENTATIONS`.
         seed: of the batches' order and the augmentations.
+        device: where the network is.
 
     Raises:
         UsageError: there is neither a recipe nor a sample; the recipe is not one.
     """
-    on = torch.device("cpu")
+    on = torch.device(device)
     given = list(batches)
     labelled = None if recipe is None else Recipe(recipe, original.inputs)
     if not given and labelled is None:

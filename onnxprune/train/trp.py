@@ -71,7 +71,7 @@ def trp(
         project: False: plain training to compare with, truncated once at the end.
         progress: called with (steps done, steps).
     """
-    network = Network(model, batch_norm="batch")
+    network = Network(model, batch_norm="batch").to(training.device)
     layers = [(_parameter(network, e), e.rank) for e in edits]
     folds = {name: unfolded(network, e) for (name, _), e in zip(layers, edits, strict=True)}
     lost = dict.fromkeys(folds, 0.0)
@@ -97,7 +97,7 @@ def trp(
         for name, direction in memory["pulls"].items():
             p = getattr(network, name)
             if p.grad is not None:
-                p.grad += nuclear * direction
+                p.grad += nuclear * direction.to(p.device)
 
     train(network, objective, training, after_backward=pull if project else None, memory=memory, progress=progress)
     trained = network.to_onnx()

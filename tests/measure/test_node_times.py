@@ -6,6 +6,7 @@ import pytest
 from onnxprune import api
 from onnxprune.measure import node_times
 from onnxprune.measure.cost import CostModel, Running, WidthCost
+from onnxprune.measure.engine import Engine
 from onnxprune.measure.node_times import Grids, NodeTimes, Stairs, grid
 from tests.channels import surgery
 
@@ -85,26 +86,26 @@ def test_a_grid_is_short_ends_at_the_full_width_and_goes_by_fours(full):
 
 def test_what_is_known_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
-    grids = Grids.of_user(1)
+    grids = Grids.of_user()
     grids.put("layer", {"0": [[0.5, 1.0], [0.6, 1.0]]})
     grids.save()
-    again = Grids.of_user(1)
+    again = Grids.of_user()
     assert again.get("layer") == {"0": [[0.5, 1.0], [0.6, 1.0]]}
-    assert Grids.of_user(2).get("layer") is None  # other threads, other times
+    assert Grids.of_user(Engine(threads=2)).get("layer") is None  # other threads, other times
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 2, "layers": {"a": {"0": [[1], []]}}}', '{"schema": 9}'])
 def test_a_spoilt_cache_counts_as_none(tmp_path, monkeypatch, text):
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
-    Grids.of_user(1).path.parent.mkdir(exist_ok=True, parents=True)
-    Grids.of_user(1).path.write_text(text)
-    assert Grids.of_user(1).known == {}
+    Grids.of_user().path.parent.mkdir(exist_ok=True, parents=True)
+    Grids.of_user().path.write_text(text)
+    assert Grids.of_user().known == {}
 
 
 def test_an_empty_variable_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXPRUNE_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    grids = Grids.of_user(1)
+    grids = Grids.of_user()
     grids.put("layer", {"0": [[1.0], [1.0]]})
     grids.save()
     assert not list(tmp_path.rglob("*"))

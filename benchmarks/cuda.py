@@ -1,0 +1,117 @@
+"""Speed on an NVIDIA GPU: files at half the MACs, and `--speedup` measured there, timed again by a separate process.
+
+    python benchmarks/cuda.py resnet50.onnx mobilenet_v2.onnx            half the MACs, several batches
+    python benchmarks/cuda.py --speedup 2 --calib samples.npz net.onnx   a speed-up, with samples and default repair
+    python benchmarks/cuda.py --provider cpu ...                         the same elsewhere, to compare
+
+Half the MACs: channels go by their weights, the same share of every group, and nothing is repaired, since weights do
+not change how long a network runs. The share of the time that is saved is set against the share of the MACs that went.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import latency
+
+import onnxprune
+from onnxprune.errors import PruneError
+from onnxprune.measure.accelerators import accelerators
+from onnxprune.metric import open_metric
+
+
+def halves(path: Path, args: Any, folder: Path) -> list[list[str]]:
+    """Half the MACs: a line a batch."""
+    result = onnxprune.prune(path, 0.5, repair="none")
+    pruned = folder / path.name
+    result.save(pruned)
+    gone, rows = 1 - result.after.macs / result.before.macs, []
+    for batch in args.batches:
+        timed = onnxprune.bench(
+            [str(path), str(pruned)], batch=int(batch), providers=(args.provider,), rounds=args.rounds
+        )
+        c, ms = timed.comparisons[0], timed.timings[0].p50_ms
+        rows.append([path.stem, f"{batch:g}", f"{ms:.3f} ms", f"−{gone:.1%}", ratio_of(c), c.verdict,
+                     f"{(1 - 1 / c.speedup) / gone:.2f}"])  # fmt: skip
+        common.say(" | ".join(rows[-1]))
+    return rows
+
+
+def ratio_of(c: Any) -> str:
+    return f"{c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}]"
+
+
+def asked_for(path: Path, args: Any, folder: Path) -> list[list[str]]:
+    """A speed-up that the tool measures itself, and what a process of its own says of the file: a line a batch."""
+    rows = []
+    for batch in args.batches:
+        pruned, begin = folder / f"{path.stem}-{batch:g}.onnx", time.perf_counter()
+        command = [
+            sys.executable,
+            "-m",
+            "onnxprune",
+            str(path),
+            "--calib",
+            args.calib,
+            "--speedup",
+            f"{args.speedup:g}",
+        ]
+        command += ["--providers", args.provider, "--batch", f"{batch:g}", "--json", "-q", "--force", "-o", str(pruned)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        took = time.perf_counter() - begin
+        if run.returncode:
+            rows.append([path.stem, f"{batch:g}", run.stderr.strip()[-160:], "", "", "", f"{took:.0f} s"])
+            common.say(" | ".join(rows[-1]))
+            continue
+        apart = latency.timed_apart(
+            path, pruned, [], args.rounds, ["--providers", args.provider, "--batch", f"{batch:g}"]
+        )
+        gone = 1 - common.macs(pruned) / common.macs(path)
+        score = ""
+        if args.labelled:
+            metric = open_metric(args.labelled, onnxprune.open_model(path).specs)
+            score = f"{metric(onnxprune.open_model(path).model):.1f} → {metric(onnxprune.open_model(pruned).model):.1f}"
+        speed = f"{apart['speedup']:.2f}x [{apart['low']:.2f}, {apart['high']:.2f}]"
+        rows.append([path.stem, f"{batch:g}", speed, apart["verdict"], f"−{gone:.1%}", score, f"{took:.0f} s"])
+        common.say(" | ".join(rows[-1]))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("paths", nargs="*", type=Path, metavar="MODEL")
+    add("--batches", type=common.numbers, default=(1, 32), help="1,32")
+    add("--speedup", type=float, help="what to ask for; needs --calib")
+    add("--calib", help="samples, as the tool takes them")
+    add("--labelled", help=".npz with labels, to score the files that a speed-up gave")
+    add("--provider", default="cuda", help="cuda")
+    add("--rounds", type=int, default=40, help="of a timing (40)")
+    add("--keep", type=Path, help="a folder for the pruned files")
+    args = parser.parse_args()
+    begin, rows = time.perf_counter(), []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.keep or Path(scratch)
+        folder.mkdir(exist_ok=True, parents=True)
+        for path in args.paths:
+            try:
+                rows += asked_for(path, args, folder) if args.speedup else halves(path, args, folder)
+            except PruneError as error:
+                common.say(f"{path}: {error}")
+    if args.speedup:
+        head = ["net", "batch", "measured apart", "verdict", "MACs", "top-1", "time"]
+    else:
+        head = ["net", "batch", "original", "MACs", "speed-up", "verdict", "time saved / MACs removed"]
+    print(common.table(head, rows))
+    print(f"\n{common.footer(time.perf_counter() - begin)} {'; '.join(accelerators([args.provider]))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a network's time is taken on: providers of ONNX Runtime, their options, a number of threads."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune.graph import runtime
+from onnxprune.measure.accelerators import accelerators
+from onnxprune.measure.latency import CPU, BoundRun
+
+WARM = 3
+"""First runs, that do not count."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where a network runs while it is timed.
+
+    Attributes:
+        providers: short names, the wanted one first.
+        options: by provider, what ORT's documentation of that provider lists.
+        threads: ORT threads.
+    """
+
+    providers: tuple[str, ...] = ("cpu",)
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    threads: int = 1
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether ORT's own profile tells how long a node takes. Elsewhere it tells when a node was launched, or knows
+        whole subgraphs only."""
+        return runtime.provider_name(self.providers[0]) == CPU
+
+    @property
+    def told(self) -> str:
+        """What makes times of two engines on one machine differ, as text."""
+        known: list[Any] = [self.threads]
+        if not self.on_cpu:
+            options = {p: {k: str(v) for k, v in o.items()} for p, o in self.options.items()}
+            known += [list(self.providers), options, list(accelerators(self.providers))]
+        return json.dumps(known, sort_keys=True)
+
+    def open(self, model: onnx.ModelProto, *, profile: Path | None = None) -> runtime.Session:
+        """A session of it, as one that is benchmarked."""
+        return runtime.open_session(
+            model,
+            providers=self.providers,
+            provider_options=self.options,
+            threads=self.threads,
+            spinning=self.threads == 1,
+            name="timed",
+            profile=profile,
+        )
+
+    def check(self) -> None:
+        """ProviderError where the provider is not there; at once, not after minutes of other work."""
+        if not self.on_cpu:
+            self.open(idle_chain(1))
+
+    def idle_ms(self) -> float:
+        """What a run takes that does next to nothing, by the clock."""
+        if self.told not in _idle:
+            _idle[self.told] = self.run_ms(idle_chain(1), IDLE, 60.0, (40, 200))
+        return _idle[self.told]
+
+    def run_ms(
+        self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], budget_ms: float, least_most: tuple[int, int]
+    ) -> float:
+        """What a run takes by the clock, inputs and outputs where the provider wants them."""
+        run = BoundRun(self.open(model), feeds)
+        walls: list[float] = []
+        begin = time.perf_counter()
+        while len(walls) < WARM + least_most[0] or (
+            len(walls) < WARM + least_most[1] and (time.perf_counter() - begin) * 1e3 < budget_ms
+        ):
+            before = time.perf_counter_ns()
+            run()
+            walls.append((time.perf_counter_ns() - before) / 1e6)
+        return typical(walls)
+
+
+_idle: dict[str, float] = {}
+IDLE = {"t0": np.ones(1, np.float32)}
+"""The input of `idle_chain`."""
+
+
+def idle_chain(length: int) -> onnx.ModelProto:
+    """Nodes in a row that do next to nothing."""
+    nodes = [helper.make_node("Neg", [f"t{k}"], [f"t{k + 1}"]) for k in range(length)]
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("t0", f"t{length}")]
+    body = helper.make_graph(nodes, "chain", ports[:1], ports[1:])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def typical(times: Sequence[float]) -> float:
+    """The mean of the faster half, the first runs left out."""
+    ordered = np.sort(times[WARM:])
+    return float(ordered[: max(1, (len(ordered) + 1) // 2)].mean())

@@ -1,0 +1,141 @@
+"""Where timed runs run: what makes two engines differ, and node times by the clock (here on the CPU as a stand-in)."""
+
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import onnxprune
+from onnxprune import api
+from onnxprune.cli import main
+from onnxprune.errors import ProviderError, UsageError
+from onnxprune.measure import accelerators, node_times
+from onnxprune.measure.engine import Engine
+from onnxprune.measure.node_times import ALONE, Grids
+from onnxprune.measure.pair_times import PairTimes
+from onnxprune.subject import Settings
+from tests.channels import surgery
+from tests.measure.test_node_times import TEXT
+
+MODEL = "benchmarks/models/resnet20_fmnist.onnx"
+CALIB = "benchmarks/data/calib.npz"
+without_cuda = pytest.mark.skipif(
+    "CUDAExecutionProvider" in ort.get_available_providers(), reason="this build has CUDA"
+)
+
+
+class ByClock(Engine):
+    """The CPU, timed as an accelerator is."""
+
+    on_cpu = False
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(name): what nvidia-smi says."""
+
+    def use(said, error=None):
+        def run(command, **options):
+            assert command[0] == "nvidia-smi"
+            if error:
+                raise error
+            return SimpleNamespace(stdout=said)
+
+        monkeypatch.setattr(accelerators.subprocess, "run", run)
+        accelerators._nvidia.cache_clear()
+
+    yield use
+    accelerators._nvidia.cache_clear()
+
+
+def test_times_are_kept_apart_by_all_that_makes_them_differ(gpu):
+    gpu("NVIDIA A, 580.1\n")
+    fast = Engine(("cuda", "cpu"), {"cuda": {"use_tf32": 1}})
+    told = {e.told for e in (Engine(), Engine(threads=2), Engine(("cuda",)), fast, Engine(("openvino",)))}
+    gpu("NVIDIA B, 580.1\n")
+    told.add(Engine(("cuda",)).told)
+    assert len(told) == 6 and "NVIDIA B" in Engine(("cuda",)).told
+    assert Engine(("cpu",)).on_cpu and not Engine(("cuda", "cpu")).on_cpu
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), subprocess.TimeoutExpired("nvidia-smi", 20)])
+def test_where_nobody_tells_there_is_no_name(gpu, error):
+    gpu("", error)
+    assert accelerators.accelerators(["cuda"]) == ()
+
+
+def test_only_nvidia_is_asked_for_by_nvidias_tool(gpu):
+    gpu("NVIDIA A, 580.1\nNVIDIA B, 580.1\n")
+    assert accelerators.accelerators(["tensorrt", "cpu"]) == ("NVIDIA A, 580.1", "NVIDIA B, 580.1")
+    assert accelerators.accelerators(["cpu"]) == accelerators.accelerators(["openvino"]) == ()
+
+
+@without_cuda
+def test_an_absent_provider_is_found_out_before_the_work(tmp_path, capsys):
+    with pytest.raises(ProviderError, match="cuda"):
+        Engine(("cuda",)).check()
+    Engine().check()
+    output = tmp_path / "out.onnx"
+    options = ["--calib", CALIB, "--speedup", "2", "--providers", "cuda", "-o", str(output)]
+    assert main([MODEL, *options]) == 8
+    assert "provider cuda is not in onnxruntime" in capsys.readouterr().err and not output.exists()
+    assert main(["plan", MODEL, "--of", "latency", "--calib", CALIB, "--providers", "cuda"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch": 0}, "at least 1"),
+        ({"providers": ()}, "no provider given"),
+        ({"providers": ("warp",)}, "unknown provider"),
+        ({"provider_options": {"cuda": {"use_tf32": 0}}}, "not among the providers"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(settings, words):
+    with pytest.raises(UsageError, match=words):
+        Settings(**settings)
+
+
+def test_a_batch_that_the_model_does_not_take(capsys, tmp_path):
+    subject = api.open_model(surgery.model_of(TEXT))
+    assert {k: v.shape for k, v in subject.timed(1).items()} == {"x": (1, 3, 24, 24)}
+    with pytest.raises(UsageError, match="fixes its batch"):
+        subject.timed(8)
+    assert main([MODEL, "--ratio", "0.7", "--batch", "4", "--bench", "-q", "-o", str(tmp_path / "o.onnx")]) == 0
+    assert "CPU, batch 4)" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return api.open_model(surgery.model_of(TEXT))
+
+
+def test_by_the_clock_every_layer_is_timed_alone(subject):
+    grids = Grids(None)
+    times = node_times.node_times(subject.graph, subject.feeds, subject.channels.shapes, engine=ByClock(), grids=grids)
+    assert {"h", "g", "z", "y"} <= set(times.nodes) and "r" not in times.nodes
+    assert sum(times.nodes.values()) + times.loose_ms == pytest.approx(times.total_ms, rel=1e-6)
+    assert set(times.stairs["h"]) == {0, 1} and set(times.stairs["g"]) == {0}
+    assert times.stairs["z"][0].time[0] < 0.9  # 48 outputs over 24x24 positions
+    for known in grids.known.values():
+        assert known[ALONE][1][0] > 0 and node_times._sound(known)
+        assert all(len(x) <= node_times.POINTS_BY_CLOCK + 2 for x, _ in known.values())
+
+
+def test_chains_by_the_clock(subject):
+    pairs = PairTimes(subject.graph, dict(subject.channels.shapes), ByClock(), Grids(None))
+    narrow, wide = (pairs.relative("z", (("channel", rank),)) for rank in (4, 32))
+    assert len(narrow) == 2 and narrow[0] == narrow[1] and sum(narrow) < sum(wide)
+
+
+def test_a_speed_up_by_the_clock(monkeypatch):
+    """The whole loop with a latency model that was not read off a profile."""
+    monkeypatch.setattr(Settings, "engine", property(lambda self: ByClock()))
+    monkeypatch.setenv("ONNXPRUNE_CACHE", "")
+    result = onnxprune.prune(
+        MODEL, calibration=CALIB, samples=128, target=onnxprune.Target("speedup", 1.4), batch=4, threads=1
+    )
+    assert result.latency.batch == 4 and result.latency.comparisons[0].speedup >= 1.4
+    assert np.isfinite(result.fidelity.cosine)
