@@ -23,19 +23,28 @@ import latency
 
 import onnxprune
 from onnxprune.errors import PruneError
+from onnxprune.graph.runtime import parse_provider_options
 from onnxprune.measure.accelerators import accelerators
 from onnxprune.metric import open_metric
 
 
 def halves(path: Path, args: Any, folder: Path) -> list[list[str]]:
     """Half the MACs: a line a batch."""
-    result = onnxprune.prune(path, 0.5, repair="none")
+    try:
+        result = onnxprune.prune(path, 0.5, repair="none", round_to=args.round_to)
+    except onnxprune.PruneError as error:
+        common.say(f"{path.stem}: {error}")
+        return []
     pruned = folder / path.name
-    result.save(pruned)
+    result.save(pruned, force=True)
     gone, rows = 1 - result.after.macs / result.before.macs, []
     for batch in args.batches:
         timed = onnxprune.bench(
-            [str(path), str(pruned)], batch=int(batch), providers=(args.provider,), rounds=args.rounds
+            [str(path), str(pruned)],
+            batch=int(batch),
+            providers=(args.provider,),
+            rounds=args.rounds,
+            provider_options=parse_provider_options(args.provider_option),
         )
         c, ms = timed.comparisons[0], timed.timings[0].p50_ms
         rows.append([path.stem, f"{batch:g}", f"{ms:.3f} ms", f"−{gone:.1%}", ratio_of(c), c.verdict,
@@ -53,26 +62,17 @@ def asked_for(path: Path, args: Any, folder: Path) -> list[list[str]]:
     rows = []
     for batch in args.batches:
         pruned, begin = folder / f"{path.stem}-{batch:g}.onnx", time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "onnxprune",
-            str(path),
-            "--calib",
-            args.calib,
-            "--speedup",
-            f"{args.speedup:g}",
-        ]
-        command += ["--providers", args.provider, "--batch", f"{batch:g}", "--json", "-q", "--force", "-o", str(pruned)]
+        where = ["--providers", args.provider, "--batch", f"{batch:g}"]
+        command = [sys.executable, "-m", "onnxprune", str(path), "--speedup", f"{args.speedup:g}", *where]
+        command += ["--calib", args.calib, "--json", "-q", "--force", "-o", str(pruned)]
+        command += ["--of", args.of] if args.of else []
         run = subprocess.run(command, capture_output=True, text=True)
         took = time.perf_counter() - begin
         if run.returncode:
             rows.append([path.stem, f"{batch:g}", run.stderr.strip()[-160:], "", "", "", f"{took:.0f} s"])
             common.say(" | ".join(rows[-1]))
             continue
-        apart = latency.timed_apart(
-            path, pruned, [], args.rounds, ["--providers", args.provider, "--batch", f"{batch:g}"]
-        )
+        apart = latency.timed_apart(path, pruned, [], args.rounds, where)
         gone = 1 - common.macs(pruned) / common.macs(path)
         score = ""
         if args.labelled:
@@ -92,7 +92,10 @@ def main() -> None:
     add("--speedup", type=float, help="what to ask for; needs --calib")
     add("--calib", help="samples, as the tool takes them")
     add("--labelled", help=".npz with labels, to score the files that a speed-up gave")
+    add("--of", help="what the allocation counts: latency (default) or macs")
+    add("--round-to", type=lambda text: text if text == "auto" else int(text), default="auto", help="widths (auto)")
     add("--provider", default="cuda", help="cuda")
+    add("--provider-option", action="append", default=[], help="as the tool takes it, for half the MACs")
     add("--rounds", type=int, default=40, help="of a timing (40)")
     add("--keep", type=Path, help="a folder for the pruned files")
     args = parser.parse_args()

@@ -145,7 +145,8 @@ class Settings:
         """The widths that are allowed; none but the full ones where channels are not to be cut."""
         if not {"channels", "3c"} & set(self.kinds()):
             return Limits(include=r"(?!)")
-        return Limits(self.round_to, self.min_width, self.include, self.exclude)
+        blind = self.of != "latency" and not self.engine.on_cpu  # a latency model has seen the stairs
+        return Limits(self.round_to, self.min_width, self.include, self.exclude, on_gpu=blind)
 
     def allows(self, weight: str) -> bool:
         """Whether a layer with a weight of that name may be made of two."""

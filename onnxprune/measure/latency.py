@@ -9,8 +9,8 @@ as the time that it had its core. The first model is opened twice; the ratio of 
 noise floor that every other ratio must clear before it counts (`timing_stats`).
 
 Times are those of the run alone. On a device, inputs and outputs live there and the copies in and out are
-timed apart; **that path has been tested with fakes only, never on a GPU**. What a provider is called and
-whether it is really there is the business of `graph.runtime`.
+timed apart; CUDA has been run on a GPU, the other devices have only been tested with fakes. What a provider is
+called and whether it is really there is the business of `graph.runtime`.
 """
 
 import gc
@@ -269,7 +269,7 @@ class BoundRun:
     def _keep_outputs(self) -> None:
         """Bind the outputs where a first run, one that is not recorded, has put them.
 
-        A recorded run writes to the addresses it was recorded with. Not run on a GPU here.
+        A recorded run writes to the addresses it was recorded with.
         """
         try:
             self.session.raw.run_with_iobinding(self.binding, unrecorded())

@@ -3,7 +3,7 @@
 It knows no model and no loss: it is given both as functions. Everything random is a function of the seed and the step,
 so that a run that was killed and resumed from its checkpoint ends with the same parameters as one that was not. Under
 `torchrun` every process takes its share of each batch and gradients are averaged (gloo on CPUs, nccl on GPUs; the
-latter has not been run here).
+latter has been run with a single process).
 """
 
 from __future__ import annotations

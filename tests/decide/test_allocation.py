@@ -5,12 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
+from onnxprune.api import open_model
 from onnxprune.channels import find_channels
 from onnxprune.decide.allocation import Ladder, Limits, allocate
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
+from onnxprune.subject import Settings
 from tests.channels.surgery import feeds_of, model_of
 
 CHAIN = """(float[N,3,8,8] x) => (float[] y)
@@ -106,3 +108,15 @@ def test_adaptive_needs_damages(chain):
     channels, cost = chain
     with pytest.raises(UsageError, match="needs samples"):
         allocate(channels, {g.name: np.arange(8.0) for g in channels.groups}, cost, 0.5, how="adaptive")
+
+
+@pytest.mark.parametrize(
+    ("width", "on_cpu", "on_gpu"), [(4, 1, 1), (8, 4, 4), (48, 4, 4), (64, 4, 32), (128, 8, 32), (256, 16, 32)]
+)
+def test_widths_that_suit_the_processor(width, on_cpu, on_gpu):
+    text = f"""(float[1,3,4,4] x) => (float[] y) <float[{width},3,1,1] w, float[5,{width},1,1] v>
+        {{ h = Conv(x, w) r = Relu(h) y = Conv(r, v) }}"""
+    [group] = open_model(model_of(text)).channels.groups
+    assert (Limits().step(group), Limits(on_gpu=True).step(group)) == (on_cpu, on_gpu)
+    steps = {of: Settings(of=of, providers=("cuda",)).limits().step(group) for of in ("macs", "latency")}
+    assert steps == {"macs": on_gpu, "latency": on_cpu}

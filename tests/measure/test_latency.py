@@ -403,7 +403,7 @@ def test_spinning_is_off_with_more_threads_unless_asked_for(fakes):
     [("cpu", "cpu"), ("openvino", "cpu"), ("cuda", "cuda"), ("tensorrt", "cuda"), ("directml", "dml")],
 )
 def test_inputs_and_outputs_are_bound_once_where_the_provider_runs(fakes, provider, device):
-    """The device path at its boundary; not run on a GPU."""
+    """The device path at its boundary."""
     result = bench(["4"], feeds=fakes.feeds, rounds=10, providers=(provider,))
     assert [entry for entry in fakes.log if isinstance(entry, tuple)] == [
         ("in", "x", device),
