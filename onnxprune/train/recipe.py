@@ -5,7 +5,7 @@
         for images, labels in ...:
             yield images, labels         # an array (one input) or a dict of arrays, and anything
 
-    def loss(outputs, labels):           # outputs: dict of torch tensors by name
+    def loss(outputs, labels):           # outputs: dict of torch tensors by name, on the CPU wherever the net is
         return torch.nn.functional.cross_entropy(outputs["y"], torch.as_tensor(labels))
 
 Nothing here knows what the labels are.
@@ -54,10 +54,11 @@ class Recipe:
 
     def loss(self, outputs: dict[str, Tensor], labels: Any) -> Tensor:
         """What the file says that outputs cost."""
-        value = self._loss(outputs, labels)
+        device = next(iter(outputs.values())).device
+        value = self._loss({name: output.cpu() for name, output in outputs.items()}, labels)
         if not isinstance(value, Tensor) or value.ndim:
             raise UsageError(f"{self.path}: loss() must return a torch scalar")
-        return value
+        return value.to(device)
 
     def __call__(self, network: Network, step: int, device: torch.device) -> Tensor:
         feeds, labels = self.batch(step)

@@ -71,6 +71,24 @@ def test_methods_run_there(method, tmp_path):
     onnx.checker.check_model(str(output))
 
 
+@pytest.mark.parametrize("label", ["torch.as_tensor(labels)", "torch.from_numpy(labels)"])
+def test_a_recipe_need_not_know_where_the_network_is(label, tmp_path):
+    recipe, output = tmp_path / "recipe.py", tmp_path / "out.onnx"
+    recipe.write_text(
+        f"""import numpy as np, torch
+def batches():
+    data = np.load({os.path.abspath(TEST)!r})
+    for k in range(0, 512, 64):
+        yield data["x"][k : k + 64].astype(np.float32), data["labels"][k : k + 64]
+def loss(outputs, labels):
+    return torch.nn.functional.cross_entropy(next(iter(outputs.values())), {label})
+"""
+    )
+    how = ["--repair", "distill", "--epochs", "1", "--recipe", str(recipe)]
+    assert main([MODEL, "--ratio", "0.5", "--calib", CALIB, "--samples", "256", *how, "--json", "-o", str(output)]) == 0
+    onnx.checker.check_model(str(output))
+
+
 def test_gradient_criteria():
     result = onnxprune.prune(MODEL, 0.5, calibration=CALIB, criterion="taylor", samples=128)
     assert result.after.macs < 0.55 * result.before.macs
