@@ -292,6 +292,8 @@ def apply_plan(
             pruned = drop_blocks(pruned, plan.drops())
     if plan.factorized():
         pruned = _factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
+    if repair == "distill" and fit is not None:  # the finished network learns, pairs of layers and all
+        pruned = _distilled(subject, pruned, alive, fit, settings, progress)
     if tune:
         pruned = tune(pruned)
     if plan.drops():
@@ -562,7 +564,7 @@ def _repaired(
     settings: Settings,
     progress: Progress | None,
 ) -> onnx.ModelProto:
-    """The pruned model after the repair of that name, fitted on `fit`."""
+    """The pruned model after the repair of that name, fitted on `fit`; what is distilled later is refitted."""
     report = (lambda k, n: progress("repair", k, n)) if progress else None
     graph, channels, threads = subject.graph, subject.channels, settings.threads
     if fit is None:
@@ -582,8 +584,7 @@ def _repaired(
     if repair == "merge":
         return repair_merge(graph, pruned, channels, alive, batches, threads=threads, progress=report)
     mend = partial(refit, seed=settings.seed) if repair in ("refit", "distill") else repair_statistics
-    mended = mend(graph, pruned, channels, alive, batches, threads=threads, progress=report)
-    return _distilled(subject, mended, alive, fit, settings, progress) if repair == "distill" else mended
+    return mend(graph, pruned, channels, alive, batches, threads=threads, progress=report)
 
 
 def _distilled(
@@ -594,7 +595,7 @@ def _distilled(
     settings: Settings,
     progress: Progress | None,
 ) -> onnx.ModelProto:
-    """The refitted model after training on `fit`, by torch."""
+    """The refitted model, layers of low rank and all, after training on `fit`, by torch."""
     from onnxprune.train.distill import Distillation, distill
 
     how = Distillation(epochs=settings.epochs, augment=settings.augment, recipe=settings.recipe, seed=settings.seed)
@@ -621,7 +622,7 @@ def _factorized(
     if progress:
         progress("factorize", 0, 1)
     edits, feeds, threads, seed = plan.factorized(), subject.feeds, settings.threads, settings.seed
-    if repair != "refit":
+    if repair not in ("refit", "distill"):
         return factorize(pruned, edits, feeds, batches, threads=threads, seed=seed)
     return refit_factorized(
         subject.graph, pruned, subject.channels, alive, edits, feeds, batches, threads=threads, seed=seed

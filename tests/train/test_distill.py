@@ -27,12 +27,15 @@ def test_training_options_go_with_training(option, capsys):
 
 torch = pytest.importorskip("torch")
 
+from onnxprune import api  # noqa: E402
 from onnxprune.channels import find_channels  # noqa: E402
 from onnxprune.errors import UsageError  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.runtime import open_session  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
+from onnxprune.plan import Factorize, PrunePlan  # noqa: E402
 from onnxprune.rewrite.cut import cut  # noqa: E402
+from onnxprune.subject import Settings  # noqa: E402
 from onnxprune.train.distill import Distillation, block_ends, distill  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
 from onnxprune.train.samples import Samples, augmenter  # noqa: E402
@@ -118,6 +121,24 @@ def test_the_pipeline_refits_and_then_distills():
     assert results["distill"].repair == "distill"
     assert results["distill"].plan == results["refit"].plan
     assert results["distill"].model.SerializeToString() != results["refit"].model.SerializeToString()
+
+
+def test_layers_made_of_two_are_trained_too():
+    """The pairs are there before the training, and it moves both halves."""
+    subject = api.open_model(small(), calibration=batches(3))
+    layer = [n for n in subject.graph.nodes.values() if n.op_type == "Conv"][2]
+    [key] = [k for k, n in subject.graph.nodes.items() if n is layer]
+    plan = PrunePlan(subject.digest, (Factorize(key, "channel", 3),), {"seed": 0})
+    refit, trained = (
+        {
+            t.name: t.raw_data
+            for t in api.apply_plan(subject, plan, Settings(repair=repair, epochs=2, threads=1)).model.graph.initializer
+        }
+        for repair in ("refit", "distill")
+    )
+    made = refit.keys() - {t.name for t in small().graph.initializer}
+    assert refit.keys() == trained.keys() and len(made) >= 2
+    assert all(refit[name] != trained[name] for name in made)
 
 
 # ---- samples -------------------------------------------------------------------------------------------------
