@@ -7,180 +7,47 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from onnxprune.blocks import edit_of
-from onnxprune.channels import ChannelGroup, Cut, find_channels
+from onnxprune.channels import ChannelGroup, Cut
 from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import BudgetError, ModelError, PruneError, UnstableError, UnsupportedError, UsageError
-from onnxprune.graph import files, runtime
-from onnxprune.graph.model import Graph, digest
-from onnxprune.graph.shapes import Observed, observe
+from onnxprune.graph import files
+from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import observe
 from onnxprune.lossless import in_words, plan_lossless
-from onnxprune.measure.calibration import Calibration, ImageSpec, open_calibration
+from onnxprune.measure.calibration import ImageSpec
 from onnxprune.measure.cost import Cost, count_macs, count_params
 from onnxprune.measure.latency import BenchResult
 from onnxprune.measure.latency import bench as time_models
-from onnxprune.measure.likeness import distances
 from onnxprune.measure.verify import check_fidelity
 from onnxprune.metric import Metric, agreement, open_metric
 from onnxprune.numerics import one_blas_thread
+from onnxprune.opening import ModelLike, open_model
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
+from onnxprune.repairs import distilled, factorized, merged, repaired
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import bypass, drop_blocks
-from onnxprune.rewrite.factorize import factorable, factorize, refit_factorized
-from onnxprune.rewrite.imagined import repair_imagined, repair_merge
-from onnxprune.rewrite.nearest import cut_merged
-from onnxprune.rewrite.refit import refit
-from onnxprune.rewrite.statistics import repair_statistics
+from onnxprune.rewrite.factorize import factorable
 from onnxprune.subject import Settings, Subject
 from onnxprune.surgery import check_repaired, operate
 from onnxprune.targets import OPTIONS, Target, close_loop, largest
 
-REPAIR_SAMPLES = 512
 MEASURE_ROUNDS = 20
 """Rounds of one measurement in a closed loop; the finished model gets 40."""
 RETRIES = 3
 """How often a target that the finished model misses by noise is aimed at again."""
 MERGED = "similarity"
 """The criterion whose removed channels are merged before a repair of statistics; a refit gains nothing from it."""
-
-ModelLike = str | PathLike[str] | onnx.ModelProto
-
-
-def open_model(
-    model: ModelLike,
-    *,
-    calibration: Any = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    samples: int | None = None,
-    image: ImageSpec | None = None,
-    prune_statistics: bool = False,
-) -> Subject:
-    """Read, check, run once and analyse a model.
-
-    Args:
-        model: a path or a ModelProto (left untouched).
-        calibration: unlabelled samples in any form that `open_calibration` takes, or None.
-        input_shapes: sizes for dynamic axes, by input name; else the samples' sizes, else a guess.
-        samples: use at most so many samples.
-        image: how to turn a folder of images into samples.
-        prune_statistics: also find channels over which a normalization takes its mean.
-
-    Raises:
-        ModelError, CalibrationError, FileError: what was given cannot be used.
-    """
-    path = None if isinstance(model, onnx.ModelProto) else Path(model)
-    proto = files.check_model(model) if isinstance(model, onnx.ModelProto) else files.read_model(Path(model))
-    specs = runtime.input_specs(proto)
-    data = None
-    if calibration is not None:
-        data = open_calibration(calibration, specs, limit=samples, image=image)
-    feeds: Mapping[str, np.ndarray]
-    if data is not None and not input_shapes:
-        feeds = data.first(1)
-    else:
-        feeds = runtime.default_feed(specs, shapes=input_shapes)
-    graph = Graph(proto)
-    batch = None
-    try:
-        feeds, observed = _first_run(graph, specs, feeds, guess=data is None and not input_shapes)
-    except ModelError as error:
-        batch, feeds, observed = _other_batch(graph, specs, feeds, () if input_shapes else BATCHES, error)
-    else:
-        batch = _only_batch(graph, specs, feeds, sampled=data is not None)
-    if data is not None and batch is not None:
-        data = data.in_batches_of(batch)
-        feeds = feeds if input_shapes else data.first(1)
-    channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    return Subject(proto, graph, feeds, channels, digest(proto), path, data, batch=batch)
-
-
-BATCHES = (2, 4, 8, 16, 32, 64)
-"""Batches to try where a model that declares any batch does not run with one sample."""
-SPELLING = {"Reshape", "Expand", "Tile", "Gather", "GatherElements", "GatherND", "Slice", "Split", "ConstantOfShape"}
-"""Operators by which a graph may spell the batch that it was exported with."""
-
-
-def _other_batch(
-    graph: Graph,
-    specs: Sequence[runtime.InputSpec],
-    feeds: Mapping[str, np.ndarray],
-    batches: Sequence[int],
-    error: ModelError,
-) -> tuple[int, Mapping[str, np.ndarray], Observed]:
-    """What a model that declares any batch takes instead of the one it has just failed with: the batch that it was
-    exported with, if it is a usual one."""
-    for batch in batches if any(map(runtime.open_batch, specs)) else ():
-        other = _resized(specs, feeds, batch)
-        with contextlib.suppress(ModelError):
-            return batch, other, observe(graph, other)
-    raise error
-
-
-def _only_batch(
-    graph: Graph, specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], *, sampled: bool
-) -> int | None:
-    """The batch of the feeds, where the model declares any batch and runs with no other; else None.
-
-    Only looked at where other batches would be used, and where the graph may spell one.
-    """
-    own = next((len(feeds[s.name]) for s in specs if runtime.open_batch(s)), None)
-    if own is None or (own == 1 and not sampled) or SPELLING.isdisjoint(n.op_type for n in graph.nodes.values()):
-        return None
-    other = _resized(specs, feeds, 2 if own == 1 else 1)
-    try:
-        runtime.open_session(graph.model, pack=False).run(other)
-    except ModelError:
-        return own
-    return None
-
-
-def _resized(
-    specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], batch: int
-) -> Mapping[str, np.ndarray]:
-    """The feeds with so many samples, the first one repeated, in the inputs that leave their batch open."""
-    free = {s.name for s in specs if runtime.open_batch(s)}
-    return {k: np.repeat(v[:1], batch, axis=0) if k in free else v for k, v in feeds.items()}
-
-
-GUESSES = (96, 32, 640, 299, 512)
-"""Sizes to try for dynamic image axes after the usual 224."""
-LINES = ((48, 320), (32, 100), (32, 320))
-"""Heights and widths of text lines: recognisers squeeze the height away, so only theirs fits."""
-
-
-def _first_run(
-    graph: Graph, specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], *, guess: bool
-) -> tuple[Mapping[str, np.ndarray], Observed]:
-    """Run the model once. When nobody said how large a dynamic input is, other usual sizes are tried as well."""
-    try:
-        return feeds, observe(graph, feeds)
-    except ModelError as error:
-        free = [s.name for s in specs if any(not isinstance(n, int) for n in s.shape[1:])]
-        if not guess or not free:
-            raise
-        tried = []
-        if [len(s.shape) for s in specs] == [4]:
-            shape = next(iter(feeds.values())).shape
-            for size in LINES:
-                with contextlib.suppress(UsageError):  # a fixed axis says otherwise
-                    tried.append(runtime.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
-        for other in (*tried, *(runtime.default_feed(specs, size=size) for size in GUESSES)):
-            with contextlib.suppress(ModelError):
-                return other, observe(graph, other)
-        raise ModelError(f"{error}; say what sizes it takes: --input-shape {free[0]}=1,3,H,W") from error
 
 
 def make_plan(
@@ -281,19 +148,19 @@ def apply_plan(
         )
     if repair != "none":
         if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
-            pruned = drop_blocks(_merged(subject, alive, fit, settings), plan.drops())
+            pruned = drop_blocks(merged(subject, alive, fit, settings), plan.drops())
         if repair == "merge" and plan.drops():  # it looks at whole networks
             pruned = cut(subject.graph, channels, alive)
         try:
-            pruned = _repaired(subject, pruned, alive, fit, repair, settings, progress)
+            pruned = repaired(subject, pruned, alive, fit, repair, settings, progress)
         except ModelError as error:  # the model itself runs
             raise PruneError(f"{error}; the repair failed: please report it, and use --repair none") from error
         if repair == "merge":
             pruned = drop_blocks(pruned, plan.drops())
     if plan.factorized():
-        pruned = _factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
+        pruned = factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
     if repair == "distill" and fit is not None:  # the finished network learns, pairs of layers and all
-        pruned = _distilled(subject, pruned, alive, fit, settings, progress)
+        pruned = distilled(subject, pruned, alive, fit, settings, progress)
     if tune:
         pruned = tune(pruned)
     if plan.drops():
@@ -546,87 +413,6 @@ def _check_plan(subject: Subject, plan: PrunePlan) -> None:
     for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
-
-
-def _merged(subject: Subject, alive: np.ndarray, fit: Calibration, settings: Settings) -> onnx.ModelProto:
-    """The cut model with every removed channel merged into the likest kept one: where the repair starts from."""
-    model, graph, channels = subject.model, subject.graph, subject.channels
-    far = distances(model, graph, channels, fit.batches, threads=settings.threads, seed=settings.seed)
-    return cut_merged(graph, channels, alive, far)
-
-
-def _repaired(
-    subject: Subject,
-    pruned: onnx.ModelProto,
-    alive: np.ndarray,
-    fit: Calibration | None,
-    repair: str,
-    settings: Settings,
-    progress: Progress | None,
-) -> onnx.ModelProto:
-    """The pruned model after the repair of that name, fitted on `fit`; what is distilled later is refitted."""
-    report = (lambda k, n: progress("repair", k, n)) if progress else None
-    graph, channels, threads = subject.graph, subject.channels, settings.threads
-    if fit is None:
-        repeat = all(subject.dynamic_batch(name) for name in subject.feeds)
-        return repair_imagined(
-            graph,
-            pruned,
-            channels,
-            alive,
-            subject.feeds,
-            repeat=repeat,
-            threads=threads,
-            seed=settings.seed,
-            progress=report,
-        )
-    batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
-    if repair == "merge":
-        return repair_merge(graph, pruned, channels, alive, batches, threads=threads, progress=report)
-    mend = partial(refit, seed=settings.seed) if repair in ("refit", "distill") else repair_statistics
-    return mend(graph, pruned, channels, alive, batches, threads=threads, progress=report)
-
-
-def _distilled(
-    subject: Subject,
-    mended: onnx.ModelProto,
-    alive: np.ndarray,
-    fit: Calibration,
-    settings: Settings,
-    progress: Progress | None,
-) -> onnx.ModelProto:
-    """The refitted model, layers of low rank and all, after training on `fit`, by torch."""
-    from onnxprune.train.distill import Distillation, distill
-
-    how = Distillation(epochs=settings.epochs, augment=settings.augment, recipe=settings.recipe, seed=settings.seed)
-    batches = list(fit.batches(how.batch))
-    report = (lambda k, n: progress("distill", k, n)) if progress else None
-    return distill(
-        subject.graph, mended, subject.channels, alive, batches,
-        settings=how, threads=settings.threads, progress=report,
-    )  # fmt: skip
-
-
-def _factorized(
-    subject: Subject,
-    pruned: onnx.ModelProto,
-    alive: np.ndarray,
-    plan: PrunePlan,
-    fit: Calibration | None,
-    repair: str,
-    settings: Settings,
-    progress: Progress | None,
-) -> onnx.ModelProto:
-    """The pruned, repaired model with its layers of low rank made of two, and those refitted."""
-    batches = [] if fit is None else list(fit.take(REPAIR_SAMPLES).batches(BATCH))
-    if progress:
-        progress("factorize", 0, 1)
-    edits, feeds, threads, seed = plan.factorized(), subject.feeds, settings.threads, settings.seed
-    if repair not in ("refit", "distill"):
-        return factorize(pruned, edits, feeds, batches, threads=threads, seed=seed)
-    return refit_factorized(
-        subject.graph, pruned, subject.channels, alive, edits, feeds, batches, threads=threads, seed=seed
-    )
 
 
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:

@@ -206,15 +206,9 @@ class Subject:
         Raises:
             UsageError: the model takes no such batch.
         """
-        free = {k for k in self.feeds if self.dynamic_batch(k)}
-        if batch > 1 and not free:
+        if batch > 1 and not any(map(runtime.open_batch, self.specs)):
             raise UsageError(f"a batch of {batch} was asked for, but the model fixes its batch; drop --batch")
-        return {k: np.repeat(v[:1], batch, axis=0) if k in free else v for k, v in self.feeds.items()}
-
-    def dynamic_batch(self, name: str) -> bool:
-        """Whether the input's first axis has no fixed size."""
-        spec = next(s for s in self.specs if s.name == name)
-        return bool(spec.shape) and not isinstance(spec.shape[0], int)
+        return runtime.in_batch(self.specs, self.feeds, batch)
 
     def cost(self) -> Cost:
         """The original's cost."""

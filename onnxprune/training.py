@@ -27,6 +27,7 @@ from onnxprune.measure.calibration import open_calibration
 from onnxprune.measure.cost import CostModel
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress
+from onnxprune.repairs import REPAIR_SAMPLES
 from onnxprune.report.result import Result
 from onnxprune.subject import Settings, Subject
 
@@ -134,7 +135,7 @@ def _with_samples(subject: Subject, recipe: str) -> Subject:
 
     batches, taken = Recipe(recipe, subject.graph.inputs), 0
     found: list[dict[str, np.ndarray]] = []
-    while taken < api.REPAIR_SAMPLES and len(found) < api.REPAIR_SAMPLES:
+    while taken < REPAIR_SAMPLES and len(found) < REPAIR_SAMPLES:
         samples = {k: np.asarray(v) for k, v in batches.batch(len(found))[0].items()}
         found.append(samples)
         taken += len(next(iter(samples.values())))

@@ -283,7 +283,8 @@ PHASES = ["observe", "make_plan", "apply_plan", "save"]
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
 def test_signals_leave_nothing(here, capsys, monkeypatch, phase, number, code):
     """The signal arrives in each phase; in the last one when the temporary file is there."""
-    target = "onnxprune.graph.runtime.open_session" if phase == "save" else f"onnxprune.api.{phase}"
+    room = {"save": "graph.runtime.open_session", "observe": "opening.observe"}
+    target = f"onnxprune.{room.get(phase, f'api.{phase}')}"
     if phase == "save":
         from onnxprune.graph import runtime
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import onnxprune
-from onnxprune import api
+from onnxprune import api, repairs
 from onnxprune.errors import BudgetError, CalibrationError, ModelError, PruneError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.runtime import open_session
@@ -170,7 +170,7 @@ def broken(kind):
     ],
 )
 def test_what_a_repair_breaks_is_not_handed_on(kind, error, words, monkeypatch):
-    monkeypatch.setattr(api, "repair_imagined", broken(kind))
+    monkeypatch.setattr(repairs, "repair_imagined", broken(kind))
     with pytest.raises(error, match=words + ".*--repair none"):
         onnxprune.prune(model_of(MATMUL), 0.25)
 
