@@ -15,7 +15,7 @@ from onnx import helper
 
 from onnxprune.graph import runtime
 from onnxprune.measure.accelerators import accelerators
-from onnxprune.measure.latency import CPU, BoundRun
+from onnxprune.measure.latency import CPU, GRAPHS, BoundRun
 
 WARM = 3
 """First runs, that do not count."""
@@ -51,11 +51,15 @@ class Engine:
         return json.dumps(known, sort_keys=True)
 
     def open(self, model: onnx.ModelProto, *, profile: Path | None = None) -> runtime.Session:
-        """A session of it, as one that is benchmarked."""
+        """A session of it, as one that is benchmarked. Where it is profiled no run is recorded and replayed: a replay
+        launches no node."""
+        options = self.options
+        if profile is not None:
+            options = {p: {k: v for k, v in o.items() if k not in GRAPHS} for p, o in options.items()}
         return runtime.open_session(
             model,
             providers=self.providers,
-            provider_options=self.options,
+            provider_options=options,
             threads=self.threads,
             spinning=self.threads == 1,
             name="timed",

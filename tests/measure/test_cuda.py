@@ -104,10 +104,11 @@ def test_node_times(batch, tmp_path):
     assert all(t > 0 for t in pairs.relative(layers[3], (("channel", 8),)))
 
 
-def test_a_speed_up_on_the_gpu(tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [[], ["--provider-option", "cuda.enable_cuda_graph=1"]])
+def test_a_speed_up_on_the_gpu(options, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
     output, told = tmp_path / "out.onnx", tmp_path / "out.html"
-    command = [MODEL, "--speedup", "1.3", "--providers", "cuda", "--batch", "256", "--calib", CALIB]
+    command = [MODEL, "--speedup", "1.3", "--providers", "cuda", "--batch", "256", "--calib", CALIB, *options]
     assert main([*command, "--samples", "256", "-o", str(output), "--report", str(told)]) == 0
     assert "NVIDIA" in told.read_text() and "CUDAExecutionProvider" in told.read_text()
     onnx.checker.check_model(str(output))
