@@ -298,18 +298,30 @@ def reach(
     if goal <= 1:
         raise UsageError(f"the original has {words} already; nothing to do for {OPTIONS[target.kind]} {target.value:g}")
     extra, result = 1.0, None
+    tried: list[tuple[float, PrunePlan]] = []
+
+    def measured(plan: PrunePlan) -> float:
+        tried.append((gain(plan), plan))
+        return tried[-1][0]
+
     for _ in range(RETRIES):
         plans: list[PrunePlan] = []
         start = None
         for kind in planner.kinds:
-            found = close_loop(partial(planner.propose, kind=kind), gain, goal * extra, start=start)
+            found = close_loop(partial(planner.propose, kind=kind), measured, goal * extra, start=start)
             if found is not None:
                 plans.append(found[0])
                 start = found[1].ratio
+        if not plans and result is not None:
+            break
         if not plans:
-            raise BudgetError(
-                f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {why_not(subject.channels)}; ask for less"
-            )
+            most, furthest = max(tried, key=lambda t: t[0], default=(1.0, None))
+            if furthest is None or not settings.best_effort:
+                raise BudgetError(
+                    f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {most:.2f} of {goal:.2f} times is the "
+                    f"most that was measured; {why_not(subject.channels)}; ask for less, or add --best-effort"
+                )
+            plans = [furthest]
         plan = planner.better(plans)
         plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
         result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune import api
-from onnxprune.errors import PruneError, UsageError
+from onnxprune.errors import BudgetError, PruneError, UsageError
 from onnxprune.graph.runtime import input_specs
 from onnxprune.metric import agreement, open_metric
 from tests.channels import surgery
@@ -140,3 +140,13 @@ def test_what_the_original_has_already():
         api.reach(subject, api.Settings(), api.Target("size_mb", 5))
     with pytest.raises(UsageError, match="already"):
         api.reach(subject, api.Settings(), api.Target("latency_ms", 1000))
+
+
+def test_out_of_reach_says_how_far_it_goes_and_best_effort_goes_there():
+    x = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(surgery.model_of(TEXT_CNN), calibration=x)
+    target = api.Target("size_mb", 0.05 * subject.cost().bytes / 1e6)
+    with pytest.raises(BudgetError, match=r"out of reach: \d+\.\d\d of 20\.00 times is the most that was measured"):
+        api.reach(subject, api.Settings(), target)
+    result = api.reach(subject, api.Settings(best_effort=True), target)
+    assert result.after.bytes < 0.8 * result.before.bytes and "misses it" in result.warnings[-1]
