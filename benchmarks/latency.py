@@ -156,23 +156,25 @@ def row_of(name: str, what: str, row: Mapping[str, Any]) -> list[str]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Top-1 against the speed-up that was measured apart: a panel a net, a mark a way of spending."""
+    """Top-1 against the speed-up that was measured apart: a panel a net, a mark and a colour a way of spending."""
     from onnxprune.report import plots
 
     scored = [row for row in rows if "top-1" in row]
     names = list(dict.fromkeys(row["net"] for row in scored))
-    figure = plots.new(4.2 * max(1, len(names)), 4)
+    figure = plots.new(4.2 * max(1, len(names)), 4.4)
+    marks = {}
     for k, name in enumerate(names):
         ax = figure.add_subplot(1, len(names), k + 1)
-        for way, mark in zip(dict.fromkeys(row["way"] for row in scored), MARKS * 9, strict=False):
+        for i, way in enumerate(dict.fromkeys(row["way"] for row in scored)):
             own = [row for row in scored if (row["net"], row["way"]) == (name, way)]
             if own:
                 x, y = [row["speedup"] for row in own], [float(row["top-1"].rstrip("%")) for row in own]
                 sides = [[a - row["low"] for a, row in zip(x, own, strict=True)],
                          [row["high"] - a for a, row in zip(x, own, strict=True)]]  # fmt: skip
-                ax.errorbar(x, y, xerr=sides, fmt=mark, label=way, capsize=2)
+                look = {"fmt": MARKS[i % len(MARKS)], "color": f"C{i % 10}", "capsize": 2}
+                marks[way] = ax.errorbar(x, y, xerr=sides, **look)
         ax.set(title=name, xlabel="speed-up, measured apart", ylabel="top-1 in percent")
-        ax.legend(frameon=False, fontsize="x-small", loc="best")
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     path.write_bytes(plots.encoded(figure, path))
     common.say(f"wrote {path}")
 
