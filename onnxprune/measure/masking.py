@@ -63,7 +63,9 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
         constant = constants.get(use, graph.constant(name))
         if constant is not None and constant.dtype.kind in "iuf":
             zero = _zero_point(graph, node, use[1]) if constant.dtype.kind in "iu" else 0
-            constants[use] = np.where(keep, constant, zero).astype(constant.dtype, copy=False)
+            if use not in constants:
+                constants[use] = constant = constant.copy()
+            np.copyto(constant, zero, where=~keep, casting="unsafe")  # in place: weights may be large
             continue
         if constant is None and name not in types:
             types = {**_inferred_types(model), **types}
