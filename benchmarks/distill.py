@@ -2,6 +2,7 @@
 
     python benchmarks/distill.py --nets resnet20 --ratios 0.8,0.9
     python benchmarks/distill.py --nets mbv2 --ratios 0.5 --validate
+    python benchmarks/distill.py --nets resnet20 --ratios 0.8 --methods channels,blocks,rank --seeds 3
 
 2,048 unlabelled training images, of which a quarter is held out for the fidelity check and an eighth of the rest
 chooses the best parameters. `--validate` scores the last 5,000 training images instead of the test images: for tuning.
@@ -50,6 +51,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, metavar="N")
     parser.add_argument("--epochs", type=int, default=70, metavar="N")
     parser.add_argument("--augment", type=words, default=("flip", "shift=2", "mixup=0.5"), metavar="LIST")
+    parser.add_argument("--methods", type=words, metavar="LIST", help="kinds of edits (the tool's default)")
     parser.add_argument("--validate", action="store_true", help="score the last 5,000 training images")
     args = parser.parse_args()
     data, begin = Fashion(), time.perf_counter()
@@ -83,21 +85,22 @@ def main() -> int:
 def measure(cache: Cache, path: Path, data: Fashion, ratio: float, seed: int, args: Any) -> dict[str, Any]:
     """One net, ratio and seed."""
     key = {"benchmark": "distill", "model": file_digest(path), "ratio": ratio, "seed": seed, "epochs": args.epochs,
-           "augment": list(args.augment), "scored": len(data.x), "code": code_digest()}  # fmt: skip
+           "augment": list(args.augment), "scored": len(data.x), "methods": args.methods, "code": code_digest()}  # fmt: skip
 
     def make() -> dict[str, Any]:
         subject = onnxprune.open_model(path, calibration=data.calibration(seed, IMAGES))
-        settings = {"ratio": ratio, "seed": seed, "threads": 1}
+        settings = {"ratio": ratio, "seed": seed, "threads": 1, "methods": args.methods}
         plan = api.make_plan(subject, Settings(**settings))
         refitted = api.apply_plan(subject, plan, Settings(**settings, repair="refit")).model
         began = time.process_time()
         how = Settings(**settings, repair="distill", epochs=args.epochs, augment=tuple(args.augment))
         distilled = api.apply_plan(subject, plan, how).model
+        took = time.process_time() - began
         return {
             "removed": 1 - macs(distilled) / macs(path),
             "refit": top1(refitted, data),
             "distill": top1(distilled, data),
-            "cpu_s": time.process_time() - began,
+            "cpu_s": took,
         }
 
     return cache.get(key, make)
