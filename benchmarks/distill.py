@@ -85,7 +85,8 @@ def main() -> int:
 def measure(cache: Cache, path: Path, data: Fashion, ratio: float, seed: int, args: Any) -> dict[str, Any]:
     """One net, ratio and seed."""
     key = {"benchmark": "distill", "model": file_digest(path), "ratio": ratio, "seed": seed, "epochs": args.epochs,
-           "augment": list(args.augment), "scored": len(data.x), "methods": args.methods, "code": code_digest()}  # fmt: skip
+           "augment": list(args.augment), "scored": len(data.x), "methods": args.methods,
+           "code": code_digest()}  # fmt: skip
 
     def make() -> dict[str, Any]:
         subject = onnxprune.open_model(path, calibration=data.calibration(seed, IMAGES))
