@@ -31,7 +31,7 @@ from onnxprune.metric import open_metric
 def halves(path: Path, args: Any, folder: Path) -> list[list[str]]:
     """Half the MACs: a line a batch."""
     try:
-        result = onnxprune.prune(path, 0.5, repair="none", round_to=args.round_to)
+        result = onnxprune.prune(path, 0.5, repair="none", round_to=args.round_to, providers=(args.provider,))
     except onnxprune.PruneError as error:
         common.say(f"{path.stem}: {error}")
         return []
@@ -63,6 +63,7 @@ def asked_for(path: Path, args: Any, folder: Path) -> list[list[str]]:
     for batch in args.batches:
         pruned, begin = folder / f"{path.stem}-{batch:g}.onnx", time.perf_counter()
         where = ["--providers", args.provider, "--batch", f"{batch:g}"]
+        where += [word for option in args.provider_option for word in ("--provider-option", option)]
         command = [sys.executable, "-m", "onnxprune", str(path), "--speedup", f"{args.speedup:g}", *where]
         command += ["--calib", args.calib, "--json", "-q", "--force", "-o", str(pruned)]
         command += ["--of", args.of] if args.of else []
@@ -95,10 +96,12 @@ def main() -> None:
     add("--of", help="what the allocation counts: latency (default) or macs")
     add("--round-to", type=lambda text: text if text == "auto" else int(text), default="auto", help="widths (auto)")
     add("--provider", default="cuda", help="cuda")
-    add("--provider-option", action="append", default=[], help="as the tool takes it, for half the MACs")
+    add("--provider-option", action="append", default=[], help="as the tool takes it")
     add("--rounds", type=int, default=40, help="of a timing (40)")
     add("--keep", type=Path, help="a folder for the pruned files")
     args = parser.parse_args()
+    if args.speedup and not args.calib:
+        parser.error("--speedup needs --calib")
     begin, rows = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)

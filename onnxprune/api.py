@@ -129,6 +129,8 @@ def apply_plan(
     """
     settings, first = settings or Settings(), original or subject
     _check_plan(subject, plan)
+    if bench:
+        subject.check_timing(settings)
     channels, data = subject.channels, subject.calibration
     keep = plan.keep()
     alive = channels.alive(keep)
@@ -299,6 +301,7 @@ def reach(
         raise UsageError(f"the original has {words} already; nothing to do for {OPTIONS[target.kind]} {target.value:g}")
     extra, result = 1.0, None
     tried: list[tuple[float, PrunePlan]] = []
+    last = False
 
     def measured(plan: PrunePlan) -> float:
         tried.append((gain(plan), plan))
@@ -316,12 +319,13 @@ def reach(
             break
         if not plans:
             most, furthest = max(tried, key=lambda t: t[0], default=(1.0, None))
-            if furthest is None or not settings.best_effort:
+            if furthest is None or most <= 1 or not settings.best_effort:
+                seen = f"{most:.2f} of {goal:.2f} times is the most that was measured; " if tried else ""
                 raise BudgetError(
-                    f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {most:.2f} of {goal:.2f} times is the "
-                    f"most that was measured; {why_not(subject.channels)}; ask for less, or add --best-effort"
+                    f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {seen}{why_not(subject.channels)}; "
+                    "ask for less, or add --best-effort"
                 )
-            plans = [furthest]
+            plans, last = [furthest], True
         plan = planner.better(plans)
         plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
         result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
@@ -331,6 +335,8 @@ def reach(
             result = replace(result, notes=(*result.notes, note))
         if reached >= goal:
             return result
+        if last:
+            break
         extra *= 1.01 * goal / reached
     assert result is not None
     short = f"{OPTIONS[target.kind]} {target.value:g}: the finished model misses it ({reached:.3f} of {goal:.3f} times)"

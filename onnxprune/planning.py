@@ -66,7 +66,7 @@ class Planner:
         self, subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
     ):
         self.subject, self.settings, self.progress = subject, settings, progress
-        settings.engine.check()
+        subject.check_timing(settings)
         self.of = settings.of or "macs"
         groups = tuple(g for g in subject.channels.groups if g.name not in leave)
         self.channels = channels = replace(subject.channels, groups=groups)
@@ -349,6 +349,8 @@ class Planner:
             "seed": self.settings.seed,
             "prune_statistics": bool(self.channels.inexact),
         }
+        if self.settings.batch > 1 or not self.settings.engine.on_cpu:
+            decided = {**decided, "batch": self.settings.batch, "providers": list(self.settings.providers)}
         return PrunePlan(self.subject.digest, edits, decided)
 
     def _outside(self, ways: Mapping[str, Way], drop: Collection[str]) -> list[tuple[str, Way]]:

@@ -18,7 +18,7 @@ import onnx
 from onnxprune.channels import Channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
 from onnxprune.decide.study import CHOICES, GRADIENT, SAMPLED
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.calibration import Calibration
@@ -66,7 +66,7 @@ class Settings:
         seed: for everything random.
         threads: ORT threads; None: ORT's choice.
         batch: samples in a run that is timed.
-        providers: what timed runs run on, short names as `bench` takes them; all else runs on the CPU.
+        providers: what timed runs run on, short names as `bench` takes them; all else runs on the CPU, training apart.
         provider_options: options of theirs, by provider.
     """
 
@@ -145,7 +145,7 @@ class Settings:
         """The widths that are allowed; none but the full ones where channels are not to be cut."""
         if not {"channels", "3c"} & set(self.kinds()):
             return Limits(include=r"(?!)")
-        blind = self.of != "latency" and not self.engine.on_cpu  # a latency model has seen the stairs
+        blind = self.of != "latency" and self.engine.on_gpu  # a latency model has seen the stairs
         return Limits(self.round_to, self.min_width, self.include, self.exclude, on_gpu=blind)
 
     def allows(self, weight: str) -> bool:
@@ -206,9 +206,28 @@ class Subject:
         Raises:
             UsageError: the model takes no such batch.
         """
-        if batch > 1 and not any(map(runtime.open_batch, self.specs)):
-            raise UsageError(f"a batch of {batch} was asked for, but the model fixes its batch; drop --batch")
-        return runtime.in_batch(self.specs, self.feeds, batch)
+        feeds = runtime.in_batch(self.specs, self.feeds, batch)
+        own = next((v.shape[0] for v in feeds.values() if v.ndim), batch)
+        if batch not in (1, own):
+            raise UsageError(f"a batch of {batch} was asked for, but the model fixes its batch at {own}; drop --batch")
+        return feeds
+
+    def check_timing(self, settings: Settings) -> None:
+        """Find out at once, not after minutes of other work, what would stop a timed run.
+
+        Raises:
+            ProviderError: the provider is not there.
+            UsageError: the model does not take the batch.
+        """
+        settings.engine.check()
+        if settings.batch > 1:
+            feeds = self.timed(settings.batch)
+            try:
+                runtime.open_session(self.model, pack=False).run(feeds)
+            except ModelError as error:
+                raise UsageError(
+                    f"the model does not run with a batch of {settings.batch} ({error}); drop --batch"
+                ) from error
 
     def cost(self) -> Cost:
         """The original's cost."""

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         args.models,
         batches=args.batch,
         shapes=shapes,
-        providers=args.providers,
+        providers=("cpu",) if args.providers is None else args.providers,
         provider_options=options,
         threads=1 if args.threads is None else args.threads,
         rounds=args.rounds,

@@ -109,10 +109,10 @@ OPTION = "an option of ONNX Runtime's provider: cuda.use_tf32=0, cuda.prefer_nhw
 OPTION += "cuda.cudnn_conv_algo_search=HEURISTIC, ... (repeatable)"
 
 
-def add_providers(add: Add, help: Callable[[str], str] = str) -> None:
-    """Where timed runs run; `help` may leave the words out."""
-    add("--providers", type=words, default=("cpu",), metavar="LIST", help=help(f"time on {PROVIDERS}"))
-    add("--provider-option", action="append", default=[], metavar="P.KEY=VALUE", help=help(OPTION))
+def add_providers(add: Add, worded: Callable[[str], str] = str) -> None:
+    """Where timed runs run; `worded` turns an option's help into what is shown."""
+    add("--providers", type=words, metavar="LIST", help=worded(f"time on {PROVIDERS}"))
+    add("--provider-option", action="append", default=[], metavar="P.KEY=VALUE", help=worded(OPTION))
 
 
 def add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") -> None:

@@ -33,6 +33,7 @@ from onnxprune.commands.results import (
     save,
     seed_of,
     show_result,
+    timing_of,
     wants_bench,
     write_text,
 )
@@ -127,7 +128,7 @@ def _add_making(add: Add, *, brief: bool = False) -> None:
 
 
 def _add_timing(add: Add, *, brief: bool = False) -> None:
-    add("--batch", type=int, default=1, metavar="N", help=_rare("samples in a run that is timed (default 1)", brief))
+    add("--batch", type=int, metavar="N", help=_rare("samples in a run that is timed (default 1)", brief))
     add_providers(add, lambda text: _rare(text, brief))
 
 
@@ -155,7 +156,7 @@ def plan_parser() -> Parser:
     parser.add_argument("model", metavar="MODEL")
     _add_decisions(parser)
     add_samples(parser)
-    _add_timing(parser.add_argument_group("timing, for --of latency").add_argument)
+    _add_timing(parser.add_argument_group("timing").add_argument)
     add_output(parser.add_argument_group("result").add_argument, "standard output")
     add_general(parser, json_help="print the plan, also when -o writes it")
     return parser
@@ -250,7 +251,11 @@ def run_apply(args: argparse.Namespace, status: Status) -> None:
     check_outputs(args, output, sources=[args.plan])
     plan = read_plan(args.plan)
     settings = api.Settings(
-        repair=args.repair, **_training(args), seed=seed_of(args, plan), threads=args.threads, **_timing(args)
+        repair=args.repair,
+        **_training(args),
+        seed=seed_of(args, plan),
+        threads=args.threads,
+        **timing_of(_timing(args), plan),
     )
     subject = open_subject(args, status, plan)
     status.phase("cut")
@@ -309,8 +314,9 @@ def _timing(args: argparse.Namespace) -> dict[str, Any]:
     """What was said about runs that are timed."""
     from onnxprune.graph.runtime import parse_provider_options
 
-    options = parse_provider_options(args.provider_option)
-    return {"batch": args.batch, "providers": args.providers, "provider_options": options}
+    given: dict[str, Any] = {"batch": args.batch, "providers": args.providers}
+    given["provider_options"] = parse_provider_options(args.provider_option) or None
+    return {k: v for k, v in given.items() if v is not None}
 
 
 def _training(args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.commands.common import columns, print_out, read_text
 from onnxprune.errors import FileError, UsageError
@@ -45,7 +45,10 @@ def check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Seque
 
 
 def wants_bench(args: argparse.Namespace) -> bool:
-    return args.bench if args.bench is not None else bool(args.calib) and not args.json
+    if args.bench is not None:
+        return bool(args.bench)
+    timed = args.batch is not None or args.providers is not None  # nobody says how to time without wanting it
+    return timed or (bool(args.calib) and not args.json)
 
 
 def is_follower() -> bool:
@@ -71,6 +74,17 @@ def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
     """The plan's seed, so that the same samples are held out; --seed overrides it."""
     stored = plan.settings.get("seed", 0)
     return args.seed if args.seed is not None else stored if isinstance(stored, int) else 0
+
+
+def timing_of(given: dict[str, Any], plan: PrunePlan) -> dict[str, Any]:
+    """How to time what a plan makes: as was said now, else as when it was made."""
+    stored = plan.settings
+    if isinstance(stored.get("batch"), int):
+        given = {"batch": stored["batch"], **given}
+    providers = stored.get("providers")
+    if isinstance(providers, list) and all(isinstance(p, str) for p in providers):
+        given = {"providers": tuple(providers), **given}
+    return given
 
 
 def read_plan(path: str) -> PrunePlan:

@@ -25,8 +25,8 @@ def parser() -> Parser:
     about = (
         "Train so that the cut costs nothing, then cut: csgd makes channels the same, gsm lets channels die,\n"
         "trp makes layers of low rank. Or cut, refit and train: gates finds the widths and the blocks that go by\n"
-        "training, tune takes those of `prune`. The original teaches; a recipe adds labels and a loss. On the\n"
-        'processor; needs torch (pip install "onnxprune[train]").'
+        "training, tune takes those of `prune`. The original teaches; a recipe adds labels and a loss. On a\n"
+        'GPU where torch sees one; needs torch (pip install "onnxprune[train]").'
     )
     parser = Parser("train", "train MODEL --method NAME [--recipe FILE.py] [--calib SAMPLES] [options]", about)
     parser.add_argument("model", metavar="MODEL")

@@ -32,10 +32,10 @@ class Limits:
 
     Attributes:
         round_to: kept widths are multiples of this; "auto" picks per group.
-        on_gpu: "auto" picks for a GPU whose times are not measured.
         min_width: least width of a group.
         include, exclude: regular expressions on group names; only groups that match `include` and not
             `exclude` are cut.
+        on_gpu: what "auto" picks for: a GPU or a CPU.
     """
 
     round_to: int | str = "auto"
@@ -58,7 +58,7 @@ class Limits:
         "auto": ORT's CPU kernels pay for blocks of 16 channels and leave the blocked layout where a count is
         not a multiple of 4 (depthwise convs then run 6-10x slower); narrow groups cannot afford 16. On a GPU (H200,
         CUDA, batch 32, half the MACs) multiples of 32 made a ResNet-50 1.35x as fast instead of 1.26x, and a RegNet
-        1.15x instead of 0.87x; groups too narrow for 32 go as on a CPU.
+        was no longer slower than before; groups too narrow for 32 go as on a CPU.
         """
         size = int(np.bincount(_positions(group)).max()) if len(_positions(group)) else 1
         if self.round_to != "auto":

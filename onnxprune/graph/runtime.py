@@ -160,7 +160,11 @@ def parse_provider_options(texts: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def check_providers(providers: Sequence[str], options: Mapping[str, Mapping[str, object]] | None = None) -> None:
-    """UsageError where `open_session` would raise one, whatever the machine."""
+    """Refuse what `open_session` would refuse on any machine.
+
+    Raises:
+        UsageError: an unknown provider, or options of one that is not among them.
+    """
     if not providers:
         raise UsageError(f"no provider given; choose from {', '.join(PROVIDERS)}")
     _options_by_provider(options, [provider_name(alias) for alias in providers])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +15,13 @@ from onnx import helper
 
 from onnxprune.graph import runtime
 from onnxprune.measure.accelerators import accelerators
-from onnxprune.measure.latency import CPU, GRAPHS, BoundRun
+from onnxprune.measure.latency import CPU, DEVICES, GRAPHS, BoundRun
 
+Feeds = Mapping[str, np.ndarray]
 WARM = 3
 """First runs, that do not count."""
+LEAST = 0.01
+"""Share of an idle run's time that a part of a model takes at least."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,21 @@ class Engine:
         return runtime.provider_name(self.providers[0]) == CPU
 
     @property
-    def told(self) -> str:
-        """What makes times of two engines on one machine differ, as text."""
+    def on_gpu(self) -> bool:
+        """Whether tensors live on a device of their own."""
+        return runtime.provider_name(self.providers[0]) in DEVICES
+
+    @property
+    def told(self) -> list[Any]:
+        """What makes times of two engines on one machine differ, as JSON has it."""
         known: list[Any] = [self.threads]
         if not self.on_cpu:
             options = {p: {k: str(v) for k, v in o.items()} for p, o in self.options.items()}
-            known += [list(self.providers), options, list(accelerators(self.providers))]
-        return json.dumps(known, sort_keys=True)
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+            known += [list(self.providers), options, list(accelerators(self.providers)), seen]
+        return known
 
-    def open(self, model: onnx.ModelProto, *, profile: Path | None = None) -> runtime.Session:
+    def open(self, model: onnx.ModelProto, *, profile: Path | None = None, name: str = "timed") -> runtime.Session:
         """A session of it, as one that is benchmarked. Where it is profiled no run is recorded and replayed: a replay
         launches no node."""
         options = self.options
@@ -62,26 +71,44 @@ class Engine:
             provider_options=options,
             threads=self.threads,
             spinning=self.threads == 1,
-            name="timed",
+            name=name,
             profile=profile,
         )
 
     def check(self) -> None:
         """ProviderError where the provider is not there; at once, not after minutes of other work."""
         if not self.on_cpu:
-            self.open(idle_chain(1))
+            self.open(idle_chain(1), name="a first trial")
 
     def idle_ms(self) -> float:
         """What a run takes that does next to nothing, by the clock."""
-        if self.told not in _idle:
-            _idle[self.told] = self.run_ms(idle_chain(1), IDLE, 60.0, (40, 200))
-        return _idle[self.told]
+        key = str(self.told)
+        if key not in _idle:
+            _idle[key] = self.run_ms(idle_chain(1), IDLE, 60.0, (40, 200))
+        return _idle[key]
 
-    def run_ms(
-        self, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], budget_ms: float, least_most: tuple[int, int]
+    def each_ms(
+        self, model: onnx.ModelProto, feeds: Feeds, copies: int, budget_ms: float, least_most: tuple[int, int]
     ) -> float:
-        """What a run takes by the clock, inputs and outputs where the provider wants them."""
+        """What one of several equal parts of a model takes, by the clock; not less than the clock can tell."""
+        idle = self.idle_ms()
+        return max((self.run_ms(model, feeds, budget_ms, least_most) - idle) / copies, LEAST * idle)
+
+    def run_ms(self, model: onnx.ModelProto, feeds: Feeds, budget_ms: float, least_most: tuple[int, int]) -> float:
+        """What a run takes by the clock, inputs and outputs where the provider wants them.
+
+        Args:
+            model: what is run.
+            feeds: its inputs.
+            budget_ms: after which there are no more runs.
+            least_most: numbers of runs, the first `WARM` not counted.
+
+        Raises:
+            ModelError: it does not run.
+            ProviderError: the provider does not take it.
+        """
         run = BoundRun(self.open(model), feeds)
+        run.warm_up(0.0)
         walls: list[float] = []
         begin = time.perf_counter()
         while len(walls) < WARM + least_most[0] or (
@@ -100,7 +127,7 @@ IDLE = {"t0": np.ones(1, np.float32)}
 
 def idle_chain(length: int) -> onnx.ModelProto:
     """Nodes in a row that do next to nothing."""
-    nodes = [helper.make_node("Neg", [f"t{k}"], [f"t{k + 1}"]) for k in range(length)]
+    nodes = [helper.make_node("Relu", [f"t{k}"], [f"t{k + 1}"]) for k in range(length)]
     ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("t0", f"t{length}")]
     body = helper.make_graph(nodes, "chain", ports[:1], ports[1:])
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

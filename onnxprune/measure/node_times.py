@@ -31,6 +31,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.errors import ProviderError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
 from onnxprune.graph.model import Graph, attr, attributes, node_key
@@ -119,7 +120,10 @@ def node_times(
         if probe is not None:
             known = grids.get(probe.signature)
             if known is None:
-                known = probe.sweeps(engine)
+                try:
+                    known = probe.sweeps(engine)
+                except ProviderError:  # it runs other layers, not this one
+                    continue
                 grids.put(probe.signature, known)
             swept = {a: v for a, v in known.items() if a not in (MIXED, ALONE)}
             stairs[layer.key] = {int(a): Stairs(tuple(x), tuple(y)) for a, (x, y) in swept.items()}
@@ -151,7 +155,8 @@ def _in_place(
         key = _owner(graph, name.removesuffix("_nchwc"), op)
         if key is not None:
             times[key] = times.get(key, 0.0) + max(ms - extra, ms / 10)
-    times = {key: max(ms, alone.get(key, 0.0)) for key, ms in times.items()}
+    # a provider that runs whole subgraphs names none of their nodes
+    times = {key: max(times.get(key, 0.0), alone.get(key, 0.0)) for key in {**times, **alone}}
     spent = sum(times.values())
     if spent > total:
         times = {key: ms * total / spent for key, ms in times.items()}
@@ -160,10 +165,11 @@ def _in_place(
 
 def profiler_ms(engine: Engine) -> float:
     """What the profiler itself adds to every node: a chain of nodes that do nothing, with it and without."""
-    if engine.told not in _profiler:
+    key = str(engine.told)
+    if key not in _profiler:
         events, wall = profiled(idle_chain(CHAIN), IDLE, engine, 60.0, (40, 200))
-        _profiler[engine.told] = max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
-    return _profiler[engine.told]
+        _profiler[key] = max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
+    return _profiler[key]
 
 
 _profiler: dict[str, float] = {}
@@ -293,7 +299,7 @@ class _Probe:
     def _time(self, counts: Mapping[int, int], engine: Engine) -> float:
         model, feeds = self._model(counts)
         if not engine.on_cpu:
-            return max((engine.run_ms(model, feeds, POINT_MS, (6, 40)) - engine.idle_ms()) / COPIES, 1e-4)
+            return engine.each_ms(model, feeds, COPIES, POINT_MS, (6, 40))
         events, _ = profiled(model, feeds, engine, POINT_MS, (6, 40))
         own = [ms for ms, op in events.values() if op.removeprefix("Fused") == self.node.op_type]
         ms = float(np.median(own)) if own else sum(ms for ms, _ in events.values()) / COPIES
@@ -376,7 +382,7 @@ class Grids:
         if root == "":
             return cls(None)
         base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxprune"
-        told = json.dumps([_machine(), engine.told], sort_keys=True)
+        told = json.dumps([_machine(), *engine.told], sort_keys=True)
         made = cls(base / f"layers-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json")
         made.load()
         return made

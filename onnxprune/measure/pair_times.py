@@ -94,8 +94,7 @@ class PairTimes:
             model.graph.node.extend(nodes)
             model.graph.output.extend(outputs)
             model.graph.initializer.extend(t for t in both.graph.initializer if t.name in read)
-            ms = self.engine.run_ms(model, feeds, POINT_MS, (4, 60)) - self.engine.idle_ms()
-            return max(ms / COPIES, 1e-4)
+            return self.engine.each_ms(model, feeds, COPIES, POINT_MS, (4, 60))
 
         return [spent("part") / spent("layer") / count] * count
 

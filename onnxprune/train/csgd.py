@@ -69,9 +69,8 @@ def csgd(
         strength: ε.
         progress: called with (steps done, steps).
     """
-    network = Network(model, batch_norm="batch").to(
-        training.device
-    )  # stored statistics that nothing moves would keep members apart
+    # stored statistics that nothing moves would keep members apart
+    network = Network(model, batch_norm="batch").to(training.device)
     groups = {g.name: g for g in channels.groups if widths.get(g.name, g.width) < g.width}
     clusters = {name: clusters_of(g, network, widths[name]) for name, g in groups.items()}
     pulls = [

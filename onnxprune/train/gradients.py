@@ -25,6 +25,7 @@ from torch import Tensor
 from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.graph.model import Use
 from onnxprune.train.distill import SCORES, divergence, relative
+from onnxprune.train.loop import own_device
 from onnxprune.train.network import Network, as_feeds
 from onnxprune.train.samples import Feeds
 
@@ -57,14 +58,14 @@ def gradient_scores(
         threads: of torch; None: one.
     """
     torch.set_num_threads(threads or 1)
-    network = Network(model).eval()
-    device = torch.device("cpu")
+    device = own_device()
+    network = Network(model).to(device).eval()
     rng = torch.Generator().manual_seed(seed)
     totals = {g.name: np.zeros(g.width) for g in channels.groups}
     count = 0
     for step, feeds in enumerate(batches):
         network.zero_grad(set_to_none=True)
-        loss = labelled(network, step, device) if labelled else _against_itself(network, as_feeds(feeds), rng)
+        loss = labelled(network, step, device) if labelled else _against_itself(network, as_feeds(feeds, device), rng)
         loss.backward()
         products = weight_times_gradient(network)
         for group in channels.groups:
@@ -83,7 +84,7 @@ def _against_itself(network: Network, feeds: dict[str, Tensor], rng: torch.Gener
     with torch.no_grad():
         goal = network(feeds, list(wanted))
     noisy = {
-        k: v + NOISE * v.std() * torch.randn(v.shape, generator=rng) if v.is_floating_point() else v
+        k: v + NOISE * v.std() * torch.randn(v.shape, generator=rng).to(v.device) if v.is_floating_point() else v
         for k, v in feeds.items()
     }
     got = network(noisy, list(wanted))

@@ -41,10 +41,10 @@ class Training:
         clip: gradients are scaled down to this norm; None: as they are.
         check_every: steps between looks at the held-out samples; the best parameters seen there are kept.
         patience: looks without a better one after which the run ends; None: never.
-        bf16: run in bfloat16 where torch thinks it safe; None: where the processor has instructions for it.
+        bf16: run in bfloat16 where torch thinks it safe; None: where the processor or GPU has instructions for it.
         checkpoint: file to resume from and to write to every `save_every` seconds.
         metrics: file that gets a line of JSON at every look.
-        device: where a method puts its network; `together` gives it.
+        device: where C-SGD, GSM, TRP and gates put their network; `together` gives it.
     """
 
     steps: int
@@ -268,13 +268,18 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def own_device() -> torch.device:
+    """The device of this process: its GPU, where every process on this machine has one."""
+    if torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
 @contextlib.contextmanager
 def together() -> Iterator[torch.device]:
-    """Join the processes that `torchrun` has started, if any. Gives the device of this one: a GPU where there is
-    one."""
-    cuda = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device(f"cuda:{local}" if cuda else "cpu")
+    """Join the processes that `torchrun` has started, if any. Gives the device of this one."""
+    device = own_device()
+    cuda = device.type == "cuda"
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield device
         return

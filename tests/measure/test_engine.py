@@ -50,13 +50,16 @@ def gpu(monkeypatch):
     accelerators._nvidia.cache_clear()
 
 
-def test_times_are_kept_apart_by_all_that_makes_them_differ(gpu):
+def test_times_are_kept_apart_by_all_that_makes_them_differ(gpu, monkeypatch):
     gpu("NVIDIA A, 580.1\n")
     fast = Engine(("cuda", "cpu"), {"cuda": {"use_tf32": 1}})
-    told = {e.told for e in (Engine(), Engine(threads=2), Engine(("cuda",)), fast, Engine(("openvino",)))}
+    told = {str(e.told) for e in (Engine(), Engine(threads=2), Engine(("cuda",)), fast, Engine(("openvino",)))}
     gpu("NVIDIA B, 580.1\n")
-    told.add(Engine(("cuda",)).told)
-    assert len(told) == 6 and "NVIDIA B" in Engine(("cuda",)).told
+    told.add(str(Engine(("cuda",)).told))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    told.add(str(Engine(("cuda",)).told))
+    assert len(told) == 7 and "NVIDIA B, 580.1" in Engine(("cuda",)).told[3]
+    assert [e.on_gpu for e in (Engine(), Engine(("openvino",)), fast)] == [False, False, True]
     assert Engine(("cpu",)).on_cpu and not Engine(("cuda", "cpu")).on_cpu
 
 
@@ -90,6 +93,9 @@ def test_an_absent_provider_is_found_out_before_the_work(tmp_path, capsys):
     assert main([MODEL, *options]) == 8
     assert "provider cuda is not in onnxruntime" in capsys.readouterr().err and not output.exists()
     assert main(["plan", MODEL, "--of", "latency", "--calib", CALIB, "--providers", "cuda"]) == 8
+    plan = tmp_path / "plan.json"
+    assert main(["plan", MODEL, "-o", str(plan)]) == 0
+    assert main(["apply", MODEL, str(plan), "--providers", "cuda", "-o", str(output)]) == 8 and not output.exists()
 
 
 @pytest.mark.parametrize(
@@ -106,13 +112,34 @@ def test_what_makes_no_sense_is_refused(settings, words):
         Settings(**settings)
 
 
-def test_a_batch_that_the_model_does_not_take(capsys, tmp_path):
-    subject = api.open_model(surgery.model_of(TEXT))
-    assert {k: v.shape for k, v in subject.timed(1).items()} == {"x": (1, 3, 24, 24)}
-    with pytest.raises(UsageError, match="fixes its batch"):
-        subject.timed(8)
-    assert main([MODEL, "--ratio", "0.7", "--batch", "4", "--bench", "-q", "-o", str(tmp_path / "o.onnx")]) == 0
+FIXED = TEXT.replace("[1,3,24,24]", "[8,3,24,24]")
+SPELLED = """(float[N,4] x) => (float[N,3] y) <float[4,6] w, float[6,3] v, int64[2] s = {1, 6}>
+    { h = MatMul(x, w) r = Relu(h) g = Reshape(r, s) y = MatMul(g, v) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "batch", "words"),
+    [
+        (TEXT, 8, "fixes its batch at 1"),
+        (FIXED, 4, "fixes its batch at 8"),
+        (SPELLED, 4, "does not run with a batch of 4"),
+    ],
+)
+def test_a_batch_that_the_model_does_not_take_is_refused_at_once(text, batch, words, monkeypatch):
+    monkeypatch.setattr("onnxprune.planning.study", lambda *args, **more: pytest.fail("work before the check"))
+    with pytest.raises(UsageError, match=words):
+        onnxprune.prune(surgery.model_of(text), 0.25, batch=batch)
+
+
+def test_batches_that_it_takes(capsys, tmp_path):
+    subject = api.open_model(surgery.model_of(FIXED))
+    assert subject.timed(8)["x"].shape == subject.timed(1)["x"].shape == (8, 3, 24, 24)
+    output, plan = tmp_path / "o.onnx", tmp_path / "p.json"
+    command = [MODEL, "--ratio", "0.7", "--batch", "4", "-q", "-o", str(output)]
+    assert main([*command, "--plan-out", str(plan)]) == 0  # --batch means: time it
     assert "CPU, batch 4)" in capsys.readouterr().out
+    assert main(["apply", MODEL, str(plan), "-q", "-o", str(output), "--force", "--bench"]) == 0
+    assert "CPU, batch 4)" in capsys.readouterr().out  # as the plan says
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +157,30 @@ def test_by_the_clock_every_layer_is_timed_alone(subject):
     for known in grids.known.values():
         assert known[ALONE][1][0] > 0 and node_times._sound(known)
         assert all(len(x) <= node_times.POINTS_BY_CLOCK + 2 for x, _ in known.values())
+
+
+def test_layers_that_the_profile_does_not_name_are_known_by_the_clock(subject, monkeypatch):
+    """As where a provider runs the whole network as one node."""
+    monkeypatch.setattr(node_times, "profiled", lambda *args: ({"fused_0": (0.01, "Fused_0")}, 2.0))
+    times = node_times.node_times(
+        subject.graph, subject.feeds, subject.channels.shapes, engine=ByClock(), grids=Grids(None)
+    )
+    assert {"h", "g", "z", "y"} == set(times.nodes) and sum(times.nodes.values()) + times.loose_ms == pytest.approx(2)
+
+
+def test_a_layer_that_the_provider_does_not_take_has_no_stairs(subject, monkeypatch):
+    real = ByClock.open
+
+    def picky(self, model, **more):
+        if any(n.op_type == "Gemm" for n in model.graph.node) and len(model.graph.node) < 6:
+            raise ProviderError("took no node")
+        return real(self, model, **more)
+
+    monkeypatch.setattr(ByClock, "open", picky)
+    times = node_times.node_times(
+        subject.graph, subject.feeds, subject.channels.shapes, engine=ByClock(), grids=Grids(None)
+    )
+    assert set(times.stairs) == {"h", "g", "z"}
 
 
 def test_chains_by_the_clock(subject):
