@@ -226,10 +226,9 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     check_outputs(args, *outputs)
     subject = open_subject(args, status)
     status.phase("plan")
-    bench = args.bench if args.bench is not None else bool(args.calib) and not args.json
     results = []
     for result, output in zip(
-        api.sweep(subject, args.ratios, settings, bench=bench, progress=status.progress), outputs, strict=True
+        api.sweep(subject, args.ratios, settings, bench=wants_bench(args), progress=status.progress), outputs, strict=True
     ):
         status.phase("write")
         result.save(output, force=args.force)
