@@ -227,9 +227,8 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     subject = open_subject(args, status)
     status.phase("plan")
     results = []
-    for result, output in zip(
-        api.sweep(subject, args.ratios, settings, bench=wants_bench(args), progress=status.progress), outputs, strict=True
-    ):
+    found = api.sweep(subject, args.ratios, settings, bench=wants_bench(args), progress=status.progress)
+    for result, output in zip(found, outputs, strict=True):
         status.phase("write")
         result.save(output, force=args.force)
         results.append(result)
