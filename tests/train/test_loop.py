@@ -106,7 +106,7 @@ def test_the_rate_rises_and_falls():
 
 
 WORKER = """
-import sys; sys.path.insert(0, sys.argv[2])
+import os, sys; sys.path.insert(0, sys.argv[2])
 import torch
 from onnxprune.train.loop import Training, rank, ranks, together, train
 from onnxprune.train.samples import Samples
@@ -122,6 +122,7 @@ with together():
     train(net, loss, Training(steps=10, lr=0.05, warmup=1, check_every=10**9, bf16=False))
     if rank() == 0:
         torch.save((net.weight.detach(), ranks()), sys.argv[1])
+os._exit(0)  # as `__main__` does: gloo's threads may abort a process that unloads
 """
 
 
