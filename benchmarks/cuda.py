@@ -11,6 +11,7 @@ not change how long a network runs. The share of the time that is saved is set a
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -30,11 +31,7 @@ from onnxprune.metric import open_metric
 
 def halves(path: Path, args: Any, folder: Path) -> list[list[str]]:
     """Half the MACs: a line a batch."""
-    try:
-        result = onnxprune.prune(path, 0.5, repair="none", round_to=args.round_to, providers=(args.provider,))
-    except onnxprune.PruneError as error:
-        common.say(f"{path.stem}: {error}")
-        return []
+    result = onnxprune.prune(path, 0.5, repair="none", round_to=args.round_to, providers=(args.provider,))
     pruned = folder / path.name
     result.save(pruned, force=True)
     gone, rows = 1 - result.after.macs / result.before.macs, []
@@ -47,19 +44,17 @@ def halves(path: Path, args: Any, folder: Path) -> list[list[str]]:
             provider_options=parse_provider_options(args.provider_option),
         )
         c, ms = timed.comparisons[0], timed.timings[0].p50_ms
-        rows.append([path.stem, f"{batch:g}", f"{ms:.3f} ms", f"−{gone:.1%}", ratio_of(c), c.verdict,
+        rows.append([path.stem, f"{batch:g}", f"{ms:.3f} ms", f"−{gone:.1%}", latency.speed_of(vars(c)), c.verdict,
                      f"{(1 - 1 / c.speedup) / gone:.2f}"])  # fmt: skip
         common.say(" | ".join(rows[-1]))
     return rows
 
 
-def ratio_of(c: Any) -> str:
-    return f"{c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}]"
-
-
 def asked_for(path: Path, args: Any, folder: Path) -> list[list[str]]:
     """A speed-up that the tool measures itself, and what a process of its own says of the file: a line a batch."""
-    rows = []
+    rows, original = [], onnxprune.open_model(path)
+    metric = open_metric(args.labelled, original.specs) if args.labelled else None
+    before = metric(original.model) if metric else math.nan
     for batch in args.batches:
         pruned, begin = folder / f"{path.stem}-{batch:g}.onnx", time.perf_counter()
         where = ["--providers", args.provider, "--batch", f"{batch:g}"]
@@ -74,13 +69,12 @@ def asked_for(path: Path, args: Any, folder: Path) -> list[list[str]]:
             common.say(" | ".join(rows[-1]))
             continue
         apart = latency.timed_apart(path, pruned, [], args.rounds, where)
-        gone = 1 - common.macs(pruned) / common.macs(path)
-        score = ""
-        if args.labelled:
-            metric = open_metric(args.labelled, onnxprune.open_model(path).specs)
-            score = f"{metric(onnxprune.open_model(path).model):.1f} → {metric(onnxprune.open_model(pruned).model):.1f}"
-        speed = f"{apart['speedup']:.2f}x [{apart['low']:.2f}, {apart['high']:.2f}]"
-        rows.append([path.stem, f"{batch:g}", speed, apart["verdict"], f"−{gone:.1%}", score, f"{took:.0f} s"])
+        found = onnxprune.open_model(pruned)
+        gone = 1 - found.cost().macs / original.cost().macs
+        score = f"{before:.1f} → {metric(found.model):.1f}" if metric else ""
+        rows.append(
+            [path.stem, f"{batch:g}", latency.speed_of(apart), apart["verdict"], f"−{gone:.1%}", score, f"{took:.0f} s"]
+        )
         common.say(" | ".join(rows[-1]))
     return rows
 

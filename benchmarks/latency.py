@@ -145,14 +145,18 @@ def nets(args: Any, data: common.Fashion) -> dict[str, Net]:
     return {n: net for n, net in found.items() if not args.nets or any(w in n for w in args.nets)}
 
 
+def speed_of(row: Mapping[str, Any]) -> str:
+    """A measured ratio with its interval."""
+    return f"{row['speedup']:.2f}x [{row['low']:.2f}, {row['high']:.2f}]"
+
+
 def row_of(name: str, what: str, row: Mapping[str, Any]) -> list[str]:
     if "refused" in row:
         return [name, what, row["refused"], "", "", "", ""]
     hidden = ("seconds", "macs_removed", "blocks", "own", "speedup", "low", "high", "verdict", "key", "wall_s")
     score = ", ".join(f"{k} {v}" for k, v in row.items() if k not in (*hidden, "environment"))
-    speed = f"{row['speedup']:.2f}x [{row['low']:.2f}, {row['high']:.2f}]"
     blocks = str(row["blocks"])
-    return [name, what, speed, f"−{row['macs_removed']:.1%}", blocks, score, f"{row['seconds']:.0f} s"]
+    return [name, what, speed_of(row), f"−{row['macs_removed']:.1%}", blocks, score, f"{row['seconds']:.0f} s"]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -299,14 +299,22 @@ def reach(
     gain, goal, words = _gains(subject, planner, target, progress)
     if goal <= 1:
         raise UsageError(f"the original has {words} already; nothing to do for {OPTIONS[target.kind]} {target.value:g}")
-    extra, result = 1.0, None
     tried: list[tuple[float, PrunePlan]] = []
-    last = False
 
     def measured(plan: PrunePlan) -> float:
         tried.append((gain(plan), plan))
         return tried[-1][0]
 
+    def finish(plan: PrunePlan) -> tuple[Result, float]:
+        plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
+        result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
+        reached = _reached(result, target)
+        if settings.of == "latency":
+            note = f"the latency model promised {planner.gain(plan):.2f}x, {reached:.2f}x was measured"
+            result = replace(result, notes=(*result.notes, note))
+        return result, reached
+
+    extra, finished = 1.0, None
     for _ in range(RETRIES):
         plans: list[PrunePlan] = []
         start = None
@@ -315,34 +323,35 @@ def reach(
             if found is not None:
                 plans.append(found[0])
                 start = found[1].ratio
-        if not plans and result is not None:
-            break
         if not plans:
-            most, furthest = max(tried, key=lambda t: t[0], default=(1.0, None))
-            if furthest is None or most <= 1 or not settings.best_effort:
-                seen = f"{most:.2f} of {goal:.2f} times is the most that was measured; " if tried else ""
-                raise BudgetError(
-                    f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {seen}{why_not(subject.channels)}; "
-                    "ask for less, or add --best-effort"
-                )
-            plans, last = [furthest], True
-        plan = planner.better(plans)
-        plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
-        result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
-        reached = _reached(result, target)
-        if settings.of == "latency":
-            note = f"the latency model promised {planner.gain(plan):.2f}x, {reached:.2f}x was measured"
-            result = replace(result, notes=(*result.notes, note))
-        if reached >= goal:
-            return result
-        if last:
             break
-        extra *= 1.01 * goal / reached
-    assert result is not None
+        finished = finish(planner.better(plans))
+        if finished[1] >= goal:
+            return finished[0]
+        extra *= 1.01 * goal / finished[1]
+    result, reached = finished or finish(_furthest(subject, settings, target, goal, tried))
     short = f"{OPTIONS[target.kind]} {target.value:g}: the finished model misses it ({reached:.3f} of {goal:.3f} times)"
     if not settings.best_effort:
         raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
     return replace(result, warnings=(*result.warnings, short))
+
+
+def _furthest(
+    subject: Subject, settings: Settings, target: Target, goal: float, tried: Sequence[tuple[float, PrunePlan]]
+) -> PrunePlan:
+    """The plan that came nearest to a target out of reach, for `best_effort`.
+
+    Raises:
+        BudgetError: nothing gained anything, or best effort was not asked for.
+    """
+    most, plan = max(tried, key=lambda t: t[0], default=(1.0, None))
+    if plan is not None and most > 1 and settings.best_effort:
+        return plan
+    seen = f"{most:.2f} of {goal:.2f} times is the most that was measured; " if tried else ""
+    raise BudgetError(
+        f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {seen}{why_not(subject.channels)}; "
+        "ask for less, or add --best-effort"
+    )
 
 
 def _gains(

@@ -24,6 +24,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import Cost, count_macs, count_params
 from onnxprune.measure.engine import Engine
+from onnxprune.measure.latency import batch_of
 
 REPAIRS = ("none", "merge", "statistics", "refit", "distill")
 METHODS = ("channels", "blocks", "rank")
@@ -207,7 +208,7 @@ class Subject:
             UsageError: the model takes no such batch.
         """
         feeds = runtime.in_batch(self.specs, self.feeds, batch)
-        own = next((v.shape[0] for v in feeds.values() if v.ndim), batch)
+        own = batch_of(feeds, batch)
         if batch not in (1, own):
             raise UsageError(f"a batch of {batch} was asked for, but the model fixes its batch at {own}; drop --batch")
         return feeds

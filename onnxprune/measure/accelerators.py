@@ -15,7 +15,7 @@ def accelerators(providers: Sequence[str]) -> tuple[str, ...]:
     """Names of the machine's NVIDIA GPUs with their drivers, where one of the providers runs on them; empty where
     nobody tells."""
     wanted = {runtime.provider_name(alias) for alias in providers}
-    return _nvidia() if wanted & set(NVIDIA) else ()
+    return _nvidia() if wanted & NVIDIA else ()
 
 
 @functools.cache

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Engine:
     """
 
     providers: tuple[str, ...] = ("cpu",)
-    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
     threads: int = 1
 
     @property
@@ -80,18 +81,11 @@ class Engine:
         if not self.on_cpu:
             self.open(idle_chain(1), name="a first trial")
 
-    def idle_ms(self) -> float:
-        """What a run takes that does next to nothing, by the clock."""
-        key = str(self.told)
-        if key not in _idle:
-            _idle[key] = self.run_ms(idle_chain(1), IDLE, 60.0, (40, 200))
-        return _idle[key]
-
     def each_ms(
         self, model: onnx.ModelProto, feeds: Feeds, copies: int, budget_ms: float, least_most: tuple[int, int]
     ) -> float:
         """What one of several equal parts of a model takes, by the clock; not less than the clock can tell."""
-        idle = self.idle_ms()
+        idle = idle_ms(self)
         return max((self.run_ms(model, feeds, budget_ms, least_most) - idle) / copies, LEAST * idle)
 
     def run_ms(self, model: onnx.ModelProto, feeds: Feeds, budget_ms: float, least_most: tuple[int, int]) -> float:
@@ -110,17 +104,31 @@ class Engine:
         run = BoundRun(self.open(model), feeds)
         run.warm_up(0.0)
         walls: list[float] = []
-        begin = time.perf_counter()
-        while len(walls) < WARM + least_most[0] or (
-            len(walls) < WARM + least_most[1] and (time.perf_counter() - begin) * 1e3 < budget_ms
-        ):
+        for _ in repeats(budget_ms, least_most):
             before = time.perf_counter_ns()
             run()
             walls.append((time.perf_counter_ns() - before) / 1e6)
         return typical(walls)
 
 
-_idle: dict[str, float] = {}
+ON_CPU = Engine()
+
+
+@functools.cache
+def idle_ms(engine: Engine) -> float:
+    """What a run takes that does next to nothing, by the clock."""
+    return engine.run_ms(idle_chain(1), IDLE, 60.0, (40, 200))
+
+
+def repeats(budget_ms: float, least_most: tuple[int, int]) -> Iterator[None]:
+    """Once for every run of a measurement: `WARM` and the least, then until the time or the most is reached."""
+    (least, most), begin = least_most, time.perf_counter()
+    for done in range(WARM + most):
+        if done >= WARM + least and (time.perf_counter() - begin) * 1e3 >= budget_ms:
+            return
+        yield
+
+
 IDLE = {"t0": np.ones(1, np.float32)}
 """The input of `idle_chain`."""
 

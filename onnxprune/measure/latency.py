@@ -192,7 +192,7 @@ def bench(
     feeds = {name: np.asarray(array, order="C") for name, array in feeds.items()}
     for session, name in zip(sessions, labels, strict=True):
         _check_inputs(session, feeds, name, source)
-    batch = _batch(feeds, batch)
+    batch = batch_of(feeds, batch)
 
     sessions.append(open_one(models[0], labels[0]))  # A/A: the twin of the first
     runs = [BoundRun(session, feeds) for session in sessions]
@@ -486,7 +486,7 @@ def _shape(shape: Sequence[Any]) -> str:
 
 def _check_batch(feeds: Mapping[str, NDArray[Any]], batch: int, name: str) -> None:
     """A batch that was asked for must be the one that is run."""
-    runs = _batch(feeds, batch)
+    runs = batch_of(feeds, batch)
     if batch not in (1, runs):
         key, array = next((key, array) for key, array in feeds.items() if array.ndim)
         raise UsageError(
@@ -497,7 +497,7 @@ def _check_batch(feeds: Mapping[str, NDArray[Any]], batch: int, name: str) -> No
         )
 
 
-def _batch(feeds: Mapping[str, NDArray[Any]], batch: int) -> int:
+def batch_of(feeds: Mapping[str, NDArray[Any]], batch: int) -> int:
     """What one run really computes: the first axis of the first input that has one."""
     return next((array.shape[0] for array in feeds.values() if array.ndim), batch)
 

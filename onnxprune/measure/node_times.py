@@ -18,6 +18,7 @@ Ours. Knows nothing of channels' ids or budgets (`measure.cost` does).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -35,7 +36,7 @@ from onnxprune.errors import ProviderError
 from onnxprune.graph import files, runtime
 from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
 from onnxprune.graph.model import Graph, attr, attributes, node_key
-from onnxprune.measure.engine import IDLE, WARM, Engine, idle_chain, typical
+from onnxprune.measure.engine import IDLE, ON_CPU, Engine, idle_chain, repeats, typical
 from onnxprune.measure.latency import BoundRun
 
 Feeds = Mapping[str, np.ndarray]
@@ -94,7 +95,7 @@ def node_times(
     feeds: Feeds,
     shapes: Mapping[str, tuple[int, ...]],
     *,
-    engine: Engine = Engine(),  # noqa: B008
+    engine: Engine = ON_CPU,
     grids: Grids | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NodeTimes:
@@ -163,16 +164,11 @@ def _in_place(
     return times, total, max(0.0, total - spent)
 
 
+@functools.cache
 def profiler_ms(engine: Engine) -> float:
     """What the profiler itself adds to every node: a chain of nodes that do nothing, with it and without."""
-    key = str(engine.told)
-    if key not in _profiler:
-        events, wall = profiled(idle_chain(CHAIN), IDLE, engine, 60.0, (40, 200))
-        _profiler[key] = max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
-    return _profiler[key]
-
-
-_profiler: dict[str, float] = {}
+    events, wall = profiled(idle_chain(CHAIN), IDLE, engine, 60.0, (40, 200))
+    return max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
 
 
 def _owner(graph: Graph, name: str, op: str) -> str | None:
@@ -199,15 +195,11 @@ def profiled(
         # one thread: its time on the core, so that others on a busy machine do not count as loose ends
         clock = time.thread_time_ns if engine.threads == 1 and engine.on_cpu else time.perf_counter_ns
         walls: list[float] = []
-        begin, runs = time.perf_counter(), 0
-        while runs < WARM + least_most[0] or (
-            runs < WARM + least_most[1] and (time.perf_counter() - begin) * 1e3 < 2 * budget_ms
-        ):
+        for _ in repeats(2 * budget_ms, least_most):
             session.run(dict(feeds))
             before = clock()
             run()
             walls.append((clock() - before) / 1e6)
-            runs += 1
         events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
     spent: dict[tuple[str, str], list[float]] = {}
     for event in events:
@@ -376,7 +368,7 @@ class Grids:
     changed: bool = False
 
     @classmethod
-    def of_user(cls, engine: Engine = Engine()) -> Grids:  # noqa: B008
+    def of_user(cls, engine: Engine = ON_CPU) -> Grids:
         """The user's cache for this machine, ORT and engine; `ONNXPRUNE_CACHE=` (empty) keeps nothing."""
         root = os.environ.get("ONNXPRUNE_CACHE")
         if root == "":

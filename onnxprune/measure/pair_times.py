@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.graph.model import Graph, attributes
 from onnxprune.graph.pairs import pair_nodes, pair_sizes
-from onnxprune.measure.engine import Engine
+from onnxprune.measure.engine import ON_CPU, Engine
 from onnxprune.measure.node_times import COPIES, Grids, profiled, profiler_ms
 
 POINT_MS = 25.0
@@ -39,7 +39,7 @@ class PairTimes:
 
     graph: Graph
     shapes: dict[str, tuple[int, ...]]
-    engine: Engine = Engine()  # noqa: RUF009
+    engine: Engine = ON_CPU
     grids: Grids | None = None
 
     def __post_init__(self) -> None:
@@ -85,18 +85,19 @@ class PairTimes:
         """The chain's time over the layer's, each timed without the other and shared out evenly over its nodes."""
 
         def spent(stem: str) -> float:
-            model = onnx.ModelProto()
-            model.CopyFrom(both)
-            nodes = [n for n in both.graph.node if n.name.startswith(stem)]
-            outputs = [o for o in both.graph.output if o.name.startswith(stem)]
-            read = {name for n in nodes for name in n.input}
-            del model.graph.node[:], model.graph.output[:], model.graph.initializer[:]
-            model.graph.node.extend(nodes)
-            model.graph.output.extend(outputs)
-            model.graph.initializer.extend(t for t in both.graph.initializer if t.name in read)
-            return self.engine.each_ms(model, feeds, COPIES, POINT_MS, (4, 60))
+            return self.engine.each_ms(_only(both, stem), feeds, COPIES, POINT_MS, (4, 60))
 
         return [spent("part") / spent("layer") / count] * count
+
+
+def _only(both: onnx.ModelProto, stem: str) -> onnx.ModelProto:
+    """The nodes of a probe whose names begin so, in a model of their own."""
+    whole = both.graph
+    nodes = [n for n in whole.node if n.name.startswith(stem)]
+    outputs = [o for o in whole.output if o.name.startswith(stem)]
+    read = {name for n in nodes for name in n.input}
+    body = helper.make_graph(nodes, stem, whole.input, outputs, [t for t in whole.initializer if t.name in read])
+    return helper.make_model(body, opset_imports=both.opset_import, ir_version=both.ir_version)
 
 
 def _probe(node: onnx.NodeProto, x: tuple[int, ...], weight: np.ndarray, way: Way, opset: int) -> onnx.ModelProto:

@@ -34,7 +34,8 @@ def _why_not() -> str:
     return ""
 
 
-pytestmark = pytest.mark.skipif(bool(_why_not()), reason=f"no GPU: {_why_not()}")
+WHY_NOT = _why_not()
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no GPU: {WHY_NOT}")
 
 
 @pytest.fixture(scope="module")
