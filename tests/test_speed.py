@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune import api
 from onnxprune.channels import Cut
 from onnxprune.decide import criteria
-from onnxprune.graph import files, runtime
+from onnxprune.graph import files
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed, follow, observe
 from onnxprune.inspection import inspection
@@ -146,18 +146,6 @@ def test_an_edit_forgets_what_was_worked_out():
     assert graph.once("count", key, lambda: 3) == 3  # of another owner
     graph.own(key)
     assert graph.once("count", key, lambda: 4) == 4
-
-
-@pytest.mark.parametrize("optimise", [True, False])
-def test_weights_handed_over_in_memory_give_the_same_outputs(monkeypatch, optimise):
-    model = synthetic.dense(12)
-    feeds = runtime.default_feed(runtime.input_specs(model))
-    outputs = []
-    for least in (0, 1 << 60):
-        monkeypatch.setattr(runtime, "SHARED_BYTES", least)
-        monkeypatch.setattr(runtime, "LARGE_BYTES", 16)
-        outputs.append(runtime.open_session(model, optimise=optimise).run(feeds)[0])
-    assert np.array_equal(*outputs)
 
 
 @pytest.mark.parametrize("shape", [(64, 32, 3, 3), (300, 200), (7, 5), (3, 1, 5, 5), (40, 2), (50,)])

@@ -143,7 +143,8 @@ class Graph:
         nodes: node key -> node, in execution order. Nodes edited or inserted here are copies.
     """
 
-    def __init__(self, model: onnx.ModelProto):
+    def __init__(self, model: onnx.ModelProto, weights: Mapping[str, np.ndarray] | None = None):
+        """`weights`: values of initializers that lie beside the model."""
         self.model = model
         self.opset = opset(model)
         self.nodes: dict[str, onnx.NodeProto] = {}
@@ -158,7 +159,7 @@ class Graph:
         self.inputs = tuple(i.name for i in model.graph.input if i.name not in self.initializers)
         self.outputs = tuple(o.name for o in model.graph.output)
         self.opaque = sparse
-        self._values: dict[str, np.ndarray | None] = {}
+        self._values: dict[str, np.ndarray | None] = dict(weights or {})
         self._edits: dict[Use, np.ndarray] = {}
         self._owned: set[str] = set()
         self._after: dict[str, list[onnx.NodeProto]] = {}

@@ -22,8 +22,8 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +34,7 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from onnxprune.errors import FileError, ModelError, ProviderError, UnsupportedError, UsageError
 from onnxprune.graph import files
+from onnxprune.graph import weights as weighing
 from onnxprune.graph.files import one_line
 
 PROVIDERS: Mapping[str, str] = {
@@ -221,18 +222,22 @@ class Session:
         name: str = "model",
         nodes: tuple[Placed, ...] | None = None,
         keep: object = None,
-        shared: object = None,
+        weights: Mapping[str, np.ndarray] | None = None,
+        fed: bool = False,
+        otherwise: Callable[[], Session] | None = None,
     ) -> None:
         self.raw = raw
         self.name = name
         self.nodes = nodes
         self.assignment = None if nodes is None else dict(Counter(n.provider for n in nodes))
         self.provider_options = _in_force(raw)
-        self.inputs = tuple(_spec_of_session(port) for port in raw.get_inputs())
+        self._weights = dict(weights or {})  # what ORT reads where it is
+        self._fed = self._weights if fed else {}
+        self._otherwise = otherwise
+        self.inputs = tuple(_spec_of_session(port) for port in raw.get_inputs() if port.name not in self._fed)
         self.outputs = tuple(port.name for port in raw.get_outputs())
         self.providers = tuple(raw.get_providers())
         self._keep = keep  # the temporary folder that ORT may have mapped
-        self._shared = shared  # weights that ORT reads where they are
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> list[Any]:
         """The named outputs, or all.
@@ -241,12 +246,21 @@ class Session:
             ModelError: ORT refused the feeds or failed; one line with its reason.
         """
         try:
-            return list(self.raw.run(None if outputs is None else list(outputs), dict(feeds)))
+            return list(self.raw.run(None if outputs is None else list(outputs), {**self._fed, **feeds}))
         except Exception as error:
+            if self._otherwise is not None:  # a kernel may want its weights constant
+                other, self._fed, self._otherwise = self._otherwise(), {}, None
+                self.raw = other.raw
+                return self.run(feeds, outputs)
             given = ", ".join(f"{k} {getattr(v, 'dtype', '')}{list(np.shape(v))}" for k, v in feeds.items())
             raise ModelError(
                 one_line(f"{self.name}: cannot be run with {given}: {_reason(error)}; check the inputs' shapes")
             ) from error
+
+
+FEW_WEIGHTS = 2000
+SHARED_BYTES = 1 << 23
+"""Bytes of weights from which they are handed to ORT beside the model."""
 
 
 def open_session(
@@ -262,6 +276,7 @@ def open_session(
     name: str = "model",
     profile: Path | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
+    feed: bool = False,
 ) -> Session:
     """A session on exactly the provider that was asked for.
 
@@ -277,6 +292,8 @@ def open_session(
         name: what messages call the model.
         profile: where ORT's profile of the runs is to go, the start of a file name; None: none is made.
         weights: what `lend` returned for the model (on the CPU).
+        feed: feed large weights at every run instead of making them constants: nothing is copied, but nothing is
+            packed or folded either. For a run or two on the CPU, with `optimise` off.
 
     Raises:
         ProviderError: a provider is not in this build, did not start, or took no node.
@@ -294,16 +311,23 @@ def open_session(
     if isinstance(model, (str, Path)) and not Path(model).is_file():
         raise FileError(one_line(f"{model}: there is no such file; check the path"))
 
-    shared = _Shared()
-    for own, value in (weights or {}).items():
-        shared.add(ort, own, value)
+    light: weighing.Light | None = None
+    if isinstance(model, ModelProto) and wanted == [_CPU]:
+        if weights is not None:
+            light = weighing.Light(model, weights)
+        elif files.weight_bytes(model) >= SHARED_BYTES:
+            light = weighing.lightened(model)
+    kept = {} if light is None else light.weights
+    if feed and light is not None and kept:
+        return _fed_session(light, partial(open_session, threads=threads, optimise=optimise, pack=pack, name=name))
     # What ORT does instead of packing takes it time that grows with the square of the number of weights.
     few = isinstance(model, ModelProto) and len(model.graph.initializer) <= FEW_WEIGHTS
 
     def options() -> Any:
         made = ort.SessionOptions()
-        if shared.names:
-            made.add_external_initializers(shared.names, shared.values)
+        if kept:
+            values = [ort.OrtValue.ortvalue_from_numpy(value) for value in kept.values()]
+            made.add_external_initializers(list(kept), values)
         made.log_severity_level = 4  # errors come as exceptions; ORT would print them a second time
         levels = ort.GraphOptimizationLevel
         made.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
@@ -321,10 +345,10 @@ def open_session(
         return made
 
     with contextlib.ExitStack() as undo:
-        light: bytes | None = None
-        if isinstance(model, ModelProto) and wanted == [_CPU]:
-            light = model.SerializeToString() if weights else _without_weights(ort, model, shared)
-        source, keep = _loadable(model, undo) if light is None else (light, None)
+        if light is None:
+            source, keep = _loadable(model, undo)
+        else:
+            source, keep = light.model.SerializeToString(), None
         if wanted == [_CPU]:
             made = options()
             if record:
@@ -336,88 +360,19 @@ def open_session(
             nodes = _placed(raw) if record else None
         else:
             raw, nodes = _accelerated(ort, source, options, wanted, tuned, name)
-        session = Session(raw, name=name, nodes=nodes, keep=keep, shared=shared)
+        session = Session(raw, name=name, nodes=nodes, keep=keep, weights=kept)
         undo.pop_all()
     return session
 
 
-@dataclass
-class _Shared:
-    """Weights that a session reads where they are: names, `OrtValue`s, and the arrays behind them."""
-
-    names: list[str] = field(default_factory=list)
-    values: list[Any] = field(default_factory=list)
-    arrays: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, ort: ModuleType, name: str, value: np.ndarray) -> None:
-        self.names.append(name)
-        self.values.append(ort.OrtValue.ortvalue_from_numpy(value))
-        self.arrays.append(value)
-
-
-FEW_WEIGHTS = 2000
-SHARED_BYTES = 1 << 23
-"""Bytes of weights from which they are handed to ORT beside the model."""
-
-
-def _without_weights(ort: ModuleType, model: ModelProto, shared: _Shared) -> bytes | None:
-    """The model serialised without its large weights, which go to `shared`; None when it is small.
-
-    Serialising copies every weight four times, and parsing once more; handed over as external data that lie
-    in memory already they are copied once.
-    """
-    if files.weight_bytes(model) < SHARED_BYTES:
-        return None
-    light = files.without_initializers(model)
-    ports = {port.name for port in model.graph.input}
-    for tensor in model.graph.initializer:
-        copy = light.graph.initializer.add()
-        dtype = _SHARED_TYPES.get(tensor.data_type)
-        raw = tensor.raw_data if dtype and tensor.HasField("raw_data") and tensor.name not in ports else b""
-        if len(raw) < LARGE_BYTES:
-            copy.CopyFrom(tensor)
-            continue
-        _declare(copy, tensor.name, tensor.data_type, tensor.dims, len(raw))
-        shared.add(ort, tensor.name, np.frombuffer(raw, dtype).reshape(tensor.dims))
-    return bytes(light.SerializeToString())
-
-
-def _declare(tensor: onnx.TensorProto, name: str, data_type: int, dims: Sequence[int], length: int) -> None:
-    """Make a tensor say that its data lie in memory already."""
-    tensor.name, tensor.data_type, tensor.data_location = name, data_type, onnx.TensorProto.EXTERNAL
-    tensor.dims.extend(dims)
-    for key, value in (("location", "memory"), ("offset", "0"), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
-
-
-def lend(model: ModelProto, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Declare arrays as initializers of a model without copying their data into it.
-
-    Returns:
-        What `open_session` must be given as `weights`. What is small, or no plain number, is stored in the model.
-    """
-    lent = {}
-    for name, value in weights.items():
-        data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
-        value = np.ascontiguousarray(value).reshape(value.shape)
-        if value.nbytes < LENT_BYTES or data_type not in _SHARED_TYPES:
-            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-            continue
-        _declare(model.graph.initializer.add(), name, data_type, value.shape, value.nbytes)
-        lent[name] = value
-    return lent
-
-
-LARGE_BYTES = 1 << 12
-LENT_BYTES = 1 << 16
-_SHARED_TYPES = {
-    onnx.TensorProto.FLOAT: "<f4",
-    onnx.TensorProto.DOUBLE: "<f8",
-    onnx.TensorProto.FLOAT16: "<f2",
-    onnx.TensorProto.INT8: "i1",
-    onnx.TensorProto.UINT8: "u1",
-    onnx.TensorProto.INT32: "<i4",
-}
+def _fed_session(light: weighing.Light, opened: Callable[..., Session]) -> Session:
+    """A session that is fed with the model's weights; one that has them as constants where a kernel wants that."""
+    constant = partial(opened, light.model, weights=light.weights)
+    try:
+        session = opened(weighing.fed(light))
+    except ModelError:
+        return constant()
+    return Session(session.raw, name=session.name, weights=light.weights, fed=True, otherwise=constant)
 
 
 def _loadable(

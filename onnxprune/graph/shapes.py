@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune.errors import PruneError
 from onnxprune.graph import evaluate, runtime
-from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, captured, tensor_of
+from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, captured
+from onnxprune.graph.weights import lend
 
 Shape = tuple[int, ...]
 
@@ -32,9 +32,6 @@ UNARY = (
 """Element-wise operators of one activation."""
 KEEPS_SIZE = frozenset((*UNARY, *"BatchNormalization InstanceNormalization LayerNormalization PRelu Softmax".split()))
 """Operators whose first output has the size of the first operand."""
-LARGE = 1024
-"""Elements from which a weight is fed instead of stored."""
-FED = frozenset(np.dtype(t) for t in ("float16", "float32", "float64", "int8", "uint8", "int32"))
 
 
 @dataclass(frozen=True)
@@ -152,15 +149,8 @@ def _run(graph: Graph, names: Sequence[str], feeds: Mapping[str, np.ndarray]) ->
     names = _tensors_only(graph, names)
     if not names:
         return {}
-    light, weights = _fed_with_weights(graph, set(feeds))
-    if weights:
-        try:
-            return _tap(light, names, {**weights, **feeds})
-        except PruneError:
-            pass  # a kernel may want its weights constant: then in full, and its word counts
-    full = onnx.ModelProto()
-    full.CopyFrom(graph.model)
-    return _tap(full, names, feeds)
+    light, weights = _folded(graph, set(feeds))
+    return _tap(light, weights, names, feeds)
 
 
 def only_tensors(graph: Graph) -> bool:
@@ -173,17 +163,14 @@ def _tensors_only(graph: Graph, names: Sequence[str]) -> list[str]:
     inferred; a name whose type nobody knows is taken for a tensor."""
     if only_tensors(graph):
         return list(names)
-    light, _ = _fed_with_weights(graph, set())
+    light, _ = _folded(graph, set())
     inferred = onnx.shape_inference.infer_shapes(light).graph
     other = {v.name for v in (*inferred.value_info, *inferred.output) if not v.type.HasField("tensor_type")}
     return [n for n in names if n not in other]
 
 
-def _fed_with_weights(graph: Graph, fed: set[str]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The model without its constant nodes, and its large weights, to be fed as further inputs.
-
-    Weights in the file are copied four times on their way into a session, weights that are fed not once.
-    """
+def _folded(graph: Graph, fed: set[str]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """The model without its constant nodes, and its large weights, which lie beside it."""
     source = graph.model
     light = onnx.ModelProto(ir_version=source.ir_version)
     light.opset_import.extend(source.opset_import)
@@ -196,29 +183,23 @@ def _fed_with_weights(graph: Graph, fed: set[str]) -> tuple[onnx.ModelProto, dic
     out.output.extend(source.graph.output)
     out.sparse_initializer.extend(source.graph.sparse_initializer)
     present = {i.name for i in out.input}
-    weights: dict[str, np.ndarray] = {}
     made = {o for n in nodes for o in n.output}
     read = dict.fromkeys(i for n in nodes for i in (*n.input, *sorted(captured(n))) if i)
+    values: dict[str, np.ndarray] = {}
     for name in dict.fromkeys((*read, *graph.outputs, *sorted(present & graph.initializers.keys()))):
         value = None if name in made or name in fed else graph.constant(name)
         if value is None:
             continue
-        if value.size >= LARGE and value.dtype in FED:
-            weights[name] = value
-            if name not in present:
-                kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-                out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
-        elif name in graph.initializers:
-            out.initializer.append(graph.initializers[name])
-        else:
-            if source.ir_version < 4 and name not in present:
-                kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-                out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
-            out.initializer.append(tensor_of(value, name))
-    return light, weights
+        values[name] = value
+        if source.ir_version < 4 and name not in present:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+            out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
+    return light, lend(light, values)
 
 
-def _tap(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, Shape]:
+def _tap(
+    model: onnx.ModelProto, weights: Mapping[str, np.ndarray], names: Sequence[str], feeds: Mapping[str, np.ndarray]
+) -> dict[str, Shape]:
     """Sizes in one run; `model` is used up."""
     del model.graph.output[:]
     taps = [f"__shape_{k}" for k in range(len(names))]
@@ -227,6 +208,6 @@ def _tap(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, np.nd
     for name, tap in zip(reversed(names), reversed(taps), strict=True):
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
         model.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
-    session = runtime.open_session(model, optimise=False)
+    session = runtime.open_session(model, optimise=False, weights=weights, feed=True)
     values = session.run(feeds, taps)
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}

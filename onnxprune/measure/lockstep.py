@@ -18,6 +18,7 @@ from onnx import helper
 
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph, captured
+from onnxprune.graph.weights import lend
 
 Feeds = Mapping[str, np.ndarray]
 MEMORY = 1 << 30
@@ -202,7 +203,7 @@ class Runner:
         body = helper.make_graph(nodes, "segment", ports, [helper.make_empty_tensor_value_info(o) for o in outputs])
         source = graph.model
         model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
-        return model, inputs, runtime.lend(model, constants)  # last: every message put into another is copied
+        return model, inputs, lend(model, constants)  # last: every message put into another is copied
 
 
 def _port(name: str, batches: Sequence[np.ndarray]) -> onnx.ValueInfoProto:

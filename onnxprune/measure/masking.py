@@ -16,6 +16,7 @@ from onnx import helper
 from onnxprune.errors import UsageError
 from onnxprune.graph import files
 from onnxprune.graph.model import Graph, captured, node_key
+from onnxprune.graph.weights import LARGE_BYTES, LENT_TYPES, Light, lend
 
 ZERO_POINT: Mapping[tuple[str, int], int] = {
     ("DequantizeLinear", 0): 2,
@@ -34,8 +35,9 @@ ROWS_FIRST = ("QLinearConv", "ConvInteger")
 """Operators whose zero points, one per output channel, belong to the weight's first axis; else the last."""
 
 
-def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | None = None) -> onnx.ModelProto:
-    """The original with every removed index of every listed input multiplied by zero.
+def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | None = None) -> Light:
+    """The original with every removed index of every listed input multiplied by zero; weights that are not cut are
+    those of the graph and not copied.
 
     Args:
         model: the original, left untouched.
@@ -82,14 +84,15 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
         nodes[key].input[i] = f"__zeroed_{k}"
     read = {i for n in nodes.values() for i in (*n.input, *captured(n))} | set(graph.outputs)
     listed = {port.name for port in model.graph.input}
-    result.graph.initializer.extend(
-        t for t in model.graph.initializer if t.name not in replaced or t.name in read or t.name in listed
-    )
-    for name, value in masks.items():
-        tensor = result.graph.initializer.add()  # filled in place: a message that is put into another is copied
-        tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(value.dtype)
-        tensor.dims.extend(value.shape)
-        tensor.raw_data = value.tobytes()
+    for tensor in model.graph.initializer:
+        if tensor.name in replaced - read - listed:
+            continue
+        outside = tensor.data_type in LENT_TYPES and tensor.name not in listed
+        weight = graph.constant(tensor.name) if outside else None
+        if weight is None or weight.nbytes < LARGE_BYTES:
+            result.graph.initializer.add().CopyFrom(tensor)
+        else:
+            masks[tensor.name] = weight
     ordered: list[onnx.NodeProto] = []
     for node in result.graph.node:
         ordered += shields.get(node_key(node), ())
@@ -97,7 +100,7 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
     body = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
     del result.graph.node[:]
     result.graph.node.extend(body)
-    return result
+    return Light(result, lend(result, masks))
 
 
 def _zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray:

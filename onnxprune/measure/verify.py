@@ -29,6 +29,7 @@ from onnx import helper
 from onnxprune.errors import BudgetError, PruneError
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph, node_key
+from onnxprune.graph.weights import Light, lightened
 from onnxprune.measure.masking import masked
 
 
@@ -166,13 +167,12 @@ def check_surgery(
     Raises:
         BudgetError: an output has another shape or type.
     """
-    reference = masked(original, cuts, graph=graph)
+    reference, cut = masked(original, cuts, graph=graph), lightened(pruned)
     outputs = [o.name for o in original.graph.output]
     # One run of a detector may take seconds, so what a second look needs is fetched in the first.
-    watched = _watched(reference, cuts, kept or {}) if _picks(reference) else []
-    # Not optimised: one run each, and the same kernels on both sides. The written file is run as users will run it.
+    watched = _watched(reference, cuts, kept or {}) if _picks(reference.model) else []
     left = _given(reference, {}, [*outputs, *watched], name="masked original")
-    right = runtime.open_session(pruned, optimise=False, name="pruned model")
+    right = _given(cut, {}, outputs, name="pruned model")
     precision = _precision(original)
     worst, samples = 0.0, 0
     closer: _Closer | None = None
@@ -187,7 +187,7 @@ def check_surgery(
                 break
             continue
         if closer is None:
-            closer = _Closer(reference, pruned, cuts, kept or {}, precision)
+            closer = _Closer(reference, cut, cuts, kept or {}, precision)
         closer.look(feeds, left, dict(zip(outputs, wanted, strict=True)), found, seen)
         if closer.turned and until_turned:
             break
@@ -211,9 +211,9 @@ def _picks(model: onnx.ModelProto) -> bool:
     return any(n.op_type in ORDERS for n in model.graph.node)
 
 
-def _watched(reference: onnx.ModelProto, cuts: Sequence[Mapping], kept: Kept) -> list[str]:
+def _watched(reference: Light, cuts: Sequence[Mapping], kept: Kept) -> list[str]:
     """The tensors that a second look compares: decisions, what they are made from, and the fronts of the outputs."""
-    graph = Graph(reference)
+    graph = Graph(reference.model, reference.weights)
     nodes, read = _deciding(graph)
     cut_nodes = {str(c["node"]) for c in cuts}
     fronts = {front(graph, o, cut_nodes, kept) for o in graph.outputs}
@@ -263,8 +263,8 @@ LINEAR = frozenset("Conv ConvTranspose Gemm MatMul BatchNormalization Einsum QLi
 class _Closer:
     """The second look, with its sessions; keeps the tally over batches."""
 
-    reference: onnx.ModelProto
-    pruned: onnx.ModelProto
+    reference: Light
+    pruned: Light
     cuts: Sequence[Mapping]
     kept: Kept
     precision: Precision
@@ -287,7 +287,7 @@ class _Closer:
         """Compare what can be compared on one batch; `seen` are values of the masked original."""
         errors = [distance(a, b) for a, b in zip(wanted.values(), found, strict=True)]
         rounding = [np.inf] * len(errors)
-        if not _picks(self.reference):
+        if not _picks(self.reference.model):
             rounding = self._rounding(lambda stirred: plain.run(stirred, list(wanted)), feeds, wanted.values(), errors)
         asked = {}
         for name, error, noise in zip(wanted, errors, rounding, strict=True):
@@ -300,11 +300,13 @@ class _Closer:
 
     def _fixed(self, feeds: Feeds, asked: Mapping[str, float], seen: Mapping[str, np.ndarray]) -> None:
         """Both models with the original's decisions; outputs, what decisions are made from, and fronts."""
-        graph = Graph(self.reference)
+        graph = Graph(self.reference.model, self.reference.weights)
         nodes, given, basis = self._decisions(graph, feeds, seen)
         cut_nodes = {str(c["node"]) for c in self.cuts}
         fronts = {name: front(graph, name, cut_nodes, self.kept) for name in asked}
-        made = {o for n in self.pruned.graph.node for o in n.output} - given.keys()  # sizes may be constants there
+        made = {
+            o for n in self.pruned.model.graph.node for o in n.output
+        } - given.keys()  # sizes may be constants there
         names = [n for n in dict.fromkeys([*asked, *basis, *fronts.values()]) if n in made]
         right = _given(self.pruned, self._cut(given), names, name="pruned model")
 
@@ -384,7 +386,7 @@ def _constant(graph: Graph, node: onnx.NodeProto) -> bool:
     return all(graph.constant(i) is not None for i in node.input if i)
 
 
-def _tap(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
+def _tap(model: Light, names: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
     """The values of inner tensors in one run."""
     if not names:
         return {}
@@ -393,11 +395,19 @@ def _tap(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str
 
 
 def _given(
-    model: onnx.ModelProto, given: Mapping[str, np.ndarray], outputs: Sequence[str], *, name: str = "model"
+    light: Light, given: Mapping[str, np.ndarray], outputs: Sequence[str], *, name: str = "model"
 ) -> runtime.Session:
-    """A session that takes the tensors `given` as further inputs and returns `outputs`."""
-    if not given and list(outputs) == [o.name for o in model.graph.output]:
-        return runtime.open_session(model, optimise=False, name=name)
+    """A session that takes the tensors `given` as further inputs and returns `outputs`.
+
+    Not optimised: a run or two each, and the same kernels for both models. The written file is run as users will.
+    """
+    model = light.model
+    if given or list(outputs) != [o.name for o in model.graph.output]:
+        model = _with_given(model, given, outputs)
+    return runtime.open_session(model, optimise=False, name=name, weights=light.weights, feed=True)
+
+
+def _with_given(model: onnx.ModelProto, given: Mapping[str, np.ndarray], outputs: Sequence[str]) -> onnx.ModelProto:
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
@@ -414,7 +424,7 @@ def _given(
     declared = {o.name: o for o in model.graph.output}
     del graph.output[:]
     graph.output.extend(declared.get(n, helper.make_empty_tensor_value_info(n)) for n in outputs)
-    return runtime.open_session(changed, optimise=False, name=name)
+    return changed
 
 
 def check_equal(original: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds]) -> Surgery:
