@@ -286,6 +286,13 @@ def _min(attrs, *xs, opset):
     return np.minimum.reduce(np.broadcast_arrays(*xs))
 
 
+@op("Clip")
+def _clip(attrs, x, low=None, high=None, *, opset):
+    low, high = (attrs.get(k) if v is None else v for k, v in (("min", low), ("max", high)))
+    x = x if low is None else np.maximum(x, np.asarray(low, x.dtype))
+    return x if high is None else np.minimum(x, np.asarray(high, x.dtype))
+
+
 @op("Max")
 def _max(attrs, *xs, opset):
     return np.maximum.reduce(np.broadcast_arrays(*xs))

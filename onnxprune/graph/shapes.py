@@ -8,15 +8,19 @@ any other sizes, which is how a cut is checked against shapes computed at run ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
 
+from onnxprune.errors import ModelError
 from onnxprune.graph import evaluate, runtime
+from onnxprune.graph.hollow import hollow
 from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, captured
-from onnxprune.graph.weights import lend
+from onnxprune.graph.weights import Light, lend
 
 Shape = tuple[int, ...]
 
@@ -112,45 +116,49 @@ def depends_on_sizes(graph: Graph) -> set[str]:
 def observe(graph: Graph, feeds: Mapping[str, np.ndarray]) -> Observed:
     """Run the model once on `feeds` and note the size of every tensor.
 
+    Where all sizes follow from sizes, the run goes without the arithmetic of convolutions and products.
+
     Raises:
         ModelError: the model does not run on these inputs.
     """
+    computed = depends_on_sizes(graph)
+    nodes = [n for n in graph.nodes.values() if any(o and graph.constant(o) is None for o in n.output)]
+    empty = hollow(graph, nodes, computed)
+    if empty is not None:
+        with contextlib.suppress(ModelError):  # the model itself says best what does not fit
+            observed = _observed(graph, feeds, computed, _folded(graph, empty.nodes, set(feeds), empty.constants))
+            if empty.fits(observed.shapes):
+                return observed
+    return _observed(graph, feeds, computed, _folded(graph, nodes, set(feeds)))
+
+
+def _observed(graph: Graph, feeds: Mapping[str, np.ndarray], computed: set[str], light: Light) -> Observed:
     shapes: dict[str, Shape] = {k: tuple(v.shape) for k, v in feeds.items()}
     shapes |= {t.values.name: tuple(t.dims) for t in graph.model.graph.sparse_initializer}
     for node in graph.nodes.values():
         for name in (*node.input, *node.output):
             if name and name not in shapes and (value := graph.constant(name)) is not None:
                 shapes[name] = value.shape
-    computed = depends_on_sizes(graph)
     unseen = [o for n in graph.nodes.values() for o in n.output if o and o not in shapes]
     like = {
         n.output[0]: n.input[0]
         for n in graph.nodes.values()
         if n.op_type in KEEPS_SIZE and n.domain in DEFAULT_DOMAINS and n.output[0] not in graph.outputs
     }
-    shapes |= _run(graph, [o for o in unseen if o not in computed and o not in like], feeds)
+    run = partial(_tap, light, _tensors_only(graph, light.model, unseen), feeds)
+    shapes |= run([o for o in unseen if o not in computed and o not in like])
     for name in unseen:  # in execution order
         if name in like and name not in computed and like[name] in shapes:
             shapes[name] = shapes[like[name]]
-    unknown = [o for o in unseen if o not in computed and o not in shapes]
-    shapes |= _run(graph, unknown, feeds)
+    shapes |= run([o for o in unseen if o not in computed and o not in shapes])
     derived = follow(graph, shapes)
     # What looked like shape arithmetic but is beyond the table still has a size: a second run tells.
     beyond = [o for o in unseen if o in computed and o not in derived]
     if beyond:
-        shapes |= _run(graph, beyond, feeds)
+        shapes |= run(beyond)
         derived = follow(graph, shapes)
     shapes |= {k: np.shape(v) for k, v in derived.items()}
     return Observed(shapes, derived)
-
-
-def _run(graph: Graph, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, Shape]:
-    """The sizes of the tensors `names`, those that are no tensors (sequences, maps) left out."""
-    names = _tensors_only(graph, names)
-    if not names:
-        return {}
-    light, weights = _folded(graph, set(feeds))
-    return _tap(light, weights, names, feeds)
 
 
 def only_tensors(graph: Graph) -> bool:
@@ -158,26 +166,29 @@ def only_tensors(graph: Graph) -> bool:
     return all(n.op_type not in MAY_YIELD_SEQUENCES and n.domain in DEFAULT_DOMAINS for n in graph.nodes.values())
 
 
-def _tensors_only(graph: Graph, names: Sequence[str]) -> list[str]:
+def _tensors_only(graph: Graph, light: onnx.ModelProto, names: Sequence[str]) -> set[str]:
     """Without the names whose type is a sequence, an optional or a map. Only models that could have some are
     inferred; a name whose type nobody knows is taken for a tensor."""
     if only_tensors(graph):
-        return list(names)
-    light, _ = _folded(graph, set())
+        return set(names)
     inferred = onnx.shape_inference.infer_shapes(light).graph
     other = {v.name for v in (*inferred.value_info, *inferred.output) if not v.type.HasField("tensor_type")}
-    return [n for n in names if n not in other]
+    return set(names) - other
 
 
-def _folded(graph: Graph, fed: set[str]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The model without its constant nodes, and its large weights, which lie beside it."""
+def _folded(
+    graph: Graph,
+    nodes: Sequence[onnx.NodeProto],
+    fed: Collection[str],
+    further: Mapping[str, np.ndarray] | None = None,
+) -> Light:
+    """A model of these nodes, with all that is constant as weights; `further` are constants that the graph has not."""
     source = graph.model
     light = onnx.ModelProto(ir_version=source.ir_version)
     light.opset_import.extend(source.opset_import)
     light.functions.extend(source.functions)
     out = light.graph
     out.name = source.graph.name or "model"
-    nodes = [n for n in graph.nodes.values() if any(o and graph.constant(o) is None for o in n.output)]
     out.node.extend(nodes)
     out.input.extend(source.graph.input)
     out.output.extend(source.graph.output)
@@ -187,20 +198,25 @@ def _folded(graph: Graph, fed: set[str]) -> tuple[onnx.ModelProto, dict[str, np.
     read = dict.fromkeys(i for n in nodes for i in (*n.input, *sorted(captured(n))) if i)
     values: dict[str, np.ndarray] = {}
     for name in dict.fromkeys((*read, *graph.outputs, *sorted(present & graph.initializers.keys()))):
-        value = None if name in made or name in fed else graph.constant(name)
+        value = None if name in made or name in fed else (further or {}).get(name, graph.constant(name))
         if value is None:
             continue
         values[name] = value
         if source.ir_version < 4 and name not in present:
             kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
-    return light, lend(light, values)
+    return Light(light, lend(light, values))
 
 
 def _tap(
-    model: onnx.ModelProto, weights: Mapping[str, np.ndarray], names: Sequence[str], feeds: Mapping[str, np.ndarray]
+    light: Light, tensors: Collection[str], feeds: Mapping[str, np.ndarray], wanted: Sequence[str]
 ) -> dict[str, Shape]:
-    """Sizes in one run; `model` is used up."""
+    """The sizes of what is wanted and a tensor, in one run."""
+    names = [name for name in wanted if name in tensors]
+    if not names:
+        return {}
+    model = onnx.ModelProto()
+    model.CopyFrom(light.model)
     del model.graph.output[:]
     taps = [f"__shape_{k}" for k in range(len(names))]
     # ORT starts with the last leaf: in this order every tap runs as soon as its tensor is there, and no
@@ -208,6 +224,6 @@ def _tap(
     for name, tap in zip(reversed(names), reversed(taps), strict=True):
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
         model.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
-    session = runtime.open_session(model, optimise=False, weights=weights, feed=True)
+    session = runtime.open_session(model, optimise=False, weights=light.weights, feed=True)
     values = session.run(feeds, taps)
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}
