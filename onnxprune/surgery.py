@@ -16,7 +16,8 @@ from onnxprune.errors import BudgetError, ModelError, UnstableError
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph
 from onnxprune.lossless import carry_out, in_words, probing
-from onnxprune.measure.verify import FULL, ORDERS, Surgery, check_equal, check_surgery
+from onnxprune.measure.decisions import ORDERS, picks
+from onnxprune.measure.verify import FULL, Surgery, check_equal, check_surgery
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.drop import without
 
@@ -94,7 +95,7 @@ def check_repaired(graph: Graph, channels: Channels, model: onnx.ModelProto, fee
     Raises:
         BudgetError: it does not (our bug).
     """
-    free = any(n.op_type in ORDERS for n in graph.nodes.values())  # how many there are may depend on the weights
+    free = picks(graph.model)  # how many there are may depend on the weights
     try:
         outputs = runtime.open_session(model, pack=False, name="repaired").run(feeds)
     except ModelError as error:
@@ -110,7 +111,7 @@ def check_repaired(graph: Graph, channels: Channels, model: onnx.ModelProto, fee
 
 def _random_probes(graph: Graph, feeds: Feeds) -> list[Feeds]:
     """Random inputs: more than one where a model picks by order, which may hold by luck."""
-    if not any(n.op_type in ORDERS for n in graph.nodes.values()):
+    if not picks(graph.model):
         return [feeds]
     sizes = {name: value.shape for name, value in feeds.items()}
     specs = runtime.input_specs(graph.model)

@@ -14,12 +14,16 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, attr
+from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, attr, has_layers
 
 Shape = tuple[int, ...]
 
-COUNTING = frozenset("NonZero NonMaxSuppression Unique Compress If Loop Scan MaxUnpool StringSplit".split())
-"""Operators whose output has a size that depends on values, or whose bodies would have to be looked at."""
+COUNTING = frozenset("NonZero NonMaxSuppression Unique Compress MaxUnpool".split())
+"""Operators whose output has a size that depends on values."""
+MAY_YIELD_SEQUENCES = frozenset(
+    "If Loop Scan SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceMap SplitToSequence Optional "
+    "OptionalGetElement StringSplit".split()
+)
 SIZED_BY_FIRST = frozenset(
     "Range ConstantOfShape BlackmanWindow HammingWindow HannWindow RandomNormal RandomUniform".split()
 )
@@ -64,7 +68,7 @@ def hollow(graph: Graph, nodes: Sequence[onnx.NodeProto], computed: Collection[s
         nodes: those to run, in order.
         computed: tensors that depend on nothing but sizes and constants.
     """
-    if graph.opset < OLDEST or not all(_by_sizes(graph, node, computed) for node in nodes):
+    if graph.opset < OLDEST or not _by_sizes(graph, nodes, computed):
         return None
     made = Hollow([], {}, [])
     for node in nodes:
@@ -73,14 +77,23 @@ def hollow(graph: Graph, nodes: Sequence[onnx.NodeProto], computed: Collection[s
     return made if made.needs else None
 
 
-def _by_sizes(graph: Graph, node: onnx.NodeProto, computed: Collection[str]) -> bool:
-    """Whether the sizes of what a node makes follow from sizes."""
-    if node.domain not in DEFAULT_DOMAINS or node.op_type in COUNTING:
-        return False
-    if node.op_type not in SIZED:
-        return True
-    operands = node.input if node.op_type in SIZED_BY_FIRST else node.input[1:]
-    return all(i in computed or graph.constant(i) is not None for i in operands if i)
+def _by_sizes(graph: Graph, nodes: Sequence[onnx.NodeProto], computed: Collection[str]) -> bool:
+    """Whether the sizes of all layers follow from sizes."""
+    counted: set[str] = set()
+    for node in nodes:
+        branches = node.op_type == "If" and not has_layers(node)
+        if node.domain not in DEFAULT_DOMAINS or (node.op_type in MAY_YIELD_SEQUENCES and not branches):
+            return False
+        behind = branches or not counted.isdisjoint(node.input)
+        if behind and has_layers(node):
+            return False
+        operands = node.input if node.op_type in SIZED_BY_FIRST else node.input[1:]
+        by_value = node.op_type in SIZED and any(
+            i and i not in computed and graph.constant(i) is None for i in operands
+        )
+        if behind or by_value or node.op_type in COUNTING:
+            counted.update(o for o in node.output if o)
+    return True
 
 
 def _convolution(graph: Graph, node: onnx.NodeProto, made: Hollow) -> list[onnx.NodeProto] | None:

@@ -90,6 +90,20 @@ def captured(node: onnx.NodeProto) -> set[str]:
     return names
 
 
+LAYERS = frozenset(
+    "Conv ConvTranspose MatMul Gemm Einsum LSTM GRU RNN QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger "
+    "Loop Scan".split()
+)
+"""Operators whose work matters, or is not known."""
+
+
+def has_layers(node: onnx.NodeProto) -> bool:
+    """Whether a node is a layer, or its bodies have one."""
+    if node.op_type in LAYERS or node.op_type not in WITH_BODIES:
+        return node.op_type in LAYERS
+    return any(has_layers(n) for body in subgraphs(node) for n in body.node)
+
+
 FLOATS = frozenset(getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
 
 

@@ -18,16 +18,12 @@ import onnx
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import evaluate, runtime
-from onnxprune.graph.hollow import hollow
+from onnxprune.graph.hollow import MAY_YIELD_SEQUENCES, hollow
 from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, captured
 from onnxprune.graph.weights import Light, lend
 
 Shape = tuple[int, ...]
 
-MAY_YIELD_SEQUENCES = frozenset(
-    "If Loop Scan SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceMap SplitToSequence Optional "
-    "OptionalGetElement StringSplit".split()
-)
 UNARY = (
     "Relu LeakyRelu Elu Celu Selu Sigmoid HardSigmoid HardSwish Swish Mish Tanh Softplus Softsign Gelu Erf Exp "
     "Log Sqrt Reciprocal Abs Neg Floor Ceil Round Sign Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh "

@@ -30,6 +30,7 @@ from onnxprune.errors import BudgetError, PruneError
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph, node_key
 from onnxprune.graph.weights import Light, lightened
+from onnxprune.measure.decisions import AMPLE, Tail, deciding, picks
 from onnxprune.measure.masking import masked
 
 
@@ -57,14 +58,6 @@ HALF = Precision(tolerance=5e-3, stir=1e-3, telling=3e-2)
 """Where a model computes in float16 (eps 1e-3) in part."""
 MARGIN = 10.0
 """An error may be so many times what stirring does."""
-DECISIONS = frozenset(
-    "TopK NonMaxSuppression NonZero ArgMax ArgMin Unique Hardmax Round Floor Ceil Sign Greater GreaterOrEqual Less "
-    "LessOrEqual Equal Cast QuantizeLinear DynamicQuantizeLinear".split()
-)
-"""Operators whose output jumps when their input moves by the last bit."""
-ORDERS = frozenset("TopK NonMaxSuppression NonZero ArgMax ArgMin Unique".split())
-"""Decisions after which nothing is comparable: what is picked, and how many. The others move single values."""
-
 EQUAL_TOLERANCE = 1e-5
 """The same, for a cut that promises the original's outputs."""
 
@@ -170,20 +163,28 @@ def check_surgery(
     reference, cut = masked(original, cuts, graph=graph), lightened(pruned)
     outputs = [o.name for o in original.graph.output]
     # One run of a detector may take seconds, so what a second look needs is fetched in the first.
-    watched = _watched(reference, cuts, kept or {}) if _picks(reference.model) else []
+    watched = _watched(reference, cuts, kept or {}) if picks(reference.model) else []
+    tail = Tail(reference) if watched and until_turned else None
+    basis = tail.basis if tail is not None and _makes(pruned, tail.basis) and tail.short else []
+    watched = sorted({*watched, *(tail.reads if tail is not None and basis else ())} - set(outputs))
     left = _given(reference, {}, [*outputs, *watched], name="masked original")
-    right = _given(cut, {}, outputs, name="pruned model")
+    right = _given(cut, {}, [*outputs, *(b for b in basis if b not in outputs)], name="pruned model")
     precision = _precision(original)
     worst, samples = 0.0, 0
+    turned: list[str] = []
     closer: _Closer | None = None
     for feeds in batches:
         samples += len(next(iter(feeds.values()))) if feeds else 1
         seen = dict(zip(left.outputs, left.run(feeds), strict=True))
-        wanted, found = [seen[o] for o in outputs], right.run(feeds)
+        made = dict(zip(right.outputs, right.run(feeds), strict=True))
+        wanted, found = [seen[o] for o in outputs], [made[o] for o in outputs]
         error = max(map(distance, wanted, found), default=0.0)
         if error <= precision.tolerance:
             worst = max(worst, error)
             if until_turned and error == 0.0:  # the same to the last bit: nothing can turn over
+                break
+            if tail is not None and basis:
+                turned = _turned(tail, feeds, seen, made, precision)
                 break
             continue
         if closer is None:
@@ -191,6 +192,8 @@ def check_surgery(
         closer.look(feeds, left, dict(zip(outputs, wanted, strict=True)), found, seen)
         if closer.turned and until_turned:
             break
+    if tail is not None and turned:
+        return Surgery(worst, samples, decisions=tail.decisions, turned=tuple(turned))
     if closer is None:
         return Surgery(worst, samples)
     for name in closer.reshaped:
@@ -206,25 +209,32 @@ def check_surgery(
     )
 
 
-def _picks(model: onnx.ModelProto) -> bool:
-    """Whether anything is picked by order, so that a cut model may rightly differ."""
-    return any(n.op_type in ORDERS for n in model.graph.node)
+def _makes(model: onnx.ModelProto, names: Iterable[str]) -> bool:
+    """Whether the nodes of a model make all of these tensors."""
+    return {o for n in model.graph.node for o in n.output} >= set(names)
+
+
+def _turned(
+    tail: Tail, feeds: Feeds, seen: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], precision: Precision
+) -> list[str]:
+    """Outputs, equal in both models by now, that jump when rounding is played through again."""
+    found = set()
+    for values in tail.stirred(feeds, seen, made):
+        for name, value in values.items():
+            usual = max(precision.tolerance, MARGIN * AMPLE * distance(seen[name], made[name]))
+            if distance(seen[name], value) > usual:
+                found.add(name)
+    return sorted(found)
 
 
 def _watched(reference: Light, cuts: Sequence[Mapping], kept: Kept) -> list[str]:
     """The tensors that a second look compares: decisions, what they are made from, and the fronts of the outputs."""
     graph = Graph(reference.model, reference.weights)
-    nodes, read = _deciding(graph)
+    nodes, read = deciding(graph)
     cut_nodes = {str(c["node"]) for c in cuts}
     fronts = {front(graph, o, cut_nodes, kept) for o in graph.outputs}
     found = {*read, *fronts, *(o for n in nodes for o in n.output if o)}
     return sorted((found & graph.producer.keys()) - set(graph.outputs))
-
-
-def _deciding(graph: Graph) -> tuple[list[onnx.NodeProto], set[str]]:
-    """The nodes that may decide, and the tensors that they read."""
-    nodes = [n for n in graph.nodes.values() if n.op_type in DECISIONS and not _constant(graph, n)]
-    return nodes, {i for n in nodes for i in n.input if i and graph.constant(i) is None and i not in graph.inputs}
 
 
 def _precision(model: onnx.ModelProto) -> Precision:
@@ -287,7 +297,7 @@ class _Closer:
         """Compare what can be compared on one batch; `seen` are values of the masked original."""
         errors = [distance(a, b) for a, b in zip(wanted.values(), found, strict=True)]
         rounding = [np.inf] * len(errors)
-        if not _picks(self.reference.model):
+        if not picks(self.reference.model):
             rounding = self._rounding(lambda stirred: plain.run(stirred, list(wanted)), feeds, wanted.values(), errors)
         asked = {}
         for name, error, noise in zip(wanted, errors, rounding, strict=True):
@@ -338,7 +348,7 @@ class _Closer:
         self, graph: Graph, feeds: Feeds, seen: Mapping[str, np.ndarray]
     ) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], list[str]]:
         """The nodes that decide, their outputs in the masked original, and the float tensors they decide from."""
-        nodes, read = _deciding(graph)
+        nodes, read = deciding(graph)
         needed = sorted(read | {o for n in nodes for o in n.output if o})
         values = {n: np.asarray(seen[n]) for n in needed if n in seen}
         if len(values) < len(needed):
@@ -380,10 +390,6 @@ class _Closer:
             axis, keep = self.kept[name]
             found[name] = values[name].compress(keep, axis)
         return found
-
-
-def _constant(graph: Graph, node: onnx.NodeProto) -> bool:
-    return all(graph.constant(i) is not None for i in node.input if i)
 
 
 def _tap(model: Light, names: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:

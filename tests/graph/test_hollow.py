@@ -57,11 +57,23 @@ EMPTIED = {
     ),
 }
 WHOLE = {
-    "counts what it finds": image("c = Conv(x, w) y = NonZero(c)", w=w(4, 6, 1, 1)),
-    "sized by a value": image(
-        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) i = Cast<to=7>(f) k = Abs(i) u = Unsqueeze(k, z) y = Expand(u, u)",
+    "a layer behind what is counted": image(
+        "c = Conv(x, w) n = NonZero(c) f = Cast<to=1>(n) t = Transpose<perm=[1,0]>(f) y = MatMul(t, v)",
+        w=w(4, 6, 1, 1),
+        v=w(4, 2),
+    ),
+    "a layer sized by a value": image(
+        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) i = Cast<to=7>(f) k = Abs(i) u = Unsqueeze(k, z)"
+        " e = Expand(f, u) y = MatMul(e, e)",
         w=w(4, 6, 1, 1),
         z=np.array([0]),
+    ),
+    "a layer in a branch": image(
+        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) b = Cast<to=9>(f)"
+        " y = If(b) <then_branch = a () => (float[] p) { p = Conv(c, v) },"
+        " else_branch = b () => (float[] q) { q = Identity(c) }>",
+        w=w(4, 6, 1, 1),
+        v=w(4, 4, 1, 1),
     ),
     "an old Slice": graph_of("(float[N,C,H,W] x) => (y) { y = Conv(x, w) }", opset=9, w=w(4, 6, 1, 1)),
     "no weight": image("k = GlobalAveragePool(x) y = Conv(x, k)"),
@@ -70,6 +82,22 @@ WHOLE = {
         "v = ReduceMax<keepdims=0>(x) b = Expand(v, four) y = Conv(x, w, b)", w=w(4, 6, 1, 1), four=np.array([4])
     ),
     "weight on the left": rows("y = MatMul(w, x)", w=w(3, 5)),
+}
+
+
+COUNTED = {
+    "counts what it finds": image("c = Conv(x, w) y = NonZero(c)", w=w(4, 6, 1, 1)),
+    "sized by a value": image(
+        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) i = Cast<to=7>(f) k = Abs(i) u = Unsqueeze(k, z) y = Expand(u, u)",
+        w=w(4, 6, 1, 1),
+        z=np.array([0]),
+    ),
+    "a branch": image(
+        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) b = Cast<to=9>(f)"
+        " y = If(b) <then_branch = a () => (float[] p) { p = Relu(c) },"
+        " else_branch = b () => (float[] q) { q = Flatten(c) }>",
+        w=w(4, 6, 1, 1),
+    ),
 }
 
 
@@ -100,6 +128,13 @@ def test_the_sizes_are_the_same(monkeypatch, name):
     assert made.fits(found.shapes)
     left = [n for n in made.nodes if n.op_type in ("Conv", "ConvTranspose", "MatMul", "Gemm")]
     assert left and all(made.constants[n.input[1]].shape.count(1) for n in left)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_values_size_may_come_last(monkeypatch, name):
+    found, wanted, made = both(monkeypatch, COUNTED[name])
+    assert made.fits(found.shapes) and found.shapes.keys() == wanted.shapes.keys()
+    assert found.shapes["c"] == wanted.shapes["c"]
 
 
 @pytest.mark.parametrize("name", WHOLE)

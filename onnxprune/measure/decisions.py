@@ -1,0 +1,132 @@
+"""Nodes that decide: their outputs jump where what they read moves by the last bit (TopK, NonMaxSuppression, >).
+
+Rounding in the layers before may turn such a decision over, and by luck it may not. One run of a detector takes
+seconds, what follows its layers next to nothing: `Tail` runs that part alone, with the rounding that two models were
+seen to differ by, larger and with other signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune.graph import runtime
+from onnxprune.graph.model import Graph, captured, has_layers, node_key
+from onnxprune.graph.shapes import depends_on_sizes
+from onnxprune.graph.weights import Light, lend
+
+DECISIONS = frozenset(
+    "TopK NonMaxSuppression NonZero ArgMax ArgMin Unique Hardmax Round Floor Ceil Sign Greater GreaterOrEqual Less "
+    "LessOrEqual Equal Cast QuantizeLinear DynamicQuantizeLinear".split()
+)
+"""Operators whose output jumps when their input moves by the last bit."""
+ORDERS = frozenset("TopK NonMaxSuppression NonZero ArgMax ArgMin Unique".split())
+"""Decisions after which nothing is comparable: what is picked, and how many. The others move single values."""
+AMPLE = 3.0
+"""Rounding is enlarged by this much when it is played through again."""
+DRAWS = 4
+
+Values = Mapping[str, np.ndarray]
+
+
+def picks(model: onnx.ModelProto) -> bool:
+    """Whether anything is picked by order, so that a cut model may rightly differ."""
+    return any(n.op_type in ORDERS for n in model.graph.node)
+
+
+def deciding(graph: Graph) -> tuple[list[onnx.NodeProto], set[str]]:
+    """The nodes that may decide, and the tensors that they read."""
+    nodes = [n for n in graph.nodes.values() if n.op_type in DECISIONS and not _constant(graph, n)]
+    return nodes, {i for n in nodes for i in n.input if i and graph.constant(i) is None and i not in graph.inputs}
+
+
+def _constant(graph: Graph, node: onnx.NodeProto) -> bool:
+    return all(graph.constant(i) is not None for i in node.input if i)
+
+
+class Tail:
+    """What follows the first tensors that decisions are made from.
+
+    Attributes:
+        basis: those tensors, of any type.
+        reads: whose values are needed to run it, inputs of the model left out; the basis among them.
+        outputs: outputs of the model that it makes.
+        decisions: keys of all nodes that decide.
+        short: whether it can be run alone, and takes next to no time.
+    """
+
+    def __init__(self, reference: Light):
+        self._reference = reference
+        self._graph = graph = Graph(reference.model, reference.weights)
+        nodes, read = deciding(graph)
+        sizes = depends_on_sizes(graph)
+        nodes = [n for n in nodes if sizes.isdisjoint(n.output)]
+        self.decisions = tuple(map(node_key, nodes))
+        behind = _following(graph, {o for n in nodes for o in n.output if o})
+        first = {i for n in nodes for i in n.input if i in read} - behind - sizes
+        made = _following(graph, first)
+        self._body = [n for n in graph.nodes.values() if not made.isdisjoint(n.output)]
+        self.basis = sorted(first - made)
+        outside = self._read() - made
+        self._constants = {i: v for i in outside if (v := graph.constant(i)) is not None}
+        self.reads = sorted((outside | set(self.basis)) - self._constants.keys() - set(graph.inputs))
+        self.outputs = [o for o in graph.outputs if o in made]
+        self.short = bool(self.outputs) and not any(map(has_layers, self._body))
+
+    def stirred(self, feeds: Values, values: Values, other: Values) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs of the original, its basis moved by enlarged rounding; nothing where there is none.
+
+        Args:
+            feeds: of the model.
+            values: of `reads`, in the original.
+            other: of the basis, in the other model.
+        """
+        noise = {}
+        for name in self.basis:
+            value = values[name]
+            if value.dtype.kind == "f":
+                with np.errstate(invalid="ignore"):
+                    noise[name] = np.nan_to_num(other[name] - value, posinf=0.0, neginf=0.0)
+        if not any(n.any() for n in noise.values()):
+            return
+        inputs = {name: feeds[name] if name in feeds else values[name] for name in self._inputs(feeds)}
+        session = self._session(inputs)
+        rng = np.random.default_rng(0)
+        for _ in range(DRAWS):
+            moved = {
+                k: (inputs[k] + AMPLE * rng.choice((-1, 1), n.shape) * n).astype(n.dtype) for k, n in noise.items()
+            }
+            yield dict(zip(self.outputs, session.run({**inputs, **moved}), strict=True))
+
+    def _inputs(self, feeds: Values) -> list[str]:
+        read = self._read()
+        return [*self.reads, *(name for name in feeds if name in read)]
+
+    def _read(self) -> set[str]:
+        return {i for n in self._body for i in (*n.input, *captured(n)) if i}
+
+    def _session(self, inputs: Values) -> runtime.Session:
+        source = self._reference.model
+        ports = [
+            helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for k, v in inputs.items()
+        ]
+        results = [helper.make_empty_tensor_value_info(o) for o in self.outputs]
+        body = helper.make_graph(self._body, "tail", ports, results)
+        model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
+        model.functions.extend(source.functions)
+        lent = lend(model, self._constants)
+        return runtime.open_session(model, optimise=False, name="masked original", weights=lent, feed=True)
+
+
+def _following(graph: Graph, names: set[str]) -> set[str]:
+    """Tensors that depend on some of the tensors `names`."""
+    found: set[str] = set()
+    for node in graph.nodes.values():
+        read = {*node.input, *captured(node)}
+        if not names.isdisjoint(read) or not found.isdisjoint(read):
+            found.update(o for o in node.output if o)
+    return found
