@@ -58,8 +58,11 @@ def run(args: argparse.Namespace, status: Status) -> None:
     inexact = subject.channels.inexact
     if not surgery.exact and not inexact:
         missed.append(f"the cut differs from the {surgery.against} by {surgery.worst:.1e}")
-    if fidelity is not None and args.min_cosine is not None and not fidelity.cosine >= args.min_cosine:
-        missed.append(f"cosine {fidelity.cosine:.4f} is below {args.min_cosine:g}")
+    if fidelity is not None and args.min_cosine is not None:
+        if fidelity.cosine is None:
+            raise UsageError("--min-cosine needs a model with an output of floating point")
+        if not fidelity.cosine >= args.min_cosine:
+            missed.append(f"cosine {fidelity.cosine:.4f} is below {args.min_cosine:g}")
     if fidelity is not None and args.min_top1 is not None:
         if fidelity.top1 is None:
             raise UsageError("--min-top1 needs a model whose output is a vector of scores")
@@ -90,10 +93,6 @@ def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: b
     if fidelity is None:
         lines.append("fidelity     not checked; give --calib")
     else:
-        top1 = "" if fidelity.top1 is None else f"top-1 agreement {fidelity.top1:.1%}, "
         kind = "samples" if every else "held-out samples"
-        lines.append(
-            f"fidelity     {top1}cosine {fidelity.cosine:.4f}, SQNR {fidelity.sqnr_db:.1f} dB "
-            f"on {fidelity.samples} {kind}"
-        )
+        lines.append(f"fidelity     {fidelity.in_words()} on {fidelity.samples} {kind}")
     return "\n".join(lines) + "\n"

@@ -84,8 +84,8 @@ def sweep_table(results: Sequence[Result], files: Sequence[str], width: int | No
                 f"{result.macs_removed:.1%}",
                 change(result.before.params, result.after.params),
                 "" if f is None or f.top1 is None else f"{f.top1:.1%}",
-                "" if f is None else f"{f.cosine:.4f}",
-                "" if f is None else f"{f.sqnr_db:.1f} dB",
+                "" if f is None or f.cosine is None else f"{f.cosine:.4f}",
+                "" if f is None or f.sqnr_db is None else f"{f.sqnr_db:.1f} dB",
                 "" if timed is None else f"{timed.comparisons[0].speedup:.2f}x",
             )
         )
@@ -123,9 +123,8 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     lines.append(f"surgery      {surgery_words(result.surgery, len(result.inexact))}")
     if result.fidelity is not None:
         f = result.fidelity
-        top1 = "" if f.top1 is None else f"top-1 agreement {f.top1:.1%}, "
         held = "held-out samples" if f.held_out else "samples that were also fitted on"
-        lines.append(f"fidelity     {top1}cosine {f.cosine:.4f}, SQNR {f.sqnr_db:.1f} dB on {f.samples} {held}")
+        lines.append(f"fidelity     {f.in_words()} on {f.samples} {held}")
     cut = [(n, x, y) for n, x, y in result.groups if y < x]
     lines.append(f"groups       {len(cut)} of {len(result.groups)} cut; repair: {result.repair}")
     drops = result.plan.blocks()
