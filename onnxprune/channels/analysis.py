@@ -7,6 +7,8 @@ on paper and follows the sizes; what would come out wrong is pinned, and the gro
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations, islice
+from math import comb
 
 import numpy as np
 
@@ -34,19 +36,29 @@ def find_channels(graph: Graph, observed: Observed, *, prune_statistics: bool = 
 
 
 def _trials(channels: Channels) -> Iterator[np.ndarray]:
-    """Cuts to try: half of every group; all but one of every group; and for every bit of a group's number, half
-    of the groups that have it, so that no group's size can pass for that of another."""
+    """Cuts to try: half of every group; all but one of every group; and half of some groups, so chosen that of any
+    two groups each is once cut without the other, and no group's size can pass for that of another."""
     count = len(channels.groups)
     every = np.ones(count, bool)
-    for bit in range(-2, count.bit_length()):
-        share = 1.0 if bit == -1 else 0.5
-        chosen = every if bit < 0 else (np.arange(count) >> bit & 1).astype(bool)
+    for share, chosen in ((0.5, every), (1.0, every), *((0.5, some) for some in _apart(count))):
         keep = {
             g.name: range(max(1, min(g.width - 1, round(g.width * share))))
             for g, there in zip(channels.groups, chosen, strict=True)
             if there
         }
         yield channels.alive(keep)
+
+
+def _apart(count: int) -> Iterator[np.ndarray]:
+    """Few sets of things, (count,) bool each: for any two things, one set has the first and not the second.
+
+    Every thing is in another half of the sets, so that none is in all that another is in (Sperner)."""
+    size = 0
+    while comb(size, size // 2) < count:
+        size += 1
+    halves = list(islice(combinations(range(size), size // 2), count))
+    for k in range(size):
+        yield np.array([k in half for half in halves], bool)
 
 
 def _pin_conflicts(graph: Graph, channels: Channels, ties: Ties, flow: dict[str, np.ndarray]) -> bool:

@@ -514,6 +514,8 @@ def pool(walk: Walk, x: Value) -> list[Ids]:
         return []
     for a in range(2, x.ndim):
         x = walk.ties.whole(x, a, "pooled over")
+    if len(walk.node.output) > 1 and walk.node.output[1]:
+        x = walk.ties.whole(x, 1, "MaxPool hands on where in the whole tensor each maximum was")
     return [x]
 
 

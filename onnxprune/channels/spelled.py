@@ -84,9 +84,7 @@ def mend(graph: Graph, cut: Cut) -> tuple[list[Mend], list[Conflict]]:
     mends: list[Mend] = []
     wanted: dict[Use, np.ndarray | None] = {}  # operands computed at run time, and what they must be
     for key, node, spell, tensors in graph.once("spelling", graph, lambda: _spelling(graph)):
-        if cut.lines.keys().isdisjoint(tensors):
-            continue
-        for where, value in spell(graph, cut, key, node):
+        for where, value in spell(graph, cut, key, node) if not cut.lines.keys().isdisjoint(tensors) else ():
             if isinstance(where, str):
                 mends.append(Mend((key, -1), value, where))
             elif graph.constant(node.input[where]) is not None:

@@ -261,7 +261,7 @@ class WidthCost:
         if not len(living):
             return self.cost.base, living
         times = self.cost.stairs.time(living)
-        product = np.multiply.reduceat(times, np.minimum(self.first, len(living) - 1))
+        product = np.multiply.reduceat(np.append(times, 1.0), self.first)  # the last terms may have no factor
         return self.cost.base * np.where(self.empty, 1.0, product), living
 
     def removed(self, widths: np.ndarray) -> float:

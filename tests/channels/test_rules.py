@@ -374,7 +374,11 @@ net("LpPool", "", "a = LpPool<kernel_shape=[2,2]>(h) z = GlobalLpPool(a)", [8])
 net("L2 norm over channels", "", "z = LpNormalization<axis=1>(h)", [], "LpNormalization")
 net("pooling", "", """a = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1], strides=[1,1]>(h)
     z = AveragePool<kernel_shape=[2,2], strides=[2,2]>(a)""", [8])
-net("MaxPool with indices", "", "z, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h)", [8])
+net("MaxPool with indices", "", "z, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h)", [],
+    "where in the whole tensor")
+row("MaxPool hands its indices out", f"""(float[1,3,4,4] x) => (float[] y, int64[] i) <{STEM}, float[8,8,1,1] v, float[5,8,1,1] w>
+    {{ h = Conv(x, w0, b0) g = Conv(h, v) z, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(g) y = Conv(z, w) }}""", [8],
+    "where in the whole tensor")
 net("ReduceMean by attribute, opset 13", "", "z = ReduceMean<axes=[2,3], keepdims=1>(h)", [8], opset=13)
 net("ReduceSum over everything", "int64[4] t = {1,1,1,1}",
     "s = ReduceSum<keepdims=0>(h) e = Reshape(s, t) z = Mul(h, e)", [], "ReduceSum")
@@ -527,6 +531,11 @@ net("view: Shape-Gather-Concat-Reshape",
     "int64 i = {0}, int64[1] zero = {0}, int64[1] m = {-1}, float[5,8] w, int64[4] t = {0,5,1,1}",
     """p = GlobalAveragePool(h) s = Shape(p) g = Gather(s, i) u = Unsqueeze(g, zero) c = Concat<axis=0>(u, m)
        f = Reshape(p, c) d = Gemm<transB=1>(f, w) z = Reshape(d, t)""", [5, 8], read=5)
+net("a view by the width of another tensor", "float[8,8,1,1] w, float[8,8,1,1] u, int64 i0 = {0}, int64 i1 = {1},"
+    " int64[1] a = {0}, int64[1] m = {-1}, int64[1] two = {2}, int64[1] four = {4}",
+    """v = Conv(h, w) s = Shape(h) sp = Slice(s, two, four) n0 = Gather(s, i0) n = Unsqueeze(n0, a) c0 = Gather(s, i1) c = Unsqueeze(c0, a)
+       k = Concat<axis=0>(n, c, m) f = Reshape(v, k) r = Relu(f) l = Concat<axis=0>(n, c, sp) b = Reshape(r, l)
+       z = Conv(b, u)""", [8, 8, 8])
 net("view that keeps the channels' number",
     "int64[1] i = {0}, int64[1] j = {1}, int64[1] m = {-1}, int64[1] e = {2}",
     """s = Shape(h) b = Slice(s, i, j) c = Slice(s, j, e) k = Concat<axis=0>(b, c, m) f = Reshape(h, k)

@@ -11,7 +11,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel
 from onnxprune.measure.verify import check_surgery
-from onnxprune.plan import KeepChannels, PrunePlan
+from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
 from onnxprune.planning import Planner
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from tests.channels import surgery
@@ -293,3 +293,24 @@ def test_a_trunk_is_no_branch():
     subject = api.open_model(surgery.model_of(text), calibration=samples)
     assert [b.name for b in find_appended(subject.graph, subject.channels)] == ["w2"]
     assert not Planner(subject, api.Settings(ratio=0.5, methods=("channels", "blocks"))).blocks
+
+
+NESTED = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[4,8,1,1] p, float[4,4,3,3] a, float[4,4,3,3] b,
+    float[6,4,1,1] q, float[8,14,1,1] o, float[5,8,1,1] u>
+    { h0 = Conv<pads=[1,1,1,1]>(x, w) h = Relu(h0) s0 = Conv(h, p) s = Relu(s0) i0 = Conv<pads=[1,1,1,1]>(s, a)
+      i1 = Relu(i0) i2 = Conv<pads=[1,1,1,1]>(i1, b) inner = Add(s, i2) k0 = Conv(inner, q) k = Relu(k0)
+      c = Concat<axis=1>(h, k) d0 = Conv(c, o) d = Relu(d0) y = Conv(d, u) }"""
+
+
+def test_a_block_inside_a_branch_that_goes_goes_with_it():
+    """The plan drops both, as an allocation does that takes the inner one first."""
+    model = surgery.model_of(NESTED)
+    samples = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(model, calibration=samples)
+    blocks = {edit_of(b, subject.channels) for b in all_blocks(subject.graph, subject.channels)}
+    inner = next(e for e in blocks if isinstance(e, DropBlock) and e.block == "inner")
+    outer = next(e for e in blocks if isinstance(e, KeepChannels) and e.width == 6)
+    plan = PrunePlan(subject.digest, (inner, outer), {"methods": ["blocks"]})
+    result = api.apply_plan(subject, plan, api.Settings(ratio=0.5))
+    assert result.surgery.exact and [n.op_type for n in result.model.graph.node].count("Conv") == 3
+    assert result.fidelity.samples and result.macs_removed > 0.5
