@@ -173,10 +173,16 @@ def apply_plan(
     if held is not None:
         fidelity = check_fidelity(first.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
     after = Cost(count_params(pruned), _macs(pruned, Cut(channels, alive), subject.feeds), files.byte_size(pruned))
+    before = first.cost()
+    if after.params > before.params:
+        warnings.append(
+            "there are more parameters than before: weights that several layers share are cut and repaired for each of "
+            "them (--of params counts that)"
+        )
     result = Result(
         model=pruned,
         source=first.path,
-        before=first.cost(),
+        before=before,
         after=after,
         surgery=operated.surgery,
         fidelity=fidelity,

@@ -168,6 +168,8 @@ class CostModel:
         else:
             self.fractions = csr_array(shape)
         self.total = self(np.ones(self.units + 1, bool))
+        if of == "params":
+            self.total = min(self.total, float(count_params(graph.model)))
 
     def __call__(self, alive: np.ndarray, standing: np.ndarray | None = None) -> float:
         """The cost with the units where `alive`, (unit_count + 1,); `standing` holds 1 or 0 for each block, then the
@@ -379,19 +381,28 @@ def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
 
 
 def _param_terms(graph: Graph, channels: Channels) -> list[Term]:
-    terms: list[Term] = []
-    seen: set[str] = set()
-    cut_size = 0
+    """One term a weight. Of a weight that several layers read, each layer that is cut in another way holds its own
+    once it is cut; `CostModel.total` counts it once."""
+    found: dict[str, dict[tuple[tuple[int, bytes], ...], Term]] = {}
+    stored = 0
     for use, axes in channels.params.items():
-        name = graph.nodes[use[0]].input[use[1]]
-        value = graph.constant(name)
-        if value is None or name in seen:
+        source = _source(graph, graph.nodes[use[0]].input[use[1]])
+        value = graph.constant(source)
+        if value is None:
             continue
-        seen.add(name)
-        cut_size += value.size
-        terms.append(Term(float(value.size), [(line, None) for line in axes.values()], use[0], use[1] == 1))
-    rest = count_params(graph.model) - cut_size
-    return [*terms, Term(float(max(rest, 0)))]
+        alike = tuple((axis, line.tobytes()) for axis, line in sorted(axes.items()) if (line >= 0).any())
+        term = Term(float(value.size), [(line, None) for line in axes.values()], use[0], use[1] == 1)
+        stored += 0 if source in found else value.size
+        found.setdefault(source, {}).setdefault(alike, term)
+    whole = count_params(graph.model) - stored
+    return [*(term for terms in found.values() for term in terms.values()), Term(float(max(whole, 0)))]
+
+
+def _source(graph: Graph, name: str) -> str:
+    """The stored constant behind a folded path."""
+    while name in graph.producer and graph.nodes[graph.producer[name]].input:
+        name = graph.nodes[graph.producer[name]].input[0]
+    return name
 
 
 def _channel_terms(graph: Graph, channels: Channels) -> list[Term]:

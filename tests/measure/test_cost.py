@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from onnxprune import api
 from onnxprune.channels import find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.measure.cost import CostModel, WidthCost, count_macs
+from onnxprune.measure.cost import CostModel, WidthCost, count_macs, count_params
+from onnxprune.rewrite.cut import cut
 from tests.channels.surgery import feeds_of, model_of
 
 QUANTIZED = """(float[1,3,8,8] x) => (uint8[] y) <float s = {0.125}, uint8 z = {128}, int8[8,3,3,3] w, int8 zw = {0},
@@ -50,3 +52,36 @@ def test_quantized_products_cost_too():
     assert cost.total == count_macs(graph, channels.shapes) == 64 * 216 + 4 * 8 + 4 * 6
     half = channels.alive({g.name: range(g.width // 2) for g in channels.groups})
     assert [g.width for g in channels.groups] == [8, 4] and cost(half) == 64 * 216 / 2 + 4 * 8 / 4 + 4 * 6 / 2
+
+
+SHARED = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] a, float[8,8,3,3] w, float[8,8,3,3] v, float[4,8,1,1] e>
+    { h = Conv<pads=[1,1,1,1]>(x, a) i = Conv<pads=[1,1,1,1]>(h, w) r = Relu(i) j = Conv<pads=[1,1,1,1]>(r, w)
+      u = Identity(v) k = Conv<pads=[1,1,1,1]>(j, u) y = Conv(k, e) }"""
+
+
+@pytest.mark.parametrize("widths", [[8, 8, 8, 8], [8, 4, 8, 8], [2, 3, 4, 5], [4, 3, 2, 1]])
+def test_a_weight_of_several_layers_is_counted_once_whole_and_apart_when_cut(widths):
+    """`w` becomes two weights; the estimate is what would be written, but where nothing is cut."""
+    model = model_of(SHARED)
+    graph = Graph(model)
+    channels = find_channels(graph, observe(graph, feeds_of(model, N=1)))
+    assert [g.width for g in channels.groups] == [8] * 4
+    cost = CostModel(graph, channels, "params")
+    keep = {g.name: range(w) for g, w in zip(channels.groups, widths, strict=True)}
+    alive = channels.alive(keep)
+    written = count_params(cut(graph, channels, alive))
+    assert cost.total == count_params(model)
+    if min(widths) < 8:
+        assert cost(alive) == written
+        assert cost.removed(alive) == pytest.approx(1 - written / count_params(model))
+
+
+def test_a_file_that_holds_more_than_before_says_so():
+    text = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] a, float[8,8,3,3] w, float[4,8,1,1] e>
+    { h = Conv<pads=[1,1,1,1]>(x, a) i = Conv<pads=[1,1,1,1]>(h, w) r = Relu(i) j = Conv<pads=[1,1,1,1]>(r, w)
+      s = Relu(j) k = Conv<pads=[1,1,1,1]>(s, w) y = Conv(k, e) }"""
+    grown = api.prune(model_of(text), 0.1, round_to=1)
+    assert grown.after.params > grown.before.params and any("several layers share" in w for w in grown.warnings)
+    for_size = api.prune(model_of(text), 0.4, of="params", round_to=1)
+    assert 0.55 <= for_size.after.params / for_size.before.params <= 0.61
+    assert not any("several layers share" in w for w in for_size.warnings)
