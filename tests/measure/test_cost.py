@@ -83,5 +83,5 @@ def test_a_file_that_holds_more_than_before_says_so():
     grown = api.prune(model_of(text), 0.1, round_to=1)
     assert grown.after.params > grown.before.params and any("several layers share" in w for w in grown.warnings)
     for_size = api.prune(model_of(text), 0.4, of="params", round_to=1)
-    assert 0.55 <= for_size.after.params / for_size.before.params <= 0.61
+    assert 0.55 <= for_size.after.params / for_size.before.params <= 0.65  # the repair adds biases
     assert not any("several layers share" in w for w in for_size.warnings)
