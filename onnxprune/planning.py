@@ -17,7 +17,7 @@ import onnx
 
 from onnxprune.blocks import block_damages, edit_of
 from onnxprune.channels import ChannelGroup, Channels, common_reasons
-from onnxprune.decide.allocation import Allocation, BlockMove, Limits
+from onnxprune.decide.allocation import TOLERANCE, Allocation, BlockMove, Limits
 from onnxprune.decide.blocks import AnyBlock, all_blocks
 from onnxprune.decide.ranks import RankMove, find_ranks
 from onnxprune.decide.staged import three_stages
@@ -43,6 +43,8 @@ PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
 GRADIENT_SAMPLES = 256
 """Samples of the backward passes of a gradient criterion."""
+STEPS_UP = 8
+"""Ratios above the one asked for that are tried where the widths allowed fall short of it."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
@@ -261,16 +263,28 @@ class Planner:
         """
         named = {m.layer: m for m in self.ranks}
         if kind == "channels":
-            found = self.study.allocate(self.alone, ratio, self.how)
+            found = self._reaching(ratio, lambda asked: self.study.allocate(self.alone, asked, self.how))
         elif kind == "3c":
             found, named = three_stages(self.all_ranks, ratio, self._stage)
         else:
-            found = self.study.allocate(self.cost, ratio, self.how, self.moves, self.ranks)
+            found = self._reaching(
+                ratio, lambda asked: self.study.allocate(self.cost, asked, self.how, self.moves, self.ranks)
+            )
         if not found.met and not self.settings.best_effort:
             raise self._out_of_reach(found.removed, ratio)
         if kind == "mix" and not found.drop and not found.ways and "channels" in self.kinds:
             return None
         return self._plan(found, ratio, {name: named[name].ways[k] for name, k in found.ways.items()})
+
+    def _reaching(self, ratio: float, allocated: Callable[[float], Allocation]) -> Allocation:
+        """What comes closest to a ratio; where widths are so coarse that this falls short, the next that does not."""
+        found = more = allocated(ratio)
+        step = max(TOLERANCE, ratio - found.removed)
+        for k in range(1, STEPS_UP + 1):
+            if more.met or self.settings.best_effort or ratio + k * step >= 1:
+                break
+            more = replace(allocated(ratio + k * step), asked=ratio)
+        return more if more.met else found
 
     def _stage(self, ranks: Sequence[RankMove], ratio: float, channels: bool) -> Allocation:
         """One stage of a recipe."""

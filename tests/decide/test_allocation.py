@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from onnxprune import api
 from onnxprune.api import open_model
 from onnxprune.channels import find_channels
 from onnxprune.decide.allocation import Ladder, Limits, allocate
-from onnxprune.errors import UsageError
+from onnxprune.errors import BudgetError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
@@ -120,3 +121,23 @@ def test_widths_that_suit_the_processor(width, on_cpu, on_gpu):
     assert (Limits().step(group), Limits(on_gpu=True).step(group)) == (on_cpu, on_gpu)
     steps = {of: Settings(of=of, providers=("cuda",)).limits().step(group) for of in ("macs", "latency")}
     assert steps == {"macs": on_gpu, "latency": on_cpu}
+
+
+@pytest.mark.parametrize("how", ["uniform", "global"])
+def test_widths_too_coarse_for_a_ratio_give_the_next_that_reaches_it(how):
+    """Four layers of 8 channels in steps of 4: 35% falls between two widths, and is no reason to give up."""
+    text = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] a, float[8,8,3,3] b, float[8,8,3,3] c, float[8,8,3,3] d,
+        float[4,8,1,1] e> { h = Conv<pads=[1,1,1,1]>(x, a) i = Conv<pads=[1,1,1,1]>(h, b) r = Relu(i)
+        j = Conv<pads=[1,1,1,1]>(r, c) s = Relu(j) k = Conv<pads=[1,1,1,1]>(s, d) y = Conv(k, e) }"""
+    subject = api.open_model(model_of(text))
+    for ratio in np.arange(0.05, 0.7, 0.05):
+        removed = {}
+        for best_effort in (False, True):
+            settings = api.Settings(ratio=float(ratio), allocation=how, round_to=4, best_effort=best_effort)
+            plan = api.make_plan(subject, settings)
+            cut = api.apply_plan(subject, plan, api.Settings(ratio=0.5, repair="none"))
+            removed[best_effort] = cut.macs_removed
+        assert removed[False] >= ratio - 0.01, "what was asked for, or more"
+        assert abs(removed[True] - ratio) <= abs(removed[False] - ratio) + 1e-9, "the closest"
+    with pytest.raises(BudgetError, match="ask for less"):
+        api.make_plan(subject, api.Settings(ratio=0.95, allocation=how, round_to=4))
