@@ -153,7 +153,7 @@ def study(
         assert samples is not None
         curves = _curves(model, graph, channels, samples, threads, seed)
     needed = criterion == "activation" or (curves is not None and any(curves.others.values()))
-    seen = _energies_read(model, channels, samples, threads) if needed else {}
+    seen = _energies_read(model, graph, channels, samples, threads) if needed else {}
     others = {} if curves is None else _others(curves, score("activation", channels.groups, graph, seen, seed))
     choices: dict[str, Choice] = {}
     if criterion in LIKENESS:
@@ -206,8 +206,12 @@ def _curves(
     return Curves(graph, channels, designs, found)
 
 
+QUANTIZED_READERS = frozenset("QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger".split())
+"""Operators that read integers, and as their third operand the integer that stands for zero."""
+
+
 def _energies_read(
-    model: onnx.ModelProto, channels: Channels, samples: Samples | None, threads: int | None
+    model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples | None, threads: int | None
 ) -> dict[str, Moments]:
     """One streamed pass: moments of everything that a reader reads."""
     if samples is None:
@@ -219,7 +223,12 @@ def _energies_read(
         for a in g.activations
         if a.tensor in read
     }
-    return moments(model, taps, samples.batches(32), threads=threads)
+    zeros = {}
+    for tensor, node in ((s.reads, graph.nodes[s.use[0]]) for g in channels.groups for s in g.readers if s.reads):
+        if node.op_type in QUANTIZED_READERS:
+            zero = graph.constant(node.input[2]) if len(node.input) > 2 else None
+            zeros[tensor] = 0.0 if zero is None else float(np.ravel(zero)[0])
+    return moments(model, taps, samples.batches(32), zeros=zeros, threads=threads)
 
 
 CHOICES = (*SAMPLED, *CRITERIA)
@@ -237,7 +246,7 @@ def trials_of(
 ) -> tuple[dict[str, Curve], Trials]:
     """(the curve of every group by elimination, trials on the first `count` samples): to try any width of any group."""
     curves = _curves(model, graph, channels, samples, threads, seed)
-    seen = _energies_read(model, channels, samples, threads) if any(curves.others.values()) else {}
+    seen = _energies_read(model, graph, channels, samples, threads) if any(curves.others.values()) else {}
     others = _others(curves, score("activation", channels.groups, graph, seen, seed))
     found = {g.name: curves.of(g, others[g.name]) for g in channels.groups}
     return found, Trials(curves, samples.few(count), threads=threads)

@@ -18,8 +18,8 @@ import onnx
 from scipy.sparse import csr_array, diags_array
 
 from onnxprune.channels import ChannelGroup, Channels
-from onnxprune.graph.layers import products, writes_axis
-from onnxprune.graph.model import Graph, attr
+from onnxprune.graph.layers import Layer, products, writes_axis
+from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.measure.node_times import NodeTimes, Stairs
 
 
@@ -370,14 +370,21 @@ def _paired(
 def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
     terms = []
     for layer in products(graph, channels.shapes):
-        if layer.weight is not None:
-            factors = list(channels.params.get(layer.weight, {}).values())
+        weight = _weight(layer, channels)
+        if weight is not None:
+            factors = list(channels.params.get(weight, {}).values())
         else:
             made = channels.lines.get(layer.key)
             contracted = channels.reads.get((layer.key, 0))
             factors = [found[1] for found in (made, contracted) if found is not None]
         terms.append(Term(layer.macs, [(line, None) for line in factors], layer.key, layer.weight is not None))
     return terms
+
+
+def _weight(layer: Layer, channels: Channels) -> Use | None:
+    """The operand that a layer's channels are cut in; a quantized weight comes through DequantizeLinear."""
+    through = ((layer.key, i) for i in (1, 0))
+    return layer.weight or next((use for use in through if use in channels.params), None)
 
 
 def _param_terms(graph: Graph, channels: Channels) -> list[Term]:
@@ -412,7 +419,7 @@ def _channel_terms(graph: Graph, channels: Channels) -> list[Term]:
 def _latency_terms(graph: Graph, channels: Channels, times: NodeTimes) -> list[Term]:
     """What each node takes, by the stairs of its weight or in proportion to the channels it writes; what is left over
     is shared out evenly, for every node costs a dispatch."""
-    weights = {layer.key: layer.weight for layer in products(graph, channels.shapes)}
+    weights = {layer.key: _weight(layer, channels) for layer in products(graph, channels.shapes)}
     each = times.loose_ms / max(1, len(times.nodes))
     terms = []
     for key, ms in times.nodes.items():

@@ -77,7 +77,7 @@ class Runner:
         if tensor not in self.live:
             wanted = self._together(tensor)
             self._run(self.made_at[wanted[-1]] + 1, wanted)
-            fetched = sum(v.nbytes for name in wanted for v in self.live[name])
+            fetched = sum(_bytes(v) for name in wanted for v in self.live[name])
             self.stride = max(1, min(2 * len(wanted), int(len(wanted) * AHEAD / max(1, fetched))))
         return self.live[tensor]
 
@@ -137,7 +137,7 @@ class Runner:
         inside = {o for k in keys for o in self.graph.nodes[k].output if o}
         model, inputs, weights = self._segment(keys, inside, outputs)
         # making the threads of a session, or improving its graph, takes longer than a small segment
-        small = sum(self.live[i][0].nbytes for i in inputs) <= SMALL
+        small = sum(_bytes(self.live[i][0]) for i in inputs) <= SMALL
         threads = 1 if small and self.threads is None else self.threads
         session = runtime.open_session(
             model,
@@ -164,11 +164,11 @@ class Runner:
         self.position = stop
         for name in [n for n in self.live if self.last_use.get(n, -1) < stop and n not in asked]:
             for v in self.live.pop(name):
-                self.held -= 0 if isinstance(v, np.memmap) else v.nbytes
+                self.held -= 0 if isinstance(v, np.memmap) else _bytes(v)
 
     def _keep(self, value: np.ndarray) -> np.ndarray:
-        if self.held + value.nbytes <= MEMORY or value.nbytes < 1 << 16:
-            self.held += value.nbytes
+        if isinstance(value, list) or self.held + value.nbytes <= MEMORY or value.nbytes < 1 << 16:
+            self.held += _bytes(value)
             return value
         file = tempfile.TemporaryFile(prefix="onnxprune-")
         mapped = np.memmap(file, value.dtype, "w+", shape=value.shape)
@@ -206,11 +206,19 @@ class Runner:
         return model, inputs, lend(model, constants)  # last: every message put into another is copied
 
 
+def _bytes(value: np.ndarray | list[np.ndarray]) -> int:
+    """The size of a tensor or of a sequence of some."""
+    return sum(v.nbytes for v in value) if isinstance(value, list) else value.nbytes
+
+
 def _port(name: str, batches: Sequence[np.ndarray]) -> onnx.ValueInfoProto:
     """A graph input as it is fed; a size that differs between batches has a name, the same for the same sizes.
 
     With sizes left open, ONNX Runtime up to 1.31 compares every tensor with every other when it plans memory.
     """
+    first: np.ndarray | list[np.ndarray] = batches[0]
+    if isinstance(first, list):
+        return helper.make_tensor_sequence_value_info(name, helper.np_dtype_to_tensor_dtype(first[0].dtype), None)
     dims: list[int | str] = []
     for sizes in zip(*(value.shape for value in batches), strict=True):
         dims.append(sizes[0] if len(set(sizes)) == 1 else "_".join(map(str, sizes)))

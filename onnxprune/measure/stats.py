@@ -44,6 +44,7 @@ def moments(
     taps: Mapping[str, tuple[int, int]],
     batches: Iterable[Feeds],
     *,
+    zeros: Mapping[str, float] | None = None,
     threads: int | None = None,
 ) -> dict[str, Moments]:
     """Moments of tapped tensors over all batches.
@@ -52,6 +53,7 @@ def moments(
         model: the model.
         taps: tensor name -> (axis, rank).
         batches: feeds; each is run once.
+        zeros: of tapped tensors that are quantized, the integer that stands for zero; their unit is one step.
         threads: ORT threads.
     """
     if not taps:
@@ -62,9 +64,10 @@ def moments(
     version, outputs = opset(model), []
     for k, (name, (axis, rank)) in enumerate(taps.items()):
         others = [i for i in range(rank) if i != axis]
-        square = helper.make_node("Mul", [name, name], [f"__sq_{k}"])
+        real = name if zeros is None or name not in zeros else _dequantized(tapped.graph, name, zeros[name])
+        square = helper.make_node("Mul", [real, real], [f"__sq_{k}"])
         tapped.graph.node.append(square)
-        for source, out in ((name, f"__m1_{k}"), (f"__sq_{k}", f"__m2_{k}")):
+        for source, out in ((real, f"__m1_{k}"), (f"__sq_{k}", f"__m2_{k}")):
             _mean(tapped.graph, source, out, others, version)
             outputs.append(out)
     tapped.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in outputs)
@@ -80,6 +83,15 @@ def moments(
         name: Moments(total, np.asarray(sums[2 * k]) / total, np.asarray(sums[2 * k + 1]) / total)
         for k, name in enumerate(taps)
     }
+
+
+def _dequantized(graph: onnx.GraphProto, name: str, zero: float) -> str:
+    """Append the steps of a quantized tensor above its zero."""
+    wide, real = f"{name}::wide", f"{name}::real"
+    graph.initializer.append(helper.make_tensor(f"{name}::zero", onnx.TensorProto.FLOAT, [], [zero]))
+    graph.node.append(helper.make_node("Cast", [name], [wide], to=onnx.TensorProto.FLOAT))
+    graph.node.append(helper.make_node("Sub", [wide, f"{name}::zero"], [real]))
+    return real
 
 
 def _mean(graph: onnx.GraphProto, source: str, out: str, axes: list[int], version: int) -> None:

@@ -8,6 +8,7 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, WidthCost, count_macs, count_params
+from onnxprune.measure.stats import moments
 from onnxprune.rewrite.cut import cut
 from tests.channels.surgery import feeds_of, model_of
 
@@ -85,3 +86,44 @@ def test_a_file_that_holds_more_than_before_says_so():
     for_size = api.prune(model_of(text), 0.4, of="params", round_to=1)
     assert 0.55 <= for_size.after.params / for_size.before.params <= 0.65  # the repair adds biases
     assert not any("several layers share" in w for w in for_size.warnings)
+
+
+DEQUANTIZED = """(float[N,6,12] x) => (float[] y) <float s = {0.125}, int8 z = {0}, int8[12,8] w, int8[8,4] v, int8[4,5] u>
+    { a = DequantizeLinear(w, s, z) b = DequantizeLinear(v, s, z) c = DequantizeLinear(u, s, z)
+      h = MatMul(x, a) r = Relu(h) i = MatMul(r, b) t = Tanh(i) y = MatMul(t, c) }"""
+
+
+def test_products_with_quantized_weights_cost_by_what_they_read_and_write():
+    model = model_of(DEQUANTIZED)
+    graph = Graph(model)
+    channels = find_channels(graph, observe(graph, feeds_of(model, N=1)))
+    assert [g.width for g in channels.groups] == [8, 4]
+    half = channels.alive({g.name: range(g.width // 2) for g in channels.groups})
+    assert CostModel(graph, channels)(half) == 6 * (12 * 4 + 4 * 2 + 2 * 5)
+
+
+@pytest.mark.parametrize("zero", [128, 100])
+def test_integer_layers_are_pruned_with_samples(zero):
+    """What a quantized layer reads is measured from the integer that stands for zero."""
+    model = model_of(QUANTIZED.replace("uint8 z = {128}", f"uint8 z = {{{zero}}}"))
+    x = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
+    result = api.prune(model, 0.5, calibration=x, round_to=1, repair="none")
+    assert result.surgery.exact and result.fidelity.equal is not None and 0.5 <= result.macs_removed < 0.63
+    taps = {"h": (1, 4), "p": (1, 4)}
+    found = moments(model, taps, [{"x": x[:1]}, {"x": x[1:2]}], zeros={"h": zero, "p": zero})
+    plain = moments(model, taps, [{"x": x[:1]}, {"x": x[1:2]}], zeros={"h": 0.0, "p": 0.0})
+    for name in taps:
+        np.testing.assert_allclose(found[name].mean, plain[name].mean - zero, rtol=1e-5)
+        np.testing.assert_allclose(found[name].std, plain[name].std, rtol=1e-3, atol=1e-2)
+
+
+def test_sequences_of_tensors_are_repaired():
+    text = """(float[N,3,8,8] x) => (float[] y) <float[16,3,3,3] a, float[8,4,3,3] b, float[6,16,1,1] c, float[5,6,1,1] d,
+        int64 four = {4}, int64 one = {1}, int64 two = {2}>
+        { h = Conv(x, a) s = SplitToSequence<axis=1>(h, four) p = SequenceAt(s, one) q = SequenceAt(s, two)
+          i = Conv<pads=[1,1,1,1]>(p, b) e = Concat<axis=1>(p, q, i) r = Relu(e) j = Conv(r, c) k = Relu(j) y = Conv(k, d) }"""
+    x = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    for samples in (None, x):
+        result = api.prune(model_of(text), 0.1, calibration=samples, round_to=1, best_effort=True)
+        assert result.surgery.exact and result.macs_removed > 0.05
+    assert result.fidelity.sqnr_db > 5
