@@ -20,6 +20,7 @@ from onnxprune.channels import ChannelGroup, Cut
 from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import BudgetError, ModelError, PruneError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files
+from onnxprune.graph.chance import without_seeds
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.lossless import in_words, plan_lossless
@@ -173,6 +174,7 @@ def apply_plan(
     if held is not None:
         fidelity = check_fidelity(first.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
     after = Cost(count_params(pruned), _macs(pruned, Cut(channels, alive), subject.feeds), files.byte_size(pruned))
+    without_seeds(pruned)
     before = first.cost()
     if after.params > before.params:
         warnings.append(

@@ -14,6 +14,7 @@ import onnx
 from onnxprune.channels import find_channels
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import files, runtime
+from onnxprune.graph.chance import with_seeds
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.measure.calibration import ImageSpec, open_calibration
@@ -46,6 +47,8 @@ def open_model(
     """
     path = None if isinstance(model, onnx.ModelProto) else Path(model)
     proto = files.check_model(model) if isinstance(model, onnx.ModelProto) else files.read_model(Path(model))
+    told = digest(proto)
+    proto = with_seeds(proto)
     specs = runtime.input_specs(proto)
     data = None
     if calibration is not None:
@@ -67,7 +70,7 @@ def open_model(
         data = data.in_batches_of(batch)
         feeds = feeds if input_shapes else data.first(1)
     channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    return Subject(proto, graph, feeds, channels, digest(proto), path, data, batch=batch)
+    return Subject(proto, graph, feeds, channels, told, path, data, batch=batch)
 
 
 BATCHES = (2, 4, 8, 16, 32, 64)

@@ -39,12 +39,13 @@ def run(args: argparse.Namespace, status: Status) -> None:
 
     from onnxprune import api
     from onnxprune.graph import files
+    from onnxprune.graph.chance import with_seeds
     from onnxprune.inspection import recheck
     from onnxprune.measure.verify import check_fidelity
 
     plan = read_plan(args.plan)
     subject = open_subject(args, status, plan)
-    pruned = files.read_model(args.pruned)
+    pruned = with_seeds(files.read_model(args.pruned))
     status.phase("surgery")
     surgery, sizes = recheck(subject, plan, pruned)
     fidelity = None

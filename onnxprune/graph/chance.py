@@ -1,0 +1,45 @@
+"""Random nodes that draw alike in every model.
+
+ONNX Runtime seeds a node without a `seed` by the number of nodes before it, so the same noise is another in a pruned
+model, and the two cannot be compared. While models are compared such nodes carry a seed made of their name.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import onnx
+
+from onnxprune.graph.model import DEFAULT_DOMAINS, attr, node_key
+
+RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+
+
+def with_seeds(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with a seed on every random node of its outermost graph that has none; itself where there are none."""
+    if not any(_random(node) and attr(node, "seed") is None for node in model.graph.node):
+        return model
+    seeded = onnx.ModelProto()
+    seeded.CopyFrom(model)
+    for node in seeded.graph.node:
+        if _random(node) and attr(node, "seed") is None:
+            node.attribute.append(onnx.helper.make_attribute("seed", _seed(node)))
+    return seeded
+
+
+def without_seeds(model: onnx.ModelProto) -> None:
+    """Take the seeds out that `with_seeds` has put in, in place."""
+    for node in model.graph.node:
+        if _random(node) and attr(node, "seed") == _seed(node):
+            kept = [a for a in node.attribute if a.name != "seed"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+
+def _random(node: onnx.NodeProto) -> bool:
+    return node.op_type in RANDOM and node.domain in DEFAULT_DOMAINS
+
+
+def _seed(node: onnx.NodeProto) -> float:
+    """A number that a float holds exactly."""
+    return float(zlib.crc32(node_key(node).encode()) >> 8)
