@@ -15,6 +15,7 @@ This module knows protobuf. It knows nothing of channels.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -182,6 +183,13 @@ class Graph:
         self._reserved: set[str] | None = None
         self._memo: dict[str, tuple[Any, Any]] = {}
 
+    def _float_of(self, name: str) -> np.dtype | None:
+        """The element type of a tensor where it is surely a plain float."""
+        value = self._values.get(name)
+        if value is not None:
+            return value.dtype if value.dtype.kind == "f" else None
+        return self.once("float types", self, lambda: _float_types(self.model)).get(name)
+
     def unedited(self) -> Graph:
         """The same model to edit, with every constant that is worked out already; this one must not be edited."""
         graph = Graph(self.model)
@@ -210,7 +218,10 @@ class Graph:
                 operands = [self._values[i] if i else None for i in node.input]
                 fit = all(v is not None for v, i in zip(operands, node.input, strict=True) if i)
                 results = None
-                if fit and evaluate.foldable(node):
+                if node.op_type == "CastLike" and operands[0] is not None:  # of the other, only the type counts
+                    dtype = self._float_of(node.input[1])
+                    results = None if dtype is None else [operands[0].astype(dtype)]
+                elif fit and evaluate.foldable(node):
                     results = evaluate.evaluate(node, operands, self.opset)
                 elif fit and node.input:
                     results = fold.run_node(node, operands, self.model)
@@ -382,6 +393,18 @@ def _by_source(graph: Graph, nodes: Mapping[str, onnx.NodeProto]) -> dict[str, l
             if name in sources:
                 found.setdefault(name, []).append((key, i))
     return found
+
+
+def _float_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
+    """The types of all tensors that are plain floats, as far as they can be inferred."""
+    with contextlib.suppress(Exception):  # too large for protobuf, or an operator without inference: what is stated
+        model = onnx.shape_inference.infer_shapes(model)
+    plain = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+    return {
+        port.name: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type))
+        for port in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if port.type.tensor_type.elem_type in plain
+    }
 
 
 def tensor_of(value: np.ndarray, name: str, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
