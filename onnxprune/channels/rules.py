@@ -119,6 +119,9 @@ def apply(walk: Walk, values: list[Value]) -> list[Ids | Param]:
     sized = all(o in walk.observed.shapes for o in node.output if o)
     if not known or not sized:
         why = f"{op} is not known to onnxprune" if not known else f"sizes of {op} are not known"
+        if not known and node.domain.startswith("com.microsoft"):
+            why = f"{op} of {node.domain} is not known to onnxprune; if ONNX Runtime's optimiser wrote it, give the"
+            why += " model as it was before"
         if op in ("If", "Loop", "Scan"):
             why = f"{op} runs a body, into which channels are not followed"
         pin_all(walk, why, *values)

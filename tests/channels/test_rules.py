@@ -719,7 +719,8 @@ row("a hidden layer is an output too",
     {{ h = Conv(x, w0, b0) r = Relu(h) y = Conv(r, w) }}""", [], "model output")
 net("an operator without a rule", "", "z = Trilu(h)", [], "Trilu")
 net("QuickGelu of ORT", "", "z = com.microsoft.QuickGelu(h)", [8])
-net("another domain", "", "z = com.microsoft.FastGelu(h)", [], "FastGelu is not known")
+net("another domain", "", "z = com.microsoft.FastGelu(h)", [],
+    "FastGelu of com.microsoft is not known to onnxprune; if ONNX Runtime's optimiser wrote it")
 row("TopK head", f"""(float[1,3,4,4] x) => (float[] v, int64[] i)
     <{STEM}, float[6,8] w, float[6,8] u, int64[1] k = {{2}}>
     {{ h = Conv(x, w0, b0) p = GlobalAveragePool(h) f = Flatten(p) s = Gemm<transB=1>(f, w) v, i = TopK(s, k) }}""",
