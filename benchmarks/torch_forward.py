@@ -23,7 +23,7 @@ import torch
 from common import footer, say, table
 
 from onnxprune.errors import PruneError
-from onnxprune.graph import files, runtime
+from onnxprune.graph import files, ports, runtime
 from onnxprune.train.network import Network, as_feeds
 
 TOLERANCE = 1e-4
@@ -66,9 +66,9 @@ def sizes(text: str) -> tuple[int, ...]:
 def compare(path: Path, args: argparse.Namespace) -> tuple[float, float, str, float]:
     """(largest relative difference of an output, that of ONNX Runtime from itself, gradients in words, seconds)."""
     model = filled(path, args.hydrate) if args.hydrate else files.read_model(path)
-    specs = runtime.input_specs(model)
+    specs = ports.input_specs(model)
     shapes = {specs[0].name: args.shape} if args.shape else None
-    feeds = runtime.default_feed(specs, batch=2, shapes=shapes)
+    feeds = ports.default_feed(specs, batch=2, shapes=shapes)
     expected = runtime.open_session(model, threads=1).run(feeds)
     network = Network(model)
     begin = time.perf_counter()

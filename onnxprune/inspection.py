@@ -14,7 +14,7 @@ from onnxprune.api import Subject
 from onnxprune.channels import Cut, removed_cuts
 from onnxprune.decide.allocation import Limits
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.graph import runtime
+from onnxprune.graph import ports
 from onnxprune.graph.model import Graph, opset
 from onnxprune.graph.shapes import observe
 from onnxprune.lossless import carry_out, probing
@@ -73,7 +73,7 @@ def inspection(subject: Subject) -> dict[str, Any]:
                 "shape": list(s.shape),
                 "ran": _shape(subject, s.name),
             }
-            for s in runtime.input_specs(model)
+            for s in ports.input_specs(model)
         ],
         "outputs": [{"name": o.name, "ran": _shape(subject, o.name)} for o in model.graph.output],
         "groups": groups,

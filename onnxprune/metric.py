@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.graph import files, runtime
+from onnxprune.graph import files, ports, runtime
 from onnxprune.graph.files import one_line
 from onnxprune.measure.calibration import importable, load_function, open_calibration
 
@@ -22,7 +22,7 @@ LABELS = ("labels", "label", "y")
 """Names that the array of labels may have in a file of labelled samples."""
 
 
-def open_metric(spec: str, specs: Sequence[runtime.InputSpec], *, threads: int | None = None) -> Metric:
+def open_metric(spec: str, specs: Sequence[ports.InputSpec], *, threads: int | None = None) -> Metric:
     """The metric that `--eval` names.
 
     Args:
@@ -60,7 +60,7 @@ def open_metric(spec: str, specs: Sequence[runtime.InputSpec], *, threads: int |
     return _top1(spec, specs, threads)
 
 
-def _top1(path: str, specs: Sequence[runtime.InputSpec], threads: int | None) -> Metric:
+def _top1(path: str, specs: Sequence[ports.InputSpec], threads: int | None) -> Metric:
     try:
         with np.load(path, allow_pickle=False) as content:
             name = next((n for n in LABELS if n in content.files and n not in {s.name for s in specs}), None)

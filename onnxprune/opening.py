@@ -13,7 +13,7 @@ import onnx
 
 from onnxprune.channels import find_channels
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.graph import files, runtime
+from onnxprune.graph import files, ports, runtime
 from onnxprune.graph.chance import with_seeds
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.shapes import Observed, observe
@@ -49,7 +49,7 @@ def open_model(
     proto = files.check_model(model) if isinstance(model, onnx.ModelProto) else files.read_model(Path(model))
     told = digest(proto)
     proto = with_seeds(proto)
-    specs = runtime.input_specs(proto)
+    specs = ports.input_specs(proto)
     data = None
     if calibration is not None:
         data = open_calibration(calibration, specs, limit=samples, image=image)
@@ -57,7 +57,7 @@ def open_model(
     if data is not None and not input_shapes:
         feeds = data.first(1)
     else:
-        feeds = runtime.default_feed(specs, shapes=input_shapes)
+        feeds = ports.default_feed(specs, shapes=input_shapes)
     graph = Graph(proto)
     batch = None
     try:
@@ -81,31 +81,31 @@ SPELLING = {"Reshape", "Expand", "Tile", "Gather", "GatherElements", "GatherND",
 
 def _other_batch(
     graph: Graph,
-    specs: Sequence[runtime.InputSpec],
+    specs: Sequence[ports.InputSpec],
     feeds: Mapping[str, np.ndarray],
     batches: Sequence[int],
     error: ModelError,
 ) -> tuple[int, Mapping[str, np.ndarray], Observed]:
     """What a model that declares any batch takes instead of the one it has just failed with: the batch that it was
     exported with, if it is a usual one."""
-    for batch in batches if any(map(runtime.open_batch, specs)) else ():
-        other = runtime.in_batch(specs, feeds, batch)
+    for batch in batches if any(map(ports.open_batch, specs)) else ():
+        other = ports.in_batch(specs, feeds, batch)
         with contextlib.suppress(ModelError):
             return batch, other, observe(graph, other)
     raise error
 
 
 def _only_batch(
-    graph: Graph, specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], *, sampled: bool
+    graph: Graph, specs: Sequence[ports.InputSpec], feeds: Mapping[str, np.ndarray], *, sampled: bool
 ) -> int | None:
     """The batch of the feeds, where the model declares any batch and runs with no other; else None.
 
     Only looked at where other batches would be used, and where the graph may spell one.
     """
-    own = next((len(feeds[s.name]) for s in specs if runtime.open_batch(s)), None)
+    own = next((len(feeds[s.name]) for s in specs if ports.open_batch(s)), None)
     if own is None or (own == 1 and not sampled) or SPELLING.isdisjoint(n.op_type for n in graph.nodes.values()):
         return None
-    other = runtime.in_batch(specs, feeds, 2 if own == 1 else 1)
+    other = ports.in_batch(specs, feeds, 2 if own == 1 else 1)
     try:
         runtime.open_session(graph.model, pack=False).run(other)
     except ModelError:
@@ -120,7 +120,7 @@ LINES = ((48, 320), (32, 100), (32, 320))
 
 
 def _first_run(
-    graph: Graph, specs: Sequence[runtime.InputSpec], feeds: Mapping[str, np.ndarray], *, guess: bool
+    graph: Graph, specs: Sequence[ports.InputSpec], feeds: Mapping[str, np.ndarray], *, guess: bool
 ) -> tuple[Mapping[str, np.ndarray], Observed]:
     """Run the model once. When nobody said how large a dynamic input is, other usual sizes are tried as well."""
     try:
@@ -134,8 +134,8 @@ def _first_run(
             shape = next(iter(feeds.values())).shape
             for size in LINES:
                 with contextlib.suppress(UsageError):  # a fixed axis says otherwise
-                    tried.append(runtime.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
-        for other in (*tried, *(runtime.default_feed(specs, size=size) for size in GUESSES)):
+                    tried.append(ports.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
+        for other in (*tried, *(ports.default_feed(specs, size=size) for size in GUESSES)):
             with contextlib.suppress(ModelError):
                 return other, observe(graph, other)
         raise ModelError(f"{error}; say what sizes it takes: --input-shape {free[0]}=1,3,H,W") from error

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnxprune.graph.runtime import open_batch
+from onnxprune.graph.ports import open_batch
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.likeness import distances
 from onnxprune.plan import PrunePlan

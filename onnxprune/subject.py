@@ -19,7 +19,7 @@ from onnxprune.channels import Channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
 from onnxprune.decide.study import CHOICES, GRADIENT, SAMPLED
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.graph import files, runtime
+from onnxprune.graph import files, ports, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import Cost, count_macs, count_params
@@ -197,9 +197,9 @@ class Subject:
     batch: int | None = None
 
     @property
-    def specs(self) -> tuple[runtime.InputSpec, ...]:
+    def specs(self) -> tuple[ports.InputSpec, ...]:
         """The inputs, as the model really takes them."""
-        return runtime.in_batches_of(runtime.input_specs(self.model), self.batch)
+        return ports.in_batches_of(ports.input_specs(self.model), self.batch)
 
     def timed(self, batch: int = 1) -> dict[str, np.ndarray]:
         """Feeds of so many samples, the first one repeated, for timing.
@@ -207,7 +207,7 @@ class Subject:
         Raises:
             UsageError: the model takes no such batch.
         """
-        feeds = runtime.in_batch(self.specs, self.feeds, batch)
+        feeds = ports.in_batch(self.specs, self.feeds, batch)
         own = batch_of(feeds, batch)
         if batch not in (1, own):
             raise UsageError(f"a batch of {batch} was asked for, but the model fixes its batch at {own}; drop --batch")

@@ -13,7 +13,7 @@ import onnx
 
 from onnxprune.channels import Channels, Cut, ahead_of, removed_cuts
 from onnxprune.errors import BudgetError, ModelError, UnstableError
-from onnxprune.graph import runtime
+from onnxprune.graph import ports, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.lossless import carry_out, in_words, probing
 from onnxprune.measure.decisions import ORDERS, picks
@@ -114,8 +114,8 @@ def _random_probes(graph: Graph, feeds: Feeds) -> list[Feeds]:
     if not picks(graph.model):
         return [feeds]
     sizes = {name: value.shape for name, value in feeds.items()}
-    specs = runtime.input_specs(graph.model)
-    return [feeds, *(runtime.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
+    specs = ports.input_specs(graph.model)
+    return [feeds, *(ports.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
 
 
 def _tells_nothing(surgery: Surgery) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from onnxprune import api
 from onnxprune.errors import BudgetError, PruneError, UsageError
-from onnxprune.graph.runtime import input_specs
+from onnxprune.graph.ports import input_specs
 from onnxprune.metric import agreement, open_metric
 from tests.channels import surgery
 

@@ -9,7 +9,7 @@ import pytest
 
 from onnxprune import api
 from onnxprune.channels import Cut, removed_cuts
-from onnxprune.graph import runtime
+from onnxprune.graph import ports
 from onnxprune.inspection import inspection
 from onnxprune.measure.verify import check_surgery
 from onnxprune.rewrite.cut import cut
@@ -46,6 +46,6 @@ def test_half_goes_exactly(file: str, size: tuple[int, ...] | None, other: tuple
         return
     alive = subject.channels.alive(result.plan.keep())
     pruned = cut(subject.graph, subject.channels, alive)
-    feeds = runtime.default_feed(runtime.input_specs(subject.model), shapes={"x": other})
+    feeds = ports.default_feed(ports.input_specs(subject.model), shapes={"x": other})
     cuts, kept = removed_cuts(subject.graph, subject.channels, alive), Cut(subject.channels, alive).kept()
     assert check_surgery(subject.model, pruned, cuts, [feeds], kept=kept).exact

@@ -31,7 +31,7 @@ import numpy as np
 from onnxprune.errors import CalibrationError, FileError, PruneError, UsageError
 
 if TYPE_CHECKING:
-    from onnxprune.graph.runtime import InputSpec
+    from onnxprune.graph.ports import InputSpec
 
 Arrays = dict[str, np.ndarray]
 

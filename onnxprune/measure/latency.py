@@ -35,7 +35,8 @@ except ImportError:  # Windows
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.files import one_line
-from onnxprune.graph.runtime import Placed, Session, default_feed, open_session, versions
+from onnxprune.graph.ports import default_feed
+from onnxprune.graph.runtime import Placed, Session, open_session, versions
 from onnxprune.measure.accelerators import accelerators
 from onnxprune.measure.timing_stats import (
     Interval,

@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.errors import FileError, ModelError, ProviderError, UnsupportedError, UsageError
-from onnxprune.graph import files, runtime
-from onnxprune.graph.runtime import InputSpec
+from onnxprune.graph import files, ports, runtime
+from onnxprune.graph.ports import InputSpec
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 net (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {
@@ -365,7 +365,7 @@ def port(name, kind, shape):
 
 def specs_of(*ports_):
     graph = helper.make_graph([], "g", ports_, [])
-    return runtime.input_specs(helper.make_model(graph))
+    return ports.input_specs(helper.make_model(graph))
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_shapes_of_inputs(shape, seen):
 def test_weights_listed_as_inputs_are_none():
     model = net()
     model.graph.input.append(port("w", TensorProto.FLOAT, [3, 3, 1, 1]))
-    assert [spec.name for spec in runtime.input_specs(model)] == ["x"]
+    assert [spec.name for spec in ports.input_specs(model)] == ["x"]
 
 
 def test_an_input_that_is_no_tensor():
@@ -413,7 +413,7 @@ F, I64, BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(bool)
     ],
 )
 def test_default_feed(shape, options, fed):
-    array = runtime.default_feed([InputSpec("x", F, shape)], **options)["x"]
+    array = ports.default_feed([InputSpec("x", F, shape)], **options)["x"]
     assert (array.shape, array.dtype) == (fed, F)
 
 
@@ -423,19 +423,19 @@ def test_kinds_of_data_and_shared_lengths():
         InputSpec("i", I64, ("T", "N")),
         InputSpec("b", BOOL, (2,)),
     ]
-    feed = runtime.default_feed(specs, batch=2, size=5)
+    feed = ports.default_feed(specs, batch=2, size=5)
     assert feed["f"].shape == (2, 5) and feed["f"].dtype == np.float16 and feed["f"].std() > 0.3
     assert feed["i"].shape == (5, 2) and not feed["i"].any() and feed["b"].all()
-    again = runtime.default_feed(specs, batch=2, size=5)
+    again = ports.default_feed(specs, batch=2, size=5)
     np.testing.assert_array_equal(feed["f"], again["f"])
-    other = runtime.default_feed(specs, shapes={"i": [9, 3]})
+    other = ports.default_feed(specs, shapes={"i": [9, 3]})
     assert other["f"].shape == (3, 9)
 
 
 @pytest.mark.parametrize("shapes", [{"z": [1]}, {"x": [1, 3]}, {"x": [1, 4, 8, 8]}, {"x": [0, 3, 8, 8]}])
 def test_shapes_that_do_not_fit(shapes):
     with pytest.raises(UsageError):
-        runtime.default_feed([InputSpec("x", F, ("N", 3, 8, 8))], shapes=shapes)
+        ports.default_feed([InputSpec("x", F, ("N", 3, 8, 8))], shapes=shapes)
 
 
 def test_more_outputs():

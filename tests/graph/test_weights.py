@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import runtime, weights
+from onnxprune.graph import ports, runtime, weights
 from onnxprune.graph.model import Graph
 from tests import synthetic
 
@@ -22,7 +22,7 @@ WAYS = {
 @pytest.mark.parametrize("least", [0, 1 << 60], ids=["outside", "inside"])
 def test_the_outputs_are_the_same(monkeypatch, way, least):
     model = synthetic.dense(12)
-    feeds = runtime.default_feed(runtime.input_specs(model))
+    feeds = ports.default_feed(ports.input_specs(model))
     (wanted,) = runtime.open_session(model, optimise=False).run(feeds)
     monkeypatch.setattr(runtime, "SHARED_BYTES", least)
     monkeypatch.setattr(weights, "LARGE_BYTES", 16)

@@ -13,7 +13,8 @@ import onnxprune
 from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import ProviderError
-from onnxprune.graph.runtime import default_feed, open_session
+from onnxprune.graph.ports import default_feed
+from onnxprune.graph.runtime import open_session
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.engine import Engine
 from onnxprune.measure.latency import bench

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.graph import runtime
+from onnxprune.graph import ports, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.lockstep import Runner
 
@@ -36,7 +36,7 @@ g (float[1, 4, 2, 2] x) => (float[1, 4, 2, 2] y) <int64[2] sizes = {2, 2}> {
 @pytest.mark.parametrize("stride", [1, 2, 3, 8])
 def test_what_is_wanted_in_order_comes(wanted, stride):
     model = onnx.parser.parse_model(MODEL)
-    feeds = runtime.default_feed(runtime.input_specs(model))
+    feeds = ports.default_feed(ports.input_specs(model))
     everything = runtime.open_session(runtime.with_outputs(model, wanted)).run(feeds, wanted)
     runner = Runner(Graph(model), [feeds], ahead=wanted)
     runner.stride = stride
@@ -51,7 +51,7 @@ def test_a_fork_goes_on_where_the_networks_part(first):
     node = next(n for n in other.graph.node if first in n.output)
     swapped = {"Relu": "Abs", "Neg": "Abs", "Sigmoid": "Tanh"}
     node.op_type = swapped.get(node.op_type, node.op_type)
-    batches = [runtime.default_feed(runtime.input_specs(model), seed=seed) for seed in range(2)]
+    batches = [ports.default_feed(ports.input_specs(model), seed=seed) for seed in range(2)]
     runner = Runner(Graph(model), batches)
     runner.before(first)
     for candidate, forked in ((other, runner.fork(Graph(other))), (model, runner)):

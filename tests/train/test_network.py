@@ -7,7 +7,7 @@ from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 
-from onnxprune.graph import runtime  # noqa: E402
+from onnxprune.graph import ports, runtime  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 from tests.synthetic import network as synthetic  # noqa: E402
 
@@ -34,7 +34,7 @@ def test_any_batch_runs_as_in_onnx_runtime(resnet, batch):
 
 def test_sizes_computed_at_run_time():
     model = synthetic(60)
-    assert error(model, runtime.default_feed(runtime.input_specs(model))) < 1e-4
+    assert error(model, ports.default_feed(ports.input_specs(model))) < 1e-4
 
 
 def test_wanted_tensors_and_only_what_they_need(resnet):
