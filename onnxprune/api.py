@@ -25,7 +25,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.lossless import in_words, plan_lossless
 from onnxprune.measure.calibration import ImageSpec
-from onnxprune.measure.cost import Cost, count_macs, count_params
+from onnxprune.measure.cost import Cost, count_macs, count_params, shares_weights
 from onnxprune.measure.latency import BenchResult
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.verify import check_fidelity
@@ -176,7 +176,7 @@ def apply_plan(
     after = Cost(count_params(pruned), _macs(pruned, Cut(channels, alive), subject.feeds), files.byte_size(pruned))
     without_seeds(pruned)
     before = first.cost()
-    if after.params > before.params:
+    if after.params > before.params and shares_weights(subject.graph, channels):
         warnings.append(
             "there are more parameters than before: weights that several layers share are cut and repaired for each of "
             "them (--of params counts that)"

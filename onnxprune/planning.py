@@ -18,7 +18,7 @@ import onnx
 from onnxprune.blocks import block_damages, edit_of
 from onnxprune.channels import ChannelGroup, Channels, common_reasons
 from onnxprune.decide.allocation import TOLERANCE, Allocation, BlockMove, Limits
-from onnxprune.decide.blocks import AnyBlock, all_blocks
+from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.ranks import RankMove, find_ranks
 from onnxprune.decide.staged import three_stages
 from onnxprune.decide.study import GRADIENT, Samples, study
@@ -122,7 +122,9 @@ class Planner:
             if self.how != "adaptive":
                 words = ",".join(self.settings.kinds())
                 raise UsageError(f"--methods {words} needs samples and the adaptive allocation; give --calib")
-            raise UnsupportedError("no block can go: there is none, or --keep-block names them all")
+            raise UnsupportedError(
+                "no block can go: there is none, or --keep-block, --include and --exclude keep them all"
+            )
         raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
 
     def _report(self, phase: str) -> Callable[[int, int], None] | None:
@@ -133,14 +135,14 @@ class Planner:
         if "blocks" not in self.settings.kinds() or self.how != "adaptive":
             return ()
         asked = Limits(include=self.settings.include, exclude=self.settings.exclude)
-        stay = {g.name for g in self.channels.groups if not asked.allows(g)}
         found = all_blocks(self.subject.graph, self.channels, self.settings.keep_block)
         macs = {layer.key: layer.macs for layer in products(self.subject.graph, self.channels.shapes)}
         most = LARGEST_BRANCH * sum(macs.values())
         return tuple(
             b
             for b in found
-            if b.group is None or (b.group not in stay and sum(macs.get(k, 0) for k in b.nodes) <= most)
+            if may_go(b, self.subject.graph, self.channels, asked)
+            and (b.group is None or sum(macs.get(k, 0) for k in b.nodes) <= most)
         )
 
     @cached_property

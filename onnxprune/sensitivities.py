@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +24,7 @@ from onnxprune.api import ModelLike
 from onnxprune.blocks import block_damages
 from onnxprune.channels import ChannelGroup
 from onnxprune.decide.allocation import Limits
-from onnxprune.decide.blocks import AnyBlock, all_blocks
+from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.curves import Curve
 from onnxprune.decide.sensitivity import SHARES, Trials
 from onnxprune.decide.study import TRIAL_MACS, TRIAL_SAMPLES, Samples, trials_of
@@ -182,19 +181,10 @@ def _places(subject: Subject, shares: Sequence[float], methods: Collection[str],
     if not groups and not blocks:
         raise UnsupportedError(f"nothing can be cut: {why_not(channels)}")
     found = [_Place("group", g.name, g.width, widths_of(g, shares), g) for g in groups if limits.allows(g)]
-    found += [_Place("block", b.name, 1, (0,), b) for b in blocks if _allowed(b, limits)]
+    found += [_Place("block", b.name, 1, (0,), b) for b in blocks if may_go(b, subject.graph, channels, limits)]
     if not found:
         raise UsageError("--include and --exclude leave nothing to cut; `onnxprune inspect` lists the groups")
     return found
-
-
-def _allowed(block: AnyBlock, limits: Limits) -> bool:
-    try:
-        return (limits.include is None or block.named(limits.include)) and not (
-            limits.exclude is not None and block.named(limits.exclude)
-        )
-    except re.error as error:
-        raise UsageError(f"not a regular expression: {error} - see --include and --exclude") from error
 
 
 def widths_of(group: ChannelGroup, shares: Sequence[float]) -> list[int]:

@@ -224,3 +224,9 @@ def test_an_existing_output_is_refused(capsys, tmp_path):
 
 def test_provider_that_is_not_there(capsys):
     assert run(capsys, "bench", MODEL, "--providers", "coreml")[0] == 8
+
+
+def test_inspect_prints_json(capsys):
+    code, text, _ = run(capsys, "inspect", MODEL, "--json")
+    content = json.loads(text)
+    assert code == 0 and content["groups"] and all(type(g["step"]) is int for g in content["groups"])

@@ -9,7 +9,7 @@ widths, whole blocks and ranks against each other by what they do to the outputs
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -45,9 +45,13 @@ class Limits:
     on_gpu: bool = False
 
     def allows(self, group: ChannelGroup) -> bool:
+        return self.allows_any(_names(group))
+
+    def allows_any(self, names: Collection[str]) -> bool:
+        """Whether what goes by these names may be cut."""
         try:
-            wanted = self.include is None or any(re.search(self.include, n) for n in _names(group))
-            barred = self.exclude is not None and any(re.search(self.exclude, n) for n in _names(group))
+            wanted = self.include is None or any(re.search(self.include, n) for n in names)
+            barred = self.exclude is not None and any(re.search(self.exclude, n) for n in names)
         except re.error as error:
             raise UsageError(f"not a regular expression: {error} - see --include and --exclude") from error
         return wanted and not barred
@@ -70,7 +74,7 @@ class Limits:
         else:
             step = 16 if group.width * size >= 256 else 8 if group.width * size >= 128 else 4
         # a unit that spans several channels (a group of a grouped conv) counts for all of them
-        return max(1, step // np.gcd(step, size))
+        return max(1, step // int(np.gcd(step, size)))
 
 
 def _names(group: ChannelGroup) -> set[str]:

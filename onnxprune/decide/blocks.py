@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.decide.allocation import Limits
 from onnxprune.errors import UsageError
+from onnxprune.graph.layers import products
 from onnxprune.graph.model import Graph, captured
 from onnxprune.graph.shapes import UNARY
 
@@ -111,6 +113,25 @@ def all_blocks(graph: Graph, channels: Channels, keep: str | None = None) -> tup
     order = {key: k for k, key in enumerate(graph.nodes)}
     found: list[AnyBlock] = [*find_blocks(graph, channels.shapes, keep), *find_appended(graph, channels, keep)]
     return tuple(sorted(found, key=lambda b: order[b.end]))
+
+
+def may_go(block: AnyBlock, graph: Graph, channels: Channels, limits: Limits) -> bool:
+    """Whether a block may be cut: by its own name, or as all may that goes with it, the groups that its layers make and
+    layers that make none. What is excluded in it keeps it."""
+    if limits.include is None and limits.exclude is None:
+        return True
+    inside = set(block.nodes)
+    made = [g for g in channels.groups if g.name == block.group or any(s.use[0] in inside for s in g.weights)]
+    grouped = {s.use for g in made for s in g.weights}
+    uses = [layer.weight for layer in products(graph, channels.shapes) if layer.key in inside and layer.weight]
+    alone = [graph.nodes[key].input[i] for key, i in uses if (key, i) not in grouped]
+    if limits.include is not None and replace(limits, exclude=None).allows_any([block.name]):
+        limits = replace(limits, include=None)
+    return (
+        replace(limits, include=None).allows_any([block.name, *block.nodes])
+        and all(map(limits.allows, made))
+        and all(limits.allows_any([name]) for name in alone)
+    )
 
 
 def find_appended(graph: Graph, channels: Channels, keep: str | None = None) -> tuple[Appended, ...]:

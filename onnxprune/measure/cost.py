@@ -405,6 +405,13 @@ def _param_terms(graph: Graph, channels: Channels) -> list[Term]:
     return [*(term for terms in found.values() for term in terms.values()), Term(float(max(whole, 0)))]
 
 
+def shares_weights(graph: Graph, channels: Channels) -> bool:
+    """Whether several layers read one weight."""
+    uses = [layer.weight for layer in products(graph, channels.shapes) if layer.weight is not None]
+    sources = [_source(graph, graph.nodes[key].input[i]) for key, i in uses]
+    return len(set(sources)) < len(sources)
+
+
 def _source(graph: Graph, name: str) -> str:
     """The stored constant behind a folded path."""
     while name in graph.producer and graph.nodes[graph.producer[name]].input:

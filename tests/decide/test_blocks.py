@@ -6,8 +6,8 @@ import pytest
 from onnxprune import api
 from onnxprune.blocks import drop_of, edit_of
 from onnxprune.decide.allocation import BlockMove, Ladder, Limits, adaptive
-from onnxprune.decide.blocks import all_blocks, find_appended, find_blocks
-from onnxprune.errors import UsageError
+from onnxprune.decide.blocks import all_blocks, find_appended, find_blocks, may_go
+from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel
 from onnxprune.measure.verify import check_surgery
@@ -314,3 +314,39 @@ def test_a_block_inside_a_branch_that_goes_goes_with_it():
     result = api.apply_plan(subject, plan, api.Settings(ratio=0.5))
     assert result.surgery.exact and [n.op_type for n in result.model.graph.node].count("Conv") == 3
     assert result.fidelity.samples and result.macs_removed > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, ["s1", "s2"]),
+        ({"exclude": "."}, []),
+        ({"exclude": "^w1$"}, ["s2"]),
+        ({"exclude": "^v2$"}, []),  # of the group that both blocks write
+        ({"include": "^w0$"}, []),
+        ({"include": "^s2$"}, ["s2"]),
+        ({"include": "^s", "exclude": "^a1$"}, ["s2"]),
+        ({"include": "^w[012]$"}, ["s1"]),
+        ({"include": "^[wv]"}, ["s1", "s2"]),
+    ],
+    ids=str,
+)
+def test_include_and_exclude_bind_blocks_too(options, left):
+    """A block goes only where all may that goes with it; `w2`, `v2` and `w0` write one group."""
+    text = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w0, float[6,8,3,3] w1, float[8,6,3,3] w2, float[4,8,3,3] v1,
+      float[8,4,3,3] v2, float[4,8,1,1] w9> { h = Conv<pads=[1,1,1,1]>(x, w0)
+      a1 = Conv<pads=[1,1,1,1]>(h, w1) r1 = Relu(a1) b1 = Conv<pads=[1,1,1,1]>(r1, w2) s1 = Add(b1, h)
+      a2 = Conv<pads=[1,1,1,1]>(s1, v1) r2 = Relu(a2) b2 = Conv<pads=[1,1,1,1]>(r2, v2) s2 = Add(b2, s1) y = Conv(s2, w9) }"""
+    subject = api.open_model(surgery.model_of(text))
+    limits = Limits(**options)
+    found = all_blocks(subject.graph, subject.channels)
+    assert [b.name for b in found] == ["s1", "s2"]
+    assert [b.name for b in found if may_go(b, subject.graph, subject.channels, limits)] == left
+    samples = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    sampled = api.open_model(surgery.model_of(text), calibration=samples)
+    settings = api.Settings(ratio=0.2, methods=("blocks",), best_effort=True, **options)
+    if left:
+        assert {d.block for d in api.make_plan(sampled, settings).drops()} <= set(left)
+    else:
+        with pytest.raises((UsageError, UnsupportedError)):
+            api.make_plan(sampled, settings)
