@@ -203,9 +203,11 @@ def apply_plan(
 
 def _macs(pruned: onnx.ModelProto, cut: Cut, feeds: Mapping[str, np.ndarray]) -> float:
     """Multiply-accumulates of the outcome. It is run once where it has tensors that the cut alone does not know:
-    layers that were made of two, and what gives a MatMul a bias."""
+    layers that were made of two, what gives a MatMul a bias, and weights behind DequantizeLinear."""
     graph = Graph(pruned)
-    known = all(o in cut.shapes for n in graph.nodes.values() for o in n.output if o and graph.constant(o) is None)
+    nodes = graph.nodes.values()
+    known = all(o in cut.shapes for n in nodes for o in n.output if o and graph.constant(o) is None)
+    known = known and not any(n.op_type == "DequantizeLinear" for n in nodes)
     return count_macs(graph, cut.shapes if known else observe(graph, feeds).shapes)
 
 

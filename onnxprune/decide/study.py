@@ -223,11 +223,16 @@ def _energies_read(
         for a in g.activations
         if a.tensor in read
     }
-    zeros = {}
-    for tensor, node in ((s.reads, graph.nodes[s.use[0]]) for g in channels.groups for s in g.readers if s.reads):
+    zeros: dict[str, float] = {}  # of what has no squares of its own
+    for s in (s for g in channels.groups for s in g.readers):
+        node, weight = graph.nodes[s.use[0]], graph.value(s.use)
+        if s.reads is None:
+            continue
         if node.op_type in QUANTIZED_READERS:
             zero = graph.constant(node.input[2]) if len(node.input) > 2 else None
-            zeros[tensor] = 0.0 if zero is None else float(np.ravel(zero)[0])
+            zeros[s.reads] = 0.0 if zero is None else float(np.ravel(zero)[0])
+        elif weight is not None and weight.dtype == np.float16:
+            zeros[s.reads] = 0.0
     return moments(model, taps, samples.batches(32), zeros=zeros, threads=threads)
 
 

@@ -67,10 +67,12 @@ class Design:
         return np.ascontiguousarray(matrix[0].T if self.turned else matrix[0]).astype(like.dtype)
 
     def rows_read(self, x: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
-        """(rows, parts · inputs): what the layer reads at output positions (images, p), or at all of them."""
+        """(rows, parts · inputs), never float16: what the layer reads at output positions (images, p), or at all."""
         if self.conv is None:
             return rows_of(x, x.ndim - 1, positions)
         given = self.conv
+        if x.dtype == np.float16:  # sums of squares overflow, and its products are slow
+            x = x.astype(np.float32)
         pads = given["pads"] if "pads" in given else _same_pads(given, x.shape[2:], given["upper"][0])
         return numerics.patches(
             x,

@@ -53,7 +53,8 @@ def moments(
         model: the model.
         taps: tensor name -> (axis, rank).
         batches: feeds; each is run once.
-        zeros: of tapped tensors that are quantized, the integer that stands for zero; their unit is one step.
+        zeros: tapped tensors whose squares do not fit their type, and what stands for zero there: of quantized ones,
+            whose unit is one step, an integer.
         threads: ORT threads.
     """
     if not taps:

@@ -127,3 +127,25 @@ def test_sequences_of_tensors_are_repaired():
         result = api.prune(model_of(text), 0.1, calibration=samples, round_to=1, best_effort=True)
         assert result.surgery.exact and result.macs_removed > 0.05
     assert result.fidelity.sqnr_db > 5
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_macs_of_quantized_layers_are_those_of_the_file(samples):
+    """The weight behind DequantizeLinear gets smaller on both axes."""
+    text = """(float[N,3,8,8] x) => (float[] y) <float s = {0.125}, int8 z = {0}, int8[16,3,3,3] w, int8[16,16,3,3] v, int8[5,16,1,1] u>
+    { a = DequantizeLinear(w, s, z) b = DequantizeLinear(v, s, z) c = DequantizeLinear(u, s, z)
+      h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) i = Conv<pads=[1,1,1,1]>(r, b) t = Relu(i) y = Conv(t, c) }"""
+    x = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
+    result = api.prune(model_of(text), 0.5, calibration=x if samples else None)
+    w, v, u = (tuple(t.dims) for t in result.model.graph.initializer if len(t.dims) == 4)
+    assert result.after.macs == 64 * sum(map(np.prod, (w, v, u))) and 0.49 < result.macs_removed < 0.75
+
+
+def test_squares_of_half_precision_are_summed_in_full():
+    text = """(float[N,3,16,16] x) => (float[] y) <float16[16,3,3,3] w, float16[16,16,3,3] v, float16[5,16,1,1] u>
+    { k = Cast<to=10>(x) h = Conv<pads=[1,1,1,1]>(k, w) r = Relu(h) i = Conv<pads=[1,1,1,1]>(r, v) t = Relu(i)
+      q = Conv(t, u) y = Cast<to=1>(q) }"""
+    x = 40 * np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
+    for allocation in ("uniform", "adaptive"):
+        result = api.prune(model_of(text), 0.3, calibration=x, round_to=1, allocation=allocation)
+        assert result.surgery.exact and np.isfinite(result.fidelity.cosine) and result.fidelity.sqnr_db > 3
