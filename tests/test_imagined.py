@@ -200,3 +200,23 @@ def test_what_kept_channels_span_is_spread_exactly(text, monkeypatch):
 def test_random_batches_are_few_where_they_are_large(shape, repeat, shapes):
     found = random_batches({"x": np.zeros(shape, np.float32)}, repeat=repeat)
     assert [b["x"].shape for b in found] == shapes
+
+
+MODULATED = """(float[N,4] z) => (float[] y) <float[4,6] a, float[1,8,4,4] start, float[6,8,3,3] base, int64[4] ends = {6,1,1,1},
+    int64[1] zero = {0}, float[12,6,3,3] w, float[5,12,1,1] v>
+    { p = MatMul(z, a) s = ReduceMean<keepdims=0>(p, zero) t = Reshape(s, ends) m = Mul(base, t)
+      c = Conv<pads=[1,1,1,1]>(start, m) r = Relu(c) h = Conv<pads=[1,1,1,1]>(r, w) k = Relu(h) y = Conv(k, v) }"""
+LEFT = """(float[6,1] z) => (float[] y) <float[8,6] start, float[8,12] w, float[12,3] v>
+    { h = Gemm(start, z) t = Transpose<perm=[1,0]>(h) r = Relu(t) k = MatMul(r, w) q = Relu(k) y = MatMul(q, v) }"""
+
+
+@pytest.mark.parametrize("text", [MODULATED, LEFT], ids=["a convolution of a constant", "a Gemm with its weight first"])
+def test_what_is_no_layer_with_a_weight_is_not_repaired(text):
+    """A generator convolves a constant by weights that it computes: no bias or scale fits into the constant."""
+    model = model_of(text)
+    result = onnxprune.prune(model, 0.3, round_to=1, best_effort=True)
+    assert result.surgery.exact and result.macs_removed > 0.1
+    plain = onnxprune.prune(model, 0.3, round_to=1, best_effort=True, repair="none")
+    for name in ("start", "base"):
+        stored = [{t.name: t.raw_data for t in m.graph.initializer}.get(name) for m in (plain.model, result.model)]
+        assert stored[0] == stored[1]

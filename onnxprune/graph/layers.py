@@ -91,7 +91,8 @@ def _products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer
             macs = _volume(x if node.op_type == "ConvTranspose" else out) * _volume(w[1:])
         else:
             macs = _volume(out) * (x[0] if attr(node, "transA", 0) else x[-1] if x else 1)
-        side = next((i for i in reversed(sides) if graph.constant(node.input[i]) is not None), None)
+        either = sides if "Conv" not in node.op_type else sides[1:]  # a convolution of a constant has no weight
+        side = next((i for i in reversed(either) if graph.constant(node.input[i]) is not None), None)
         found.append(Layer(key, node.op_type, None if side is None else (key, side), float(macs)))
     return found
 
@@ -127,11 +128,11 @@ def affine(
     graph: Graph, layer: Layer, consumers: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...]]
 ) -> Affine | None:
     """Where a correction of the layer's output can be folded, or None (grouped ConvTranspose, quantized,
-    activations on both sides, a MatMul with its weight on the left)."""
+    activations on both sides, a product with its weight on the left)."""
     node = graph.nodes[layer.key]
     if layer.weight is None or (node.op_type == "ConvTranspose" and attr(node, "group", 1) > 1):
         return None
-    if node.op_type == "MatMul" and layer.weight[1] == 0:
+    if node.op_type in ("MatMul", "Gemm") and layer.weight[1] == 0:
         return None
     weight = graph.value(layer.weight)
     out = shapes[node.output[0]]
