@@ -23,7 +23,8 @@ PRODUCTS: Mapping[tuple[str, str], tuple[int, int]] = {
     ("com.microsoft", "QGemm"): (0, 3),
 }
 """(domain, operator) -> which operands it multiplies."""
-SUMS = frozenset((*LINEAR, "Einsum", "LSTM", "GRU", "RNN"))
+RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+SUMS = frozenset((*LINEAR, "Einsum", *RECURRENT))
 """Nodes whose output is a sum over what they read, column by column of a weight."""
 
 
@@ -73,7 +74,7 @@ def products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]
     """Every multiplying node with its cost, quantized ones too, in execution order.
 
     Multiply-accumulates: Conv prod(out)·prod(w[1:]); ConvTranspose prod(in)·prod(w[1:]); Gemm and MatMul
-    prod(out)·contracted.
+    prod(out)·contracted; LSTM, GRU and RNN (steps)·(samples)·(prod(w) + prod(r)).
     """
     return graph.once("products", shapes, lambda: _products(graph, shapes))
 
@@ -82,6 +83,8 @@ def _products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer
     found = []
     for key, node in graph.nodes.items():
         sides = PRODUCTS.get((node.domain.removeprefix("ai.onnx"), node.op_type))
+        if node.op_type in RECURRENT and node.domain.removeprefix("ai.onnx") == "":
+            found.append(Layer(key, node.op_type, None, sum(recurrent_macs(graph, key, shapes))))
         if sides is None or node.output[0] not in shapes or graph.constant(node.output[0]) is not None:
             continue
         x, w, out = (_size(graph, key, i, shapes) for i in (*sides, None))
@@ -95,6 +98,13 @@ def _products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer
         side = next((i for i in reversed(either) if graph.constant(node.input[i]) is not None), None)
         found.append(Layer(key, node.op_type, None if side is None else (key, side), float(macs)))
     return found
+
+
+def recurrent_macs(graph: Graph, key: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[float, float]:
+    """(for what an LSTM, GRU or RNN reads, for its own state)."""
+    x, w, r = (_size(graph, key, i, shapes) or () for i in range(3))
+    steps = _volume(x[:-1])
+    return steps * _volume(w), steps * _volume(r)
 
 
 def _size(graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ import onnx
 from scipy.sparse import csr_array, diags_array
 
 from onnxprune.channels import ChannelGroup, Channels
-from onnxprune.graph.layers import Layer, products, writes_axis
+from onnxprune.graph.layers import RECURRENT, Layer, products, recurrent_macs, writes_axis
 from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.measure.node_times import NodeTimes, Stairs
 
@@ -370,6 +370,11 @@ def _paired(
 def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
     terms = []
     for layer in products(graph, channels.shapes):
+        if layer.op in RECURRENT:  # only what it reads gets smaller
+            reading, rest = recurrent_macs(graph, layer.key, channels.shapes)
+            lines = channels.params.get((layer.key, 1), {}).values()
+            terms += [Term(reading, [(line, None) for line in lines], layer.key), Term(rest, (), layer.key)]
+            continue
         weight = _weight(layer, channels)
         if weight is not None:
             factors = list(channels.params.get(weight, {}).values())
@@ -383,7 +388,7 @@ def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
 
 def _weight(layer: Layer, channels: Channels) -> Use | None:
     """The operand that a layer's channels are cut in; a quantized weight comes through DequantizeLinear."""
-    through = ((layer.key, i) for i in (1, 0))
+    through = ((layer.key, i) for i in (1, 0) if layer.op not in RECURRENT)
     return layer.weight or next((use for use in through if use in channels.params), None)
 
 

@@ -149,3 +149,21 @@ def test_squares_of_half_precision_are_summed_in_full():
     for allocation in ("uniform", "adaptive"):
         result = api.prune(model_of(text), 0.3, calibration=x, round_to=1, allocation=allocation)
         assert result.surgery.exact and np.isfinite(result.fidelity.cosine) and result.fidelity.sqnr_db > 3
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers_cost_what_they_multiply(op, gates):
+    """Six steps of two samples, both ways, a state of 4; what the layer reads gets smaller, its state does not."""
+    text = f"""(float[6,2,12] x) => (float[] y) <float[12,8] u, float[2,{4 * gates},8] w, float[2,{4 * gates},4] r>
+    {{ m = MatMul(x, u) a = Relu(m) y, h = {op}<hidden_size=4, direction="bidirectional">(a, w, r) }}"""
+    model = model_of(text)
+    graph = Graph(model)
+    channels = find_channels(graph, observe(graph, feeds_of(model)))
+    cost = CostModel(graph, channels)
+    assert cost.total == count_macs(graph, channels.shapes) == 12 * (12 * 8 + 2 * 4 * gates * (8 + 4))
+    half = channels.alive({"u": range(4)})
+    pruned = Graph(cut(graph, channels, half))
+    now = 12 * (12 * 4 + 2 * 4 * gates * (4 + 4))
+    assert cost(half) == count_macs(pruned, observe(pruned, feeds_of(model)).shapes) == now
+    result = api.prune(model, 0.2, round_to=1, best_effort=True)
+    assert result.before.macs == cost.total and result.macs_removed > 0.05
