@@ -41,7 +41,7 @@ from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorable
 from onnxprune.subject import Settings, Subject
 from onnxprune.surgery import check_repaired, operate
-from onnxprune.targets import OPTIONS, Target, close_loop, largest
+from onnxprune.targets import OPTIONS, UNITS, Target, close_loop, largest
 
 MEASURE_ROUNDS = 20
 """Rounds of one measurement in a closed loop; the finished model gets 40."""
@@ -357,7 +357,11 @@ def _furthest(
     most, plan = max(tried, key=lambda t: t[0], default=(1.0, None))
     if plan is not None and most > 1 and settings.best_effort:
         return plan
-    seen = f"{most:.2f} of {goal:.2f} times is the most that was measured; " if tried else ""
+    seen = ""
+    if tried and target.kind in UNITS:
+        seen = f"{target.value * goal / most:.3g} {UNITS[target.kind]} is the least that was measured; "
+    elif tried:
+        seen = f"{most:.2f} of {goal:.2f} times is the most that was measured; "
     raise BudgetError(
         f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {seen}{why_not(subject.channels)}; "
         "ask for less, or add --best-effort"

@@ -311,9 +311,11 @@ class Planner:
         return self.better(plans)
 
     def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
+        why = why_not(self.channels)
+        if not self.ranks and not {"channels", "blocks"} & set(self.settings.kinds()):
+            why = "no layer gets cheaper by a lower rank (float16 and quantized ones are never made of two)"
         return BudgetError(
-            f"only {removed:.1%} of the {self.of} can go, not {ratio:.1%}: "
-            f"{why_not(self.channels)}; ask for less or add --best-effort"
+            f"only {removed:.1%} of the {self.of} can go, not {ratio:.1%}: {why}; ask for less or add --best-effort"
         )
 
     @one_blas_thread

@@ -51,6 +51,8 @@ class Target:
 
 
 OPTIONS = {"speedup": "--speedup", "latency_ms": "--latency-ms", "size_mb": "--size-mb", "max_drop": "--max-drop"}
+UNITS = {"latency_ms": "ms", "size_mb": "MB"}
+"""Of targets that are no factor."""
 
 
 @dataclass(frozen=True)
