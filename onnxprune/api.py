@@ -21,6 +21,7 @@ from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import BudgetError, ModelError, PruneError, UnstableError, UnsupportedError, UsageError
 from onnxprune.graph import files
 from onnxprune.graph.chance import without_seeds
+from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.lossless import in_words, plan_lossless
@@ -143,6 +144,9 @@ def apply_plan(
         raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
     if repair not in ("none", "merge") and fit is None:
         raise UsageError(f"--repair {repair} needs samples; give --calib")
+    if repair in ("merge", "refit", "statistics") and not _repairable(subject):
+        repair = "none"
+        warnings.append("no layer has weights in floating point, so nothing was repaired")
     if fit is None and not plan.lossless and original is None:
         done = "nothing was repaired" if repair == "none" else "the repair went by random inputs"
         warnings.append(
@@ -199,6 +203,11 @@ def apply_plan(
         feeds=subject.feeds,
     )
     return measure_latency(result, subject, settings, progress) if bench else result
+
+
+def _repairable(subject: Subject) -> bool:
+    """Whether any layer has a weight that a repair could change; quantized ones stay as they are."""
+    return any(layer.weight is not None for layer in layers(subject.graph, subject.channels.shapes))
 
 
 def _macs(pruned: onnx.ModelProto, cut: Cut, feeds: Mapping[str, np.ndarray]) -> float:
