@@ -193,7 +193,7 @@ def check_surgery(
             worst = max(worst, error)
             if until_turned and error == 0.0:  # the same to the last bit: nothing can turn over
                 break
-            if tail is not None and basis:
+            if tail is not None and basis and all(np.shape(seen[b]) == np.shape(made[b]) for b in basis):
                 turned = _turned(tail, feeds, seen, made, precision)
                 break
             continue
