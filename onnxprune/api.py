@@ -144,6 +144,8 @@ def apply_plan(
         raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
     if repair not in ("none", "merge") and fit is None:
         raise UsageError(f"--repair {repair} needs samples; give --calib")
+    if repair == "distill" and not _repairable(subject):
+        raise UnsupportedError("--repair distill: no layer has weights in floating point, so there is nothing to train")
     if repair in ("merge", "refit", "statistics") and not _repairable(subject):
         repair = "none"
         warnings.append("no layer has weights in floating point, so nothing was repaired")
@@ -198,7 +200,7 @@ def apply_plan(
         pinned=channels.pinned,
         groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups),
         repair=repair,
-        inexact=channels.inexact,
+        inexact=() if operated.surgery.exact else channels.inexact,
         warnings=tuple(warnings),
         feeds=subject.feeds,
     )

@@ -6,6 +6,7 @@
     ├── CalibrationError            4   the samples are missing, unreadable, or do not fit the model
     ├── UnsupportedError            5   a sound model in which nothing can be pruned
     ├── BudgetError                 6   the asked-for budget or the verification was missed
+    │   ├── OutOfReachError         6   a ratio that no plan reaches
     │   └── UnstableError           6   on random input, rounding decides the outputs: they prove nothing
     ├── FileError                   7   reading or writing failed
     └── ProviderError               8   the asked-for execution provider is not there
@@ -36,6 +37,14 @@ class UnsupportedError(PruneError):
 
 class BudgetError(PruneError):
     exit_code = 6
+
+
+class OutOfReachError(BudgetError):
+    """Attributes: removed: the share that can go."""
+
+    def __init__(self, text: str, removed: float):
+        super().__init__(text)
+        self.removed = removed
 
 
 class UnstableError(BudgetError):

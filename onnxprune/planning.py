@@ -22,7 +22,7 @@ from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.ranks import RankMove, find_ranks
 from onnxprune.decide.staged import three_stages
 from onnxprune.decide.study import GRADIENT, Samples, study
-from onnxprune.errors import BudgetError, UnsupportedError, UsageError
+from onnxprune.errors import OutOfReachError, UnsupportedError, UsageError
 from onnxprune.graph.layers import products
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.calibration import Calibration
@@ -43,6 +43,8 @@ PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
 GRADIENT_SAMPLES = 256
 """Samples of the backward passes of a gradient criterion."""
+COARSE = 0.02
+"""An overshoot that tells of coarse widths: half of a power of two is often a hair less than half of the cost."""
 STEPS_UP = 8
 """Ratios above the one asked for that are tried where the widths allowed fall short of it."""
 
@@ -279,8 +281,12 @@ class Planner:
         return self._plan(found, ratio, {name: named[name].ways[k] for name, k in found.ways.items()})
 
     def _reaching(self, ratio: float, allocated: Callable[[float], Allocation]) -> Allocation:
-        """What comes closest to a ratio; where widths are so coarse that this falls short, the next that does not."""
+        """What comes closest to a ratio; where widths are so coarse that this falls short, the next that does not, and
+        where they overshoot, what lies a hair below."""
         found = more = allocated(ratio)
+        if found.removed > ratio + COARSE and ratio > TOLERANCE:
+            less = replace(allocated(ratio - TOLERANCE), asked=ratio)
+            return less if less.met and less.removed < found.removed else found
         step = max(TOLERANCE, ratio - found.removed)
         for k in range(1, STEPS_UP + 1):
             if more.met or self.settings.best_effort or ratio + k * step >= 1:
@@ -303,20 +309,20 @@ class Planner:
         for kind in self.kinds:
             try:
                 found.append(self.propose(ratio, kind))
-            except BudgetError as error:
+            except OutOfReachError as error:
                 missed.append(error)
         plans = [p for p in found if p is not None]
         if not plans:
-            raise missed[0]
-        return self.better(plans)
+            raise max(missed, key=lambda error: error.removed)
+        met = [p for p in plans if 1 - 1 / self.gain(p) >= ratio - TOLERANCE] if len(plans) > 1 else plans
+        return self.better(met) if met else max(plans, key=self.gain)
 
-    def _out_of_reach(self, removed: float, ratio: float) -> BudgetError:
+    def _out_of_reach(self, removed: float, ratio: float) -> OutOfReachError:
         why = why_not(self.channels)
         if not self.ranks and not {"channels", "blocks"} & set(self.settings.kinds()):
             why = "no layer gets cheaper by a lower rank (float16 and quantized ones are never made of two)"
-        return BudgetError(
-            f"only {removed:.1%} of the {self.of} can go, not {ratio:.1%}: {why}; ask for less or add --best-effort"
-        )
+        words = f"only {removed:.1%} of the {self.of} can go, not {ratio:.1%}: {why}; ask for less or add --best-effort"
+        return OutOfReachError(words, removed)
 
     @one_blas_thread
     def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:

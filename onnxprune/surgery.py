@@ -65,7 +65,7 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
         model = without(graph, channels, plan.edits)
         kept = Cut(channels, alive).kept()
         surgery = check_surgery(graph.model, model, cuts, probes, kept=kept, until_turned=held is None, graph=graph)
-    if channels.inexact and not plan.lossless:
+    if channels.inexact and not plan.lossless and not surgery.exact:
         nodes = channels.inexact
         words = (
             f"--prune-statistics: {len(nodes)} nodes such as {nodes[0]!r} normalize over fewer channels, so the cut is "

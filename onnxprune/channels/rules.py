@@ -328,6 +328,11 @@ def recurrent(walk: Walk, x: Value, w: Value, *rest: Value) -> list[Ids]:
 # -- what treats every element alike -------------------------------------------------------------------------
 
 
+@rule("CastLike")
+def cast_like(walk: Walk, x: Value, like: Value = None) -> Value:
+    return x
+
+
 @rule(*UNARY)
 def unary(walk: Walk, x: Value, *bounds: Value) -> list[Ids]:
     pin_all(walk, f"{walk.node.op_type} bound computed at run time", *bounds)

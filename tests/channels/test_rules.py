@@ -513,6 +513,7 @@ net("weights behind Transpose", "float[3,3,8,6] w", "v = Transpose<perm=[3,2,0,1
 net("a bias of zeros by CastLike (torch, not optimised)", "float[6,8,3,3] w, double nought = {0.5}, int64[1] a = {0},"
     " int64[1] e = {1}", """k = CastLike(nought, h) s = Shape(w) n = Slice(s, a, e) b = Expand(k, n)
     z = Conv(h, w, b)""", [6, 8], read=6)
+net("CastLike of an activation", "float[6,8,3,3] w", "k = CastLike(h, x) r = Relu(k) z = Conv(r, w)", [6, 8], read=6)
 net("weights behind Reshape", "float[6,72] w, int64[4] s = {6,8,3,3}", "v = Reshape(w, s) z = Conv(h, v)",
     [6, 8], read=6)
 net("weights behind Cast", "double[6,8,3,3] w", "v = Cast<to=1>(w) z = Conv(h, v)", [6, 8], read=6)

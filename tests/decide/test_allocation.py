@@ -9,10 +9,11 @@ from onnxprune import api
 from onnxprune.api import open_model
 from onnxprune.channels import find_channels
 from onnxprune.decide.allocation import Ladder, Limits, allocate
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.errors import BudgetError, OutOfReachError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
+from onnxprune.planning import Planner
 from onnxprune.subject import Settings
 from tests.channels.surgery import feeds_of, model_of
 
@@ -141,3 +142,44 @@ def test_widths_too_coarse_for_a_ratio_give_the_next_that_reaches_it(how):
         assert abs(removed[True] - ratio) <= abs(removed[False] - ratio) + 1e-9, "the closest"
     with pytest.raises(BudgetError, match="ask for less"):
         api.make_plan(subject, api.Settings(ratio=0.95, allocation=how, round_to=4))
+
+
+def test_a_hair_below_the_ratio_is_met_where_the_next_width_overshoots():
+    """One group of 32 in steps of 16: half of it removes a hair less than half, and is what was meant."""
+    samples = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
+    text = """(float[N,3,8,8] x) => (float[] y, float[] s) <float[32,3,3,3] a, float[8,32,3,3] b, float[1,3,1,1] c>
+        { h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) y = Conv<pads=[1,1,1,1]>(r, b) s = Conv(x, c) }"""
+    result = api.prune(model_of(text), 0.5, calibration=samples, round_to=8, repair="none")
+    assert 0.49 <= result.macs_removed < 0.5, "16 of 32"
+
+
+class Kinds(Planner):
+    """A planner whose plans of two kinds remove what is said here."""
+
+    kinds = ("channels", "mix")
+    shares: dict[str, float]
+
+    def propose(self, ratio, kind):
+        if self.shares[kind] < ratio and not self.settings.best_effort:
+            raise OutOfReachError(f"only {self.shares[kind]:.0%}", self.shares[kind])
+        return kind
+
+    def gain(self, plan):
+        return 1 / (1 - self.shares[plan])
+
+    def better(self, plans):
+        return plans[0]
+
+
+@pytest.mark.parametrize("shares", [(0.3, 0.6), (0.6, 0.3)])
+def test_best_effort_goes_as_far_as_any_plan(shares):
+    subject = open_model(model_of(CHAIN))
+    planner = Kinds(subject, Settings(ratio=0.5, best_effort=True))
+    planner.shares = dict(zip(planner.kinds, shares, strict=True))
+    most = planner.kinds[int(np.argmax(shares))]
+    assert planner.plan(0.9) == most
+    assert planner.plan(0.2) == "channels", "both reach it: the better one"
+    assert planner.plan(0.5) == most, "one reaches it"
+    planner.settings = Settings(ratio=0.5)
+    with pytest.raises(OutOfReachError, match="only 60%"):
+        planner.plan(0.9)

@@ -108,7 +108,7 @@ def test_integer_layers_are_pruned_with_samples(zero):
     model = model_of(QUANTIZED.replace("uint8 z = {128}", f"uint8 z = {{{zero}}}"))
     x = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
     result = api.prune(model, 0.5, calibration=x, round_to=1, repair="none")
-    assert result.surgery.exact and result.fidelity.equal is not None and 0.5 <= result.macs_removed < 0.63
+    assert result.surgery.exact and result.fidelity.equal is not None and 0.49 <= result.macs_removed < 0.51
     taps = {"h": (1, 4), "p": (1, 4)}
     found = moments(model, taps, [{"x": x[:1]}, {"x": x[1:2]}], zeros={"h": zero, "p": zero})
     plain = moments(model, taps, [{"x": x[:1]}, {"x": x[1:2]}], zeros={"h": 0.0, "p": 0.0})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import numpy_helper, parser
 
 import onnxprune
 from onnxprune.cli import main
@@ -29,7 +30,7 @@ torch = pytest.importorskip("torch")
 
 from onnxprune import api  # noqa: E402
 from onnxprune.channels import find_channels  # noqa: E402
-from onnxprune.errors import UsageError  # noqa: E402
+from onnxprune.errors import UnsupportedError, UsageError  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.runtime import open_session  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
@@ -190,3 +191,16 @@ def test_cutmix_takes_rectangles_of_the_share_asked_for():
 def test_an_unknown_augmentation_is_named():
     with pytest.raises(UsageError, match="'turn'"):
         augmenter(["turn"], 0)
+
+
+def test_a_network_of_integers_has_nothing_to_train():
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,8,8] x) => (float[] y) <float s = {0.125}, int8 z = {0}>
+        { a = DequantizeLinear(w, s, z) c = DequantizeLinear(u, s, z) h = Conv(x, a) r = Relu(h) y = Conv(r, c) }"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (16, 3, 3, 3)), ("u", (5, 16, 1, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.integers(-9, 9, shape).astype(np.int8), name))
+    x = rng.standard_normal((16, 3, 8, 8)).astype(np.float32)
+    with pytest.raises(UnsupportedError, match="nothing to train"):
+        onnxprune.prune(model, 0.5, calibration=x, repair="distill")
