@@ -43,8 +43,9 @@ PRICE_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
 GRADIENT_SAMPLES = 256
 """Samples of the backward passes of a gradient criterion."""
-COARSE = 0.02
-"""An overshoot that tells of coarse widths: half of a power of two is often a hair less than half of the cost."""
+COARSE, HAIR = 0.02, 0.002
+"""An overshoot that tells of coarse widths, and what may be missing then: half of a power of two channels is often a
+little less than half of the cost."""
 STEPS_UP = 8
 """Ratios above the one asked for that are tried where the widths allowed fall short of it."""
 
@@ -284,9 +285,9 @@ class Planner:
         """What comes closest to a ratio; where widths are so coarse that this falls short, the next that does not, and
         where they overshoot, what lies a hair below."""
         found = more = allocated(ratio)
-        if found.removed > ratio + COARSE and ratio > TOLERANCE:
-            less = replace(allocated(ratio - TOLERANCE), asked=ratio)
-            return less if less.met and less.removed < found.removed else found
+        if found.removed > ratio + COARSE and ratio > HAIR:
+            less = replace(allocated(ratio - HAIR), asked=ratio)
+            return less if ratio - HAIR <= less.removed < found.removed else found
         step = max(TOLERANCE, ratio - found.removed)
         for k in range(1, STEPS_UP + 1):
             if more.met or self.settings.best_effort or ratio + k * step >= 1:
@@ -314,8 +315,9 @@ class Planner:
         plans = [p for p in found if p is not None]
         if not plans:
             raise max(missed, key=lambda error: error.removed)
-        met = [p for p in plans if 1 - 1 / self.gain(p) >= ratio - TOLERANCE] if len(plans) > 1 else plans
-        return self.better(met) if met else max(plans, key=self.gain)
+        if self.settings.best_effort and len(plans) > 1:  # otherwise all of them reach it
+            plans = [p for p in plans if 1 - 1 / self.gain(p) >= ratio - TOLERANCE] or [max(plans, key=self.gain)]
+        return self.better(plans)
 
     def _out_of_reach(self, removed: float, ratio: float) -> OutOfReachError:
         why = why_not(self.channels)
