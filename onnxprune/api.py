@@ -139,16 +139,8 @@ def apply_plan(
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
     operated = operate(subject.graph, channels, plan, subject.feeds, None if held is None else held.first(8))
     pruned, warnings = operated.model, [*subject.warnings, *operated.warnings]
-    repair = settings.repair or ("none" if plan.lossless else "merge" if fit is None else "refit")
-    if plan.lossless and repair != "none":
-        raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
-    if repair not in ("none", "merge") and fit is None:
-        raise UsageError(f"--repair {repair} needs samples; give --calib")
-    if repair == "distill" and not _repairable(subject):
-        raise UnsupportedError("--repair distill: no layer has weights in floating point, so there is nothing to train")
-    if repair in ("merge", "refit", "statistics") and not _repairable(subject):
-        repair = "none"
-        warnings.append("no layer has weights in floating point, so nothing was repaired")
+    repair, words = _repair_for(subject, plan, settings, fit is not None)
+    warnings += words
     if fit is None and not plan.lossless and original is None:
         done = "nothing was repaired" if repair == "none" else "the repair went by random inputs"
         warnings.append(
@@ -207,9 +199,24 @@ def apply_plan(
     return measure_latency(result, subject, settings, progress) if bench else result
 
 
-def _repairable(subject: Subject) -> bool:
-    """Whether any layer has a weight that a repair could change; quantized ones stay as they are."""
-    return any(layer.weight is not None for layer in layers(subject.graph, subject.channels.shapes))
+def _repair_for(subject: Subject, plan: PrunePlan, settings: Settings, sampled: bool) -> tuple[str, list[str]]:
+    """The repair by its name, and what the user should know of the choice.
+
+    Raises:
+        UsageError, UnsupportedError: the one asked for cannot be done.
+    """
+    repair = settings.repair or ("none" if plan.lossless else "refit" if sampled else "merge")
+    if plan.lossless and repair != "none":
+        raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
+    if repair not in ("none", "merge") and not sampled:
+        raise UsageError(f"--repair {repair} needs samples; give --calib")
+    found = layers(subject.graph, subject.channels.shapes)
+    if repair == "none" or any(layer.weight is not None for layer in found):
+        return repair, []
+    why = "no layer has weights in floating point, so "  # quantized ones stay as they are
+    if repair == "distill":
+        raise UnsupportedError(f"--repair distill: {why}there is nothing to train")
+    return "none", [f"{why}nothing was repaired"]
 
 
 def _macs(pruned: onnx.ModelProto, cut: Cut, feeds: Mapping[str, np.ndarray]) -> float:

@@ -18,6 +18,7 @@ from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.selection import Choice, by_lasso, by_likeness
 from onnxprune.decide.sensitivity import Trials, damages, tried_widths
+from onnxprune.graph.layers import INTEGER
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.measure.designs import second_moments
@@ -206,10 +207,6 @@ def _curves(
     return Curves(graph, channels, designs, found)
 
 
-QUANTIZED_READERS = frozenset("QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger".split())
-"""Operators that read integers, and as their third operand the integer that stands for zero."""
-
-
 def _energies_read(
     model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples | None, threads: int | None
 ) -> dict[str, Moments]:
@@ -224,15 +221,13 @@ def _energies_read(
         if a.tensor in read
     }
     zeros: dict[str, float] = {}  # of what has no squares of its own
-    for s in (s for g in channels.groups for s in g.readers):
-        node, weight = graph.nodes[s.use[0]], graph.value(s.use)
-        if s.reads is None:
-            continue
-        if node.op_type in QUANTIZED_READERS:
+    for tensor, use in ((s.reads, s.use) for g in channels.groups for s in g.readers if s.reads):
+        node, weight = graph.nodes[use[0]], graph.value(use)
+        if node.op_type in INTEGER:
             zero = graph.constant(node.input[2]) if len(node.input) > 2 else None
-            zeros[s.reads] = 0.0 if zero is None else float(np.ravel(zero)[0])
+            zeros[tensor] = 0.0 if zero is None else float(np.ravel(zero)[0])
         elif weight is not None and weight.dtype == np.float16:
-            zeros[s.reads] = 0.0
+            zeros[tensor] = 0.0
     return moments(model, taps, samples.batches(32), zeros=zeros, threads=threads)
 
 

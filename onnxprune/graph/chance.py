@@ -10,20 +10,17 @@ import zlib
 
 import onnx
 
-from onnxprune.graph.model import DEFAULT_DOMAINS, attr, node_key
-
-RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+from onnxprune.graph.model import DEFAULT_DOMAINS, RANDOM, attr, node_key
 
 
 def with_seeds(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with a seed on every random node of its outermost graph that has none; itself where there are none."""
-    if not any(_random(node) and attr(node, "seed") is None for node in model.graph.node):
+    if not any(map(_seedless, model.graph.node)):
         return model
     seeded = onnx.ModelProto()
     seeded.CopyFrom(model)
-    for node in seeded.graph.node:
-        if _random(node) and attr(node, "seed") is None:
-            node.attribute.append(onnx.helper.make_attribute("seed", _seed(node)))
+    for node in filter(_seedless, seeded.graph.node):
+        node.attribute.append(onnx.helper.make_attribute("seed", _seed(node)))
     return seeded
 
 
@@ -38,6 +35,10 @@ def without_seeds(model: onnx.ModelProto) -> None:
 
 def _random(node: onnx.NodeProto) -> bool:
     return node.op_type in RANDOM and node.domain in DEFAULT_DOMAINS
+
+
+def _seedless(node: onnx.NodeProto) -> bool:
+    return _random(node) and attr(node, "seed") is None
 
 
 def _seed(node: onnx.NodeProto) -> float:

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, attr, has_layers
+from onnxprune.graph.layers import has_layers
+from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, attr
 
 Shape = tuple[int, ...]
 

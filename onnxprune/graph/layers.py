@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune.graph.model import Graph, Use, attr
+from onnxprune.graph.model import DEFAULT_DOMAINS, WITH_BODIES, Graph, Use, attr, subgraphs
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 PRODUCTS: Mapping[tuple[str, str], tuple[int, int]] = {
@@ -23,9 +23,20 @@ PRODUCTS: Mapping[tuple[str, str], tuple[int, int]] = {
     ("com.microsoft", "QGemm"): (0, 3),
 }
 """(domain, operator) -> which operands it multiplies."""
+INTEGER = frozenset(op for _, op in PRODUCTS) - set(LINEAR)
+"""Those that read integers, and as their third operand the integer that stands for zero."""
 RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 SUMS = frozenset((*LINEAR, "Einsum", *RECURRENT))
 """Nodes whose output is a sum over what they read, column by column of a weight."""
+WORK = SUMS | INTEGER | {"Loop", "Scan"}
+"""Operators whose work matters, or is not known."""
+
+
+def has_layers(node: onnx.NodeProto) -> bool:
+    """Whether a node is a layer, or its bodies have one."""
+    if node.op_type in WORK or node.op_type not in WITH_BODIES:
+        return node.op_type in WORK
+    return any(has_layers(n) for body in subgraphs(node) for n in body.node)
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ def _products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer
     found = []
     for key, node in graph.nodes.items():
         sides = PRODUCTS.get((node.domain.removeprefix("ai.onnx"), node.op_type))
-        if node.op_type in RECURRENT and node.domain.removeprefix("ai.onnx") == "":
+        if node.op_type in RECURRENT and node.domain in DEFAULT_DOMAINS:
             found.append(Layer(key, node.op_type, None, sum(recurrent_macs(graph, key, shapes))))
         if sides is None or node.output[0] not in shapes or graph.constant(node.output[0]) is not None:
             continue

@@ -91,20 +91,6 @@ def captured(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-LAYERS = frozenset(
-    "Conv ConvTranspose MatMul Gemm Einsum LSTM GRU RNN QLinearConv QLinearMatMul QGemm ConvInteger MatMulInteger "
-    "Loop Scan".split()
-)
-"""Operators whose work matters, or is not known."""
-
-
-def has_layers(node: onnx.NodeProto) -> bool:
-    """Whether a node is a layer, or its bodies have one."""
-    if node.op_type in LAYERS or node.op_type not in WITH_BODIES:
-        return node.op_type in LAYERS
-    return any(has_layers(n) for body in subgraphs(node) for n in body.node)
-
-
 FLOATS = frozenset(getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
 
 
@@ -139,10 +125,8 @@ def digest(model: onnx.ModelProto) -> str:
     return told.hexdigest()
 
 
-NEVER_CONSTANT = frozenset(
-    "DequantizeLinear QuantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial "
-    "Bernoulli If Loop Scan".split()
-)
+RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
+NEVER_CONSTANT = RANDOM | set("DequantizeLinear QuantizeLinear If Loop Scan".split())
 
 
 def _computable(node: onnx.NodeProto) -> bool:
@@ -186,9 +170,9 @@ class Graph:
     def _float_of(self, name: str) -> np.dtype | None:
         """The element type of a tensor where it is surely a plain float."""
         value = self._values.get(name)
-        if value is not None:
-            return value.dtype if value.dtype.kind == "f" else None
-        return self.once("float types", self, lambda: _float_types(self.model)).get(name)
+        types = self.once("types", self, lambda: inferred_types(self.model)) if value is None else {}
+        dtype = types.get(name) if value is None else value.dtype
+        return dtype if dtype is not None and dtype.kind == "f" else None
 
     def unedited(self) -> Graph:
         """The same model to edit, with every constant that is worked out already; this one must not be edited."""
@@ -395,16 +379,20 @@ def _by_source(graph: Graph, nodes: Mapping[str, onnx.NodeProto]) -> dict[str, l
     return found
 
 
-def _float_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
-    """The types of all tensors that are plain floats, as far as they can be inferred."""
-    with contextlib.suppress(Exception):  # too large for protobuf, or an operator without inference: what is stated
-        model = onnx.shape_inference.infer_shapes(model)
-    plain = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+def element_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
+    """Element types of activations that the file states (masks, for one, must match them)."""
     return {
-        port.name: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type))
-        for port in (*model.graph.input, *model.graph.value_info, *model.graph.output)
-        if port.type.tensor_type.elem_type in plain
+        info.name: onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        for info in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if info.type.HasField("tensor_type") and info.type.tensor_type.elem_type
     }
+
+
+def inferred_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
+    """The same, worked out; what is stated for a model that cannot be inferred."""
+    with contextlib.suppress(Exception):  # too large for protobuf, or operators without inference
+        model = onnx.shape_inference.infer_shapes(model)
+    return element_types(model)
 
 
 def tensor_of(value: np.ndarray, name: str, like: onnx.TensorProto | None = None) -> onnx.TensorProto:

@@ -14,9 +14,10 @@ import onnx
 from onnx import helper
 
 from onnxprune.graph import runtime
-from onnxprune.graph.model import Graph, captured, has_layers, node_key
+from onnxprune.graph.layers import has_layers
+from onnxprune.graph.model import Graph, captured, node_key
 from onnxprune.graph.shapes import depends_on_sizes
-from onnxprune.graph.weights import Light, lend
+from onnxprune.graph.weights import lend
 
 DECISIONS = frozenset(
     "TopK NonMaxSuppression NonZero ArgMax ArgMin Unique Hardmax Round Floor Ceil Sign Greater GreaterOrEqual Less "
@@ -58,9 +59,8 @@ class Tail:
         short: whether it can be run alone, and takes next to no time.
     """
 
-    def __init__(self, reference: Light):
-        self._reference = reference
-        self._graph = graph = Graph(reference.model, reference.weights)
+    def __init__(self, graph: Graph):
+        self._source = graph.model
         nodes, read = deciding(graph)
         sizes = depends_on_sizes(graph)
         nodes = [n for n in nodes if sizes.isdisjoint(n.output)]
@@ -92,7 +92,8 @@ class Tail:
                     noise[name] = np.nan_to_num(other[name] - value, posinf=0.0, neginf=0.0)
         if not any(n.any() for n in noise.values()):
             return
-        inputs = {name: feeds[name] if name in feeds else values[name] for name in self._inputs(feeds)}
+        read = self._read()
+        inputs = {k: values[k] for k in self.reads} | {k: v for k, v in feeds.items() if k in read}
         session = self._session(inputs)
         rng = np.random.default_rng(0)
         for _ in range(DRAWS):
@@ -101,15 +102,11 @@ class Tail:
             }
             yield dict(zip(self.outputs, session.run({**inputs, **moved}), strict=True))
 
-    def _inputs(self, feeds: Values) -> list[str]:
-        read = self._read()
-        return [*self.reads, *(name for name in feeds if name in read)]
-
     def _read(self) -> set[str]:
         return {i for n in self._body for i in (*n.input, *captured(n)) if i}
 
     def _session(self, inputs: Values) -> runtime.Session:
-        source = self._reference.model
+        source = self._source
         ports = [
             helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
             for k, v in inputs.items()

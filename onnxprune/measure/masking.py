@@ -15,7 +15,7 @@ from onnx import helper
 
 from onnxprune.errors import UsageError
 from onnxprune.graph import files
-from onnxprune.graph.model import Graph, captured, node_key
+from onnxprune.graph.model import Graph, captured, element_types, inferred_types, node_key
 from onnxprune.graph.weights import LARGE_BYTES, LENT_TYPES, Light, lend
 
 ZERO_POINT: Mapping[tuple[str, int], int] = {
@@ -53,7 +53,7 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
     shields: dict[str, list[onnx.NodeProto]] = {}
     constants: dict[tuple[str, int], np.ndarray] = {}
     masks: dict[str, np.ndarray] = {}
-    types = _element_types(result)
+    types = element_types(result)
     for k, cut in enumerate(cuts):
         node = nodes.get(cut["node"])
         if node is None or cut["input"] >= len(node.input):
@@ -70,7 +70,7 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
             np.copyto(constant, zero, where=~keep, casting="unsafe")  # in place: weights may be large
             continue
         if constant is None and name not in types:
-            types = {**_inferred_types(model), **types}
+            types = {**inferred_types(model), **types}
         dtype = constant.dtype if constant is not None else types.get(name, np.dtype(np.float32))
         mask, types[f"__masked_{k}"] = keep.astype(dtype), dtype
         masks[f"__mask_{k}"] = mask
@@ -119,20 +119,3 @@ def _zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray:
     if node.op_type == "DequantizeLinear":
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % rank
     return zero.reshape([-1 if a == axis else 1 for a in range(rank)])
-
-
-def _element_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
-    """Element types of activations that the file states (masks must match them)."""
-    return {
-        info.name: helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-        for info in (*model.graph.input, *model.graph.value_info)
-        if info.type.HasField("tensor_type") and info.type.tensor_type.elem_type
-    }
-
-
-def _inferred_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
-    """The same, worked out; nothing for a model that cannot be inferred."""
-    try:
-        return _element_types(onnx.shape_inference.infer_shapes(model))
-    except Exception:  # too large for protobuf, or operators without inference: float32 is the guess
-        return {}

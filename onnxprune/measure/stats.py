@@ -65,7 +65,7 @@ def moments(
     version, outputs = opset(model), []
     for k, (name, (axis, rank)) in enumerate(taps.items()):
         others = [i for i in range(rank) if i != axis]
-        real = name if zeros is None or name not in zeros else _dequantized(tapped.graph, name, zeros[name])
+        real = name if zeros is None or name not in zeros else _widened(tapped.graph, name, zeros[name])
         square = helper.make_node("Mul", [real, real], [f"__sq_{k}"])
         tapped.graph.node.append(square)
         for source, out in ((real, f"__m1_{k}"), (f"__sq_{k}", f"__m2_{k}")):
@@ -86,8 +86,8 @@ def moments(
     }
 
 
-def _dequantized(graph: onnx.GraphProto, name: str, zero: float) -> str:
-    """Append the steps of a quantized tensor above its zero."""
+def _widened(graph: onnx.GraphProto, name: str, zero: float) -> str:
+    """Append the tensor in float32, counted from what stands for zero."""
     wide, real = f"{name}::wide", f"{name}::real"
     graph.initializer.append(helper.make_tensor(f"{name}::zero", onnx.TensorProto.FLOAT, [], [zero]))
     graph.node.append(helper.make_node("Cast", [name], [wide], to=onnx.TensorProto.FLOAT))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -172,40 +173,36 @@ def check_surgery(
     """
     reference, cut = masked(original, cuts, graph=graph), lightened(pruned)
     outputs = [o.name for o in original.graph.output]
-    # One run of a detector may take seconds, so what a second look needs is fetched in the first.
-    watched = _watched(reference, cuts, kept or {}) if picks(reference.model) else []
-    tail = Tail(reference) if watched and until_turned else None
-    basis = tail.basis if tail is not None and _makes(pruned, tail.basis) and tail.short else []
-    watched = sorted({*watched, *(tail.reads if tail is not None and basis else ())} - set(outputs))
-    left = _given(reference, {}, [*outputs, *watched], name="masked original")
+    closer = _Closer(reference, cut, cuts, kept or {}, _precision(original))
+    watched: set[str] = set()
+    tail: Tail | None = None
+    if picks(reference.model):  # a run of a detector may take seconds: what a second look needs is fetched in the first
+        watched = _watched(closer.graph, cuts, kept or {})
+        tail = _tail(closer.graph, pruned) if until_turned else None
+    basis, reads = ([], []) if tail is None else (tail.basis, tail.reads)
+    watched = watched.union(reads) - set(outputs)
+    left = _given(reference, {}, [*outputs, *sorted(watched)], name="masked original")
     right = _given(cut, {}, [*outputs, *(b for b in basis if b not in outputs)], name="pruned model")
-    precision = _precision(original)
     worst, samples = 0.0, 0
-    turned: list[str] = []
-    closer: _Closer | None = None
     for feeds in batches:
         samples += len(next(iter(feeds.values()))) if feeds else 1
         seen = dict(zip(left.outputs, left.run(feeds), strict=True))
         made = dict(zip(right.outputs, right.run(feeds), strict=True))
         wanted, found = [seen[o] for o in outputs], [made[o] for o in outputs]
         error = max(map(distance, wanted, found), default=0.0)
-        if error <= precision.tolerance:
+        if error <= closer.precision.tolerance:
             worst = max(worst, error)
             if until_turned and error == 0.0:  # the same to the last bit: nothing can turn over
                 break
-            if tail is not None and basis and all(np.shape(seen[b]) == np.shape(made[b]) for b in basis):
-                turned = _turned(tail, feeds, seen, made, precision)
+            if tail is not None and all(np.shape(seen[b]) == np.shape(made[b]) for b in basis):
+                turned = _turned(tail, feeds, seen, made, closer.precision)
+                if turned:
+                    return Surgery(worst, samples, decisions=tail.decisions, turned=turned)
                 break
             continue
-        if closer is None:
-            closer = _Closer(reference, cut, cuts, kept or {}, precision)
         closer.look(feeds, left, dict(zip(outputs, wanted, strict=True)), found, seen)
         if closer.turned and until_turned:
             break
-    if tail is not None and turned:
-        return Surgery(worst, samples, decisions=tail.decisions, turned=tuple(turned))
-    if closer is None:
-        return Surgery(worst, samples)
     for name in closer.reshaped:
         raise BudgetError(f"output {name!r} has another shape than in the masked original - please report this model")
     return Surgery(
@@ -219,14 +216,16 @@ def check_surgery(
     )
 
 
-def _makes(model: onnx.ModelProto, names: Iterable[str]) -> bool:
-    """Whether the nodes of a model make all of these tensors."""
-    return {o for n in model.graph.node for o in n.output} >= set(names)
+def _tail(graph: Graph, pruned: onnx.ModelProto) -> Tail | None:
+    """What follows the first decisions, where it can be run alone and the pruned model has what it starts from."""
+    tail = Tail(graph)
+    made = {o for n in pruned.graph.node for o in n.output}
+    return tail if tail.short and tail.basis and made.issuperset(tail.basis) else None
 
 
 def _turned(
     tail: Tail, feeds: Feeds, seen: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray], precision: Precision
-) -> list[str]:
+) -> tuple[str, ...]:
     """Outputs, equal in both models by now, that jump when rounding is played through again."""
     found = set()
     for values in tail.stirred(feeds, seen, made):
@@ -234,17 +233,16 @@ def _turned(
             usual = max(precision.tolerance, MARGIN * AMPLE * distance(seen[name], made[name]))
             if distance(seen[name], value) > usual:
                 found.add(name)
-    return sorted(found)
+    return tuple(sorted(found))
 
 
-def _watched(reference: Light, cuts: Sequence[Mapping], kept: Kept) -> list[str]:
+def _watched(graph: Graph, cuts: Sequence[Mapping], kept: Kept) -> set[str]:
     """The tensors that a second look compares: decisions, what they are made from, and the fronts of the outputs."""
-    graph = Graph(reference.model, reference.weights)
     nodes, read = deciding(graph)
     cut_nodes = {str(c["node"]) for c in cuts}
     fronts = {front(graph, o, cut_nodes, kept) for o in graph.outputs}
     found = {*read, *fronts, *(o for n in nodes for o in n.output if o)}
-    return sorted((found & graph.producer.keys()) - set(graph.outputs))
+    return found & graph.producer.keys()
 
 
 def _precision(model: onnx.ModelProto) -> Precision:
@@ -296,6 +294,11 @@ class _Closer:
     inner: set[str] = field(default_factory=set)
     reshaped: list[str] = field(default_factory=list)
 
+    @cached_property
+    def graph(self) -> Graph:
+        """The masked original's."""
+        return Graph(self.reference.model, self.reference.weights)
+
     def look(
         self,
         feeds: Feeds,
@@ -320,7 +323,7 @@ class _Closer:
 
     def _fixed(self, feeds: Feeds, asked: Mapping[str, float], seen: Mapping[str, np.ndarray]) -> None:
         """Both models with the original's decisions; outputs, what decisions are made from, and fronts."""
-        graph = Graph(self.reference.model, self.reference.weights)
+        graph = self.graph
         nodes, given, basis = self._decisions(graph, feeds, seen)
         cut_nodes = {str(c["node"]) for c in self.cuts}
         fronts = {name: front(graph, name, cut_nodes, self.kept) for name in asked}

@@ -32,6 +32,21 @@ def rows(nodes, **weights):
     return graph_of("(float[N,T,C] x) => (y) { " + nodes + " }", **weights)
 
 
+def by_value(nodes):
+    """`u` is a size made of what the layer computes."""
+    made = "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) i = Cast<to=7>(f) k = Abs(i) u = Unsqueeze(k, z) "
+    return image(made + nodes, w=w(4, 6, 1, 1), z=np.array([0]))
+
+
+def branch(one, other, **weights):
+    return image(
+        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) b = Cast<to=9>(f) y = If(b) <then_branch = a () => (float[] p)"
+        f" {{ p = {one} }}, else_branch = b () => (float[] q) {{ q = {other} }}>",
+        w=w(4, 6, 1, 1),
+        **weights,
+    )
+
+
 EMPTIED = {
     "Conv": image("y = Conv<pads=[1,1,1,1]>(x, w)", w=w(4, 6, 3, 3)),
     "Conv with strides, dilations, a bias": image(
@@ -62,19 +77,8 @@ WHOLE = {
         w=w(4, 6, 1, 1),
         v=w(4, 2),
     ),
-    "a layer sized by a value": image(
-        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) i = Cast<to=7>(f) k = Abs(i) u = Unsqueeze(k, z)"
-        " e = Expand(f, u) y = MatMul(e, e)",
-        w=w(4, 6, 1, 1),
-        z=np.array([0]),
-    ),
-    "a layer in a branch": image(
-        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) b = Cast<to=9>(f)"
-        " y = If(b) <then_branch = a () => (float[] p) { p = Conv(c, v) },"
-        " else_branch = b () => (float[] q) { q = Identity(c) }>",
-        w=w(4, 6, 1, 1),
-        v=w(4, 4, 1, 1),
-    ),
+    "a layer sized by a value": by_value("e = Expand(f, u) y = MatMul(e, e)"),
+    "a layer in a branch": branch("Conv(c, v)", "Identity(c)", v=w(4, 4, 1, 1)),
     "an old Slice": graph_of("(float[N,C,H,W] x) => (y) { y = Conv(x, w) }", opset=9, w=w(4, 6, 1, 1)),
     "no weight": image("k = GlobalAveragePool(x) y = Conv(x, k)"),
     "turned operand": rows("s = Squeeze(x, z) y = Gemm<transA=1>(s, w)", w=w(5, 3), z=np.array([0])),
@@ -87,17 +91,8 @@ WHOLE = {
 
 COUNTED = {
     "counts what it finds": image("c = Conv(x, w) y = NonZero(c)", w=w(4, 6, 1, 1)),
-    "sized by a value": image(
-        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) i = Cast<to=7>(f) k = Abs(i) u = Unsqueeze(k, z) y = Expand(u, u)",
-        w=w(4, 6, 1, 1),
-        z=np.array([0]),
-    ),
-    "a branch": image(
-        "c = Conv(x, w) f = ReduceMax<keepdims=0>(c) b = Cast<to=9>(f)"
-        " y = If(b) <then_branch = a () => (float[] p) { p = Relu(c) },"
-        " else_branch = b () => (float[] q) { q = Flatten(c) }>",
-        w=w(4, 6, 1, 1),
-    ),
+    "sized by a value": by_value("y = Expand(u, u)"),
+    "a branch": branch("Relu(c)", "Flatten(c)"),
 }
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnxprune.graph.weights import Light
+from onnxprune.graph.model import Graph
 from onnxprune.measure import decisions, verify
 from onnxprune.measure.decisions import Tail
 from tests.channels import surgery
@@ -32,7 +32,7 @@ NONE = "(float[1,6] x) => (float[] y) { y = Sigmoid(x) }"
 
 
 def tail(text: str) -> Tail:
-    return Tail(Light(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}')))
+    return Tail(Graph(parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {text}')))
 
 
 @pytest.mark.parametrize(
