@@ -31,8 +31,8 @@ from onnxprune.measure.latency import BenchResult
 from onnxprune.measure.latency import bench as time_models
 from onnxprune.measure.verify import check_fidelity
 from onnxprune.metric import Metric, agreement, open_metric
-from onnxprune.numerics import one_blas_thread
 from onnxprune.opening import ModelLike, open_model
+from onnxprune.parallel import one_blas_thread
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
 from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
 from onnxprune.repairs import distilled, factorized, merged, repaired

@@ -7,13 +7,15 @@ dropped alone, the few layers behind it are refitted on some samples, and the ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 
+from onnxprune import parallel
 from onnxprune.channels import Channels
 from onnxprune.decide.blocks import AnyBlock, Block
+from onnxprune.decide.study import TRIALS
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
@@ -39,12 +41,13 @@ def drop_of(block: Block, channels: Channels) -> DropBlock:
     return DropBlock(block.add, block.branch, axis, rank, block.shape[axis])
 
 
+@parallel.within_threads
 def block_damages(
     graph: Graph,
     channels: Channels,
     blocks: Sequence[AnyBlock],
     batches: Sequence[Feeds],
-    damage: Callable[[onnx.ModelProto, str], float],
+    judge: Callable[[str], Callable[[onnx.ModelProto], float]],
     *,
     threads: int | None = None,
     seed: int = 0,
@@ -57,7 +60,7 @@ def block_damages(
         channels: its analysis.
         blocks: those to try.
         batches: samples to refit on.
-        damage: of a candidate, and the first node in which it differs from the original.
+        judge: given the first node in which a candidate differs from the original, what tells its damage.
         threads: ORT threads.
         seed: of the refit.
         progress: called with (blocks tried, blocks).
@@ -65,18 +68,27 @@ def block_damages(
     order = {key: k for k, key in enumerate(graph.nodes)}
     places = [order[layer.key] for layer in layers(graph, channels.shapes)]
     keys = list(graph.nodes)
-    found = {}
-    # Up to each block the networks are the same: that is run once.
+    ordered = sorted(blocks, key=lambda b: order[b.first])
     runner, apart = Runner(graph, batches, threads=threads), only_tensors(graph)
-    for k, block in enumerate(sorted(blocks, key=lambda b: order[b.first])):
-        if progress:
-            progress(k, len(blocks))
-        if apart:
-            runner.before(block.first)
+
+    def tries() -> Iterator[tuple[AnyBlock, Runner | None, Callable[[onnx.ModelProto], float]]]:
+        for block in ordered:  # up to each block the networks are the same: that is run once
+            if apart:
+                runner.before(block.first)
+            yield block, runner.standing() if apart else None, judge(block.first)
+
+    def damage(given: tuple[AnyBlock, Runner | None, Callable[[onnx.ModelProto], float]]) -> float:
+        block, start, damage_of = given
         edit = edit_of(block, channels)
         alive = channels.alive({edit.group: ()} if isinstance(edit, KeepChannels) else {})
         behind = [keys[p] for p in places if p > order[block.end]][:REPAIRED]
         mended = refit(graph, without(graph, channels, [edit]), channels, alive, batches, threads=threads, seed=seed,
-                       only=behind, start=runner if apart else None)  # fmt: skip
-        found[block.name] = damage(mended, block.first)
+                       only=behind, start=start)  # fmt: skip
+        return damage_of(mended)
+
+    found = {}
+    for k, (block, hurt) in enumerate(zip(ordered, parallel.each(damage, tries(), most=TRIALS), strict=True)):
+        if progress:
+            progress(k, len(blocks))
+        found[block.name] = hurt
     return found

@@ -29,7 +29,7 @@ from onnxprune.measure.calibration import Calibration
 from onnxprune.measure.cost import CostModel, PairCost, switches
 from onnxprune.measure.node_times import NodeTimes, node_times
 from onnxprune.measure.pair_times import PairTimes, Way
-from onnxprune.numerics import one_blas_thread
+from onnxprune.parallel import one_blas_thread
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.drop import without
 from onnxprune.rewrite.factorize import factorize
@@ -227,7 +227,7 @@ class Planner:
             self.channels,
             self.blocks,
             self._fitting().some(PRICE_SAMPLES),
-            trials.damage,
+            trials.judge,
             threads=self.settings.threads,
             seed=self.settings.seed,
             progress=self._report("blocks"),

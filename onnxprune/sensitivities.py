@@ -33,7 +33,7 @@ from onnxprune.graph import files
 from onnxprune.graph.layers import layers
 from onnxprune.measure.calibration import Calibration, ImageSpec
 from onnxprune.measure.cost import CostModel, count_macs
-from onnxprune.numerics import one_blas_thread
+from onnxprune.parallel import one_blas_thread
 from onnxprune.planning import BATCH, PRICE_SAMPLES, Progress, why_not
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
 from onnxprune.subject import Subject
@@ -241,7 +241,7 @@ class _Trial:
     def _block(self, block: AnyBlock) -> tuple[float, float]:
         _, trials = self._ready
         graph, channels = self.subject.graph, self.subject.channels
-        found = block_damages(graph, channels, [block], self._few, trials.damage, threads=self.threads, seed=self.seed)
+        found = block_damages(graph, channels, [block], self._few, trials.judge, threads=self.threads, seed=self.seed)
         macs = {layer.key: layer.macs for layer in layers(graph, channels.shapes)}
         inside = sum(macs.get(key, 0.0) for key in block.nodes)
         return found[block.name], inside / max(sum(macs.values()), 1.0)

@@ -65,7 +65,7 @@ class Settings:
         best_effort: take what can be reached instead of failing when the ratio cannot.
         prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
         seed: for everything random.
-        threads: ORT threads; None: ORT's choice.
+        threads: ORT threads, and tasks side by side; None: as many as there are cores, one for timed runs.
         batch: samples in a run that is timed.
         providers: what timed runs run on, short names as `bench` takes them; all else runs on the CPU, training apart.
         provider_options: options of theirs, by provider.

@@ -123,7 +123,7 @@ def add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") -> 
 def add_general(parser: Parser, *, json_help: str = "print one JSON object instead of text") -> None:
     add = parser.add_argument_group("general").add_argument
     add("--json", action="store_true", help=json_help)
-    add("--threads", type=int, metavar="N", help="threads of ONNX Runtime")
+    add("--threads", type=int, metavar="N", help="cores to use (default: all; one for timed runs)")
     add("--seed", type=seed_number, metavar="N", help="for everything random (default 0)")
     add_words(add)
 

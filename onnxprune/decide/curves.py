@@ -8,18 +8,20 @@ recurrent cell, a transposed conv) counts with the energy that it reads, as if c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune import numerics
+from onnxprune import numerics, parallel
 from onnxprune.channels import ChannelGroup, Channels, Slice
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import Design, design_of
 
 LAMBDA = 1e-4
 """Ridge of the second moments, relative to their mean diagonal."""
+MEMORY, COPIES = 1 << 32, 5
+"""Bytes for matrices that are worked on at the same time, and how many of its size one needs."""
 STEPS = 128
 """Steps in which a wide group's channels are eliminated; up to so many channels, one at a time."""
 
@@ -123,6 +125,12 @@ def solver(graph: Graph, design: Design, H: np.ndarray) -> Solver:
     return Solver(design, np.stack([numerics.shrunk(part) for part in H]), W)
 
 
+def _at_a_time(moments: Mapping[str, np.ndarray]) -> int:
+    """How many layers' moments may be worked on side by side: some copies each."""
+    widest = max((H.shape[-1] for H in moments.values()), default=1)
+    return max(1, MEMORY // (8 * COPIES * widest**2))
+
+
 class Curves:
     """Makes curves for groups of one network.
 
@@ -141,7 +149,9 @@ class Curves:
         moments: Mapping[str, np.ndarray],
     ):
         self.graph, self.channels = graph, channels
-        self.solvers = {k: solver(graph, designs[k], H) for k, H in moments.items()}
+        most = _at_a_time(moments)
+        solvers = parallel.each(lambda key: solver(graph, designs[key], moments[key]), moments, most=most)
+        self.solvers = dict(zip(moments, solvers, strict=True))
         known = {k: designs[k] for k in self.solvers}
         self.readings: dict[str, list[Reading]] = {}
         self.others: dict[str, list[Slice]] = {}
@@ -152,18 +162,21 @@ class Curves:
         for name, found in self.readings.items():
             for r in found:
                 by_layer.setdefault(r.design.key, []).append((name, r))
-        for key, users in by_layer.items():
-            self._enter(self.solvers[key], users)
+        for inverted in parallel.each(self._inverted, by_layer.items(), most=most):
+            for name, reader in inverted:
+                self._readers[name].append(reader)
 
-    def _enter(self, s: Solver, users: Iterable[tuple[str, Reading]]) -> None:
-        """Invert one layer's moments once, and hand each group its block."""
-        scale = 1.0 / s.energy
+    def _inverted(self, layer: tuple[str, Sequence[tuple[str, Reading]]]) -> list[tuple[str, numerics.Reader]]:
+        """Invert one layer's moments once: a block for each group that it reads."""
+        s, users = self.solvers[layer[0]], layer[1]
+        found, scale = [], 1.0 / s.energy
         for k in range(s.design.parts):
             V = numerics.inverse(s.H[k], LAMBDA)
             for name, r in users:
                 at = r.rows.ravel()
                 local = np.arange(at.size).reshape(r.rows.shape)
-                self._readers[name].append(numerics.Reader(V[np.ix_(at, at)], s.W[k, at], local, scale).narrowed())
+                found.append((name, numerics.Reader(V[np.ix_(at, at)], s.W[k, at], local, scale).narrowed()))
+        return found
 
     def of(self, group: ChannelGroup, energies: np.ndarray | None = None, order: np.ndarray | None = None) -> Curve:
         """The curve of a group: by exact elimination, or along a given order.

@@ -8,7 +8,7 @@ curve gives the shape. That damages of several cuts add up is an assumption.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 
 import numpy as np
@@ -24,6 +24,7 @@ from onnxprune.measure.damage import damage
 from onnxprune.measure.lockstep import Runner
 
 Feeds = Mapping[str, np.ndarray]
+Candidate = Graph | onnx.ModelProto
 SHARES = (0.75, 0.5, 0.25, 0.06)
 """Widths that are tried, as shares of the full width. Below the least one the damage would only be guessed."""
 
@@ -59,25 +60,33 @@ class Trials:
         session = runtime.open_session(model, threads=self.threads, name="trial")
         return [session.run(dict(b)) for b in self.batches]
 
-    def damage(self, candidate: Graph | onnx.ModelProto, first: str | None = None) -> float:
+    def damage(self, candidate: Candidate, first: str | None = None) -> float:
         """Mean damage of a candidate's outputs.
 
         Args:
             candidate: the network; as a graph, only its constants may be edited.
             first: the first node in which it may differ; what comes before is not run again. None: not known.
         """
-        apart = first is not None and only_tensors(self.curves.graph)  # what lies between pieces must be tensors
-        if apart:
-            got = self._run_from(str(first), candidate if isinstance(candidate, Graph) else Graph(candidate))
-        else:
-            got = self._run(candidate.export() if isinstance(candidate, Graph) else candidate)
-        return float(np.mean([damage(a, b) for a, b in zip(self.wanted, got, strict=True)]))
+        return self.judge(first)(candidate)
 
-    def _run_from(self, first: str, graph: Graph) -> list[list[np.ndarray]]:
-        if self._runner is None or self._runner.position > self._runner.index[first]:
-            self._runner = Runner(self.curves.graph, self.batches, threads=self.threads)
-        self._runner.before(first)
-        return self._runner.fork(graph).outputs()
+    def judge(self, first: str | None = None) -> Callable[[Candidate], float]:
+        """What tells the damage of candidates that differ from the original from the node `first` on. It may be asked
+        in several threads at a time."""
+        start = None
+        if first is not None and only_tensors(self.curves.graph):  # what lies between pieces must be tensors
+            if self._runner is None or self._runner.position > self._runner.index[first]:
+                self._runner = Runner(self.curves.graph, self.batches, threads=self.threads)
+            self._runner.before(first)
+            start = self._runner.standing()
+
+        def mean(candidate: Candidate) -> float:
+            if start is None:
+                got = self._run(candidate.export() if isinstance(candidate, Graph) else candidate)
+            else:
+                got = start.fork(candidate if isinstance(candidate, Graph) else Graph(candidate)).outputs()
+            return float(np.mean([damage(a, b) for a, b in zip(self.wanted, got, strict=True)]))
+
+        return mean
 
     def first(self, group: ChannelGroup) -> str:
         """The first node in which the original and a cut of that group differ."""
@@ -114,16 +123,16 @@ def damages(
     curve: Curve,
     trials: Trials,
     widths: Sequence[int],
+    judge: Callable[[Candidate], float] | None = None,
 ) -> np.ndarray:
     """(width + 1,) damage to the outputs at every width of a group, measured at some, the curve in between.
 
     At a measured width the ratio of damage to error is known; between two it is interpolated over log error.
+    `judge`: of candidates from the group's first reader on, if there is one already.
     """
-    first = trials.first(group)
+    judge = judge or trials.judge(trials.first(group))
     measured = {
-        w: trials.damage(trials.cut_alone(group, curve.order[: len(curve.order) - w]), first)
-        for w in widths
-        if curve.errors[w] > 0
+        w: judge(trials.cut_alone(group, curve.order[: len(curve.order) - w])) for w in widths if curve.errors[w] > 0
     }
     out = between(curve.errors, measured)
     return np.maximum.accumulate(out[::-1])[::-1]

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx
 
-from onnxprune.channels import Channels
+from onnxprune import parallel
+from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, Ranked, allocate
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.selection import Choice, by_lasso, by_likeness
-from onnxprune.decide.sensitivity import Trials, damages, tried_widths
+from onnxprune.decide.sensitivity import Candidate, Trials, damages, tried_widths
 from onnxprune.graph.layers import INTEGER
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel, count_macs
@@ -38,6 +39,8 @@ TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
 TRIAL_SAMPLES = (8, 128)
 """Least and most samples of a trial."""
+TRIALS = 8
+"""Groups that are tried at a time at most: each holds the activations of a network."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Study:
         return nested if own is None else tuple(int(c) for c in own(len(nested)))
 
 
+@parallel.within_threads
 def study(
     model: onnx.ModelProto,
     graph: Graph,
@@ -174,10 +178,13 @@ def study(
         ranked = {name: np.argsort(c.order).astype(float) for name, c in choices.items()}
     if curves is None or (choices and not adaptive):
         return Study(channels, ranked, None, limits, choices)
-    found: dict[str, Curve] = {}
-    for g in channels.groups:
-        order = np.argsort(ranked[g.name], kind="stable") if ranked else None
-        found[g.name] = curves.of(g, others[g.name], order)
+
+    def curve(group: ChannelGroup) -> Curve:
+        order = np.argsort(ranked[group.name], kind="stable") if ranked else None
+        return curves.of(group, others[group.name], order)
+
+    names = [g.name for g in channels.groups]
+    found = dict(zip(names, parallel.each(curve, channels.groups), strict=True))
     scores = {name: np.argsort(c.order).astype(float) for name, c in found.items()}
     if not adaptive:
         return Study(channels, scores, None, limits)
@@ -185,11 +192,19 @@ def study(
     widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in channels.groups}
     each = count_macs(graph, channels.shapes) * max(1, sum(map(len, widths.values())))
     trials = Trials(curves, samples.few(int(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES))), threads=threads)
+    ordered = sorted(channels.groups, key=lambda g: trials.order[trials.first(g)])
+    judges = ((g, trials.judge(trials.first(g))) for g in ordered)
+
+    def price(given: tuple[ChannelGroup, Callable[[Candidate], float]]) -> np.ndarray:
+        group, judge = given
+        return damages(group, found[group.name], trials, widths[group.name], judge)
+
+    tried = parallel.each(price, judges, most=TRIALS)
     hurt = {}
-    for k, g in enumerate(sorted(channels.groups, key=lambda g: trials.order[trials.first(g)])):
+    for k, (g, damage) in enumerate(zip(ordered, tried, strict=True)):
         if progress:
-            progress(k, len(channels.groups))
-        hurt[g.name] = damages(g, found[g.name], trials, widths[g.name])
+            progress(k, len(ordered))
+        hurt[g.name] = damage
     return Study(channels, scores, hurt, limits, choices, trials)
 
 

@@ -36,6 +36,7 @@ from onnxprune.errors import FileError, ModelError, ProviderError, UsageError
 from onnxprune.graph import files, ports
 from onnxprune.graph import weights as weighing
 from onnxprune.graph.files import one_line
+from onnxprune.parallel import threads_here
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
@@ -332,8 +333,9 @@ def open_session(
         levels = ort.GraphOptimizationLevel
         made.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
         made.inter_op_num_threads = 1
-        if threads is not None:
-            made.intra_op_num_threads = threads
+        here = threads_here(threads)
+        if here is not None:
+            made.intra_op_num_threads = here
         if few and not (optimise if pack is None else pack):
             made.add_session_config_entry("session.disable_prepacking", "1")
         if not spinning:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune import numerics
+from onnxprune import numerics, parallel
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Graph, Use, attr
 
@@ -183,6 +183,7 @@ def rows_of(z: np.ndarray, axis: int, positions: np.ndarray | None) -> np.ndarra
     return np.ascontiguousarray(flat.reshape(-1, z.shape[axis]), dtype=np.float32)
 
 
+@parallel.within_threads
 def second_moments(
     model: onnx.ModelProto,
     designs: Sequence[Design],
@@ -227,7 +228,7 @@ def _accumulate(H: np.ndarray, d: Design, rows: np.ndarray) -> None:
     """Add the rows of one batch."""
     for k in range(d.parts):
         x = d.part(rows, k)
-        H[k, :-1, :-1] += x.T @ x
+        H[k, :-1, :-1] += parallel.gram(x)
         total = x.sum(axis=0, dtype=np.float64)
         H[k, :-1, -1] += total
         H[k, -1, :-1] += total

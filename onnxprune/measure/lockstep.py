@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 
 import numpy as np
 import onnx
@@ -104,6 +105,12 @@ class Runner:
         assert other.keys[: self.position] == self.keys[: self.position]
         other.live, other.count = {name: list(values) for name, values in self.live.items()}, self.count
         other.position, other.held = self.position, self.held
+        return other
+
+    def standing(self) -> Runner:
+        """A runner that stands where this one stands now, and stays there when this one goes on."""
+        other = copy(self)
+        other.live = dict(self.live)
         return other
 
     def outputs(self) -> list[list[np.ndarray]]:

@@ -50,7 +50,6 @@ from onnxprune.numerics.selection import (
     select_lasso,
     similarity,
 )
-from onnxprune.numerics.threads import one_blas_thread
 from onnxprune.numerics.through_relu import conv_norm2, hidden_target, propagate_target, relu_target
 
 __all__ = [
@@ -71,7 +70,6 @@ __all__ = [
     "merge_columns",
     "merge_order",
     "moments",
-    "one_blas_thread",
     "patches",
     "penalty",
     "propagate_target",

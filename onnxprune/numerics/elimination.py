@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.linalg as sl
 from numpy.typing import NDArray
 
+from onnxprune.numerics import lapack
 from onnxprune.numerics.least_squares import inverse
 
 Array = NDArray[np.float64]
@@ -47,7 +47,7 @@ class Reader:
         """The same errors with no more outputs than rows: `W` enters them as `WWᵀ` alone."""
         if self.W.shape[1] <= len(self.W):
             return self
-        values, vectors = sl.eigh(self.W @ self.W.T)
+        values, vectors = np.linalg.eigh(self.W @ self.W.T)
         return replace(self, W=vectors * np.sqrt(np.maximum(values, 0)))
 
 
@@ -109,31 +109,41 @@ def eliminate(
 
 
 class _Elimination:
-    """State of one reader: `V` (m, m, Fortran order, updated in place) and `W` (m, n)."""
+    """State of one reader: `V` (m, m, Fortran order, its lower triangle updated in place) and `W` (m, n)."""
 
     def __init__(self, reader: Reader) -> None:
-        self.V = np.array(reader.V, dtype=np.float64, order="F")
-        self.W = np.array(reader.W, dtype=np.float64)
-        self.rows, self.scale = np.array(reader.rows), reader.scale  # alive channel -> its rows in V and W
+        rows = np.array(reader.rows)  # alive channel -> its rows in V and W
+        at = np.sort(rows.ravel())
+        if len(at) == len(reader.V):
+            self.V, self.W = np.array(reader.V, dtype=np.float64, order="F"), np.array(reader.W, dtype=np.float64)
+            self.rows = rows
+        else:
+            self.V = np.array(reader.V[np.ix_(at, at)], dtype=np.float64, order="F")
+            self.W = np.array(reader.W[at], dtype=np.float64)
+            self.rows = np.searchsorted(at, rows)
+        self.scale = reader.scale
 
     def scores(self) -> Array:
-        V_gg = self.V[self.rows[:, :, None], self.rows[:, None, :]]  # (alive, q, q)
+        i, j = self.rows[:, :, None], self.rows[:, None, :]
+        V_gg = self.V[np.maximum(i, j), np.minimum(i, j)]  # (alive, q, q)
         W_g = self.W[self.rows]  # (alive, q, n)
         outer = W_g @ W_g.transpose(0, 2, 1)
         return self.scale * np.einsum("gij,gij->g", np.linalg.inv(V_gg), outer)
 
     def remove(self, local: np.ndarray) -> float:
         rows = self.rows[local].ravel()
-        factor, info = sl.lapack.dpotrf(self.V[np.ix_(rows, rows)], lower=1)
-        if info:
+        V_r = np.where(np.arange(len(self.V)) <= rows[:, None], self.V[rows], self.V[:, rows].T)  # (r, m)
+        V_r, W_r = np.asfortranarray(V_r), np.asfortranarray(self.W[rows])
+        factor = np.asfortranarray(V_r[:, rows])
+        if not lapack.potrf(factor):
             raise ValueError("second moments are not positive definite")
-        V_r = sl.blas.dtrsm(1.0, factor, self.V[rows], lower=1)  # (r, m), [V_gg]^-1/2 V_g:
-        W_r = sl.blas.dtrsm(1.0, factor, self.W[rows], lower=1)  # (r, n)
+        lapack.trsm(factor, V_r)  # [V_gg]^-1/2 V_g:
+        lapack.trsm(factor, W_r)
         self.W -= V_r.T @ W_r
-        self.V = sl.blas.dgemm(-1.0, V_r, V_r, beta=1.0, c=self.V, trans_a=1, overwrite_c=1)
+        lapack.syrk(V_r, self.V)
         self.rows = np.delete(self.rows, local, axis=0)
         if self.rows.size < 0.85 * len(self.W):  # close the gaps now and then
-            at = self.rows.ravel()
+            at = np.sort(self.rows.ravel())
             self.V, self.W = np.asfortranarray(self.V[np.ix_(at, at)]), self.W[at]
-            self.rows = np.arange(len(at)).reshape(self.rows.shape)
+            self.rows = np.searchsorted(at, self.rows)
         return self.scale * float(np.square(W_r).sum())

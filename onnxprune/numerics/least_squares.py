@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg as sl
 from numpy.typing import NDArray
 
+from onnxprune.numerics import lapack
 from onnxprune.numerics.second_moments import covariance
 
 Array = NDArray[np.float64]
@@ -25,18 +25,17 @@ class Ridge:
         H = np.asarray(H, dtype=np.float64)
         if H.ndim != 2 or H.shape[0] != H.shape[1]:
             raise ValueError(f"second moments must be square, not {H.shape}")
-        self._ridge = penalty(H, lam)
-        A = H + np.diag(self._ridge)
-        self._eig = None
-        try:
-            self._cho = sl.cho_factor(A, lower=True, check_finite=True)
-            pivots = np.square(np.diag(self._cho[0]))
-            self.conditioned = bool((pivots > 1e-13 * np.diag(A)).all())
-        except sl.LinAlgError:
-            self.conditioned = False
+        if not np.isfinite(H).all():
+            raise ValueError("second moments must be finite")
+        self._ridge, self._eig = penalty(H, lam), None
+        diag = np.diag(H) + self._ridge
+        self._factor = _plus(H, self._ridge)
+        self.conditioned = lapack.potrf(self._factor)
+        if self.conditioned:
+            self.conditioned = bool((np.square(np.diag(self._factor)) > 1e-13 * diag).all())
         if not self.conditioned:
-            scale = np.sqrt(np.where(np.diag(A) > 0, np.diag(A), 1.0))  # columns of very different size
-            values, vectors = sl.eigh(A / np.outer(scale, scale))
+            scale = np.sqrt(np.where(diag > 0, diag, 1.0))  # columns of very different size
+            values, vectors = np.linalg.eigh(_plus(H, self._ridge) / np.outer(scale, scale))
             good = values > 1e-12 * max(values[-1], 0.0)
             self._eig = (vectors[:, good] / scale[:, None], values[good])
 
@@ -46,7 +45,9 @@ class Ridge:
         if W0 is not None:
             G = G + self._ridge[:, None] * W0
         if self._eig is None:
-            return sl.cho_solve(self._cho, G)
+            solution = np.array(G, order="F")
+            lapack.potrs(self._factor, solution)
+            return solution
         vectors, values = self._eig
         return vectors @ ((vectors.T @ G) / values[:, None])
 
@@ -70,20 +71,26 @@ def inverse(H: Array, lam: float = 1e-4) -> Array:
     Raises:
         ValueError: not second moments.
     """
-    A = np.array(H, dtype=np.float64)
-    A[np.diag_indices(len(A))] += penalty(A, max(lam, 1e-12))
-    diag = np.diag(A).copy()
-    if not (diag > 0).all():
-        A[diag <= 0, diag <= 0] = 1.0
+    A = np.asarray(H, dtype=np.float64)
+    diag = np.diag(A) + penalty(A, max(lam, 1e-12))
+    diag = np.where(diag > 0, diag, 1.0)
     for more in (1e-12, 1e-6, 1e-4, 1e-2):  # products formed in float32 may leave H indefinite by so much
-        factor, info = sl.lapack.dpotrf(A + np.diag(more * diag), lower=1)
-        if not info:
+        V = _plus(A, 0.0)
+        V[np.diag_indices(len(V))] = diag * (1 + more)
+        if lapack.potrf(V):
             break
     else:
         raise ValueError("second moments are not positive definite")
-    V, _ = sl.lapack.dpotri(factor, lower=1)
-    lower = np.tril(V)
-    return np.asfortranarray(lower + np.tril(lower, -1).T)
+    lapack.potri(V)
+    lapack.mirror(V)
+    return V
+
+
+def _plus(H: Array, diagonal: Array | float) -> Array:
+    """A copy of a symmetric matrix, something added to its diagonal, in Fortran order."""
+    A = np.array(H.T, dtype=np.float64, order="F")  # in the order in which `H` lies in memory
+    A[np.diag_indices(len(A))] += diagonal
+    return A
 
 
 def rows_of(channels: np.ndarray, taps: int, inputs: int) -> np.ndarray:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from onnxprune.parallel import gram, pieces, product
+
 Array = NDArray[np.float64]
 
 
@@ -49,10 +51,10 @@ def moments(x: np.ndarray, target: np.ndarray) -> Moments:
         raise ValueError(f"{rows} rows of inputs but {len(target)} rows of targets")
     d = x.shape[1] + 1
     H, G = np.empty((d, d)), np.empty((d, target.shape[1]))
-    H[:-1, :-1] = x.T @ x
+    H[:-1, :-1] = gram(x)
     H[:-1, -1] = H[-1, :-1] = x.sum(0, dtype=np.float64)
     H[-1, -1] = rows
-    G[:-1] = x.T @ target
+    G[:-1] = product(x.T, target)
     G[-1] = target.sum(0, dtype=np.float64)
     return Moments(H, G, rows, float(np.square(target, dtype=np.float64).sum()))
 
@@ -94,7 +96,9 @@ def patches(
     images, c, places, taps = view.shape[0], view.shape[1], view.shape[2 : 2 + n], int(np.prod(kernel))
     if positions is None:
         turned = view.transpose(0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n))
-        return turned.reshape(images * int(np.prod(places)), c * taps)
+        out, area = np.empty(turned.shape, x.dtype), int(np.prod(places))
+        pieces(lambda at: np.copyto(out[at], turned[at]), images, area)
+        return out.reshape(images * area, c * taps)
     at: tuple[Any, ...] = (np.arange(images)[:, None], slice(None), *np.unravel_index(positions, places))
     picked = view[at]  # (images, p, c, *kernel)
     return picked.reshape(-1, c * taps)

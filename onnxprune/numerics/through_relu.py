@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.parallel import pieces
+
 Array = NDArray[np.float64]
 
 
@@ -63,17 +65,22 @@ def propagate_target(
     _, c, kh, kw = kernel.shape
     h, w = hidden_hw
     out = np.zeros((images, c, h + top + bottom, w + left + right), residual.dtype)
-    flat = residual.transpose(0, 2, 3, 1).reshape(-1, n)
-    for i in range(kh):
-        for j in range(kw):
-            part = (flat @ kernel[:, :, i, j].astype(residual.dtype)).reshape(images, ho, wo, c).transpose(0, 3, 1, 2)
-            y, x = i * dilations[0], j * dilations[1]
-            out[
-                :,
-                :,
-                y : y + strides[0] * (ho - 1) + 1 : strides[0],
-                x : x + strides[1] * (wo - 1) + 1 : strides[1],
-            ] += part
+    kernel = kernel.astype(residual.dtype)
+
+    def some(at: slice) -> None:
+        flat = residual[at].transpose(0, 2, 3, 1).reshape(-1, n)
+        for i in range(kh):
+            for j in range(kw):
+                part = (flat @ kernel[:, :, i, j]).reshape(-1, ho, wo, c).transpose(0, 3, 1, 2)
+                y, x = i * dilations[0], j * dilations[1]
+                out[
+                    at,
+                    :,
+                    y : y + strides[0] * (ho - 1) + 1 : strides[0],
+                    x : x + strides[1] * (wo - 1) + 1 : strides[1],
+                ] += part
+
+    pieces(some, images, ho * wo)
     return out[:, :, top : top + h, left : left + w]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune import numerics
+from onnxprune import numerics, parallel
 from onnxprune.graph.layers import Affine, add_bias, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import Design, design_of
@@ -120,14 +120,14 @@ class Rows:
     def solve(self, target: np.ndarray) -> np.ndarray:
         """The solution for other targets, (rows, parts · outputs)."""
         parts = zip(self.x, np.split(target, self.parts, axis=1), strict=True)
-        products = [np.vstack([x.T @ t, t.sum(axis=0, dtype=np.float64)]) for x, t in parts]
+        products = [np.vstack([parallel.product(x.T, t), t.sum(axis=0, dtype=np.float64)]) for x, t in parts]
         self.solution = self._solve(products)
         return self.solution
 
     def written(self, solution: np.ndarray | None = None) -> np.ndarray:
         """(rows, parts · outputs): what the layer writes with a solution."""
         W = (self.solution if solution is None else solution).astype(np.float32)
-        return np.concatenate([x @ w[:-1] + w[-1] for x, w in zip(self.x, W, strict=True)], axis=1)
+        return np.concatenate([parallel.product(x, w[:-1]) + w[-1] for x, w in zip(self.x, W, strict=True)], axis=1)
 
 
 def centred_anchor(weights: np.ndarray, x: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -153,5 +153,5 @@ def ridge_for(x: Sequence[np.ndarray], target: Sequence[np.ndarray], anchor: np.
         m = numerics.moments(a[:cut], t[:cut])
         for i, lam in enumerate((LAMBDA, *STRONGER)):
             solution = numerics.ridge(m.H, m.G, lam, w).astype(np.float32)
-            errors[i] += np.square(a[cut:] @ solution[:-1] + solution[-1] - t[cut:]).sum()
+            errors[i] += np.square(parallel.product(a[cut:], solution[:-1]) + solution[-1] - t[cut:]).sum()
     return (LAMBDA, *STRONGER)[int(np.argmin(errors))]

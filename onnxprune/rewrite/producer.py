@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune import numerics
+from onnxprune import numerics, parallel
 from onnxprune.measure.designs import Design, rows_of
 
 Clip = tuple[float, float]
@@ -50,8 +50,8 @@ class Pair:
         solver = numerics.Ridge(_second(read), lam)
         pre = _write(read, A)
         rows = self._reader_rows(pre)
-        best, out = self.error(_write(rows, B)), _write(rows, B)
-        length = 1.0
+        out = _write(rows, B)
+        best, length = self.error(out), 1.0
         for _ in range(rounds):
             step = self._lacking(self.goal(out) - out, B)
             while True:
@@ -75,9 +75,14 @@ class Pair:
 
     def _moved(self, pre: np.ndarray, step: np.ndarray) -> np.ndarray:
         """Targets of the producer: units that are inside the bounds move, the others stay where they are."""
-        low, high = self.clip
-        inside = (pre > low) & (pre < high)
-        return np.where(inside, np.clip(pre + step, low, high), pre)
+        (low, high), out = self.clip, np.empty_like(pre)
+
+        def piece(at: slice) -> None:
+            inside = (pre[at] > low) & (pre[at] < high)
+            out[at] = np.where(inside, np.clip(pre[at] + step[at], low, high), pre[at])
+
+        parallel.pieces(piece, len(pre))
+        return out
 
     def _reader_rows(self, pre: np.ndarray) -> np.ndarray:
         hidden = np.clip(pre, *self.clip)
@@ -95,10 +100,10 @@ class Pair:
         gram = np.einsum("ctn,dtn->cd", kernel, kernel)
         gram[np.diag_indices(channels)] += 0.05 * np.trace(gram) / channels + 1e-12
         if self.reader.conv is None:
-            back = residual @ B[:-1].T.astype(np.float32)
+            back = parallel.product(residual, B[:-1].T.astype(np.float32))
         else:
             back = rows_of(self._transposed(residual, B), 1, None)
-        return back @ np.linalg.inv(gram).astype(np.float32)
+        return parallel.product(back, np.linalg.inv(gram).astype(np.float32))
 
     def _transposed(self, residual: np.ndarray, B: np.ndarray) -> np.ndarray:
         given = self.reader.conv
@@ -124,9 +129,11 @@ def _second(x: np.ndarray) -> np.ndarray:
 
 
 def _products(x: np.ndarray, target: np.ndarray) -> np.ndarray:
-    return np.vstack([x.T @ target, target.sum(axis=0, dtype=np.float64)])
+    return np.vstack([parallel.product(x.T, target), target.sum(axis=0, dtype=np.float64)])
 
 
 def _write(x: np.ndarray, W: np.ndarray) -> np.ndarray:
     W = W.astype(np.float32)
-    return x @ W[:-1] + W[-1]
+    out = parallel.product(x, W[:-1])
+    out += W[-1]
+    return out

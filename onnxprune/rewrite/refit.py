@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune import numerics
+from onnxprune import numerics, parallel
 from onnxprune.channels import Channels, Cut
 from onnxprune.graph.layers import Affine, with_biases
 from onnxprune.graph.model import Graph, Use, attr
@@ -64,6 +64,7 @@ class Shortcut:
     total: str
 
 
+@parallel.within_threads
 def refit(
     original: Graph,
     pruned: onnx.ModelProto,
@@ -244,15 +245,19 @@ class _Walk:
         z_all = np.concatenate(z)
         s_all = np.concatenate(s) if s else np.zeros((1, 1), np.float32)
 
+        s_all = np.broadcast_to(s_all, z_all.shape)
+
         def goal(now: np.ndarray) -> np.ndarray:
-            t = z_all if clip is None else numerics.relu_target(z_all, now + s_all, clip[1])
-            return (t - s_all).astype(np.float32)
+            return _target(z_all, now, s_all, clip)
 
         def error(now: np.ndarray) -> float:
-            got, want = now + s_all, z_all
-            if clip is not None:
-                got, want = np.clip(got, *clip), np.clip(want, *clip)
-            return float(np.square(got - want).sum(dtype=np.float64))
+            def piece(at: slice) -> float:
+                got, want = now[at] + s_all[at], z_all[at]
+                if clip is not None:
+                    got, want = np.clip(got, *clip), np.clip(want, *clip)
+                return float(np.square(got - want).sum(dtype=np.float64))
+
+            return sum(parallel.pieces(piece, len(now)))
 
         x = [self.after.live[front.design.tensor][b] for b in range(count)]
         pair = Pair(front.design, fit.design, x, shape[1:], bounds, goal, error)
@@ -313,5 +318,17 @@ def _solve(
     anchor = centred_anchor(anchor, x, z - s)
     rows = Rows(x, fits[0].design.parts, z - s, anchor)
     for _ in range(sweeps if clip else 0):
-        rows.solve((numerics.relu_target(z, rows.written() + s, clip[1]) - s).astype(np.float32))  # type: ignore[index]
+        rows.solve(_target(z, rows.written(), s, clip))
     return rows.solution
+
+
+def _target(z: np.ndarray, now: np.ndarray, s: np.ndarray, clip: tuple[float, float] | None) -> np.ndarray:
+    """(rows, n) float32: what a layer is to write so that, `s` added and clipped, it comes closest to `z`."""
+    out = np.empty(z.shape, np.float32)
+
+    def piece(at: slice) -> None:
+        wanted = z[at] if clip is None else numerics.relu_target(z[at], now[at] + s[at], clip[1])
+        np.subtract(wanted, s[at], out=out[at], casting="same_kind")
+
+    parallel.pieces(piece, len(z))
+    return out

@@ -1,0 +1,158 @@
+"""What runs side by side gives what it would give one after another."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import scipy.linalg as sl
+
+import onnxprune
+from onnxprune import numerics, parallel
+from onnxprune.numerics import lapack
+
+
+@pytest.fixture(params=[1, 2, 5])
+def cores(request, monkeypatch):
+    monkeypatch.setattr(parallel, "_cores", lambda: request.param)
+    return request.param
+
+
+def test_results_come_in_order(cores):
+    def slow(k):
+        time.sleep(0.002 * (k % 3))
+        return k * k
+
+    assert list(parallel.each(slow, range(20))) == [k * k for k in range(20)]
+
+
+def test_no_more_at_a_time_than_allowed(cores):
+    running, most, lock = 0, 0, threading.Lock()
+
+    def task(_):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.003)
+        with lock:
+            running -= 1
+
+    list(parallel.each(task, range(12), most=3))
+    assert most <= min(cores, 3) and (cores == 1 or most > 1)
+
+
+@pytest.mark.parametrize(("threads", "count"), [(None, 5), (1, 1), (2, 2), (9, 5)])
+def test_threads_bound_the_workers(threads, count, monkeypatch):
+    monkeypatch.setattr(parallel, "_cores", lambda: 5)
+
+    @parallel.within_threads
+    def function(*, threads=None):
+        return threads, parallel.workers()
+
+    assert function(threads=threads) == (threads, count) and parallel.workers() == 5
+
+
+@pytest.mark.parametrize(("threads", "share"), [(None, 2), (1, 1), (8, 2)])
+def test_inside_of_a_task_nothing_is_shared_out_again(threads, share, monkeypatch):
+    monkeypatch.setattr(parallel, "_cores", lambda: 4)
+    inside = list(parallel.each(lambda _: (parallel.workers(), parallel.threads_here(threads)), range(6), most=2))
+    assert inside == [(1, share)] * 6
+    assert parallel.workers() == 4 and parallel.threads_here(threads) == threads
+
+
+def test_an_error_stops_the_rest(cores):
+    begun = []
+
+    def task(k):
+        begun.append(k)
+        if k == 2:
+            raise ValueError("two")
+        time.sleep(0.002)
+
+    with pytest.raises(ValueError, match="two"):
+        list(parallel.each(task, range(100)))
+    assert len(begun) < 30 and list(parallel.each(abs, range(3))) == [0, 1, 2]
+
+
+def test_items_are_made_when_there_is_room(cores):
+    made = []
+
+    def items():
+        for k in range(40):
+            made.append(k)
+            yield k
+
+    results = parallel.each(lambda k: k, items())
+    next(results)
+    assert len(made) <= 2 * cores + 1
+    results.close()
+
+
+@pytest.mark.parametrize("rows", [3, 700, 4000])
+@pytest.mark.parametrize("inputs", [1, 130, 700])
+@pytest.mark.parametrize("outputs", [1, 40, 600])
+def test_products_do_not_depend_on_the_workers(rows, inputs, outputs, monkeypatch):
+    rng = np.random.default_rng(0)
+    x, w, t = (rng.standard_normal(s).astype("f4") for s in ((rows, inputs), (inputs, outputs), (rows, outputs)))
+    found = []
+    for count in (1, 3):
+        monkeypatch.setattr(parallel, "_cores", lambda count=count: count)
+        found.append([parallel.product(x, w), parallel.product(x.T, t), parallel.gram(x)])
+    for one, three, exact in zip(*found, (x @ w, x.T @ t, x.T @ x), strict=True):
+        assert np.array_equal(one, three)
+        assert np.allclose(one, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    assert np.array_equal(found[0][2], found[0][2].T)
+
+
+@pytest.mark.parametrize("n", [1, 5, 300])
+def test_lapack_without_the_lock(n):
+    rng = np.random.default_rng(n)
+    A = rng.standard_normal((n, n))
+    A = np.asfortranarray(A @ A.T + n * np.eye(n))
+    B = np.asfortranarray(rng.standard_normal((n, 7)))
+    L = A.copy("F")
+    assert lapack.potrf(L) and np.allclose(np.tril(L), np.linalg.cholesky(A))
+    V, X, Y = L.copy("F"), B.copy("F"), B.copy("F")
+    lapack.potri(V)
+    lapack.mirror(V)
+    lapack.potrs(L, X)
+    lapack.trsm(L, Y)
+    assert np.allclose(V @ A, np.eye(n)) and np.allclose(A @ X, B)
+    assert np.allclose(Y, sl.solve_triangular(L, B, lower=True))
+    C = A.copy("F")
+    lapack.syrk(np.asfortranarray(B.T), C)
+    assert np.allclose(np.tril(C), np.tril(A - B @ B.T)) and np.array_equal(np.triu(C, 1), np.triu(A, 1))
+
+
+def test_lapack_says_what_has_no_factor():
+    assert not lapack.potrf(np.asfortranarray([[1.0, 2.0], [2.0, 1.0]]))
+    with pytest.raises(ValueError, match="positive definite"):
+        numerics.inverse(np.array([[1.0, 5.0, 0.0], [5.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("A", [np.eye(3, dtype="f4"), np.arange(6.0).reshape(2, 3)[:, ::2], np.ones((2, 3))])
+def test_lapack_takes_nothing_that_it_would_read_wrongly(A):
+    with pytest.raises(TypeError, match="Fortran order"):
+        lapack.potrf(A)
+
+
+def test_elimination_where_a_reader_has_rows_out_of_order():
+    """The lower triangle alone is kept up to date; which half an entry is in depends on the order of rows."""
+    rng = np.random.default_rng(3)
+    H = rng.standard_normal((40, 12))
+    V, W = np.linalg.inv(H.T @ H), rng.standard_normal((12, 4))
+    rows = rng.permutation(12).reshape(6, 2)
+    order, errors = numerics.eliminate([numerics.Reader(V, W, rows)])
+    at = rows.ravel()
+    again, same = numerics.eliminate([numerics.Reader(V[np.ix_(at, at)], W[at], np.arange(12).reshape(6, 2))])
+    assert np.array_equal(order, again) and np.allclose(errors, same)
+
+
+@pytest.mark.parametrize("how", [{"threads": 1}, {"threads": 3}])
+def test_the_same_bytes_however_many_workers(how, monkeypatch):
+    settings = {"calibration": "benchmarks/data/calib.npz", "samples": 64, "methods": ["channels", "blocks"]}
+    model = "benchmarks/models/resnet20_fmnist.onnx"
+    monkeypatch.setattr(parallel, "_cores", lambda: 4)
+    four = onnxprune.prune(model, 0.5, **settings).model.SerializeToString()
+    assert onnxprune.prune(model, 0.5, **settings, **how).model.SerializeToString() == four
