@@ -1056,7 +1056,8 @@ def atomic_write(
         force: replace an existing file. A symbolic link is replaced itself, not what it points to.
         sources: files that must never be overwritten, whatever `force` says; also under another name, and
             also the external data files that they name.
-        verify: called with the temporary file before it gets its name; whatever it raises stops the writing.
+        verify: loads the temporary file before it gets its name; whatever it raises stops the writing. None: the
+            file is parsed and checked.
 
     Raises:
         FileError: the path is taken or cannot be written (no space, no permission).
@@ -1071,8 +1072,11 @@ def atomic_write(
             model = write_external(model, path.parent, stem=path.stem, placed=placed)
         with _Stage(path, force) as stage:
             stage.write(serialized(model))
-            _check_written(stage.temporary, model, path)
-            if verify is not None:
+            back = _check_written(stage.temporary, model, path)
+            if verify is None:
+                _check_loads(back, stage.temporary, path)
+            else:
+                del back
                 verify(stage.temporary)
             stage.commit()
     except BaseException:
@@ -1244,8 +1248,8 @@ def _claim(temporary: Path, path: Path) -> None:
         raise
 
 
-def _check_written(temporary: Path, written: ModelProto, path: Path) -> None:
-    """What is on the disk is what was meant, and loads."""
+def _check_written(temporary: Path, written: ModelProto, path: Path) -> bytes:
+    """What is on the disk, which must be what was meant."""
     back = temporary.read_bytes()
     at, same = 0, True
     for part in serialized(written):
@@ -1253,6 +1257,11 @@ def _check_written(temporary: Path, written: ModelProto, path: Path) -> None:
         at += len(part)
     if not same or at != len(back):
         raise FileError(one_line(f"{path}: the disk gave back other bytes than were written; check the disk"))
+    return back
+
+
+def _check_loads(back: bytes, temporary: Path, path: Path) -> None:
+    """That a file with these bytes is a sound model."""
     model = _parse(back, str(path))
     walk = _walk(model, str(path))
     if any(t.data_location == TensorProto.EXTERNAL for _, t in walk.tensors):
