@@ -15,14 +15,13 @@ import onnx
 from onnxprune import parallel
 from onnxprune.channels import Channels
 from onnxprune.decide.blocks import AnyBlock, Block
-from onnxprune.decide.study import TRIALS
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.lockstep import Runner
 from onnxprune.plan import DropBlock, KeepChannels
 from onnxprune.rewrite.drop import without
-from onnxprune.rewrite.refit import refit
+from onnxprune.rewrite.refit import REFIT_BYTES, refit
 
 Feeds = Mapping[str, np.ndarray]
 REPAIRED = 3
@@ -87,7 +86,7 @@ def block_damages(
         return damage_of(mended)
 
     found = {}
-    for k, (block, hurt) in enumerate(zip(ordered, parallel.each(damage, tries(), most=TRIALS), strict=True)):
+    for k, (block, hurt) in enumerate(zip(ordered, parallel.each(damage, tries(), holds=REFIT_BYTES), strict=True)):
         if progress:
             progress(k, len(blocks))
         found[block.name] = hurt

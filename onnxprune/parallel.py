@@ -12,9 +12,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 """Decorates a function that computes: BLAS has one thread while it runs, and its own number again afterwards."""
 
 MOST = 16
-"""Workers at most: each holds activations, or a factor, of its own."""
+"""Workers at most."""
 LEAST, BLOCK = 128, 512
 """Rows or columns of a product that one worker makes at a time: at least, and at most."""
 WORTH = 1 << 26
@@ -40,10 +41,14 @@ _here = threading.local()
 
 
 def workers() -> int:
-    """How many tasks may run at a time from here: 1 inside of one."""
-    if getattr(_here, "share", None) is not None:
-        return 1
-    return min(_cores(), _limit.get() or MOST)
+    """How many tasks may run at a time from here; inside of one, its share of the cores."""
+    return min(_available(), MOST)
+
+
+def _available() -> int:
+    share: int | None = getattr(_here, "share", None)
+    cores = _cores() if share is None else share
+    return min(cores, _limit.get() or cores)
 
 
 def threads_here(threads: int | None) -> int | None:
@@ -74,34 +79,35 @@ def _at_most(threads: int | None) -> Iterator[None]:
         _limit.reset(token)
 
 
-def each(function: Callable[[Item], Result], items: Iterable[Item], *, most: int = MOST) -> Iterator[Result]:
+def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: int = 0) -> Iterator[Result]:
     """`map(function, items)`, several at a time; results in order. Items are taken when there is room for them.
 
     Args:
         function: must not change what another call reads.
         items: may be a generator: its own work is done here, in order.
-        most: how many at a time at most, where each needs much memory.
+        holds: bytes that one call may hold; no more at a time than find room.
     """
-    count = min(workers(), most)
+    count = min(workers(), max(1, _free_bytes() // holds)) if holds else workers()
     if count == 1:
         yield from map(function, items)
         return
-    share, gate = max(1, _cores() // count), threading.Semaphore(count)
+    share, gate = max(1, _available() // count), threading.Semaphore(count)
+    depth = getattr(_here, "depth", 0)  # tasks wait for tasks of their own, which therefore need other threads
     pending: deque[Future[Result]] = deque()
 
     def task(item: Item) -> Result:
         with gate:
-            _here.share = share
+            _here.share, _here.depth = share, depth + 1
             try:
                 return function(item)
             finally:
-                _here.share = None
+                _here.share, _here.depth = None, 0
 
     try:
         for item in items:
             if len(pending) >= 2 * count:
                 yield pending.popleft().result()
-            pending.append(_pool().submit(task, item))
+            pending.append(_pool(depth).submit(task, item))
         while pending:
             yield pending.popleft().result()
     finally:  # an error, or nobody wants the rest
@@ -158,9 +164,21 @@ def _step(length: int) -> int:
     return max(LEAST, min(BLOCK, -(-length // 8) // 64 * 64))
 
 
+def _free_bytes() -> int:
+    """Memory that is free now, to this process: of the machine, and of the container that it runs in."""
+    found = [1 << 62]
+    with suppress(OSError, StopIteration):
+        with open("/proc/meminfo") as lines:
+            found.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
+    with suppress(OSError, ValueError):  # "max" is no number
+        most, used = (Path("/sys/fs/cgroup", f"memory.{name}").read_text() for name in ("max", "current"))
+        found.append(max(0, int(most) - int(used)))
+    return min(found)
+
+
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(MOST, thread_name_prefix="onnxprune")
+def _pool(depth: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MOST, thread_name_prefix=f"onnxprune-{depth}")
 
 
 @cache

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 
+from onnxprune import parallel
 from onnxprune.channels import Channels
 from onnxprune.decide.study import Samples
 from onnxprune.graph import runtime
@@ -22,7 +23,7 @@ from onnxprune.measure.damage import damage
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.drop import without
 from onnxprune.rewrite.factorize import factorize, refit_factorized
-from onnxprune.rewrite.refit import refit
+from onnxprune.rewrite.refit import REFIT_BYTES, refit
 from onnxprune.rewrite.statistics import repair_statistics
 
 SAMPLES = 256
@@ -35,6 +36,7 @@ REPAIRS: Mapping[str, Callable[..., onnx.ModelProto]] = {
 """The repair that will follow, or what it starts from; without an entry, the cut alone is judged."""
 
 
+@parallel.within_threads
 def best(
     graph: Graph,
     channels: Channels,
@@ -61,10 +63,9 @@ def best(
     if len(plans) < 2:
         return plans[0]
     fitted, judges = samples.some(SAMPLES), samples.few(SAMPLES)
-    wanted, hurt = _outputs(graph.model, judges, threads), []
-    for k, plan in enumerate(plans):
-        if progress:
-            progress(k, len(plans))
+    wanted = _outputs(graph.model, judges, threads)
+
+    def hurt(plan: PrunePlan) -> float:
         alive = channels.alive(plan.keep())
         model = without(graph, channels, plan.edits)
         if repair in REPAIRS:
@@ -75,8 +76,14 @@ def best(
             else:
                 model = factorize(model, edits, feeds, fitted, threads=threads)
         got = _outputs(model, judges, threads)
-        hurt.append(float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)])))
-    return plans[int(np.argmin(hurt))]
+        return float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)]))
+
+    found = []
+    for k, damaged in enumerate(parallel.each(hurt, plans, holds=REFIT_BYTES)):
+        if progress:
+            progress(k, len(plans))
+        found.append(damaged)
+    return plans[int(np.argmin(found))]
 
 
 def _outputs(

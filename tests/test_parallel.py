@@ -26,7 +26,7 @@ def test_results_come_in_order(cores):
     assert list(parallel.each(slow, range(20))) == [k * k for k in range(20)]
 
 
-def test_no_more_at_a_time_than_allowed(cores):
+def test_no_more_at_a_time_than_there_is_room_for(cores, monkeypatch):
     running, most, lock = 0, 0, threading.Lock()
 
     def task(_):
@@ -38,7 +38,8 @@ def test_no_more_at_a_time_than_allowed(cores):
         with lock:
             running -= 1
 
-    list(parallel.each(task, range(12), most=3))
+    monkeypatch.setattr(parallel, "_free_bytes", lambda: 3_999)
+    list(parallel.each(task, range(12), holds=1_000))
     assert most <= min(cores, 3) and (cores == 1 or most > 1)
 
 
@@ -54,11 +55,25 @@ def test_threads_bound_the_workers(threads, count, monkeypatch):
 
 
 @pytest.mark.parametrize(("threads", "share"), [(None, 2), (1, 1), (8, 2)])
-def test_inside_of_a_task_nothing_is_shared_out_again(threads, share, monkeypatch):
+def test_a_task_has_its_share_of_the_cores(threads, share, monkeypatch):
     monkeypatch.setattr(parallel, "_cores", lambda: 4)
-    inside = list(parallel.each(lambda _: (parallel.workers(), parallel.threads_here(threads)), range(6), most=2))
-    assert inside == [(1, share)] * 6
+    monkeypatch.setattr(parallel, "_free_bytes", lambda: 2)
+    inside = list(parallel.each(lambda _: (parallel.workers(), parallel.threads_here(threads)), range(6), holds=1))
+    assert inside == [(2, share)] * 6
     assert parallel.workers() == 4 and parallel.threads_here(threads) == threads
+
+
+@pytest.mark.parametrize("count", [4, 9, 40])
+def test_tasks_of_tasks_do_not_wait_for_each_other(count, monkeypatch):
+    monkeypatch.setattr(parallel, "_cores", lambda: count)
+
+    monkeypatch.setattr(parallel, "_free_bytes", lambda: 10)
+
+    def task(k):
+        return sum(parallel.each(lambda j: sum(parallel.each(abs, range(j))), range(k), holds=5))
+
+    expected = [sum(j * (j - 1) // 2 for j in range(k)) for k in range(60)]
+    assert list(parallel.each(task, range(60), holds=20 // count)) == expected
 
 
 def test_an_error_stops_the_rest(cores):
@@ -156,3 +171,7 @@ def test_the_same_bytes_however_many_workers(how, monkeypatch):
     monkeypatch.setattr(parallel, "_cores", lambda: 4)
     four = onnxprune.prune(model, 0.5, **settings).model.SerializeToString()
     assert onnxprune.prune(model, 0.5, **settings, **how).model.SerializeToString() == four
+
+
+def test_free_memory_is_known_where_the_system_tells():
+    assert 1 << 20 < parallel._free_bytes()

@@ -20,8 +20,8 @@ from onnxprune.measure.designs import Design, design_of
 
 LAMBDA = 1e-4
 """Ridge of the second moments, relative to their mean diagonal."""
-MEMORY, COPIES = 1 << 32, 5
-"""Bytes for matrices that are worked on at the same time, and how many of its size one needs."""
+COPIES = 5
+"""Matrices of a layer's second moments' size that are held while it is inverted."""
 STEPS = 128
 """Steps in which a wide group's channels are eliminated; up to so many channels, one at a time."""
 
@@ -125,12 +125,6 @@ def solver(graph: Graph, design: Design, H: np.ndarray) -> Solver:
     return Solver(design, np.stack([numerics.shrunk(part) for part in H]), W)
 
 
-def _at_a_time(moments: Mapping[str, np.ndarray]) -> int:
-    """How many layers' moments may be worked on side by side: some copies each."""
-    widest = max((H.shape[-1] for H in moments.values()), default=1)
-    return max(1, MEMORY // (8 * COPIES * widest**2))
-
-
 class Curves:
     """Makes curves for groups of one network.
 
@@ -149,8 +143,8 @@ class Curves:
         moments: Mapping[str, np.ndarray],
     ):
         self.graph, self.channels = graph, channels
-        most = _at_a_time(moments)
-        solvers = parallel.each(lambda key: solver(graph, designs[key], moments[key]), moments, most=most)
+        holds = max((8 * COPIES * H.shape[-1] ** 2 for H in moments.values()), default=0)
+        solvers = parallel.each(lambda key: solver(graph, designs[key], moments[key]), moments, holds=holds)
         self.solvers = dict(zip(moments, solvers, strict=True))
         known = {k: designs[k] for k in self.solvers}
         self.readings: dict[str, list[Reading]] = {}
@@ -162,7 +156,7 @@ class Curves:
         for name, found in self.readings.items():
             for r in found:
                 by_layer.setdefault(r.design.key, []).append((name, r))
-        for inverted in parallel.each(self._inverted, by_layer.items(), most=most):
+        for inverted in parallel.each(self._inverted, by_layer.items(), holds=holds):
             for name, reader in inverted:
                 self._readers[name].append(reader)
 

@@ -24,6 +24,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.measure.designs import second_moments
 from onnxprune.measure.likeness import distances
+from onnxprune.measure.lockstep import MEMORY
 from onnxprune.measure.stats import Moments, moments
 
 Feeds = Mapping[str, np.ndarray]
@@ -39,8 +40,6 @@ TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
 TRIAL_SAMPLES = (8, 128)
 """Least and most samples of a trial."""
-TRIALS = 8
-"""Groups that are tried at a time at most: each holds the activations of a network."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def study(
         group, judge = given
         return damages(group, found[group.name], trials, widths[group.name], judge)
 
-    tried = parallel.each(price, judges, most=TRIALS)
+    tried = parallel.each(price, judges, holds=MEMORY)
     hurt = {}
     for k, (g, damage) in enumerate(zip(ordered, tried, strict=True)):
         if progress:

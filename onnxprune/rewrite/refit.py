@@ -26,13 +26,15 @@ from onnxprune.channels import Channels, Cut
 from onnxprune.graph.layers import Affine, with_biases
 from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.measure.designs import WIDEST, rows_of
-from onnxprune.measure.lockstep import Feeds, Runner
+from onnxprune.measure.lockstep import MEMORY, Feeds, Runner
 from onnxprune.rewrite.fitting import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.producer import Pair
 from onnxprune.rewrite.statistics import added, correct_statistics, correctable, kept_channels, moments
 
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
+REFIT_BYTES = 3 * MEMORY
+"""What a pass may hold: activations of two networks, and the rows of a layer."""
 PRODUCER_ROWS = 20_000
 """Positions of whole samples that they look at; three times as many were no better."""
 
