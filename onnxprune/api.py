@@ -137,7 +137,9 @@ def apply_plan(
     keep = plan.keep()
     alive = channels.alive(keep)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
-    operated = operate(subject.graph, channels, plan, subject.feeds, None if held is None else held.first(8))
+    hasty = settings.best_effort and not plan.settings.get("leading")  # `plan_and_apply` has another way
+    look_at = None if held is None else held.first(8)
+    operated = operate(subject.graph, channels, plan, subject.feeds, look_at, hasty=hasty)
     pruned, warnings = operated.model, [*subject.warnings, *operated.warnings]
     repair, words = _repair_for(subject, plan, settings, fit is not None)
     warnings += words

@@ -41,7 +41,9 @@ class Operation:
     warnings: tuple[str, ...]
 
 
-def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, held: Feeds | None) -> Operation:
+def operate(
+    graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, held: Feeds | None, *, hasty: bool = False
+) -> Operation:
     """Cut, and prove it.
 
     Args:
@@ -50,6 +52,7 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
         plan: what stays.
         feeds: one run's inputs, for names, types and sizes.
         held: real samples to look at; None: random ones.
+        hasty: give up on random input as soon as it seems to decide the outputs.
 
     Raises:
         BudgetError: the cut model is not what it must equal (our bug), or random input cannot show it.
@@ -64,7 +67,10 @@ def operate(graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, hel
     else:
         model = without(graph, channels, plan.edits)
         kept = Cut(channels, alive).kept()
-        surgery = check_surgery(graph.model, model, cuts, probes, kept=kept, until_turned=held is None, graph=graph)
+        random = held is None
+        surgery = check_surgery(
+            graph.model, model, cuts, probes, kept=kept, until_turned=random, hasty=random and hasty, graph=graph
+        )
     if channels.inexact and not plan.lossless and not surgery.exact:
         nodes = channels.inexact
         words = (

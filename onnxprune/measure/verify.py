@@ -156,6 +156,7 @@ def check_surgery(
     *,
     kept: Kept | None = None,
     until_turned: bool = False,
+    hasty: bool = False,
     graph: Graph | None = None,
 ) -> Surgery:
     """Compare the unrepaired pruned model with the masked original.
@@ -166,6 +167,8 @@ def check_surgery(
         batches: feeds.
         kept: the channels left in every activation that lost some; needed to compare inside the models.
         until_turned: stop at the first batch on which rounding turns decisions over, or does nothing at all.
+        hasty: take it for that when outputs differ although all that the first decisions are made from is the same,
+            without a run with the original's decisions: for a caller who will then cut otherwise.
         graph: the original's graph, unedited; given, its constants are not worked out again.
 
     Raises:
@@ -179,7 +182,7 @@ def check_surgery(
     if picks(reference.model):  # a run of a detector may take seconds: what a second look needs is fetched in the first
         watched = _watched(closer.graph, cuts, kept or {})
         tail = _tail(closer.graph, pruned) if until_turned else None
-    basis, reads = ([], []) if tail is None else (tail.basis, tail.reads)
+    basis, reads = ([], []) if tail is None else (tail.basis, tail.reads if tail.short else tail.basis)
     watched = watched.union(reads) - set(outputs)
     left = _given(reference, {}, [*outputs, *sorted(watched)], name="masked original")
     right = _given(cut, {}, [*outputs, *(b for b in basis if b not in outputs)], name="pruned model")
@@ -194,12 +197,17 @@ def check_surgery(
             worst = max(worst, error)
             if until_turned and error == 0.0:  # the same to the last bit: nothing can turn over
                 break
-            if tail is not None and all(np.shape(seen[b]) == np.shape(made[b]) for b in basis):
+            if tail is not None and tail.short and all(np.shape(seen[b]) == np.shape(made[b]) for b in basis):
                 turned = _turned(tail, feeds, seen, made, closer.precision)
                 if turned:
                     return Surgery(worst, samples, decisions=tail.decisions, turned=turned)
                 break
             continue
+        if hasty and tail is not None:
+            before = max(distance(value, made[b]) for b, value in closer.cut({b: seen[b] for b in basis}).items())
+            if before <= closer.precision.tolerance:
+                differ = tuple(o for o in outputs if distance(seen[o], made[o]) > closer.precision.tolerance)
+                return Surgery(max(worst, before), samples, decisions=tail.decisions, turned=differ)
         closer.look(feeds, left, dict(zip(outputs, wanted, strict=True)), found, seen)
         if closer.turned and until_turned:
             break
@@ -217,10 +225,10 @@ def check_surgery(
 
 
 def _tail(graph: Graph, pruned: onnx.ModelProto) -> Tail | None:
-    """What follows the first decisions, where it can be run alone and the pruned model has what it starts from."""
+    """What follows the first decisions, where the pruned model has what it starts from."""
     tail = Tail(graph)
     made = {o for n in pruned.graph.node for o in n.output}
-    return tail if tail.short and tail.basis and made.issuperset(tail.basis) else None
+    return tail if tail.basis and made.issuperset(tail.basis) else None
 
 
 def _turned(
@@ -331,16 +339,16 @@ class _Closer:
             o for n in self.pruned.model.graph.node for o in n.output
         } - given.keys()  # sizes may be constants there
         names = [n for n in dict.fromkeys([*asked, *basis, *fronts.values()]) if n in made]
-        right = _given(self.pruned, self._cut(given), names, name="pruned model")
+        right = _given(self.pruned, self.cut(given), names, name="pruned model")
 
         def decided(inputs: Feeds) -> list[np.ndarray]:
             return _given(self.reference, given, names, name="masked original").run({**inputs, **given})
 
         values = [seen[n] for n in names] if seen.keys() >= set(names) else decided(feeds)
         wanted = dict(zip(names, values, strict=True))
-        found = dict(zip(names, right.run({**feeds, **self._cut(given)}), strict=True))
+        found = dict(zip(names, right.run({**feeds, **self.cut(given)}), strict=True))
         self.reshaped += [n for n in asked if n in wanted and wanted[n].shape != found[n].shape]
-        errors = [distance(a, found[n]) for n, a in self._cut(wanted).items()]
+        errors = [distance(a, found[n]) for n, a in self.cut(wanted).items()]
         rounding = self._rounding(decided, feeds, values, errors)
         tally = dict(zip(names, zip(errors, rounding, strict=True), strict=True))
         for name in asked:
@@ -396,7 +404,7 @@ class _Closer:
         if error >= self.worst:
             self.worst, self.rounding = error, rounding
 
-    def _cut(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def cut(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The values without the channels that the cut removed."""
         found = dict(values)
         for name in values.keys() & self.kept.keys():
