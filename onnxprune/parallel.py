@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -30,12 +30,12 @@ LEAST, BLOCK = 128, 512
 """Rows or columns of a product that one worker makes at a time: at least, and at most."""
 WORTH = 1 << 26
 """Multiplications below which a product is not shared out."""
-
 PIECE = 1 << 12
 """Rows that are worked on at a time where every row is on its own."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Given = ParamSpec("Given")
 _limit: ContextVar[int | None] = ContextVar("limit", default=None)
 _here = threading.local()
 
@@ -59,13 +59,14 @@ def threads_here(threads: int | None) -> int | None:
     return share if threads is None else max(1, min(threads, share))
 
 
-def within_threads(function: Callable[..., Result]) -> Callable[..., Result]:
+def within_threads(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """Decorates a function with a keyword `threads`: no more workers than that while it runs."""
 
     @wraps(function)
-    def bounded(*args: Any, threads: int | None = None, **rest: Any) -> Result:
+    def bounded(*args: Given.args, **rest: Given.kwargs) -> Result:
+        threads: Any = rest.get("threads")
         with _at_most(threads):
-            return function(*args, threads=threads, **rest)
+            return function(*args, **rest)
 
     return bounded
 
