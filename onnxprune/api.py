@@ -113,6 +113,7 @@ def apply_plan(
     original: Subject | None = None,
     tune: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
     bench: bool = False,
+    hasty: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Cut, check the surgery, repair, and compare with the original.
@@ -123,6 +124,7 @@ def apply_plan(
         settings: how to repair, and the seed.
         original: what the subject was trained from, if it was: costs and fidelity are compared with that.
         tune: what else is done with the repaired model: other weights of the same sizes.
+        hasty: give up as soon as random input seems to decide the outputs: for callers who have another plan.
         bench, progress: as for `prune`.
 
     Raises:
@@ -137,7 +139,6 @@ def apply_plan(
     keep = plan.keep()
     alive = channels.alive(keep)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
-    hasty = settings.best_effort and not plan.settings.get("leading")  # `plan_and_apply` has another way
     look_at = None if held is None else held.first(8)
     operated = operate(subject.graph, channels, plan, subject.feeds, look_at, hasty=hasty)
     pruned, warnings = operated.model, [*subject.warnings, *operated.warnings]
@@ -273,7 +274,7 @@ def plan_and_apply(
     run = partial(apply_plan, subject, settings=settings, bench=bench, progress=progress)
     plan = make_plan(subject, settings, progress)
     try:
-        return run(plan)
+        return run(plan, hasty=settings.best_effort)
     except UnstableError as error:
         if not settings.best_effort:
             raise

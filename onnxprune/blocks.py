@@ -86,8 +86,10 @@ def block_damages(
         return damage_of(mended)
 
     found = {}
+    if progress:
+        progress(0, len(blocks))
     for k, (block, hurt) in enumerate(zip(ordered, parallel.each(damage, tries(), holds=REFIT_BYTES), strict=True)):
-        if progress:
-            progress(k, len(blocks))
         found[block.name] = hurt
+        if progress:
+            progress(k + 1, len(blocks))
     return found

@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, wraps
@@ -81,39 +81,65 @@ def _at_most(threads: int | None) -> Iterator[None]:
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: int = 0) -> Iterator[Result]:
-    """`map(function, items)`, several at a time; results in order. Items are taken when there is room for them.
+    """`map(function, items)`, several at a time; results in order.
 
     Args:
         function: must not change what another call reads.
-        items: may be a generator: its own work is done here, in order.
-        holds: bytes that one call may hold; no more at a time than find room.
+        items: may be a generator: its own work is done here, in order, and an item is taken when there is room for it.
+        holds: bytes that one call may hold, its item among them; no more run at a time than find room.
     """
     count = min(workers(), max(1, _free_bytes() // holds)) if holds else workers()
     if count == 1:
-        yield from map(function, items)
+        for item in items:
+            _go_on()
+            yield function(item)
         return
-    share, gate = max(1, _available() // count), threading.Semaphore(count)
+    share = max(1, _available() // count)
     depth = getattr(_here, "depth", 0)  # tasks wait for tasks of their own, which therefore need other threads
-    pending: deque[Future[Result]] = deque()
+    stopped = (*getattr(_here, "stopped", ()), threading.Event())
+    waiting, left = deque[Future[Result]](), iter(items)
 
     def task(item: Item) -> Result:
-        with gate:
-            _here.share, _here.depth = share, depth + 1
-            try:
-                return function(item)
-            finally:
-                _here.share, _here.depth = None, 0
+        _here.share, _here.depth, _here.stopped = share, depth + 1, stopped
+        try:
+            _go_on()
+            return function(item)
+        finally:
+            _here.share, _here.depth, _here.stopped = None, 0, ()
 
+    more = True
     try:
-        for item in items:
-            if len(pending) >= 2 * count:
-                yield pending.popleft().result()
-            pending.append(_pool(depth).submit(task, item))
-        while pending:
-            yield pending.popleft().result()
+        while True:
+            _go_on()
+            running = [future for future in waiting if not future.done()]
+            if more and len(running) < count and len(waiting) < 2 * count:
+                try:
+                    item = next(left)
+                except StopIteration:
+                    more = False
+                else:
+                    waiting.append(_pool(depth).submit(task, item))
+                    del item
+            elif not waiting:
+                return
+            elif waiting[0].done():
+                yield waiting.popleft().result()
+            else:
+                wait(running, return_when=FIRST_COMPLETED)
     finally:  # an error, or nobody wants the rest
-        for future in pending:
+        stopped[-1].set()
+        for future in waiting:
             future.cancel()
+
+
+class Stopped(Exception):
+    """What a task ends with once nobody waits for it any more."""
+
+
+def _go_on() -> None:
+    """Raises `Stopped` inside of a task that nobody waits for."""
+    if any(event.is_set() for event in getattr(_here, "stopped", ())):
+        raise Stopped
 
 
 def gram(x: np.ndarray) -> np.ndarray:

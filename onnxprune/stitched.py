@@ -79,10 +79,12 @@ def best(
         return float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)]))
 
     found = []
+    if progress:
+        progress(0, len(plans))
     for k, damaged in enumerate(parallel.each(hurt, plans, holds=REFIT_BYTES)):
-        if progress:
-            progress(k, len(plans))
         found.append(damaged)
+        if progress:
+            progress(k + 1, len(plans))
     return plans[int(np.argmin(found))]
 
 

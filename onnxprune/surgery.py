@@ -17,7 +17,7 @@ from onnxprune.graph import ports, runtime
 from onnxprune.graph.model import Graph
 from onnxprune.lossless import carry_out, in_words, probing
 from onnxprune.measure.decisions import ORDERS, picks
-from onnxprune.measure.verify import FULL, Surgery, check_equal, check_surgery
+from onnxprune.measure.verify import FULL, Surgery, Turned, check_equal, check_surgery
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.drop import without
 
@@ -68,9 +68,12 @@ def operate(
         model = without(graph, channels, plan.edits)
         kept = Cut(channels, alive).kept()
         random = held is None
-        surgery = check_surgery(
-            graph.model, model, cuts, probes, kept=kept, until_turned=random, hasty=random and hasty, graph=graph
-        )
+        try:
+            surgery = check_surgery(
+                graph.model, model, cuts, probes, kept=kept, until_turned=random, hasty=random and hasty, graph=graph
+            )
+        except Turned as turned:
+            raise _unstable(graph, channels, turned.surgery) from turned
     if channels.inexact and not plan.lossless and not surgery.exact:
         nodes = channels.inexact
         words = (
@@ -86,7 +89,7 @@ def operate(
     if surgery.turned:
         orders = [key for key in surgery.decisions if graph.nodes[key].op_type in ORDERS]
         if held is None and orders:
-            raise _unstable(graph, channels, surgery, orders)
+            raise _unstable(graph, channels, surgery)
         words = (
             f"rounding alone turns over what {_some(orders or surgery.decisions)} decide on these samples, so outputs "
             f"{_some(surgery.turned)} were compared with the original's decisions"
@@ -139,8 +142,9 @@ def _not_exact(surgery: Surgery) -> str:
     return f"{text}; please report it"
 
 
-def _unstable(graph: Graph, channels: Channels, surgery: Surgery, orders: Sequence[str]) -> UnstableError:
+def _unstable(graph: Graph, channels: Channels, surgery: Surgery) -> UnstableError:
     """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
+    orders = [key for key in surgery.decisions if graph.nodes[key].op_type in ORDERS]
     return UnstableError(
         f"on random input, rounding alone turns over what nodes {_some(orders)} pick, so the outputs "
         f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "

@@ -81,27 +81,58 @@ def test_an_error_stops_the_rest(cores):
 
     def task(k):
         begun.append(k)
-        if k == 2:
-            raise ValueError("two")
-        time.sleep(0.002)
+        time.sleep(0.01 if k == 0 else 0.05)
+        if k == 0:
+            raise ValueError("none")
 
-    with pytest.raises(ValueError, match="two"):
+    with pytest.raises(ValueError, match="none"):
         list(parallel.each(task, range(100)))
-    assert len(begun) < 30 and list(parallel.each(abs, range(3))) == [0, 1, 2]
+    at_once = len(begun)
+    time.sleep(0.15)
+    assert at_once <= cores + 1 and len(begun) <= cores, "what has not begun does not begin"
+    assert list(parallel.each(abs, range(3))) == [0, 1, 2]
 
 
-def test_items_are_made_when_there_is_room(cores):
-    made = []
+def test_tasks_that_nobody_waits_for_end_at_their_next_piece(monkeypatch):
+    monkeypatch.setattr(parallel, "_cores", lambda: 2)
+    pieces = []
+
+    def task(k):
+        for _ in range(1000):
+            parallel.pieces(lambda at: time.sleep(0.002), 1)
+            pieces.append(k)
+
+    results = parallel.each(lambda k: k if k == 0 else task(k), range(2))
+    assert next(results) == 0
+    results.close()
+    time.sleep(0.05)
+    done = len(pieces)
+    time.sleep(0.05)
+    assert len(pieces) == done < 100
+
+
+def test_items_are_made_when_there_is_room(cores, monkeypatch):
+    """An item may hold as much as a task does."""
+    monkeypatch.setattr(parallel, "_free_bytes", lambda: 2)
+    alive, most, lock = 0, 0, threading.Lock()
 
     def items():
-        for k in range(40):
-            made.append(k)
+        nonlocal alive, most
+        for k in range(12):
+            with lock:
+                alive += 1
+                most = max(most, alive)
             yield k
 
-    results = parallel.each(lambda k: k, items())
-    next(results)
-    assert len(made) <= 2 * cores + 1
-    results.close()
+    def task(k):
+        nonlocal alive
+        time.sleep(0.002)
+        with lock:
+            alive -= 1
+        return k
+
+    assert list(parallel.each(task, items(), holds=1)) == list(range(12))
+    assert most <= min(cores, 2)
 
 
 @pytest.mark.parametrize("rows", [3, 700, 4000])
@@ -146,10 +177,41 @@ def test_lapack_says_what_has_no_factor():
         numerics.inverse(np.array([[1.0, 5.0, 0.0], [5.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
 
 
-@pytest.mark.parametrize("A", [np.eye(3, dtype="f4"), np.arange(6.0).reshape(2, 3)[:, ::2], np.ones((2, 3))])
-def test_lapack_takes_nothing_that_it_would_read_wrongly(A):
-    with pytest.raises(TypeError, match="Fortran order"):
-        lapack.potrf(A)
+F = np.asfortranarray
+
+
+@pytest.mark.parametrize(
+    ("function", "matrices"),
+    [
+        (lapack.potrf, [np.eye(3, dtype="f4")]),
+        (lapack.potrf, [np.arange(6.0).reshape(2, 3)[:, ::2]]),
+        (lapack.potrf, [F(np.ones((3, 2)))]),
+        (lapack.potri, [F(np.ones((2, 3)))]),
+        (lapack.mirror, [F(np.ones((2, 3)))]),
+        (lapack.potrs, [F(np.eye(4)), F(np.ones((2, 1)))]),
+        (lapack.potrs, [F(np.eye(4)), np.ones(4)]),
+        (lapack.trsm, [F(np.eye(2)), F(np.ones((4, 1)))]),
+        (lapack.syrk, [F(np.ones((2, 3))), F(np.ones((2, 2)))]),
+    ],
+)
+def test_lapack_takes_nothing_that_it_would_read_wrongly(function, matrices):
+    with pytest.raises((TypeError, ValueError), match=r"Fortran order|rows is wanted|rows are wanted"):
+        function(*matrices)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused(bad):
+    H, G = np.diag([2.0, 3.0, 4.0]), np.ones((3, 2))
+    with pytest.raises(ValueError, match="finite"):
+        numerics.Ridge(np.diag([bad, 3.0, 4.0]))
+    with pytest.raises(ValueError, match="finite"):
+        numerics.Ridge(H).solve(np.array([[bad, 1], [1, 1], [1, 1]]))
+    with pytest.raises(ValueError, match="finite"):
+        numerics.Reader(np.eye(2), np.array([[1, bad, 1], [1, 1, 1]]), np.arange(2)[:, None]).narrowed()
+    with pytest.raises(ValueError, match="finite"):
+        numerics.inverse(np.diag([bad, 3.0, 4.0]))
+    with pytest.raises(ValueError, match="rows"):
+        numerics.Ridge(H).solve(G[:2])
 
 
 def test_elimination_where_a_reader_has_rows_out_of_order():

@@ -172,6 +172,10 @@ class Curves:
                 found.append((name, numerics.Reader(V[np.ix_(at, at)], s.W[k, at], local, scale).narrowed()))
         return found
 
+    def holds(self, name: str) -> int:
+        """Bytes that working out a group's curve takes: two copies of what its readers have."""
+        return sum(2 * (reader.V.nbytes + reader.W.nbytes) for reader in self._readers[name])
+
     def of(self, group: ChannelGroup, energies: np.ndarray | None = None, order: np.ndarray | None = None) -> Curve:
         """The curve of a group: by exact elimination, or along a given order.
 

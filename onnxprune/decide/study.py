@@ -183,7 +183,8 @@ def study(
         return curves.of(group, others[group.name], order)
 
     names = [g.name for g in channels.groups]
-    found = dict(zip(names, parallel.each(curve, channels.groups), strict=True))
+    held = max(map(curves.holds, names), default=0)
+    found = dict(zip(names, parallel.each(curve, channels.groups, holds=held), strict=True))
     scores = {name: np.argsort(c.order).astype(float) for name, c in found.items()}
     if not adaptive:
         return Study(channels, scores, None, limits)
@@ -200,10 +201,12 @@ def study(
 
     tried = parallel.each(price, judges, holds=MEMORY)
     hurt = {}
+    if progress:
+        progress(0, len(ordered))
     for k, (g, damage) in enumerate(zip(ordered, tried, strict=True)):
-        if progress:
-            progress(k, len(ordered))
         hurt[g.name] = damage
+        if progress:
+            progress(k + 1, len(ordered))
     return Study(channels, scores, hurt, limits, choices, trials)
 
 

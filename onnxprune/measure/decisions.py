@@ -56,6 +56,7 @@ class Tail:
         reads: whose values are needed to run it, inputs of the model left out; the basis among them.
         outputs: outputs of the model that it makes.
         decisions: keys of all nodes that decide.
+        picked: outputs that depend on what was picked by order.
         short: whether it can be run alone, and takes next to no time.
     """
 
@@ -65,6 +66,8 @@ class Tail:
         sizes = depends_on_sizes(graph)
         nodes = [n for n in nodes if sizes.isdisjoint(n.output)]
         self.decisions = tuple(map(node_key, nodes))
+        orders = {o for n in nodes if n.op_type in ORDERS for o in n.output if o}
+        self.picked = (_following(graph, orders) | orders) & set(graph.outputs)
         behind = _following(graph, {o for n in nodes for o in n.output if o})
         first = {i for n in nodes for i in n.input if i in read} - behind - sizes
         made = _following(graph, first)

@@ -93,6 +93,18 @@ class Surgery:
     against: str = "masked original"
 
 
+class Turned(Exception):
+    """Decisions seem to have turned over: nothing behind them was compared.
+
+    Attributes:
+        surgery: how far the models are from each other up to there.
+    """
+
+    def __init__(self, surgery: Surgery):
+        super().__init__(surgery)
+        self.surgery = surgery
+
+
 @dataclass(frozen=True)
 class Fidelity:
     """How alike the outputs are on held-out samples.
@@ -167,12 +179,13 @@ def check_surgery(
         batches: feeds.
         kept: the channels left in every activation that lost some; needed to compare inside the models.
         until_turned: stop at the first batch on which rounding turns decisions over, or does nothing at all.
-        hasty: take it for that when outputs differ although all that the first decisions are made from is the same,
-            without a run with the original's decisions: for a caller who will then cut otherwise.
+        hasty: give up when outputs behind a choice by order differ by more than rounding alone ever explains,
+            although all that the first decisions are made from is the same: for a caller who will then cut otherwise.
         graph: the original's graph, unedited; given, its constants are not worked out again.
 
     Raises:
         BudgetError: an output has another shape or type.
+        Turned: given up, `hasty`.
     """
     reference, cut = masked(original, cuts, graph=graph), lightened(pruned)
     outputs = [o.name for o in original.graph.output]
@@ -205,9 +218,16 @@ def check_surgery(
             continue
         if hasty and tail is not None:
             before = max(distance(value, made[b]) for b, value in closer.cut({b: seen[b] for b in basis}).items())
-            if before <= closer.precision.tolerance:
-                differ = tuple(o for o in outputs if distance(seen[o], made[o]) > closer.precision.tolerance)
-                return Surgery(max(worst, before), samples, decisions=tail.decisions, turned=differ)
+            errors = {o: e for o in outputs if (e := distance(seen[o], made[o])) > closer.precision.tolerance}
+            beyond = MARGIN * closer.precision.telling
+            if (
+                before <= closer.precision.tolerance
+                and tail.picked.issuperset(errors)
+                and min(errors.values()) > beyond
+            ):
+                raise Turned(
+                    Surgery(max(worst, before), samples, False, decisions=tail.decisions, turned=tuple(errors))
+                )
         closer.look(feeds, left, dict(zip(outputs, wanted, strict=True)), found, seen)
         if closer.turned and until_turned:
             break

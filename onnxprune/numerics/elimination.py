@@ -47,6 +47,8 @@ class Reader:
         """The same errors with no more outputs than rows: `W` enters them as `WWᵀ` alone."""
         if self.W.shape[1] <= len(self.W):
             return self
+        if not np.isfinite(self.W).all():
+            raise ValueError("weights must be finite")
         values, vectors = np.linalg.eigh(self.W @ self.W.T)
         return replace(self, W=vectors * np.sqrt(np.maximum(values, 0)))
 

@@ -21,40 +21,40 @@ Array = NDArray[np.float64]
 
 def potrf(A: Array) -> bool:
     """A = LLᵀ; L is written over A. False where A is not positive definite."""
-    n, info = len(_fortran(A)), c_int()
-    _call("dpotrf", b"L", n, A, n, info)
+    n, info = len(_square(A)), c_int()
+    _call("dpotrf", b"L", n, A, max(1, n), info)
     return info.value == 0
 
 
 def potri(L: Array) -> None:
     """(LLᵀ)⁻¹ over L."""
-    n, info = len(_fortran(L)), c_int()
-    _call("dpotri", b"L", n, L, n, info)
+    n, info = len(_square(L)), c_int()
+    _call("dpotri", b"L", n, L, max(1, n), info)
     if info.value:
         raise ValueError("the factor has a zero on its diagonal")
 
 
 def potrs(L: Array, B: Array) -> None:
     """(LLᵀ)⁻¹B over B (n, k)."""
-    n, info = len(_fortran(L)), c_int()
-    _call("dpotrs", b"L", n, _fortran(B).shape[1], L, n, B, n, info)
+    n, info = len(_square(L)), c_int()
+    _call("dpotrs", b"L", n, _rows(B, n).shape[1], L, max(1, n), B, max(1, n), info)
 
 
 def trsm(L: Array, B: Array) -> None:
     """L⁻¹B over B (n, k)."""
-    n, k = _fortran(B).shape
-    _call("dtrsm", b"L", b"L", b"N", b"N", n, k, 1.0, _fortran(L), n, B, n)
+    n = len(_square(L))
+    _call("dtrsm", b"L", b"L", b"N", b"N", n, _rows(B, n).shape[1], 1.0, L, max(1, n), B, max(1, n))
 
 
 def syrk(A: Array, C: Array) -> None:
     """C - AᵀA over C (m, m), for A (n, m)."""
     n, m = _fortran(A).shape
-    _call("dsyrk", b"L", b"T", m, n, -1.0, A, n, 1.0, _fortran(C), m)
+    _call("dsyrk", b"L", b"T", m, n, -1.0, A, max(1, n), 1.0, _rows(_square(C), m), max(1, m))
 
 
 def mirror(A: Array) -> None:
     """Write the lower triangle over the upper one."""
-    n, step = len(_fortran(A)), 256
+    n, step = len(_square(A)), 256
     for at in range(0, n, step):
         stop = min(at + step, n)
         block = A[at:stop, at:stop]
@@ -64,8 +64,18 @@ def mirror(A: Array) -> None:
 
 
 def _fortran(A: Array) -> Array:
-    if A.dtype != np.float64 or not A.flags.f_contiguous or not A.flags.writeable:
-        raise TypeError(f"not float64 in Fortran order, or not to be written: {A.dtype} {A.shape}, strides {A.strides}")
+    if A.dtype != np.float64 or A.ndim != 2 or not A.flags.f_contiguous or not A.flags.writeable:
+        raise TypeError(f"no float64 matrix in Fortran order to write to: {A.dtype} {A.shape}, strides {A.strides}")
+    return A
+
+
+def _square(A: Array) -> Array:
+    return _rows(A, A.shape[-1])
+
+
+def _rows(A: Array, count: int) -> Array:
+    if len(_fortran(A)) != count:
+        raise ValueError(f"a matrix of {count} rows is wanted, not {A.shape}")
     return A
 
 

@@ -25,8 +25,6 @@ class Ridge:
         H = np.asarray(H, dtype=np.float64)
         if H.ndim != 2 or H.shape[0] != H.shape[1]:
             raise ValueError(f"second moments must be square, not {H.shape}")
-        if not np.isfinite(H).all():
-            raise ValueError("second moments must be finite")
         self._ridge, self._eig = penalty(H, lam), None
         diag = np.diag(H) + self._ridge
         self._factor = _plus(H, self._ridge)
@@ -42,6 +40,8 @@ class Ridge:
     def solve(self, G: Array, W0: Array | None = None) -> Array:
         """W (d, n) for `G` (d, n), drawn towards `W0` (d, n), or towards zero."""
         G = np.asarray(G, dtype=np.float64)
+        if not np.isfinite(G).all():
+            raise ValueError("products with the targets must be finite")
         if W0 is not None:
             G = G + self._ridge[:, None] * W0
         if self._eig is None:
@@ -73,7 +73,7 @@ def inverse(H: Array, lam: float = 1e-4) -> Array:
     """
     A = np.asarray(H, dtype=np.float64)
     diag = np.diag(A) + penalty(A, max(lam, 1e-12))
-    diag = np.where(diag > 0, diag, 1.0)
+    diag = np.where(diag <= 0, 1.0, diag)
     for more in (1e-12, 1e-6, 1e-4, 1e-2):  # products formed in float32 may leave H indefinite by so much
         V = _plus(A, 0.0)
         V[np.diag_indices(len(V))] = diag * (1 + more)
@@ -87,7 +87,13 @@ def inverse(H: Array, lam: float = 1e-4) -> Array:
 
 
 def _plus(H: Array, diagonal: Array | float) -> Array:
-    """A copy of a symmetric matrix, something added to its diagonal, in Fortran order."""
+    """A copy of a matrix that must be symmetric, something added to its diagonal, in Fortran order.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    if not np.isfinite(H).all():
+        raise ValueError("second moments must be finite")
     A = np.array(H.T, dtype=np.float64, order="F")  # in the order in which `H` lies in memory
     A[np.diag_indices(len(A))] += diagonal
     return A

@@ -245,9 +245,7 @@ class _Walk:
                 z[-1] += rows_of(np.take(self.before.live[other][b], kept, place.axis), place.axis, None)
                 s.append(rows_of(self.after.live[other][b], place.axis, None))
         z_all = np.concatenate(z)
-        s_all = np.concatenate(s) if s else np.zeros((1, 1), np.float32)
-
-        s_all = np.broadcast_to(s_all, z_all.shape)
+        s_all = np.concatenate(s) if s else np.broadcast_to(np.float32(0), z_all.shape)
 
         def goal(now: np.ndarray) -> np.ndarray:
             return _target(z_all, now, s_all, clip)

@@ -99,20 +99,41 @@ def check(model: onnx.ModelProto, **how: bool) -> verify.Surgery:
     return verify.check_surgery(model, pruned, cuts, feeds, kept=kept, until_turned=True, **how)
 
 
-@pytest.mark.parametrize(("hasty", "runs"), [(True, 2), (False, 3)])
-@pytest.mark.parametrize("behind", ["y = Identity(t)", "y = MatMul(t, m)"], ids=["nothing", "a layer"])
-def test_a_hasty_check_runs_each_model_once(monkeypatch, hasty, runs, behind):
-    """Whether a large number is even is up to rounding; the slow way shows that nothing else differs."""
-    model = surgery.model_of(
-        f"""(float[1,3,8,8] x) => (float[] y)
-        <float[32,3,3,3] w, float[9,32,6,6] v, int64[1] k = {{9}}, float[9,4] m, float a = {{1e7}}, float two = {{2}}> {{
-        h = Conv(x, w) r = Relu(h) c = Conv(r, v) f = Flatten(c) g = Mul(f, a) s = Round(g) p = Mod <fmod = 1> (s, two)
-        t, i = TopK(p, k) {behind} }}"""
-    )
+PARITY = """(float[1,3,8,8] x) => (float[] y)
+    <float[32,3,3,3] w, float[9,32,6,6] v, int64[1] k = {{9}}, float[9,4] m, float a = {{1e7}}, float two = {{2}}> {{
+    h = Conv(x, w) r = Relu(h) c = Conv(r, v) f = Flatten(c) g = Mul(f, a) s = Round(g) p = Mod <fmod = 1> (s, two)
+    {} }}"""
+"""Whether a large number is even is up to rounding."""
+
+
+@pytest.fixture
+def runs(monkeypatch):
     made = []
     run = verify.runtime.Session.run
     monkeypatch.setattr(verify.runtime.Session, "run", lambda self, *a: made.append(self.name) or run(self, *a))
     monkeypatch.setattr(verify, "masked", lambda *a, of=verify.masked, **k: made.clear() or of(*a, **k))
-    result = check(model, hasty=hasty)
-    assert result.exact and result.turned == ("y",) and result.decisions
-    assert len(made) == runs
+    return made
+
+
+@pytest.mark.parametrize("behind", ["y = Identity(t)", "y = MatMul(t, m)"], ids=["nothing", "a layer"])
+def test_a_hasty_check_runs_each_model_once(behind, runs):
+    """The slow way shows that nothing but the decisions differs; the hasty one does not say that it did."""
+    model = surgery.model_of(PARITY.format(f"t, i = TopK(p, k) {behind}"))
+    result = check(model)
+    assert result.exact and result.turned == ("y",) and len(runs) == 3
+    with pytest.raises(verify.Turned) as raised:
+        check(model, hasty=True)
+    assert raised.value.surgery.turned == ("y",) and not raised.value.surgery.exact and len(runs) == 2
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "t, i = TopK <axis = 0> (m, k) y = MatMul(p, m)",
+        "t, i = TopK(p, k) j = Cast <to = 1> (i) e = Sub(j, j) y = Add(e, f)",
+    ],
+    ids=["what is picked plays no part", "no more than rounding"],
+)
+def test_a_hasty_check_is_thorough_where_no_choice_explains_it(behind, runs):
+    model = surgery.model_of(PARITY.format(behind))
+    assert check(model, hasty=True) == check(model)
