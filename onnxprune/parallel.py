@@ -91,7 +91,7 @@ def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: in
     count = min(workers(), max(1, _free_bytes() // holds)) if holds else workers()
     if count == 1:
         for item in items:
-            _go_on()
+            go_on()
             yield function(item)
         return
     share = max(1, _available() // count)
@@ -102,7 +102,7 @@ def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: in
     def task(item: Item) -> Result:
         _here.share, _here.depth, _here.stopped = share, depth + 1, stopped
         try:
-            _go_on()
+            go_on()
             return function(item)
         finally:
             _here.share, _here.depth, _here.stopped = None, 0, ()
@@ -110,7 +110,7 @@ def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: in
     more = True
     try:
         while True:
-            _go_on()
+            go_on()
             running = [future for future in waiting if not future.done()]
             if more and len(running) < count and len(waiting) < 2 * count:
                 try:
@@ -136,8 +136,8 @@ class Stopped(Exception):
     """What a task ends with once nobody waits for it any more."""
 
 
-def _go_on() -> None:
-    """Raises `Stopped` inside of a task that nobody waits for."""
+def go_on() -> None:
+    """Raises `Stopped` inside of a task that nobody waits for; to be called now and then."""
     if any(event.is_set() for event in getattr(_here, "stopped", ())):
         raise Stopped
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cython_blas, cython_lapack
 
+from onnxprune.parallel import go_on
+
 Array = NDArray[np.float64]
 
 
@@ -80,6 +82,7 @@ def _rows(A: Array, count: int) -> Array:
 
 
 def _call(name: str, *given: Any) -> None:
+    go_on()
     _function(name, len(given))(*map(_address, given))
 
 
