@@ -85,11 +85,5 @@ def block_damages(
                        only=behind, start=start)  # fmt: skip
         return damage_of(mended)
 
-    found = {}
-    if progress:
-        progress(0, len(blocks))
-    for k, (block, hurt) in enumerate(zip(ordered, parallel.each(damage, tries(), holds=REFIT_BYTES), strict=True)):
-        found[block.name] = hurt
-        if progress:
-            progress(k + 1, len(blocks))
-    return found
+    found = parallel.counted(parallel.each(damage, tries(), holds=REFIT_BYTES), len(blocks), progress)
+    return dict(zip((b.name for b in ordered), found, strict=True))

@@ -132,6 +132,16 @@ def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: in
             future.cancel()
 
 
+def counted(results: Iterable[Result], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Result]:
+    """The results; `progress` is told how many there are so far."""
+    if progress:
+        progress(0, total)
+    for k, result in enumerate(results, 1):
+        if progress:
+            progress(k, total)
+        yield result
+
+
 class Stopped(Exception):
     """What a task ends with once nobody waits for it any more."""
 

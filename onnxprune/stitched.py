@@ -78,14 +78,8 @@ def best(
         got = _outputs(model, judges, threads)
         return float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)]))
 
-    found = []
-    if progress:
-        progress(0, len(plans))
-    for k, damaged in enumerate(parallel.each(hurt, plans, holds=REFIT_BYTES)):
-        found.append(damaged)
-        if progress:
-            progress(k + 1, len(plans))
-    return plans[int(np.argmin(found))]
+    found = parallel.counted(parallel.each(hurt, plans, holds=REFIT_BYTES), len(plans), progress)
+    return plans[int(np.argmin(list(found)))]
 
 
 def _outputs(

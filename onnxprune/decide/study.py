@@ -199,14 +199,8 @@ def study(
         group, judge = given
         return damages(group, found[group.name], trials, widths[group.name], judge)
 
-    tried = parallel.each(price, judges, holds=MEMORY)
-    hurt = {}
-    if progress:
-        progress(0, len(ordered))
-    for k, (g, damage) in enumerate(zip(ordered, tried, strict=True)):
-        hurt[g.name] = damage
-        if progress:
-            progress(k + 1, len(ordered))
+    tried = parallel.counted(parallel.each(price, judges, holds=MEMORY), len(ordered), progress)
+    hurt = dict(zip((g.name for g in ordered), tried, strict=True))
     return Study(channels, scores, hurt, limits, choices, trials)
 
 
