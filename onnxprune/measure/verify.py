@@ -179,7 +179,7 @@ def check_surgery(
         batches: feeds.
         kept: the channels left in every activation that lost some; needed to compare inside the models.
         until_turned: stop at the first batch on which rounding turns decisions over, or does nothing at all.
-        hasty: give up when outputs behind a choice by order differ by more than rounding alone ever explains,
+        hasty: give up when only outputs behind a choice by order differ, one by more than rounding alone explains,
             although all that the first decisions are made from is the same: for a caller who will then cut otherwise.
         graph: the original's graph, unedited; given, its constants are not worked out again.
 
@@ -223,7 +223,7 @@ def check_surgery(
             if (
                 before <= closer.precision.tolerance
                 and tail.picked.issuperset(errors)
-                and min(errors.values()) > beyond
+                and max(errors.values()) > beyond
             ):
                 raise Turned(
                     Surgery(max(worst, before), samples, False, decisions=tail.decisions, turned=tuple(errors))
