@@ -74,7 +74,7 @@ def block_damages(
         for block in ordered:  # up to each block the networks are the same: that is run once
             if apart:
                 runner.before(block.first)
-            yield block, runner.standing() if apart else None, judge(block.first)
+            yield block, runner.fork() if apart else None, judge(block.first)
 
     def damage(given: tuple[AnyBlock, Runner | None, Callable[[onnx.ModelProto], float]]) -> float:
         block, start, damage_of = given
@@ -85,5 +85,5 @@ def block_damages(
                        only=behind, start=start)  # fmt: skip
         return damage_of(mended)
 
-    found = parallel.counted(parallel.each(damage, tries(), holds=REFIT_BYTES), len(blocks), progress)
+    found = parallel.with_progress(parallel.each(damage, tries(), holds=REFIT_BYTES), len(blocks), progress)
     return dict(zip((b.name for b in ordered), found, strict=True))

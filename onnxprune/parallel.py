@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache, wraps
 from pathlib import Path
@@ -65,19 +65,13 @@ def within_threads(function: Callable[Given, Result]) -> Callable[Given, Result]
     @wraps(function)
     def bounded(*args: Given.args, **rest: Given.kwargs) -> Result:
         threads: Any = rest.get("threads")
-        with _at_most(threads):
+        token = _limit.set(threads or _limit.get())
+        try:
             return function(*args, **rest)
+        finally:
+            _limit.reset(token)
 
     return bounded
-
-
-@contextmanager
-def _at_most(threads: int | None) -> Iterator[None]:
-    token = _limit.set(threads or _limit.get())
-    try:
-        yield
-    finally:
-        _limit.reset(token)
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: int = 0) -> Iterator[Result]:
@@ -132,7 +126,9 @@ def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: in
             future.cancel()
 
 
-def counted(results: Iterable[Result], total: int, progress: Callable[[int, int], None] | None) -> Iterator[Result]:
+def with_progress(
+    results: Iterable[Result], total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[Result]:
     """The results; `progress` is told how many there are so far."""
     if progress:
         progress(0, total)
@@ -184,15 +180,15 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
-def pieces(function: Callable[[slice], Result], count: int, each_holds: int = 1) -> list[Result]:
+def pieces(function: Callable[[slice], Result], count: int, rows_each: int = 1) -> list[Result]:
     """`function` of every piece of an axis of `count` entries, several at a time; results in order.
 
     Args:
         function: given the piece.
         count: entries of the axis.
-        each_holds: rows that an entry stands for; a piece has about `PIECE` rows.
+        rows_each: rows that an entry stands for; a piece has about `PIECE` rows.
     """
-    step = max(1, PIECE // each_holds)
+    step = max(1, PIECE // rows_each)
     return list(each(function, (slice(at, min(at + step, count)) for at in range(0, count, step))))
 
 

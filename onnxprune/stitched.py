@@ -78,7 +78,7 @@ def best(
         got = _outputs(model, judges, threads)
         return float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)]))
 
-    found = parallel.counted(parallel.each(hurt, plans, holds=REFIT_BYTES), len(plans), progress)
+    found = parallel.with_progress(parallel.each(hurt, plans, holds=REFIT_BYTES), len(plans), progress)
     return plans[int(np.argmin(list(found)))]
 
 

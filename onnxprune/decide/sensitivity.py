@@ -77,7 +77,7 @@ class Trials:
             if self._runner is None or self._runner.position > self._runner.index[first]:
                 self._runner = Runner(self.curves.graph, self.batches, threads=self.threads)
             self._runner.before(first)
-            start = self._runner.standing()
+            start = self._runner.fork()
 
         def mean(candidate: Candidate) -> float:
             if start is None:

@@ -192,16 +192,27 @@ def study(
     widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in channels.groups}
     each = count_macs(graph, channels.shapes) * max(1, sum(map(len, widths.values())))
     trials = Trials(curves, samples.few(int(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES))), threads=threads)
-    ordered = sorted(channels.groups, key=lambda g: trials.order[trials.first(g)])
+    hurt = _prices(channels.groups, found, trials, widths, progress)
+    return Study(channels, scores, hurt, limits, choices, trials)
+
+
+def _prices(
+    groups: Sequence[ChannelGroup],
+    curves: Mapping[str, Curve],
+    trials: Trials,
+    widths: Mapping[str, Sequence[int]],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, np.ndarray]:
+    """The damages of every group, by name; what comes before a group's first reader is run once for all of them."""
+    ordered = sorted(groups, key=lambda g: trials.order[trials.first(g)])
     judges = ((g, trials.judge(trials.first(g))) for g in ordered)
 
     def price(given: tuple[ChannelGroup, Callable[[Candidate], float]]) -> np.ndarray:
         group, judge = given
-        return damages(group, found[group.name], trials, widths[group.name], judge)
+        return damages(group, curves[group.name], trials, widths[group.name], judge)
 
-    tried = parallel.counted(parallel.each(price, judges, holds=MEMORY), len(ordered), progress)
-    hurt = dict(zip((g.name for g in ordered), tried, strict=True))
-    return Study(channels, scores, hurt, limits, choices, trials)
+    tried = parallel.with_progress(parallel.each(price, judges, holds=MEMORY), len(ordered), progress)
+    return dict(zip((g.name for g in ordered), tried, strict=True))
 
 
 def _others(curves: Curves, energies: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:

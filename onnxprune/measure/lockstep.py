@@ -99,18 +99,17 @@ class Runner:
         if self.index[key] > self.position:
             self._run(self.index[key], [])
 
-    def fork(self, graph: Graph) -> Runner:
-        """A runner of a graph that is the same as far as this one has run: it goes on from here, and this one stays."""
-        other = Runner(graph, [], threads=self.threads)
+    def fork(self, graph: Graph | None = None) -> Runner:
+        """A runner that goes on from here, while this one stays, or the other way round; of a graph that is the same as
+        far as this one has run (None: of the same graph)."""
+        if graph is None:
+            other = copy(self)
+            other.last_use = dict(self.last_use)
+        else:
+            other = Runner(graph, [], threads=self.threads)
         assert other.keys[: self.position] == self.keys[: self.position]
         other.live, other.count = {name: list(values) for name, values in self.live.items()}, self.count
         other.position, other.held = self.position, self.held
-        return other
-
-    def standing(self) -> Runner:
-        """A runner that stands where this one stands now, and stays there when this one goes on."""
-        other = copy(self)
-        other.live = dict(self.live)
         return other
 
     def outputs(self) -> list[list[np.ndarray]]:

@@ -216,18 +216,9 @@ def check_surgery(
                     return Surgery(worst, samples, decisions=tail.decisions, turned=turned)
                 break
             continue
-        if hasty and tail is not None:
-            before = max(distance(value, made[b]) for b, value in closer.cut({b: seen[b] for b in basis}).items())
-            errors = {o: e for o in outputs if (e := distance(seen[o], made[o])) > closer.precision.tolerance}
-            beyond = MARGIN * closer.precision.telling
-            if (
-                before <= closer.precision.tolerance
-                and tail.picked.issuperset(errors)
-                and max(errors.values()) > beyond
-            ):
-                raise Turned(
-                    Surgery(max(worst, before), samples, False, decisions=tail.decisions, turned=tuple(errors))
-                )
+        if hasty and tail is not None and (turned := closer.only_turned(tail, outputs, seen, made)):
+            reached = max(worst, closer.worst)
+            raise Turned(Surgery(reached, samples, False, decisions=tail.decisions, turned=turned))
         closer.look(feeds, left, dict(zip(outputs, wanted, strict=True)), found, seen)
         if closer.turned and until_turned:
             break
@@ -326,6 +317,19 @@ class _Closer:
     def graph(self) -> Graph:
         """The masked original's."""
         return Graph(self.reference.model, self.reference.weights)
+
+    def only_turned(
+        self, tail: Tail, outputs: Sequence[str], seen: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]
+    ) -> tuple[str, ...]:
+        """The outputs that differ, where a choice by order must be why: all depend on one, one differs by more than
+        rounding alone explains, and what the first decisions are made from does not; else none."""
+        tolerance, beyond = self.precision.tolerance, MARGIN * self.precision.telling
+        errors = {o: e for o in outputs if (e := distance(seen[o], made[o])) > tolerance}
+        before = max(distance(v, made[b]) for b, v in self.cut({b: seen[b] for b in tail.basis}).items())
+        if before > tolerance or not tail.picked.issuperset(errors) or max(errors.values()) <= beyond:
+            return ()
+        self._count(before, 0.0)
+        return tuple(errors)
 
     def look(
         self,

@@ -114,16 +114,8 @@ class _Elimination:
     """State of one reader: `V` (m, m, Fortran order, its lower triangle updated in place) and `W` (m, n)."""
 
     def __init__(self, reader: Reader) -> None:
-        rows = np.array(reader.rows)  # alive channel -> its rows in V and W
-        at = np.sort(rows.ravel())
-        if len(at) == len(reader.V):
-            self.V, self.W = np.array(reader.V, dtype=np.float64, order="F"), np.array(reader.W, dtype=np.float64)
-            self.rows = rows
-        else:
-            self.V = np.array(reader.V[np.ix_(at, at)], dtype=np.float64, order="F")
-            self.W = np.array(reader.W[at], dtype=np.float64)
-            self.rows = np.searchsorted(at, rows)
-        self.scale = reader.scale
+        self.V, self.W = np.array(reader.V, dtype=np.float64, order="F"), np.array(reader.W, dtype=np.float64)
+        self.rows, self.scale = np.array(reader.rows), reader.scale  # alive channel -> its rows in V and W
 
     def scores(self) -> Array:
         i, j = self.rows[:, :, None], self.rows[:, None, :]
