@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 
 import onnxprune
-from onnxprune.graph.runtime import open_session, versions
+from onnxprune.runtime import open_session, versions
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -24,9 +24,9 @@ import latency
 
 import onnxprune
 from onnxprune.errors import PruneError
-from onnxprune.graph.runtime import parse_provider_options
-from onnxprune.measure.accelerators import accelerators
-from onnxprune.metric import open_metric
+from onnxprune.measure.metric import open_metric
+from onnxprune.runtime import parse_provider_options
+from onnxprune.timing.accelerators import accelerators
 
 
 def halves(path: Path, args: Any, folder: Path) -> list[list[str]]:

@@ -39,7 +39,7 @@ from common import (
 
 import onnxprune
 from onnxprune import api
-from onnxprune.subject import Settings
+from onnxprune.pipeline.settings import Settings
 
 IMAGES = 4 * SAMPLES
 

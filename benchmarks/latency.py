@@ -99,8 +99,8 @@ def model_error(net: Net, count: int, seed: int) -> dict[str, Any]:
     """How far the latency model is from whole networks of random widths: |predicted / measured - 1|."""
     from onnxprune.decide.allocation import Ladder, Limits
     from onnxprune.measure.cost import CostModel
-    from onnxprune.measure.node_times import Grids, node_times
     from onnxprune.rewrite.cut import cut
+    from onnxprune.timing.node_times import Grids, node_times
 
     subject = onnxprune.open_model(net.path, calibration=net.calibration(seed)[:1])
     graph, channels = subject.graph, subject.channels

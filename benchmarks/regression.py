@@ -21,8 +21,8 @@ from onnx import helper, numpy_helper
 import onnxprune
 from onnxprune.api import Subject
 from onnxprune.channels import ChannelGroup
-from onnxprune.graph.runtime import open_session, with_outputs
 from onnxprune.plan import KeepChannels, PrunePlan
+from onnxprune.runtime import open_session, with_outputs
 
 POSITIONS = 10
 """Sampled output positions an image."""

@@ -22,8 +22,9 @@ import onnx
 import torch
 from common import footer, say, table
 
+from onnxprune import files, runtime
 from onnxprune.errors import PruneError
-from onnxprune.graph import files, ports, runtime
+from onnxprune.runtime import ports
 from onnxprune.train.network import Network, as_feeds
 
 TOLERANCE = 1e-4

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxprune.graph.runtime import open_session
+from onnxprune.runtime import open_session
 
 if TYPE_CHECKING:
     from torch import nn

@@ -24,8 +24,8 @@ import common
 import numpy as np
 
 import onnxprune
-from onnxprune.graph.runtime import open_session
-from onnxprune.training import CUT_FIRST, TrainSettings, finish, prepare
+from onnxprune.pipeline.training import CUT_FIRST, TrainSettings, finish, prepare
+from onnxprune.runtime import open_session
 
 WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "csgd": ("csgd", "macs", {}),

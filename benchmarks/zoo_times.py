@@ -22,9 +22,11 @@ from typing import Any
 import common
 
 import onnxprune
-from onnxprune import api, opening, surgery
+from onnxprune import api
 from onnxprune.errors import BudgetError, UnsupportedError
-from onnxprune.measure.calibration import load_function
+from onnxprune.pipeline import opened as opening
+from onnxprune.pipeline import proof as surgery
+from onnxprune.samples.calibration import load_function
 
 
 def main() -> int:

@@ -12,21 +12,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from onnxprune.api import Settings, Target, apply_plan, make_plan, open_model, prune, reach, sweep
     from onnxprune.errors import PruneError
-    from onnxprune.measure.calibration import ImageSpec
-    from onnxprune.measure.cases import bench_cases
-    from onnxprune.measure.latency import bench
+    from onnxprune.pipeline.sensitivity import sensitivity
+    from onnxprune.pipeline.training import TrainSettings, train_and_prune
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
-    from onnxprune.sensitivities import sensitivity
-    from onnxprune.training import TrainSettings, train_and_prune
+    from onnxprune.samples.calibration import ImageSpec
+    from onnxprune.timing.cases import bench_cases
+    from onnxprune.timing.latency import bench
 
 # Imported when first asked for: `onnxprune --help` must not wait for onnx and numpy.
 _HOMES = {
     "prune": "api", "open_model": "api", "make_plan": "api", "apply_plan": "api", "Settings": "api",
-    "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "measure.latency",
-    "ImageSpec": "measure.calibration", "sweep": "api", "reach": "api", "Target": "targets",
-    "sensitivity": "sensitivities", "bench_cases": "measure.cases",
-    "TrainSettings": "training", "train_and_prune": "training",
+    "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "timing.latency",
+    "ImageSpec": "samples.calibration", "sweep": "api", "reach": "api", "Target": "pipeline.targets",
+    "sensitivity": "pipeline.sensitivity", "bench_cases": "timing.cases",
+    "TrainSettings": "pipeline.training", "train_and_prune": "pipeline.training",
 }  # fmt: skip
 
 __all__ = [

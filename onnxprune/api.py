@@ -15,34 +15,34 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.blocks import edit_of
-from onnxprune.channels import ChannelGroup, Cut
+from onnxprune import files
+from onnxprune.channels import ChannelGroup, CutSizes
 from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import BudgetError, ModelError, PruneError, UnstableError, UnsupportedError, UsageError
-from onnxprune.graph import files
-from onnxprune.graph.chance import without_seeds
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
+from onnxprune.graph.seeds import without_seeds
 from onnxprune.graph.shapes import observe
-from onnxprune.lossless import in_words, plan_lossless
-from onnxprune.measure.calibration import ImageSpec
 from onnxprune.measure.cost import Cost, count_macs, count_params, shares_weights
-from onnxprune.measure.latency import BenchResult
-from onnxprune.measure.latency import bench as time_models
-from onnxprune.measure.verify import check_fidelity
-from onnxprune.metric import Metric, agreement, open_metric
-from onnxprune.opening import ModelLike, open_model
+from onnxprune.measure.metric import Metric, agreement, open_metric
+from onnxprune.measure.surgery import check_fidelity
 from onnxprune.parallel import one_blas_thread
+from onnxprune.pipeline.block_trials import edit_of
+from onnxprune.pipeline.lossless import in_words, plan_lossless
+from onnxprune.pipeline.opened import ModelLike, open_model
+from onnxprune.pipeline.planner import BATCH, Planner, Progress, counted, why_not
+from onnxprune.pipeline.proof import check_repaired, cut_and_prove
+from onnxprune.pipeline.repairs import distilled, factorized, merged, repaired
+from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.targets import OPTIONS, UNITS, Target, close_loop, largest
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
-from onnxprune.planning import BATCH, Planner, Progress, counted, why_not
-from onnxprune.repairs import distilled, factorized, merged, repaired
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorable
-from onnxprune.subject import Settings, Subject
-from onnxprune.surgery import check_repaired, operate
-from onnxprune.targets import OPTIONS, UNITS, Target, close_loop, largest
+from onnxprune.samples.calibration import ImageSpec
+from onnxprune.timing.latency import BenchResult
+from onnxprune.timing.latency import bench as time_models
 
 MEASURE_ROUNDS = 20
 """Rounds of one measurement in a closed loop; the finished model gets 40."""
@@ -113,7 +113,7 @@ def apply_plan(
     original: Subject | None = None,
     tune: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
     bench: bool = False,
-    hasty: bool = False,
+    stop_early: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Cut, check the surgery, repair, and compare with the original.
@@ -140,7 +140,7 @@ def apply_plan(
     alive = channels.alive(keep)
     fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
     look_at = None if held is None else held.first(8)
-    operated = operate(subject.graph, channels, plan, subject.feeds, look_at, hasty=hasty)
+    operated = cut_and_prove(subject.graph, channels, plan, subject.feeds, look_at, stop_early=stop_early)
     pruned, warnings = operated.model, [*subject.warnings, *operated.warnings]
     repair, words = _repair_for(subject, plan, settings, fit is not None)
     warnings += words
@@ -174,7 +174,7 @@ def apply_plan(
         check_repaired(subject.graph, channels, pruned, subject.feeds)
     if held is not None:
         fidelity = check_fidelity(first.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
-    after = Cost(count_params(pruned), _macs(pruned, Cut(channels, alive), subject.feeds), files.byte_size(pruned))
+    after = Cost(count_params(pruned), _macs(pruned, CutSizes(channels, alive), subject.feeds), files.byte_size(pruned))
     without_seeds(pruned)
     before = first.cost()
     if after.params > before.params and shares_weights(subject.graph, channels):
@@ -222,7 +222,7 @@ def _repair_for(subject: Subject, plan: PrunePlan, settings: Settings, sampled: 
     return "none", [f"{why}nothing was repaired"]
 
 
-def _macs(pruned: onnx.ModelProto, cut: Cut, feeds: Mapping[str, np.ndarray]) -> float:
+def _macs(pruned: onnx.ModelProto, cut: CutSizes, feeds: Mapping[str, np.ndarray]) -> float:
     """Multiply-accumulates of the outcome. It is run once where it has tensors that the cut alone does not know:
     layers that were made of two, what gives a MatMul a bias, and weights behind DequantizeLinear."""
     graph = Graph(pruned)
@@ -274,7 +274,7 @@ def plan_and_apply(
     run = partial(apply_plan, subject, settings=settings, bench=bench, progress=progress)
     plan = make_plan(subject, settings, progress)
     try:
-        return run(plan, hasty=settings.best_effort)
+        return run(plan, stop_early=settings.best_effort)
     except UnstableError as error:
         if not settings.best_effort:
             raise

@@ -9,10 +9,9 @@ import onnxprune
 
 ROOT = Path(onnxprune.__file__).parent
 FLOORS = {
-    "errors": 0, "numerics": 0, "parallel": 0, "lowrank": 0, "plan": 0, "graph": 0, "channels": 1, "measure": 2, "decide": 3, "rewrite": 3,
-    "train": 3, "report": 3, "lossless": 3.5, "blocks": 3.5, "surgery": 3.6, "subject": 3.6,
-    "stitched": 3.65, "opening": 3.65, "planning": 3.7, "repairs": 3.8, "targets": 3.7, "metric": 3.7, "api": 4, "training": 4.5, "inspection": 5, "planned": 5, "sensitivities": 5, "commands": 5.5,
-    "cli": 6, "__main__": 7, "__init__": 7,
+    "errors": 0, "parallel": 0, "plan": 1, "numerics": 1, "files": 2, "runtime": 3, "graph": 4, "samples": 4,
+    "channels": 5, "timing": 5, "measure": 6, "decide": 7, "rewrite": 7, "train": 7, "report": 7, "pipeline": 8,
+    "api": 9, "commands": 10, "cli": 11, "__main__": 12, "__init__": 12,
 }  # fmt: skip
 
 

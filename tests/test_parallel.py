@@ -8,8 +8,7 @@ import pytest
 import scipy.linalg as sl
 
 import onnxprune
-from onnxprune import numerics, parallel
-from onnxprune.graph import runtime
+from onnxprune import numerics, parallel, runtime
 from onnxprune.numerics import lapack
 
 

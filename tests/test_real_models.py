@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from onnxprune import api
-from onnxprune.channels import Cut, removed_cuts
-from onnxprune.graph import ports
-from onnxprune.inspection import inspection
-from onnxprune.measure.verify import check_surgery
+from onnxprune.channels import CutSizes, removed_cuts
+from onnxprune.measure.surgery import check_surgery
+from onnxprune.pipeline.inspection import inspection
 from onnxprune.rewrite.cut import cut
+from onnxprune.runtime import ports
 from tests.channels import surgery
 
 FOLDER = Path(__file__).parents[2] / "shared" / "models"
@@ -47,5 +47,5 @@ def test_half_goes_exactly(file: str, size: tuple[int, ...] | None, other: tuple
     alive = subject.channels.alive(result.plan.keep())
     pruned = cut(subject.graph, subject.channels, alive)
     feeds = ports.default_feed(ports.input_specs(subject.model), shapes={"x": other})
-    cuts, kept = removed_cuts(subject.graph, subject.channels, alive), Cut(subject.channels, alive).kept()
+    cuts, kept = removed_cuts(subject.graph, subject.channels, alive), CutSizes(subject.channels, alive).kept()
     assert check_surgery(subject.model, pruned, cuts, [feeds], kept=kept).exact

@@ -9,14 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import api
-from onnxprune.channels import Cut
+from onnxprune import api, files
+from onnxprune.channels import CutSizes
 from onnxprune.decide import criteria
-from onnxprune.graph import files
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed, follow, observe
-from onnxprune.inspection import inspection
 from onnxprune.measure.cost import CostModel, Running
+from onnxprune.pipeline.inspection import inspection
 from tests import synthetic
 
 
@@ -133,7 +132,7 @@ def test_sizes_followed_from_known_ones_are_the_same():
     rng = np.random.default_rng(0)
     for _ in range(5):
         keep = {g.name: range(1, 1 + int(rng.integers(1, g.width))) for g in subject.channels.groups}
-        sizes = Cut(subject.channels, subject.channels.alive(keep)).shapes
+        sizes = CutSizes(subject.channels, subject.channels.alive(keep)).shapes
         plain, quick = follow(subject.graph, sizes), follow(subject.graph, sizes, Observed(seen.shapes, seen.derived))
         assert plain.keys() == quick.keys()
         assert all(np.array_equal(plain[k], quick[k]) for k in plain)

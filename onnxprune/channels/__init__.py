@@ -2,17 +2,17 @@
 
 from onnxprune.channels.analysis import find_channels
 from onnxprune.channels.groups import ChannelGroup, Channels, Pinned, Slice, ahead_of, common_reasons, removed_cuts
-from onnxprune.channels.spelled import Cut, mend
+from onnxprune.channels.sizes import CutSizes, adapt_sizes
 
 __all__ = [
     "ChannelGroup",
     "Channels",
-    "Cut",
+    "CutSizes",
     "Pinned",
     "Slice",
+    "adapt_sizes",
     "ahead_of",
     "common_reasons",
     "find_channels",
-    "mend",
     "removed_cuts",
 ]

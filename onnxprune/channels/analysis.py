@@ -13,7 +13,7 @@ from math import comb
 import numpy as np
 
 from onnxprune.channels.groups import Channels, read_off, walk_graph
-from onnxprune.channels.spelled import Cut, mend
+from onnxprune.channels.sizes import CutSizes, adapt_sizes
 from onnxprune.channels.ties import Ties
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed
@@ -66,8 +66,8 @@ def _pin_conflicts(graph: Graph, channels: Channels, ties: Ties, flow: dict[str,
     if not channels.derived:
         return False
     for alive in _trials(channels):
-        cut = Cut(channels, alive)
-        conflicts = mend(graph, cut)[1]
+        cut = CutSizes(channels, alive)
+        conflicts = adapt_sizes(graph, cut)[1]
         for conflict in conflicts:
             for name in [t for t in conflict.tensors if cut.changed(t)] or list(cut.lines):
                 ties.where, ties.tensor = conflict.node, name

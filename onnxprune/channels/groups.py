@@ -13,7 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from onnxprune.channels import quantized, rules
+from onnxprune.channels import rules
+from onnxprune.channels.rules import quantized
 from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, carrying_axis, distinct
 from onnxprune.graph.model import Graph, Use, body_weights, node_key
 from onnxprune.graph.shapes import Observed

@@ -61,10 +61,10 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace, status: Status) -> None:
-    from onnxprune.graph import files
-    from onnxprune.graph.runtime import parse_provider_options
-    from onnxprune.measure.cases import bench_cases
+    from onnxprune import files
     from onnxprune.report.bench import bench_csv
+    from onnxprune.runtime import parse_provider_options
+    from onnxprune.timing.cases import bench_cases
 
     _check_files(args)
     options = parse_provider_options(args.provider_option)
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
 
 def _check_files(args: argparse.Namespace) -> None:
     """Refuse an output before the work is done."""
-    from onnxprune.graph import files
+    from onnxprune import files
 
     if args.plot:
         from onnxprune.report import plots

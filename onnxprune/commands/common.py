@@ -158,7 +158,7 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
 
     image = None
     if args.image is not None:
-        from onnxprune.measure.calibration import ImageSpec
+        from onnxprune.samples.calibration import ImageSpec
 
         image = ImageSpec.parse(args.image)
     status.phase("analyse")

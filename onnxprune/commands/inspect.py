@@ -30,7 +30,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace, status: Status) -> None:
     check_samples(args)
-    from onnxprune.inspection import inspection, render
+    from onnxprune.pipeline.inspection import inspection, render
 
     subject = open_subject(args, status)
     status.phase("count")

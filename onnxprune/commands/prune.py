@@ -42,9 +42,9 @@ from onnxprune.report.terminal import Status, change, plain, si, table
 
 if TYPE_CHECKING:
     from onnxprune.api import Settings, Subject
+    from onnxprune.pipeline.targets import Target
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
-    from onnxprune.targets import Target
 
 ABOUT = """\
 Prune a CNN given as an ONNX file (never changed): a smaller, faster file with nearly the same outputs.
@@ -310,7 +310,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _timing(args: argparse.Namespace) -> dict[str, Any]:
     """What was said about runs that are timed."""
-    from onnxprune.graph.runtime import parse_provider_options
+    from onnxprune.runtime import parse_provider_options
 
     given: dict[str, Any] = {"batch": args.batch, "providers": args.providers}
     given["provider_options"] = parse_provider_options(args.provider_option) or None
@@ -324,7 +324,7 @@ def _training(args: argparse.Namespace) -> dict[str, Any]:
 
 def _target(args: argparse.Namespace) -> Target | None:
     """The target that was asked for instead of a ratio."""
-    from onnxprune.targets import OPTIONS, Target
+    from onnxprune.pipeline.targets import OPTIONS, Target
 
     given = [kind for kind in OPTIONS if getattr(args, kind) is not None]
     if len(given) > 1 or (given and args.ratio is not None):
@@ -349,7 +349,7 @@ def _check_faster(args: argparse.Namespace, result: Result) -> None:
 
 def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, ending: str) -> None:
     """What the plan would do: totals, the groups that it cuts, and every layer that gets cheaper."""
-    from onnxprune.planned import planned
+    from onnxprune.pipeline.preview import planned
 
     channels = subject.channels
     keep = plan.keep()

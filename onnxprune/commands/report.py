@@ -23,7 +23,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace, status: Status) -> None:
-    from onnxprune.graph import files
+    from onnxprune import files
     from onnxprune.report.page import render
 
     source = Path(args.result)

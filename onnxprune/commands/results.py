@@ -28,7 +28,7 @@ def output_of(args: argparse.Namespace) -> str:
 
 def check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequence[str] = ()) -> None:
     """Refuse an output before the work is done."""
-    from onnxprune.graph import files
+    from onnxprune import files
 
     given = [args.model, *sources, *([args.calib] if args.calib and Path(args.calib).exists() else [])]
     if not Path(args.model).exists():
@@ -64,7 +64,7 @@ def save(args: argparse.Namespace, result: Result, status: Status) -> None:
 
 
 def write_text(text: str, path: str, args: argparse.Namespace) -> None:
-    from onnxprune.graph import files
+    from onnxprune import files
 
     if not is_follower():
         files.atomic_write_text(text, path, force=args.force, sources=[args.model])

@@ -54,9 +54,9 @@ def run(args: argparse.Namespace, status: Status) -> None:
         raise UsageError("sensitivity needs samples; give --calib")
     if args.steps is not None and args.widths is not None:
         raise UsageError("--steps and --widths say the same thing; drop one")
-    from onnxprune import sensitivities
+    from onnxprune import files
     from onnxprune.decide.allocation import Limits
-    from onnxprune.graph import files
+    from onnxprune.pipeline import sensitivity as sensitivities
 
     shares = sensitivities.shares(sensitivities.STEPS if args.steps is None else args.steps, args.widths)
     output = args.output or f"{args.model.removesuffix('.onnx')}.sensitivity.json"

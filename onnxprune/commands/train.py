@@ -56,7 +56,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace, status: Status) -> None:
     check_samples(args)
     from onnxprune import api
-    from onnxprune.training import TrainSettings, train_and_prune
+    from onnxprune.pipeline.training import TrainSettings, train_and_prune
 
     chosen = TrainSettings(
         args.method, ratio=args.ratio, of=args.of, steps=args.steps, batch=args.batch, lr=args.lr, augment=args.augment,

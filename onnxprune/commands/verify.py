@@ -37,11 +37,10 @@ def run(args: argparse.Namespace, status: Status) -> None:
         raise UsageError("--min-cosine and --min-top1 need samples; give --calib")
     from dataclasses import asdict
 
-    from onnxprune import api
-    from onnxprune.graph import files
-    from onnxprune.graph.chance import with_seeds
-    from onnxprune.inspection import recheck
-    from onnxprune.measure.verify import check_fidelity
+    from onnxprune import api, files
+    from onnxprune.graph.seeds import with_seeds
+    from onnxprune.measure.surgery import check_fidelity
+    from onnxprune.pipeline.inspection import recheck
 
     plan = read_plan(args.plan)
     subject = open_subject(args, status, plan)

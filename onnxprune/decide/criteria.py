@@ -14,7 +14,7 @@ import numpy as np
 from onnxprune.channels import ChannelGroup, Slice
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph, Use
-from onnxprune.measure.stats import Moments
+from onnxprune.measure.moments import Moments
 
 
 @dataclass(frozen=True)

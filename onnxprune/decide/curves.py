@@ -122,7 +122,7 @@ def solver(graph: Graph, design: Design, H: np.ndarray) -> Solver:
     weight = graph.value(design.weight)
     assert weight is not None
     W = np.concatenate([design.matrix(weight), np.zeros((design.parts, 1, design.outputs))], axis=1)
-    return Solver(design, np.stack([numerics.shrunk(part) for part in H]), W)
+    return Solver(design, np.stack([numerics.shrunk_covariance(part) for part in H]), W)
 
 
 class Curves:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from onnxprune import lowrank
 from onnxprune.decide.curves import solver
-from onnxprune.decide.sensitivity import Trials, between
+from onnxprune.decide.trials import Trials, between
 from onnxprune.graph.layers import fold, layers, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_sizes
 from onnxprune.measure.designs import Design, design_of, second_moments
-from onnxprune.measure.pair_times import PairTimes, Way
+from onnxprune.numerics import low_rank as lowrank
+from onnxprune.timing.pair_times import PairTimes, Way
 
 SINGLE = ("channel", "spatial", "matrix")
 RANKS = 8

@@ -18,14 +18,14 @@ from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, R
 from onnxprune.decide.criteria import CRITERIA, score
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.selection import Choice, by_lasso, by_likeness
-from onnxprune.decide.sensitivity import Candidate, Trials, damages, tried_widths
+from onnxprune.decide.trials import Candidate, Trials, damages, tried_widths
 from onnxprune.graph.layers import INTEGER
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.measure.designs import second_moments
 from onnxprune.measure.likeness import distances
-from onnxprune.measure.lockstep import MEMORY
-from onnxprune.measure.stats import Moments, moments
+from onnxprune.measure.moments import Moments, moments
+from onnxprune.measure.stepwise import MEMORY
 
 Feeds = Mapping[str, np.ndarray]
 CURVED = ("elimination", "lasso")

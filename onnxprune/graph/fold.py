@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from onnxprune import runtime
 from onnxprune.errors import PruneError
-from onnxprune.graph import runtime
 
 LIMIT = 1 << 27
 """Bytes of operands beyond which a node is left alone."""

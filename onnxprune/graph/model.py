@@ -24,8 +24,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxprune import files
 from onnxprune.errors import ModelError
-from onnxprune.graph import evaluate, files, fold
+from onnxprune.graph import evaluate, fold
 
 Use = tuple[str, int]
 """One use of a tensor: (first output name of the reading node, input position)."""
@@ -500,7 +501,7 @@ def _made(graph: onnx.GraphProto) -> set[str]:
     return {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer}
 
 
-def forget_sizes(model: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) -> None:
+def write_sizes(model: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) -> None:
     """Write the new sizes of cut axes into the value infos, in place: {tensor: {axis: new size}}."""
     for info in (*model.graph.value_info, *model.graph.output):
         axes = sizes.get(info.name)

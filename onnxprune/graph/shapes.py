@@ -16,11 +16,12 @@ from functools import partial
 import numpy as np
 import onnx
 
+from onnxprune import runtime
 from onnxprune.errors import ModelError
-from onnxprune.graph import evaluate, runtime
-from onnxprune.graph.hollow import MAY_YIELD_SEQUENCES, hollow
+from onnxprune.graph import evaluate
 from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, captured
-from onnxprune.graph.weights import Light, lend
+from onnxprune.graph.sizes_only import MAY_YIELD_SEQUENCES, sizes_only
+from onnxprune.runtime.weights import ModelAndWeights, add_external_weights
 
 Shape = tuple[int, ...]
 
@@ -119,7 +120,7 @@ def observe(graph: Graph, feeds: Mapping[str, np.ndarray]) -> Observed:
     """
     computed = depends_on_sizes(graph)
     nodes = [n for n in graph.nodes.values() if any(o and graph.constant(o) is None for o in n.output)]
-    empty = hollow(graph, nodes, computed)
+    empty = sizes_only(graph, nodes, computed)
     if empty is not None:
         with contextlib.suppress(ModelError):  # the model itself says best what does not fit
             observed = _observed(graph, feeds, computed, _folded(graph, empty.nodes, set(feeds), empty.constants))
@@ -128,7 +129,7 @@ def observe(graph: Graph, feeds: Mapping[str, np.ndarray]) -> Observed:
     return _observed(graph, feeds, computed, _folded(graph, nodes, set(feeds)))
 
 
-def _observed(graph: Graph, feeds: Mapping[str, np.ndarray], computed: set[str], light: Light) -> Observed:
+def _observed(graph: Graph, feeds: Mapping[str, np.ndarray], computed: set[str], light: ModelAndWeights) -> Observed:
     shapes: dict[str, Shape] = {k: tuple(v.shape) for k, v in feeds.items()}
     shapes |= {t.values.name: tuple(t.dims) for t in graph.model.graph.sparse_initializer}
     for node in graph.nodes.values():
@@ -177,7 +178,7 @@ def _folded(
     nodes: Sequence[onnx.NodeProto],
     fed: Collection[str],
     further: Mapping[str, np.ndarray] | None = None,
-) -> Light:
+) -> ModelAndWeights:
     """A model of these nodes, with all that is constant as weights; `further` are constants that the graph has not."""
     source = graph.model
     light = onnx.ModelProto(ir_version=source.ir_version)
@@ -201,11 +202,11 @@ def _folded(
         if source.ir_version < 4 and name not in present:
             kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
-    return Light(light, lend(light, values))
+    return ModelAndWeights(light, add_external_weights(light, values))
 
 
 def _tap(
-    light: Light, tensors: Collection[str], feeds: Mapping[str, np.ndarray], wanted: Sequence[str]
+    light: ModelAndWeights, tensors: Collection[str], feeds: Mapping[str, np.ndarray], wanted: Sequence[str]
 ) -> dict[str, Shape]:
     """The sizes of what is wanted and a tensor, in one run."""
     names = [name for name in wanted if name in tensors]

@@ -20,7 +20,7 @@ from scipy.sparse import csr_array, diags_array
 from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.graph.layers import RECURRENT, Layer, products, recurrent_macs, writes_axis
 from onnxprune.graph.model import Graph, Use, attr
-from onnxprune.measure.node_times import NodeTimes, Stairs
+from onnxprune.timing.node_times import NodeTimes, Stairs
 
 
 @dataclass(frozen=True)

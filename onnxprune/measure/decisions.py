@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.graph import runtime
+from onnxprune import runtime
 from onnxprune.graph.layers import has_layers
 from onnxprune.graph.model import Graph, captured, node_key
 from onnxprune.graph.shapes import depends_on_sizes
-from onnxprune.graph.weights import lend
+from onnxprune.runtime.weights import add_external_weights
 
 DECISIONS = frozenset(
     "TopK NonMaxSuppression NonZero ArgMax ArgMin Unique Hardmax Round Floor Ceil Sign Greater GreaterOrEqual Less "
@@ -118,7 +118,7 @@ class Tail:
         body = helper.make_graph(self._body, "tail", ports, results)
         model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
         model.functions.extend(source.functions)
-        lent = lend(model, self._constants)
+        lent = add_external_weights(model, self._constants)
         return runtime.open_session(model, optimise=False, name="masked original", weights=lent, feed=True)
 
 

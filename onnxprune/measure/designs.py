@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune import numerics, parallel
-from onnxprune.graph import runtime
+from onnxprune import numerics, parallel, runtime
 from onnxprune.graph.model import Graph, Use, attr
 
 Feeds = Mapping[str, np.ndarray]

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx
 
-from onnxprune import numerics
+from onnxprune import numerics, runtime
 from onnxprune.channels import ChannelGroup, Channels, Slice
-from onnxprune.graph import runtime
 from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import rows_of

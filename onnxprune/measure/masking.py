@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from onnxprune import files
 from onnxprune.errors import UsageError
-from onnxprune.graph import files
 from onnxprune.graph.model import Graph, captured, element_types, inferred_types, node_key
-from onnxprune.graph.weights import LARGE_BYTES, LENT_TYPES, Light, lend
+from onnxprune.runtime.weights import EXTERNAL_TYPES, LARGE_BYTES, ModelAndWeights, add_external_weights
 
 ZERO_POINT: Mapping[tuple[str, int], int] = {
     ("DequantizeLinear", 0): 2,
@@ -35,7 +35,7 @@ ROWS_FIRST = ("QLinearConv", "ConvInteger")
 """Operators whose zero points, one per output channel, belong to the weight's first axis; else the last."""
 
 
-def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | None = None) -> Light:
+def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | None = None) -> ModelAndWeights:
     """The original with every removed index of every listed input multiplied by zero; weights that are not cut are
     those of the graph and not copied.
 
@@ -87,7 +87,7 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
     for tensor in model.graph.initializer:
         if tensor.name in replaced - read - listed:
             continue
-        outside = tensor.data_type in LENT_TYPES and tensor.name not in listed
+        outside = tensor.data_type in EXTERNAL_TYPES and tensor.name not in listed
         weight = graph.constant(tensor.name) if outside else None
         if weight is None or weight.nbytes < LARGE_BYTES:
             result.graph.initializer.add().CopyFrom(tensor)
@@ -100,7 +100,7 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
     body = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
     del result.graph.node[:]
     result.graph.node.extend(body)
-    return Light(result, lend(result, masks))
+    return ModelAndWeights(result, add_external_weights(result, masks))
 
 
 def _zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray:

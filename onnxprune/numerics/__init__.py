@@ -22,15 +22,7 @@ De Pierro, IEEE TMI 1995, and Lange, Hunter, Yang, JCGS 2000 (majorise-minimise;
 from __future__ import annotations
 
 from onnxprune.numerics.elimination import Reader, eliminate
-from onnxprune.numerics.least_squares import (
-    FEW,
-    Ridge,
-    inverse,
-    penalty,
-    ridge,
-    rows_of,
-    shrunk,
-)
+from onnxprune.numerics.least_squares import FEW, Ridge, inverse, penalty, ridge, rows_of, shrunk_covariance
 from onnxprune.numerics.second_moments import (
     Moments,
     covariance,
@@ -78,7 +70,7 @@ __all__ = [
     "rows_of",
     "sample_positions",
     "select_lasso",
-    "shrunk",
+    "shrunk_covariance",
     "similarity",
     "statistics",
 ]

@@ -110,7 +110,7 @@ FEW = 4
 """Rows per input under which second moments show relations between inputs that other rows would not."""
 
 
-def shrunk(H: Array) -> Array:
+def shrunk_covariance(H: Array) -> Array:
     """Second moments for conclusions from few rows: correlations between inputs are believed less.
 
     With fewer rows than inputs every input is a combination of others, and removing it seems free. So where

@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.graph.runtime import spread_in_words
-from onnxprune.measure.latency import BenchResult, Comparison
 from onnxprune.report.terminal import plain
+from onnxprune.runtime import spread_in_words
+from onnxprune.timing.latency import BenchResult, Comparison
 
 COLOURS = {"faster": "green", "slower": "red", "no measurable change": "yellow"}
 TOLD = ("cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.measure.latency import BenchResult
-from onnxprune.measure.timing_stats import noise_floor
 from onnxprune.report import plots
 from onnxprune.report.bench import heading
+from onnxprune.timing.latency import BenchResult
+from onnxprune.timing.statistics import noise_floor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune import files, runtime
 from onnxprune.channels import Pinned, common_reasons
-from onnxprune.graph import files, runtime
 from onnxprune.measure.cost import Cost
-from onnxprune.measure.latency import BenchResult
-from onnxprune.measure.verify import Fidelity, Surgery
+from onnxprune.measure.surgery import Fidelity, Surgery
 from onnxprune.plan import PrunePlan
+from onnxprune.timing.latency import BenchResult
 
 SCHEMA = 1
 MANY_NODES = 5000

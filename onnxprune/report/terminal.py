@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from onnxprune.measure.latency import BenchResult
-    from onnxprune.measure.verify import Surgery
+    from onnxprune.measure.surgery import Surgery
     from onnxprune.report.result import Result
+    from onnxprune.timing.latency import BenchResult
 
 
 def plain(text: str) -> str:

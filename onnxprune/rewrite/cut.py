@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from onnxprune.channels import Channels, Cut, mend
+from onnxprune.channels import Channels, CutSizes, adapt_sizes
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph.model import Graph, forget_sizes, node_key, set_attr
+from onnxprune.graph.model import Graph, node_key, set_attr, write_sizes
 
 
 def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
@@ -28,8 +28,8 @@ def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
             is a last line of defence).
     """
     edited = graph.unedited()
-    sizes = Cut(channels, alive)
-    mends, conflicts = mend(graph, sizes)
+    sizes = CutSizes(channels, alive)
+    mends, conflicts = adapt_sizes(graph, sizes)
     conflicts = [c for c in conflicts if not any(_empties(sizes, o) for o in graph.nodes[c.node].output)]
     if conflicts:
         raise UnsupportedError(f"node {conflicts[0].node!r}: {conflicts[0].reason} - exclude its channels")
@@ -57,11 +57,11 @@ def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
     if empty:
         model = _without(model, empty)
     changed = {name: {axis: sizes.shapes[name][axis]} for name, (axis, _) in sizes.lines.items()}
-    forget_sizes(model, changed)
+    write_sizes(model, changed)
     return model
 
 
-def _empties(sizes: Cut, name: str) -> bool:
+def _empties(sizes: CutSizes, name: str) -> bool:
     """Whether no channel of the tensor is left."""
     return name in sizes.lines and not sizes.shapes[name][sizes.lines[name][0]]
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxprune import lowrank
 from onnxprune.channels import Channels
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import Affine, affine, layers, normalization, shift_along
@@ -21,9 +20,10 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_nodes, pair_sizes
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.designs import Design, design_of, second_moments
-from onnxprune.measure.lockstep import Feeds
+from onnxprune.measure.stepwise import Feeds
+from onnxprune.numerics import low_rank as lowrank
 from onnxprune.plan import Factorize
-from onnxprune.rewrite.refit import refit
+from onnxprune.rewrite.repair.refit import refit
 
 DEAD = 1e-12
 """A BatchNormalization's slope under which a channel is none."""

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxprune.channels import Channels, Cut
+from onnxprune.channels import Channels, CutSizes
 from onnxprune.graph.model import Graph
 from onnxprune.train.loop import Training, halved, rank, ranks, start, together, train
 from onnxprune.train.network import Network, as_feeds, channels_last
@@ -98,7 +98,7 @@ def distill(
     with together() as device:
         teacher = Network(original.model).to(device).eval()
         student = channels_last(Network(pruned, batch_norm=how.batch_norm)).to(device)
-        compared = Compared.of(teacher.graph, student.graph, Cut(channels, alive), device)
+        compared = Compared.of(teacher.graph, student.graph, CutSizes(channels, alive), device)
         training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
         early = int(how.blockwise * training.steps)
         recipe = None if how.recipe is None else Recipe(how.recipe, student.graph.inputs)
@@ -160,7 +160,7 @@ class Compared:
     outputs: Mapping[str, bool]
 
     @classmethod
-    def of(cls, teacher: Graph, student: Graph, cut: Cut, device: torch.device) -> Compared:
+    def of(cls, teacher: Graph, student: Graph, cut: CutSizes, device: torch.device) -> Compared:
         ends = {}
         common = [t for t in block_ends(teacher) if t in student.producer and t in cut.shapes]
         for tensor in common:

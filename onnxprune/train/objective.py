@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune.channels import Channels, Cut
+from onnxprune.channels import Channels, CutSizes
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.train.distill import Compared, Distillation, drawing
@@ -56,7 +56,7 @@ def objective(
         raise UsageError("nothing to train on; give --recipe with labelled data, or --calib with samples")
     how, draw = Distillation(), drawing(labelled or Samples(given, batch), augment, seed, on)
     teacher = Network(original.model).to(on).eval()
-    compared = Compared.of(teacher.graph, original, Cut(channels, np.ones(channels.unit_count + 1, bool)), on)
+    compared = Compared.of(teacher.graph, original, CutSizes(channels, np.ones(channels.unit_count + 1, bool)), on)
 
     def loss(network: Network, step: int) -> Tensor:
         feeds, loss_of_labels = draw(step)

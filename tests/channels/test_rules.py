@@ -778,10 +778,11 @@ def test_weights_of_bodies_are_listed() -> None:
 
 def test_every_rule_has_a_row() -> None:
     """A new operator needs a row: in this table or in the quantized one."""
-    from onnxprune.channels import rules, spelled
+    from onnxprune.channels import rules
+    from onnxprune.channels import sizes as spelled
     from tests.channels import test_quantized
 
     cases = (*ROWS, *test_quantized.ROWS)
     seen = {n.op_type for case in cases for n in surgery.model_of(case.text, case.opset).graph.node}
-    assert not rules.RULES.keys() - seen and not spelled.SPELLS.keys() - seen
+    assert not rules.RULES.keys() - seen and not spelled.SIZE_RULES.keys() - seen
     assert not {op for _, op in rules.CONTRIB} - seen

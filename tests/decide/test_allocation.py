@@ -13,8 +13,8 @@ from onnxprune.errors import BudgetError, OutOfReachError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
-from onnxprune.planning import Planner
-from onnxprune.subject import Settings
+from onnxprune.pipeline.planner import Planner
+from onnxprune.pipeline.settings import Settings
 from tests.channels.surgery import feeds_of, model_of
 
 CHAIN = """(float[N,3,8,8] x) => (float[] y)

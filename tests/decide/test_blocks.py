@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from onnxprune import api
-from onnxprune.blocks import drop_of, edit_of
 from onnxprune.decide.allocation import BlockMove, Ladder, Limits, adaptive
 from onnxprune.decide.blocks import all_blocks, find_appended, find_blocks, may_go
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel
-from onnxprune.measure.verify import check_surgery
+from onnxprune.measure.surgery import check_surgery
+from onnxprune.pipeline.block_trials import drop_of, edit_of
+from onnxprune.pipeline.planner import Planner
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
-from onnxprune.planning import Planner
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from tests.channels import surgery
 

@@ -10,11 +10,11 @@ from onnxprune.decide import ranks
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel, PairCost, count_macs, count_params, switches
+from onnxprune.pipeline.planner import Planner
+from onnxprune.pipeline.preview import planned
+from onnxprune.pipeline.settings import METHODS, USUAL
 from onnxprune.plan import Factorize, KeepChannels, PrunePlan
-from onnxprune.planned import planned
-from onnxprune.planning import Planner
 from onnxprune.rewrite.factorize import factorize
-from onnxprune.subject import METHODS, USUAL
 from tests.channels import surgery
 
 NET = """(float[N,3,10,10] x) => (float[N,5] y)

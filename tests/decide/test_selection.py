@@ -7,17 +7,18 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import api, prune, subject
+from onnxprune import api, prune
 from onnxprune.channels import find_channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
 from onnxprune.decide.study import LIKENESS, Samples, study
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
-from onnxprune.graph.runtime import open_session
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
 from onnxprune.measure.damage import damage
 from onnxprune.measure.likeness import distances
+from onnxprune.pipeline import settings as subject
+from onnxprune.runtime import open_session
 from tests.channels.surgery import feeds_of, model_of
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.model import Graph, attr, digest, forget_sizes, set_attr
-from onnxprune.graph.runtime import open_session
+from onnxprune.graph.model import Graph, attr, digest, set_attr, write_sizes
+from onnxprune.runtime import open_session
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((4, 3)).astype(np.float32)
@@ -481,7 +481,7 @@ def test_value_infos_of_changed_tensors():
     for name, shape in (("h", ["N", 3]), ("r", ["N", 3]), ("w", [4, 3]), ("v", [3, 2])):
         model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     out = edited(model, ("h", 1, W[:, :2]), ("y", 1, V[:2]))
-    forget_sizes(out, {"h": {1: 2}, "r": {1: 2}, "y": {0: 9}, "gone": {0: 1}})
+    write_sizes(out, {"h": {1: 2}, "r": {1: 2}, "y": {0: 9}, "gone": {0: 1}})
     sizes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in out.graph.value_info}
     assert sizes == {"h": ["N", 2], "r": ["N", 2], "w": [4, 2], "v": [2, 2]}
     assert out.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "N"

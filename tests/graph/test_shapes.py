@@ -102,7 +102,7 @@ def test_sizes_are_those_of_the_values(model, feeds):
 def test_the_model_is_run_once_and_its_weights_stay_outside(monkeypatch):
     taps = []
     tap = shapes._tap
-    monkeypatch.setattr(shapes, "hollow", lambda *_: None)
+    monkeypatch.setattr(shapes, "sizes_only", lambda *_: None)
 
     def noted(light, tensors, feeds, wanted):
         taps.extend([(light.model.ByteSize(), set(light.weights))] if wanted else [])

@@ -8,7 +8,7 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, WidthCost, count_macs, count_params
-from onnxprune.measure.stats import moments
+from onnxprune.measure.moments import moments
 from onnxprune.rewrite.cut import cut
 from tests.channels.surgery import feeds_of, model_of
 

@@ -8,10 +8,11 @@ import pytest
 from onnx import parser
 
 from onnxprune.graph.model import Graph
-from onnxprune.measure import decisions, verify
+from onnxprune.measure import decisions
+from onnxprune.measure import surgery as verify
 from onnxprune.measure.decisions import Tail
 from tests.channels import surgery
-from tests.measure import test_verify
+from tests.measure import test_surgery
 
 TOP = """(float[1,6] x) => (float[] y) <int64[1] k = {2}> {
     s = Sigmoid(x) t, i = TopK(s, k) y = GatherElements<axis=1>(x, i) }"""
@@ -93,9 +94,9 @@ def test_the_check_plays_rounding_through_again(monkeypatch, ample, turned):
 def check(model: onnx.ModelProto, **how: bool) -> verify.Surgery:
     graph, channels = surgery.find(model)
     alive = channels.alive({g.name: np.arange(0, g.width, 2) for g in channels.groups})
-    pruned = test_verify.cut(graph, channels, alive)
+    pruned = test_surgery.cut(graph, channels, alive)
     feeds = [surgery.feeds_of(model, seed=k) for k in range(3)]
-    cuts, kept = test_verify.removed_cuts(graph, channels, alive), test_verify.Cut(channels, alive).kept()
+    cuts, kept = test_surgery.removed_cuts(graph, channels, alive), test_surgery.CutSizes(channels, alive).kept()
     return verify.check_surgery(model, pruned, cuts, feeds, kept=kept, until_turned=True, **how)
 
 
@@ -121,8 +122,8 @@ def test_a_hasty_check_runs_each_model_once(behind, runs):
     model = surgery.model_of(PARITY.format(f"t, i = TopK(p, k) {behind}"))
     result = check(model)
     assert result.exact and result.turned == ("y",) and len(runs) == 3
-    with pytest.raises(verify.Turned) as raised:
-        check(model, hasty=True)
+    with pytest.raises(verify.UnstableDecisions) as raised:
+        check(model, stop_early=True)
     assert raised.value.surgery.turned == ("y",) and not raised.value.surgery.exact and len(runs) == 2
 
 
@@ -136,4 +137,4 @@ def test_a_hasty_check_runs_each_model_once(behind, runs):
 )
 def test_a_hasty_check_is_thorough_where_no_choice_explains_it(behind, runs):
     model = surgery.model_of(PARITY.format(behind))
-    assert check(model, hasty=True) == check(model)
+    assert check(model, stop_early=True) == check(model)

@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxprune import lowrank
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_sizes
 from onnxprune.measure.designs import design_of
+from onnxprune.numerics import low_rank as lowrank
 from onnxprune.plan import Factorize
 from onnxprune.rewrite.factorize import factorize, split_of
 from tests.channels import surgery

@@ -15,7 +15,7 @@ CALIB = "benchmarks/data/calib.npz"
 
 
 def test_without_torch_the_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("onnxprune.subject.find_spec", lambda name: None)
+    monkeypatch.setattr("onnxprune.pipeline.settings.find_spec", lambda name: None)
     assert main([MODEL, "--calib", CALIB, "--repair", "distill", "--dry-run"]) == 2
     assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
 
@@ -32,11 +32,11 @@ from onnxprune import api  # noqa: E402
 from onnxprune.channels import find_channels  # noqa: E402
 from onnxprune.errors import UnsupportedError, UsageError  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
-from onnxprune.graph.runtime import open_session  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
+from onnxprune.pipeline.settings import Settings  # noqa: E402
 from onnxprune.plan import Factorize, PrunePlan  # noqa: E402
 from onnxprune.rewrite.cut import cut  # noqa: E402
-from onnxprune.subject import Settings  # noqa: E402
+from onnxprune.runtime import open_session  # noqa: E402
 from onnxprune.train.distill import Distillation, block_ends, distill  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
 from onnxprune.train.samples import Samples, augmenter  # noqa: E402

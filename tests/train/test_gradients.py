@@ -12,7 +12,7 @@ MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 
 @pytest.mark.parametrize("criterion", GRADIENT)
 def test_without_torch_the_extra_is_named(criterion, monkeypatch, capsys):
-    monkeypatch.setattr("onnxprune.subject.find_spec", lambda name: None)
+    monkeypatch.setattr("onnxprune.pipeline.settings.find_spec", lambda name: None)
     assert main([MODEL, "--criterion", criterion, "--dry-run"]) == 2
     assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
 

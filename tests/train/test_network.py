@@ -7,7 +7,8 @@ from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 
-from onnxprune.graph import ports, runtime  # noqa: E402
+from onnxprune import runtime  # noqa: E402
+from onnxprune.runtime import ports  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 from tests.synthetic import network as synthetic  # noqa: E402
 

@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 torch = pytest.importorskip("torch")
 
+from onnxprune import runtime  # noqa: E402
 from onnxprune.errors import UnsupportedError  # noqa: E402
-from onnxprune.graph import runtime  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 
 IMAGE = (2, 4, 6, 7)

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune.cli import main
 from onnxprune.errors import UsageError
-from onnxprune.training import TrainSettings, prepare, train_and_prune
+from onnxprune.pipeline.training import TrainSettings, prepare, train_and_prune
 
 MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 
@@ -30,21 +30,21 @@ MODEL = "benchmarks/models/resnet20_fmnist.onnx"
     ],
 )
 def test_what_makes_no_sense_is_refused(monkeypatch, settings, words):
-    monkeypatch.setattr("onnxprune.training.find_spec", lambda name: True)
+    monkeypatch.setattr("onnxprune.pipeline.training.find_spec", lambda name: True)
     with pytest.raises(UsageError, match=words):
         TrainSettings(**settings)
 
 
 def test_without_torch_the_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("onnxprune.training.find_spec", lambda name: None)
+    monkeypatch.setattr("onnxprune.pipeline.training.find_spec", lambda name: None)
     assert main(["train", MODEL, "--method", "csgd"]) == 2
     assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
 
 
 torch = pytest.importorskip("torch")
 
-from onnxprune.graph.runtime import open_session  # noqa: E402
 from onnxprune.plan import Factorize  # noqa: E402
+from onnxprune.runtime import open_session  # noqa: E402
 from onnxprune.train.gsm import gsm  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
 from onnxprune.train.network import Network  # noqa: E402

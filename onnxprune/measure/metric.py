@@ -1,0 +1,105 @@
+"""A user's measure of quality: a function of theirs, labelled samples, or agreement with the original.
+
+A metric is a number for a model, the higher the better; `--max-drop` is in its unit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxprune import files, runtime
+from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.files import one_line
+from onnxprune.runtime import ports
+from onnxprune.samples.calibration import importable, load_function, open_calibration
+
+Metric = Callable[[onnx.ModelProto], float]
+LABELS = ("labels", "label", "y")
+"""Names that the array of labels may have in a file of labelled samples."""
+
+
+def open_metric(spec: str, specs: Sequence[ports.InputSpec], *, threads: int | None = None) -> Metric:
+    """The metric that `--eval` names.
+
+    Args:
+        spec: `file.py:function`, a function of the path of an ONNX file that returns a number; or an .npz file with the
+            model's inputs by name and the class numbers under `labels`: top-1 in percent.
+        specs: the model's inputs.
+        threads: ORT threads.
+
+    Raises:
+        CalibrationError: the samples cannot be used.
+        UsageError: neither of both.
+    """
+    if ".py:" in spec:
+        function, home = load_function(spec)
+
+        def own(model: onnx.ModelProto) -> float:
+            with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder, importable(home):
+                path = Path(folder, "model.onnx")
+                files.atomic_write(model, path)
+                try:
+                    found = function(str(path))
+                except Exception as error:
+                    raise UsageError(one_line(f"--eval {spec}: raised {type(error).__name__}: {error}")) from error
+            try:
+                value = float(found)
+            except (TypeError, ValueError):
+                raise UsageError(f"--eval {spec}: returned {type(found).__name__}, not a number") from None
+            if not np.isfinite(value):
+                raise UsageError(f"--eval {spec}: returned {value}")
+            return value
+
+        return own
+    if not spec.endswith(".npz"):
+        raise UsageError(f"--eval {spec} is neither file.py:function nor an .npz file with labels")
+    return _top1(spec, specs, threads)
+
+
+def _top1(path: str, specs: Sequence[ports.InputSpec], threads: int | None) -> Metric:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            name = next((n for n in LABELS if n in content.files and n not in {s.name for s in specs}), None)
+            labels = None if name is None else np.asarray(content[name]).ravel()
+            arrays = {k: content[k] for k in content.files if k != name}
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: cannot be read as .npz: {error}") from error
+    if labels is None or labels.dtype.kind not in "iu":
+        raise CalibrationError(f"{path}: no whole numbers under {' or '.join(LABELS)}; --eval needs the classes there")
+    data = open_calibration(arrays, specs)
+    if len(data) != len(labels):
+        raise CalibrationError(f"{path}: {len(data)} samples but {len(labels)} labels")
+
+    def accuracy(model: onnx.ModelProto) -> float:
+        scores = np.concatenate([out for out in _scores(model, data.batches(64), threads)])
+        return 100 * float((scores.argmax(axis=-1) == labels).mean())
+
+    return accuracy
+
+
+def agreement(original: onnx.ModelProto, batches: Callable[[], Iterable[Mapping]], *, threads: int | None) -> Metric:
+    """Percent of samples on which a model says what the original says; no labels needed."""
+    wanted = np.concatenate(list(_scores(original, batches(), threads))).argmax(axis=-1)
+
+    def metric(model: onnx.ModelProto) -> float:
+        got = np.concatenate(list(_scores(model, batches(), threads))).argmax(axis=-1)
+        return 100 * float((got == wanted).mean())
+
+    return metric
+
+
+def _scores(model: onnx.ModelProto, batches: Iterable[Mapping], threads: int | None) -> Iterable[np.ndarray]:
+    session = runtime.open_session(model, threads=threads, name="evaluated")
+    for feeds in batches:
+        scores = session.run(dict(feeds))[0]
+        if scores.ndim != 2 or scores.shape[1] < 2:
+            raise UsageError(
+                f"output {session.outputs[0]!r} has shape {scores.shape}, not (samples, classes); "
+                "give a metric of your own: --eval file.py:function"
+            )
+        yield scores

@@ -1,0 +1,231 @@
+"""Two networks, run side by side in pieces: the original and the one being repaired.
+
+Forward repairs look at layer k of the pruned network after layers 1..k-1 were repaired. Running the whole
+network once per layer would cost depth² ; here each network is executed once, segment by segment, and what a
+later segment needs is kept for all samples (in memory up to a limit, on disk beyond it). Weights may change
+between segments, which is the point.
+"""
+
+from __future__ import annotations
+
+import bisect
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune import runtime
+from onnxprune.graph.model import Graph, captured
+from onnxprune.runtime.weights import add_external_weights
+
+Feeds = Mapping[str, np.ndarray]
+MEMORY = 1 << 30
+"""Bytes of live activations kept in memory per network; the rest is memory-mapped."""
+AHEAD = 1 << 25
+"""Bytes of tensors that are wanted later, fetched along with the one that is wanted now."""
+SMALL = 1 << 18
+"""Bytes that a segment reads at once, up to which it runs on one thread unless told otherwise."""
+
+
+FEW_RUNS = 2
+"""Batches up to which packing a segment's weights takes longer than it saves."""
+
+
+class Runner:
+    """Executes a graph piece by piece on all samples.
+
+    Args:
+        graph: the network; its constants are read when a segment runs, edits included.
+        batches: the samples, as lists of feeds.
+        threads: ORT threads.
+        ahead: the tensors that will be asked for, in order: longer pieces are run where no edit comes in between.
+        edits: the nodes whose constants will be edited right before they run.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        batches: Sequence[Feeds],
+        *,
+        threads: int | None = None,
+        ahead: Sequence[str] = (),
+        edits: Sequence[str] = (),
+    ):
+        self.graph, self.threads = graph, threads
+        self.keys = [k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)]
+        self.index = {k: i for i, k in enumerate(self.keys)}
+        self.position = 0
+        self.live: dict[str, list[np.ndarray]] = {name: [np.asarray(b[name]) for b in batches] for name in graph.inputs}
+        self.count = len(batches)
+        self.last_use: dict[str, int] = {}
+        for i, key in enumerate(self.keys):
+            node = graph.nodes[key]
+            for name in (*node.input, *captured(node)):
+                self.last_use[name] = i
+        for name in graph.outputs:
+            self.last_use[name] = len(self.keys)
+        self.made_at = {o: i for i, k in enumerate(self.keys) for o in graph.nodes[k].output if o}
+        self.held = 0
+        self.ahead = sorted({t for t in ahead if t in self.made_at}, key=self.made_at.__getitem__)
+        self.edits = sorted(self.index[key] for key in edits)
+        self.stride = 1
+
+    def until(self, tensor: str) -> list[np.ndarray]:
+        """Run up to the node that makes `tensor`. Returns its values, one array a batch."""
+        if tensor not in self.live:
+            wanted = self._together(tensor)
+            self._run(self.made_at[wanted[-1]] + 1, wanted)
+            fetched = sum(_bytes(v) for name in wanted for v in self.live[name])
+            self.stride = max(1, min(2 * len(wanted), int(len(wanted) * AHEAD / max(1, fetched))))
+        return self.live[tensor]
+
+    def _together(self, tensor: str) -> list[str]:
+        """`tensor` and those that will be asked for next, as many as the last ones left room for."""
+        at = self.made_at.__getitem__
+        first, after = (side(self.ahead, at(tensor), key=at) for side in (bisect.bisect_left, bisect.bisect_right))
+        following = bisect.bisect_right(self.edits, at(tensor))
+        edit = self.edits[following : following + 1]
+        until = bisect.bisect_left(self.ahead, edit[0], key=at) if edit else len(self.ahead)
+        last = [tensor, *self.ahead[after : min(until, after + self.stride - 1)]][-1]
+        stop = bisect.bisect_right(self.ahead, at(last), key=at)
+        # From `first` on: another output of the same node would be gone later.
+        return [tensor, *(t for t in self.ahead[first:stop] if t != tensor)]
+
+    def before(self, key: str) -> None:
+        """Run everything that comes before a node, in order."""
+        if self.index[key] > self.position:
+            self._run(self.index[key], [])
+
+    def fork(self, graph: Graph | None = None) -> Runner:
+        """A runner that goes on from here, while this one stays, or the other way round; of a graph that is the same as
+        far as this one has run (None: of the same graph)."""
+        if graph is None:
+            other = copy(self)
+            other.last_use = dict(self.last_use)
+        else:
+            other = Runner(graph, [], threads=self.threads)
+        assert other.keys[: self.position] == self.keys[: self.position]
+        other.live, other.count = {name: list(values) for name, values in self.live.items()}, self.count
+        other.position, other.held = self.position, self.held
+        return other
+
+    def outputs(self) -> list[list[np.ndarray]]:
+        """Run to the end. Returns the graph's outputs, a list a batch."""
+        if self.position < len(self.keys):
+            self._run(len(self.keys), self.graph.outputs)
+        return [[self.live[name][b] for name in self.graph.outputs] for b in range(self.count)]
+
+    def hold(self, tensor: str, key: str) -> None:
+        """Keep a tensor until the node `key` has run."""
+        self.last_use[tensor] = max(self.last_use.get(tensor, -1), self.index[key] + 1)
+
+    def refresh(self, key: str, tensor: str) -> None:
+        """Make `tensor` anew, from the inputs of the node `key` on, after its weights have changed."""
+        first, stop = self.index[key], self.made_at[tensor] + 1
+        keys = [k for k in self._between(first, stop, tensor)]
+        for b, values in enumerate(self._results(keys, [tensor])):
+            self.live[tensor][b][...] = values[0]
+
+    def _between(self, first: int, stop: int, tensor: str) -> list[str]:
+        """The nodes among first..stop that `tensor` is made by, from what is live on."""
+        needed, found = {tensor}, []
+        for key in reversed(self.keys[first:stop]):
+            if needed & set(self.graph.nodes[key].output):
+                found.append(key)
+                needed |= {i for i in self.graph.nodes[key].input if key != self.keys[first]}
+        return found[::-1]
+
+    def _results(self, keys: Sequence[str], outputs: Sequence[str]) -> Iterator[list[np.ndarray]]:
+        """Run some nodes on every batch."""
+        inside = {o for k in keys for o in self.graph.nodes[k].output if o}
+        model, inputs, weights = self._segment(keys, inside, outputs)
+        # making the threads of a session, or improving its graph, takes longer than a small segment
+        small = sum(_bytes(self.live[i][0]) for i in inputs) <= SMALL
+        threads = 1 if small and self.threads is None else self.threads
+        session = runtime.open_session(
+            model,
+            threads=threads,
+            optimise=not small,
+            pack=not small and self.count > FEW_RUNS,
+            name="segment",
+            weights=weights,
+        )
+        for b in range(self.count):
+            yield session.run({i: self.live[i][b] for i in inputs}, outputs)
+
+    def _run(self, stop: int, wanted: Sequence[str]) -> None:
+        keys, asked = self.keys[self.position : stop], set(wanted)
+        inside = {o for k in keys for o in self.graph.nodes[k].output if o}
+        outputs = [o for o in inside if self.last_use.get(o, -1) >= stop or o in asked]
+        order = {name: i for i, name in enumerate(o for k in keys for o in self.graph.nodes[k].output)}
+        outputs.sort(key=order.__getitem__)
+        results: dict[str, list[np.ndarray]] = {o: [] for o in outputs}
+        for values in self._results(keys, outputs):
+            for o, v in zip(outputs, values, strict=True):
+                results[o].append(self._keep(v))
+        self.live.update(results)
+        self.position = stop
+        for name in [n for n in self.live if self.last_use.get(n, -1) < stop and n not in asked]:
+            for v in self.live.pop(name):
+                self.held -= 0 if isinstance(v, np.memmap) else _bytes(v)
+
+    def _keep(self, value: np.ndarray) -> np.ndarray:
+        if isinstance(value, list) or self.held + value.nbytes <= MEMORY or value.nbytes < 1 << 16:
+            self.held += _bytes(value)
+            return value
+        file = tempfile.TemporaryFile(prefix="onnxprune-")
+        mapped = np.memmap(file, value.dtype, "w+", shape=value.shape)
+        mapped[...] = value
+        return mapped
+
+    def _segment(
+        self, keys: Sequence[str], inside: set[str], outputs: Sequence[str]
+    ) -> tuple[onnx.ModelProto, list[str], dict[str, np.ndarray]]:
+        """A model of these nodes alone, with the constants as they are now; its inputs, and what it is lent."""
+        graph, nodes, constants = self.graph, [], {}
+        inputs: list[str] = []
+        for key in keys:
+            node = onnx.NodeProto()
+            node.CopyFrom(graph.nodes[key])
+            for i, name in enumerate(graph.nodes[key].input):
+                value = graph.value((key, i)) if name else None
+                if value is not None:
+                    own = name if not graph.edited((key, i)) else f"{key}::{i}"
+                    constants[own] = value
+                    node.input[i] = own
+                elif name and name not in inside and name not in inputs:
+                    inputs.append(name)
+            for name in captured(node):
+                value = graph.constant(name)
+                if value is not None:
+                    constants[name] = value
+                elif name not in inside and name not in inputs:
+                    inputs.append(name)
+            nodes.append(node)
+        ports = [_port(name, self.live[name]) for name in inputs]
+        body = helper.make_graph(nodes, "segment", ports, [helper.make_empty_tensor_value_info(o) for o in outputs])
+        source = graph.model
+        model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
+        return model, inputs, add_external_weights(model, constants)  # last: every message put into another is copied
+
+
+def _bytes(value: np.ndarray | list[np.ndarray]) -> int:
+    """The size of a tensor or of a sequence of some."""
+    return sum(v.nbytes for v in value) if isinstance(value, list) else value.nbytes
+
+
+def _port(name: str, batches: Sequence[np.ndarray]) -> onnx.ValueInfoProto:
+    """A graph input as it is fed; a size that differs between batches has a name, the same for the same sizes.
+
+    With sizes left open, ONNX Runtime up to 1.31 compares every tensor with every other when it plans memory.
+    """
+    first: np.ndarray | list[np.ndarray] = batches[0]
+    if isinstance(first, list):
+        return helper.make_tensor_sequence_value_info(name, helper.np_dtype_to_tensor_dtype(first[0].dtype), None)
+    dims: list[int | str] = []
+    for sizes in zip(*(value.shape for value in batches), strict=True):
+        dims.append(sizes[0] if len(set(sizes)) == 1 else "_".join(map(str, sizes)))
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(batches[0].dtype), dims)

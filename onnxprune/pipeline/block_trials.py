@@ -1,0 +1,89 @@
+"""What it does to the outputs when a block goes, measured with the layers behind it repaired.
+
+A damage before repair says little: the next branch can learn to add most of what the block added. So every block is
+dropped alone, the few layers behind it are refitted on some samples, and the outputs are compared on others.
+`decide` and `rewrite` meet here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune import parallel
+from onnxprune.channels import Channels
+from onnxprune.decide.blocks import AnyBlock, Block
+from onnxprune.graph.layers import layers
+from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import only_tensors
+from onnxprune.measure.stepwise import Runner
+from onnxprune.plan import DropBlock, KeepChannels
+from onnxprune.rewrite.drop import without
+from onnxprune.rewrite.repair.refit import REFIT_BYTES, refit
+
+Feeds = Mapping[str, np.ndarray]
+REPAIRED = 3
+"""Layers behind a block that are refitted before its damage is measured."""
+
+
+def edit_of(block: AnyBlock, channels: Channels) -> DropBlock | KeepChannels:
+    """The edit that takes a block out."""
+    return drop_of(block, channels) if isinstance(block, Block) else KeepChannels(block.group, block.width, ())
+
+
+def drop_of(block: Block, channels: Channels) -> DropBlock:
+    """The edit that takes a residual block out."""
+    rank = len(block.shape)
+    axis = channels.lines[block.add][0] if block.add in channels.lines else 1 if rank != 3 else 2
+    return DropBlock(block.add, block.branch, axis, rank, block.shape[axis])
+
+
+@parallel.within_threads
+def block_damages(
+    graph: Graph,
+    channels: Channels,
+    blocks: Sequence[AnyBlock],
+    batches: Sequence[Feeds],
+    judge: Callable[[str], Callable[[onnx.ModelProto], float]],
+    *,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Block -> damage to the outputs when it alone goes.
+
+    Args:
+        graph: the original network.
+        channels: its analysis.
+        blocks: those to try.
+        batches: samples to refit on.
+        judge: given the first node in which a candidate differs from the original, what tells its damage.
+        threads: ORT threads.
+        seed: of the refit.
+        progress: called with (blocks tried, blocks).
+    """
+    order = {key: k for k, key in enumerate(graph.nodes)}
+    places = [order[layer.key] for layer in layers(graph, channels.shapes)]
+    keys = list(graph.nodes)
+    ordered = sorted(blocks, key=lambda b: order[b.first])
+    runner, apart = Runner(graph, batches, threads=threads), only_tensors(graph)
+
+    def tries() -> Iterator[tuple[AnyBlock, Runner | None, Callable[[onnx.ModelProto], float]]]:
+        for block in ordered:  # up to each block the networks are the same: that is run once
+            if apart:
+                runner.before(block.first)
+            yield block, runner.fork() if apart else None, judge(block.first)
+
+    def damage(given: tuple[AnyBlock, Runner | None, Callable[[onnx.ModelProto], float]]) -> float:
+        block, start, damage_of = given
+        edit = edit_of(block, channels)
+        alive = channels.alive({edit.group: ()} if isinstance(edit, KeepChannels) else {})
+        behind = [keys[p] for p in places if p > order[block.end]][:REPAIRED]
+        mended = refit(graph, without(graph, channels, [edit]), channels, alive, batches, threads=threads, seed=seed,
+                       only=behind, start=start)  # fmt: skip
+        return damage_of(mended)
+
+    found = parallel.with_progress(parallel.each(damage, tries(), holds=REFIT_BYTES), len(blocks), progress)
+    return dict(zip((b.name for b in ordered), found, strict=True))

@@ -1,0 +1,176 @@
+"""Questions that change nothing: what could be pruned in a model, and does a pruned file keep to its plan?
+
+One floor above `api`: it uses the rooms and prints nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.api import Subject
+from onnxprune.channels import CutSizes, removed_cuts
+from onnxprune.decide.allocation import Limits
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.graph.model import Graph, opset
+from onnxprune.graph.shapes import observe
+from onnxprune.measure.cost import CostModel, Running
+from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
+from onnxprune.pipeline.lossless import carry_out, probing
+from onnxprune.plan import PrunePlan
+from onnxprune.report.terminal import plain, si, table
+from onnxprune.rewrite.drop import bypass, drop_blocks
+from onnxprune.runtime import ports
+
+SAMPLES = 8  # that the surgery check looks at
+
+
+def inspection(subject: Subject) -> dict[str, Any]:
+    """Totals, groups and pins as plain values, ready for JSON."""
+    model, channels = subject.model, subject.channels
+    cost, limits = CostModel(subject.graph, channels), Limits()
+    running = Running(cost, np.ones(channels.unit_count + 1, bool))
+    groups = []
+    for g in channels.groups:
+        running.set(g.units, np.zeros(g.width, bool))
+        gone = cost.total - float(running.terms.sum())
+        running.set(g.units, np.ones(g.width, bool))
+        groups.append(
+            {
+                "name": g.name,
+                "width": g.width,
+                "step": min(limits.step(g), g.width),
+                "macs": gone,
+                "makers": sorted({s.use[0] for s in g.weights}),
+                "readers": sorted({s.use[0] for s in g.readers}),
+            }
+        )
+    reasons: dict[str, list[dict[str, Any]]] = {}
+    for p in channels.pinned:
+        where = {"node": p.node, "tensor": p.tensor, "axis": p.axis, "channels": p.count}
+        reasons.setdefault(p.reason, []).append(where)
+    pinned = [
+        {"reason": reason, "channels": sum(w["channels"] for w in where), "where": where}
+        for reason, where in reasons.items()
+    ]
+    before = subject.cost()
+    return {
+        "schema": 1,
+        "kind": "onnxprune inspection",
+        "model_digest": subject.digest,
+        "ir_version": model.ir_version,
+        "opset": opset(model),
+        "nodes": len(model.graph.node),
+        "params": before.params,
+        "macs": before.macs,
+        "bytes": before.bytes,
+        "inputs": [
+            {
+                "name": s.name,
+                "dtype": str(s.dtype),
+                "shape": list(s.shape),
+                "ran": _shape(subject, s.name),
+            }
+            for s in ports.input_specs(model)
+        ],
+        "outputs": [{"name": o.name, "ran": _shape(subject, o.name)} for o in model.graph.output],
+        "groups": groups,
+        "inexact": list(channels.inexact),
+        "pinned": sorted(pinned, key=lambda p: (-p["channels"], p["reason"])),
+    }
+
+
+def _shape(subject: Subject, name: str) -> list[int]:
+    return [int(n) for n in subject.channels.shapes.get(name, ())]
+
+
+def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
+    """`inspection` as text; tables stop after `most` rows."""
+    lines = [
+        f"nodes        {found['nodes']}, opset {found['opset']}, IR version {found['ir_version']}",
+        f"cost         {si(found['macs'])} MACs, {si(found['params'])} parameters, {si(found['bytes'])}B",
+    ]
+    for one in found["inputs"]:
+        declared = ", ".join("?" if n is None else plain(str(n)) for n in one["shape"])
+        run = "x".join(map(str, one["ran"]))
+        lines.append(f"input        {plain(one['name'])}: {one['dtype']} ({declared}), run with {run}")
+    for one in found["outputs"]:
+        lines.append(f"output       {plain(one['name'])}: {'x'.join(map(str, one['ran'])) or 'scalar'}")
+    groups = [
+        (
+            plain(g["name"]),
+            str(g["width"]),
+            str(g["step"]),
+            f"{g['macs'] / found['macs']:.1%}" if found["macs"] else "",
+            str(len(g["makers"])),
+            str(len(g["readers"])),
+        )
+        for g in found["groups"]
+        if g["width"] > 1
+    ]
+    count = f"{len(groups)} group{'' if len(groups) == 1 else 's'}"
+    heading = f"\n{count} of channels can be cut (MACs: the share that depends on them)\n"
+    text = "\n".join(lines) + "\n" + heading
+    if groups:
+        head = ("group", "width", "step", "MACs", "makers", "readers")
+        text += table(head, groups, "<>>>>>", most=most, width=width)
+    if found["inexact"]:
+        text += f"\ncutting them is not exact: {len(found['inexact'])} nodes take statistics over channels\n"
+    single = [plain(g["name"]) for g in found["groups"] if g["width"] == 1]
+    if found["pinned"] or single:
+        text += "\nkept whole\n"
+    if single:
+        shown = single if most is None else single[:3]
+        text += f"  all their channels go together, or they have one ({len(single)} groups)\n"
+        text += "".join(f"    {name}\n" for name in shown)
+        text += f"    … and {len(single) - len(shown)} more (use -v)\n" if len(shown) < len(single) else ""
+    if found["pinned"]:
+        for p in found["pinned"]:
+            text += f"  {plain(p['reason'])} ({p['channels']} channels)\n"
+            places = [f"{plain(w['tensor'])} axis {w['axis']}, at {plain(w['node'])}" for w in p["where"]]
+            shown = places if most is None else places[:3]
+            text += "".join(f"    {place}\n" for place in shown)
+            if len(shown) < len(places):
+                text += f"    … and {len(places) - len(shown)} more (use -v)\n"
+    return text
+
+
+def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple[Surgery, tuple[str, ...]]:
+    """(surgery of the plan cut afresh, what in `pruned` has other sizes than the plan says).
+
+    Repair changes weights, so the file itself cannot be compared with the masked original: the plan is cut
+    again without repair and that is compared; of the file only the sizes of every tensor are. A lossless plan
+    has no repair: there the file's outputs are compared with the original's.
+
+    Raises:
+        UsageError: the plan was made for another model.
+    """
+    channels = subject.channels
+    known = {g.name: g.width for g in channels.groups}
+    if plan.model_digest != subject.digest or any(known.get(e.group) != e.width for e in plan.cuts()):
+        raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
+    alive = channels.alive(plan.keep())
+    fresh = carry_out(subject.graph, channels, alive, plan.merges())
+    cuts = [*removed_cuts(subject.graph, channels, alive), *(drop.cut() for drop in plan.drops())]
+    if plan.drops():
+        fresh = bypass(drop_blocks(fresh, plan.drops()), plan.drops())
+    probe = subject.feeds if subject.calibration is None else subject.calibration.first(SAMPLES)
+    if plan.lossless:
+        surgery = check_equal(subject.model, pruned, [*probing(subject.feeds), probe])
+    else:
+        surgery = check_surgery(subject.model, fresh, cuts, [probe], kept=CutSizes(channels, alive).kept())
+    planned = observe(Graph(fresh), subject.feeds).shapes
+    try:
+        found = observe(Graph(pruned), subject.feeds).shapes
+    except ModelError as error:
+        return surgery, (f"it does not run like the original: {error}",)
+    trouble = []
+    for node in fresh.graph.node:
+        for name in node.output:
+            if name in planned and name not in found:
+                trouble.append(f"tensor {name!r} is missing")
+            elif name in planned and planned[name] != found[name]:
+                trouble.append(f"tensor {name!r} is {list(found[name])}, the plan says {list(planned[name])}")
+    return surgery, tuple(trouble)

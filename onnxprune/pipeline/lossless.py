@@ -1,0 +1,138 @@
+"""The lossless cut: found from the weights, then held against the original.
+
+What `decide.lossless` proves holds in exact arithmetic. Here the cut model is also run beside the original, on random
+inputs of several scales and on the samples there are; edits that move an output by more than float rounding are
+given up, group by group, and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.decide.allocation import Limits
+from onnxprune.decide.redundancy import Lossless, find_lossless
+from onnxprune.graph.model import Graph
+from onnxprune.measure.surgery import EQUAL_TOLERANCE, Surgery, check_equal
+from onnxprune.plan import KeepChannels, MergeColumns
+from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.merge import merge
+
+Feeds = Mapping[str, np.ndarray]
+SCALES = (1.0, 0.1, 10.0)
+SAMPLES = 4
+"""Random inputs a scale."""
+FAST = 4
+"""Widths stay multiples of this: ORT's CPU kernels leave their blocked layout where channels % 4 != 0."""
+
+
+def lossless(
+    graph: Graph,
+    channels: Channels,
+    feeds: Feeds,
+    samples: Sequence[Feeds] = (),
+    *,
+    allows: Callable[[ChannelGroup], bool] = lambda group: True,
+    step: Callable[[ChannelGroup], int] = lambda group: 1,
+) -> tuple[Lossless, Surgery, tuple[str, ...]]:
+    """What can go without changing an output, checked.
+
+    Args:
+        graph: the network, unedited.
+        channels: its analysis.
+        feeds: one run's inputs: names, types, sizes.
+        samples: further inputs to check with.
+        allows: whether a group may be cut.
+        step: kept widths are multiples of this.
+
+    Returns:
+        What goes; the worst error of the whole; the groups whose edits were given up because they changed an output.
+    """
+    probes = [*probing(feeds), *samples]
+    found = find_lossless(graph, channels, allows=allows, step=step)
+    if not found.keep:
+        return found, Surgery(0.0, 0, against="original"), ()
+    surgery = _checked(graph, channels, found, probes)
+    dropped: list[str] = []
+    while not surgery.exact and found.keep:
+        alone = {n: _only(graph, channels, allows, step, {n}) for n in found.keep}
+        errors = {n: _checked(graph, channels, f, probes).worst for n, f in alone.items()}
+        bad = [n for n, e in errors.items() if e > EQUAL_TOLERANCE] or [max(errors, key=errors.__getitem__)]
+        dropped += bad
+        good = set(found.keep) - set(bad)
+        found = _only(graph, channels, allows, step, good)
+        surgery = _checked(graph, channels, found, probes)
+    return found, surgery, tuple(dropped)
+
+
+def apply_lossless(graph: Graph, channels: Channels, found: Lossless) -> onnx.ModelProto:
+    """The model without what can go."""
+    return carry_out(graph, channels, channels.alive(found.keep), found.merges)
+
+
+def carry_out(graph: Graph, channels: Channels, alive: np.ndarray, merges: Sequence[MergeColumns]) -> onnx.ModelProto:
+    """Cut, then merge."""
+    return merge(graph, cut(graph, channels, alive), channels, alive, merges)
+
+
+def probing(feeds: Feeds, seed: int = 0) -> Iterable[Feeds]:
+    """Random inputs of several scales, like `feeds`; what is no float stays as it is."""
+    rng = np.random.default_rng(seed)
+    for scale in SCALES:
+        for _ in range(SAMPLES):
+            yield {
+                k: (v if v.dtype.kind != "f" else (scale * rng.standard_normal(v.shape)).astype(v.dtype))
+                for k, v in feeds.items()
+            }
+
+
+def _only(
+    graph: Graph,
+    channels: Channels,
+    allows: Callable[[ChannelGroup], bool],
+    step: Callable[[ChannelGroup], int],
+    names: set[str],
+) -> Lossless:
+    return find_lossless(graph, channels, allows=lambda g: g.name in names and allows(g), step=step)
+
+
+def _checked(graph: Graph, channels: Channels, found: Lossless, probes: Sequence[Feeds]) -> Surgery:
+    return check_equal(graph.model, apply_lossless(graph, channels, found), probes)
+
+
+def plan_lossless(
+    graph: Graph, channels: Channels, feeds: Feeds, samples: Sequence[Feeds], limits: Limits
+) -> tuple[tuple[KeepChannels | MergeColumns, ...], dict[str, object]]:
+    """(the edits, how they came about) for a plan."""
+
+    def step(group: ChannelGroup) -> int:
+        size = 1 if group.width < limits.step(group) else FAST
+        return size if limits.round_to == "auto" else int(limits.round_to)
+
+    found, _, dropped = lossless(graph, channels, feeds, samples, allows=limits.allows, step=step)
+    decided = {
+        "lossless": True,
+        "unread": found.unread,
+        "constant": found.constant,
+        "twins": found.twins,
+        "spared": found.spared,
+        "given_up": list(dropped),
+    }
+    return found.edits(channels), decided
+
+
+def in_words(decided: Mapping[str, object]) -> list[str]:
+    """What could go and did not, from the settings of a plan."""
+    words = []
+    if decided.get("spared"):
+        words.append(
+            f"{decided['spared']} more channels could go without changing an output, but would leave widths that run "
+            "slower; --round-to 1 takes them"
+        )
+    if given_up := decided.get("given_up"):
+        names = ", ".join(map(str, given_up)) if isinstance(given_up, list) else str(given_up)
+        words.append(f"left whole, because an output moved by more than {EQUAL_TOLERANCE:g}: {names}")
+    return words

@@ -1,0 +1,167 @@
+"""Carry a plan out and prove the cut, before any repair: equal to the masked original, or to the original itself.
+
+What cannot be proven is never handed on: it becomes an error that says why, and what the user can do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from onnxprune import runtime
+from onnxprune.channels import Channels, CutSizes, ahead_of, removed_cuts
+from onnxprune.errors import BudgetError, ModelError, UnstableError
+from onnxprune.graph.model import Graph
+from onnxprune.measure.decisions import ORDERS, picks
+from onnxprune.measure.surgery import FULL, Surgery, UnstableDecisions, check_equal, check_surgery
+from onnxprune.pipeline.lossless import carry_out, in_words, probing
+from onnxprune.plan import PrunePlan
+from onnxprune.rewrite.drop import without
+from onnxprune.runtime import ports
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ProvenCut:
+    """A plan carried out.
+
+    Attributes:
+        model: the cut model.
+        cuts: what was removed, for anyone to check.
+        surgery: how far it is from what it must equal.
+        warnings: what the user should know about the proof.
+    """
+
+    model: onnx.ModelProto
+    cuts: tuple[Mapping, ...]
+    surgery: Surgery
+    warnings: tuple[str, ...]
+
+
+def cut_and_prove(
+    graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, held: Feeds | None, *, stop_early: bool = False
+) -> ProvenCut:
+    """Cut, and prove it.
+
+    Args:
+        graph: the original network.
+        channels: its analysis.
+        plan: what stays.
+        feeds: one run's inputs, for names, types and sizes.
+        held: real samples to look at; None: random ones.
+        hasty: give up on random input as soon as it seems to decide the outputs.
+
+    Raises:
+        BudgetError: the cut model is not what it must equal (our bug), or random input cannot show it.
+        UnstableError: rounding alone decides the outputs on random input.
+    """
+    alive = channels.alive(plan.keep())
+    cuts = (*removed_cuts(graph, channels, alive), *(drop.cut() for drop in plan.drops()))
+    probes = [held] if held is not None else _random_probes(graph, feeds)
+    if plan.lossless:
+        model = carry_out(graph, channels, alive, plan.merges())
+        surgery = check_equal(graph.model, model, [*probing(feeds), *probes])
+    else:
+        model = without(graph, channels, plan.edits)
+        kept = CutSizes(channels, alive).kept()
+        random = held is None
+        try:
+            surgery = check_surgery(
+                graph.model,
+                model,
+                cuts,
+                probes,
+                kept=kept,
+                until_turned=random,
+                stop_early=random and stop_early,
+                graph=graph,
+            )
+        except UnstableDecisions as turned:
+            raise _unstable(graph, channels, turned.surgery) from turned
+    if channels.inexact and not plan.lossless and not surgery.exact:
+        nodes = channels.inexact
+        words = (
+            f"--prune-statistics: {len(nodes)} nodes such as {nodes[0]!r} normalize over fewer channels, so the cut is "
+            f"not exact (off by {surgery.worst:.1e} before repair)"
+        )
+        return ProvenCut(model, cuts, surgery, (words,))
+    if not surgery.exact:
+        if held is None and _tells_nothing(surgery):
+            raise UnstableError(_not_exact(surgery), tuple(g.name for g in channels.groups))
+        raise BudgetError(_not_exact(surgery))
+    warnings = tuple(in_words(plan.settings)) if plan.lossless else ()
+    if surgery.turned:
+        orders = [key for key in surgery.decisions if graph.nodes[key].op_type in ORDERS]
+        if held is None and orders:
+            raise _unstable(graph, channels, surgery)
+        words = (
+            f"rounding alone turns over what {_some(orders or surgery.decisions)} decide on these samples, so outputs "
+            f"{_some(surgery.turned)} were compared with the original's decisions"
+        )
+        warnings = (*warnings, words)
+    return ProvenCut(model, cuts, surgery, warnings)
+
+
+def check_repaired(graph: Graph, channels: Channels, model: onnx.ModelProto, feeds: Feeds) -> None:
+    """That a repaired model, which no sample has been compared on, still runs and gives outputs of the same sizes.
+
+    Raises:
+        BudgetError: it does not (our bug).
+    """
+    free = picks(graph.model)  # how many there are may depend on the weights
+    try:
+        outputs = runtime.open_session(model, pack=False, name="repaired").run(feeds)
+    except ModelError as error:
+        raise BudgetError(f"{error}; the repair broke it: please report it, and use --repair none") from error
+    for name, value in zip(graph.outputs, outputs, strict=True):
+        was, now = channels.shapes.get(name), np.shape(value)
+        if was is not None and was != now and not (free and len(was) == len(now)):
+            raise BudgetError(
+                f"output {name!r} had sizes {list(was)} and has {list(now)} after the repair: please report it, and "
+                "use --repair none"
+            )
+
+
+def _random_probes(graph: Graph, feeds: Feeds) -> list[Feeds]:
+    """Random inputs: more than one where a model picks by order, which may hold by luck."""
+    if not picks(graph.model):
+        return [feeds]
+    sizes = {name: value.shape for name, value in feeds.items()}
+    specs = ports.input_specs(graph.model)
+    return [feeds, *(ports.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
+
+
+def _tells_nothing(surgery: Surgery) -> bool:
+    """Whether rounding alone moves the original as much as any error would."""
+    return surgery.rounding > FULL.telling
+
+
+def _not_exact(surgery: Surgery) -> str:
+    text = f"the cut model differs from the {surgery.against} by {surgery.worst:.1e}"
+    if _tells_nothing(surgery):
+        return (
+            f"{text}, and rounding alone moves the original by {surgery.rounding:.1e}: on this input the model's "
+            f"numbers show nothing; give real samples with --calib"
+        )
+    return f"{text}; please report it"
+
+
+def _unstable(graph: Graph, channels: Channels, surgery: Surgery) -> UnstableError:
+    """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
+    orders = [key for key in surgery.decisions if graph.nodes[key].op_type in ORDERS]
+    return UnstableError(
+        f"on random input, rounding alone turns over what nodes {_some(orders)} pick, so the outputs "
+        f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "
+        f"{surgery.worst:.1e}); give real samples with --calib",
+        ahead_of(graph, channels, surgery.decisions),
+    )
+
+
+def _some(names: Sequence[str], most: int = 2) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(map(repr, names[:most])) + (f" and {more} more" if more > 0 else "")

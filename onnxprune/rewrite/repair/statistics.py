@@ -1,0 +1,128 @@
+"""Statistics repair: give every layer's output the mean and spread it had.
+
+Cutting channels shifts what later layers see. For each layer in forward order, per output channel,
+
+    a = σ_o / σ_p      b = μ_o − a·μ_p
+
+are folded into its weight and bias (or into the BatchNormalization behind it), so that the pruned network's
+activation has the original's mean and standard deviation over the calibration samples. `methods.md` §8; works
+with BN folded or not, needs no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import onnx
+
+from onnxprune.channels import Channels, CutSizes
+from onnxprune.graph.layers import Affine, affine, fold, layers, with_biases
+from onnxprune.graph.model import Graph
+from onnxprune.measure.stepwise import Feeds, Runner
+
+MOST = 10.0
+"""A channel is scaled by at most this: what hardly varies any more cannot be brought back by scaling."""
+
+Moments = tuple[np.ndarray, np.ndarray]
+"""Mean and standard deviation per channel, in float64."""
+
+
+def repair_statistics(
+    original: Graph,
+    pruned: onnx.ModelProto,
+    channels: Channels,
+    alive: np.ndarray,
+    batches: Sequence[Feeds],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> onnx.ModelProto:
+    """The pruned model with corrected statistics.
+
+    Args:
+        original: the network before the cut.
+        pruned: the network after it.
+        channels: the analysis of the original.
+        alive: (unit_count + 1,) bool, what was kept.
+        batches: calibration feeds.
+        threads: ORT threads.
+        progress: called with (layers done, layers).
+    """
+    cut = CutSizes(channels, alive)
+    graph = Graph(with_biases(pruned, cut.changed))
+    wanted = [place.tensor for place in correctable(original, graph, cut)]
+    before = Runner(original, batches, threads=threads, ahead=wanted)
+    after = Runner(graph, batches, threads=threads)
+    for place in correctable(original, graph, cut, progress):
+        correct_statistics(graph, cut, place, moments(before.until(place.tensor), place.axis), after)
+    return graph.export()
+
+
+def correctable(
+    original: Graph, graph: Graph, cut: CutSizes, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Affine]:
+    """The places of the pruned graph where a layer's output can be corrected, in forward order."""
+    places = [p for p in _places(graph, cut) if p.tensor in original.producer]
+    for k, place in enumerate(places):
+        if progress:
+            progress(k, len(places))
+        yield place
+
+
+def added(original: Graph, graph: Graph, cut: CutSizes) -> list[Affine]:
+    """The places of layers that the original lacks: the first ones of factorised layers."""
+    return [p for p in _places(graph, cut) if p.tensor not in original.producer]
+
+
+def _places(graph: Graph, cut: CutSizes) -> list[Affine]:
+    consumers, shapes = graph.consumers(), dict(cut.shapes)
+    for node in graph.nodes.values():  # what `with_biases` has put in between has no size yet
+        if node.op_type == "Add" and node.output[0] in shapes and node.input[0] in graph.producer:
+            shapes.setdefault(node.input[0], shapes[node.output[0]])
+    found = [affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)]
+    return [p for p in found if p is not None]
+
+
+def correct_statistics(graph: Graph, cut: CutSizes, place: Affine, before: Moments, after: Runner) -> None:
+    """Give one layer's output the mean and standard deviation it had: `before`, of all its channels."""
+    kept = kept_channels(cut, place)
+    mean_p, std_p = moments(after.until(place.tensor), place.axis)
+    mean_o, std_o = before[0][kept], before[1][kept]
+    a = np.where(std_p > 1e-6 * std_o.max(initial=1e-12), std_o / np.maximum(std_p, 1e-30), 1.0)
+    a = np.clip(a, 0.0, MOST)
+    b = mean_o - a * mean_p
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return  # activations overflow on these samples
+    fold(graph, place, a, b)
+    _apply(after, place, a, b)
+
+
+def kept_channels(cut: CutSizes, place: Affine) -> np.ndarray:
+    """Indices of the original's channels that the pruned tensor still has."""
+    if place.tensor in cut.lines:
+        axis, line = cut.lines[place.tensor]
+        if axis == place.axis:
+            return np.flatnonzero(cut.alive[line])
+    return np.arange(cut.shapes[place.tensor][place.axis])
+
+
+def moments(values: Sequence[np.ndarray], axis: int) -> Moments:
+    """Mean and standard deviation per channel over all batches, in float64."""
+    count, total, square = 0, np.float64(0), np.float64(0)
+    for v in values:
+        other = tuple(k for k in range(v.ndim) if k != axis)
+        total = total + v.sum(axis=other, dtype=np.float64)
+        square = square + np.einsum(v, list(range(v.ndim)), v, list(range(v.ndim)), [axis], dtype=np.float64)
+        count += v.size // v.shape[axis]
+    mean = np.asarray(total) / count
+    return mean, np.sqrt(np.maximum(np.asarray(square) / count - mean**2, 0))
+
+
+def _apply(runner: Runner, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
+    """Correct the values that were already computed for later segments."""
+    shape = [1] * runner.live[place.tensor][0].ndim
+    shape[place.axis] = -1
+    for v in runner.live[place.tensor]:
+        v *= a.reshape(shape).astype(v.dtype)
+        v += b.reshape(shape).astype(v.dtype)

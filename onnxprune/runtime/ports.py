@@ -1,0 +1,184 @@
+"""What a model wants to be fed: names, types and sizes of its inputs, and made-up data that fits them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, ValueInfoProto, helper
+
+from onnxprune.errors import ModelError, UnsupportedError, UsageError
+from onnxprune.files import one_line
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One graph input.
+
+    `shape` has one entry an axis: an int is fixed, a str is a symbolic length (equal names, equal lengths),
+    None is unknown. Exporters write unknown as -1, 0, `?` or an empty name.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...]
+
+
+def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
+    """The inputs that a caller must feed; those with a stored value (old models list weights) are left out.
+
+    An input whose rank is not declared is taken as an image batch: four unknown axes.
+
+    Raises:
+        UnsupportedError: an input is not a tensor.
+    """
+    stored = {t.name for t in model.graph.initializer}
+    stored |= {s.values.name for s in model.graph.sparse_initializer}
+    return tuple(_spec_of_port(port) for port in model.graph.input if port.name not in stored)
+
+
+def open_batch(spec: InputSpec) -> bool:
+    """Whether an input declares that it takes any number of samples."""
+    return bool(spec.shape) and not isinstance(spec.shape[0], int)
+
+
+def in_batches_of(specs: Sequence[InputSpec], batch: int | None) -> tuple[InputSpec, ...]:
+    """The inputs with every open batch at that size; as they are where it is None."""
+    if batch is None:
+        return tuple(specs)
+    return tuple(replace(s, shape=(batch, *s.shape[1:])) if open_batch(s) else s for s in specs)
+
+
+def in_batch(specs: Sequence[InputSpec], feeds: Mapping[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+    """The feeds with so many samples, the first one repeated, in the inputs that leave their batch open."""
+    free = {s.name for s in specs if open_batch(s)}
+    return {k: np.repeat(v[:1], batch, axis=0) if k in free else v for k, v in feeds.items()}
+
+
+def _spec_of_port(port: ValueInfoProto) -> InputSpec:
+    kind = port.type.WhichOneof("value")
+    if kind not in ("tensor_type", None):
+        raise UnsupportedError(one_line(f"input {port.name!r} is a {kind}, not a tensor; nothing can feed it"))
+    tensor = port.type.tensor_type
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type or onnx.TensorProto.FLOAT))
+    except (KeyError, ValueError, TypeError):
+        raise ModelError(
+            one_line(f"input {port.name!r} has the unknown data type {tensor.elem_type}; export the model again")
+        ) from None
+    if not tensor.HasField("shape"):
+        return InputSpec(port.name, dtype, (None,) * 4)
+    shape = tuple(_axis(d.dim_value if d.HasField("dim_value") else d.dim_param) for d in tensor.shape.dim)
+    return InputSpec(port.name, dtype, shape)
+
+
+def _axis(length: int | str | None) -> int | str | None:
+    if isinstance(length, int):
+        return length if length > 0 else None
+    return length if length and length not in ("?", "-1") else None
+
+
+_ORT_TYPES = {
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "bool": "bool",
+    "string": "object",
+    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def spec_of_session(port: Any) -> InputSpec:
+    match = re.fullmatch(r"tensor\((\w+)\)", port.type)
+    dtype = np.dtype(_ORT_TYPES.get(match[1], "object") if match else "object")
+    return InputSpec(port.name, dtype, tuple(_axis(d) for d in port.shape))
+
+
+def default_feed(
+    specs: Sequence[InputSpec],
+    *,
+    batch: int = 1,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int | np.random.Generator = 0,
+    size: int = 224,
+) -> dict[str, np.ndarray]:
+    """Made-up data that fits the inputs: standard normal floats, zero integers, true booleans.
+
+    Dynamic axes, unless `shapes` gives them: axis 0 is the batch. Rank 4 and 5 are images or clips: axis 1 is
+    3 channels (when the last axis is fixed at 1, 3 or 4 the image is taken as NHWC and axis 1 is `size`), in
+    rank 5 axis 2 is 16 frames, and the rest are `size`. Every dynamic axis of rank 2 or 3 (tokens, features,
+    samples) is `size`. A symbolic length has the same value wherever it stands.
+
+    Args:
+        specs: from `input_specs` or `Session.inputs`.
+        batch: length of a dynamic axis 0.
+        shapes: whole shapes by input name.
+        seed: of the normal numbers, or a generator.
+        size: length of the other dynamic axes.
+
+    Returns:
+        An array for each input.
+
+    Raises:
+        UsageError: `shapes` names no input or contradicts a fixed axis.
+    """
+    shapes = dict(shapes or {})
+    unknown = set(shapes) - {spec.name for spec in specs}
+    if unknown:
+        names = ", ".join(spec.name for spec in specs)
+        raise UsageError(one_line(f"shape given for {sorted(unknown)[0]!r}, which is no input; inputs: {names}"))
+    generator = np.random.default_rng(seed)
+    lengths: dict[str, int] = {}
+    for spec in specs:
+        if spec.name in shapes:
+            _check_fits(spec, shapes[spec.name])
+            lengths.update((a, int(n)) for a, n in zip(spec.shape, shapes[spec.name], strict=True) if type(a) is str)
+    feed = {}
+    for spec in specs:
+        shape = []
+        for at, axis in enumerate(spec.shape):
+            if spec.name in shapes:
+                length = int(shapes[spec.name][at])
+            elif isinstance(axis, int):
+                length = axis
+            else:
+                length = _guess(spec.shape, at, batch, size)
+                if axis is not None:
+                    length = lengths.setdefault(axis, length)
+            shape.append(length)
+        feed[spec.name] = _filled(shape, spec.dtype, generator)
+    return feed
+
+
+def _guess(shape: tuple[int | str | None, ...], at: int, batch: int, size: int) -> int:
+    rank = len(shape)
+    if at == 0:
+        return batch
+    if rank in (4, 5) and at == 1 and shape[-1] not in (1, 3, 4):
+        return 3
+    if rank == 5 and at == 2:
+        return 16
+    return size
+
+
+def _check_fits(spec: InputSpec, shape: Sequence[int]) -> None:
+    fits = len(shape) == len(spec.shape) and all(
+        int(n) > 0 and (not isinstance(axis, int) or axis == n) for n, axis in zip(shape, spec.shape, strict=False)
+    )
+    if not fits:
+        known = ["?" if axis is None else axis for axis in spec.shape]
+        raise UsageError(one_line(f"shape {list(shape)} does not fit input {spec.name!r} of shape {known}"))
+
+
+def _filled(shape: Sequence[int], dtype: np.dtype, generator: np.random.Generator) -> np.ndarray:
+    if dtype.kind == "b":
+        return np.ones(shape, dtype)
+    if dtype.kind in "iu":
+        return np.zeros(shape, dtype)
+    if dtype.kind == "O":
+        return np.full(shape, "", dtype)
+    return generator.standard_normal(shape, dtype=np.float32).astype(dtype)  # "V": bfloat16 and smaller floats

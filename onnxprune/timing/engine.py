@@ -1,0 +1,147 @@
+"""What a network's time is taken on: providers of ONNX Runtime, their options, a number of threads."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from onnxprune import runtime
+from onnxprune.timing.accelerators import accelerators
+from onnxprune.timing.latency import CPU, DEVICES, GRAPHS, BoundRun
+
+Feeds = Mapping[str, np.ndarray]
+WARM = 3
+"""First runs, that do not count."""
+LEAST = 0.01
+"""Share of an idle run's time that a part of a model takes at least."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where a network runs while it is timed.
+
+    Attributes:
+        providers: short names, the wanted one first.
+        options: by provider, what ORT's documentation of that provider lists.
+        threads: ORT threads.
+    """
+
+    providers: tuple[str, ...] = ("cpu",)
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
+    threads: int = 1
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether ORT's own profile tells how long a node takes. Elsewhere it tells when a node was launched, or knows
+        whole subgraphs only."""
+        return runtime.provider_name(self.providers[0]) == CPU
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether tensors live on a device of their own."""
+        return runtime.provider_name(self.providers[0]) in DEVICES
+
+    @property
+    def told(self) -> list[Any]:
+        """What makes times of two engines on one machine differ, as JSON has it."""
+        known: list[Any] = [self.threads]
+        if not self.on_cpu:
+            options = {p: {k: str(v) for k, v in o.items()} for p, o in self.options.items()}
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+            known += [list(self.providers), options, list(accelerators(self.providers)), seen]
+        return known
+
+    def open(self, model: onnx.ModelProto, *, profile: Path | None = None, name: str = "timed") -> runtime.Session:
+        """A session of it, as one that is benchmarked. Where it is profiled no run is recorded and replayed: a replay
+        launches no node."""
+        options = self.options
+        if profile is not None:
+            options = {p: {k: v for k, v in o.items() if k not in GRAPHS} for p, o in options.items()}
+        return runtime.open_session(
+            model,
+            providers=self.providers,
+            provider_options=options,
+            threads=self.threads,
+            spinning=self.threads == 1,
+            name=name,
+            profile=profile,
+        )
+
+    def check(self) -> None:
+        """ProviderError where the provider is not there; at once, not after minutes of other work."""
+        if not self.on_cpu:
+            self.open(idle_chain(1), name="a first trial")
+
+    def each_ms(
+        self, model: onnx.ModelProto, feeds: Feeds, copies: int, budget_ms: float, least_most: tuple[int, int]
+    ) -> float:
+        """What one of several equal parts of a model takes, by the clock; not less than the clock can tell."""
+        idle = idle_ms(self)
+        return max((self.run_ms(model, feeds, budget_ms, least_most) - idle) / copies, LEAST * idle)
+
+    def run_ms(self, model: onnx.ModelProto, feeds: Feeds, budget_ms: float, least_most: tuple[int, int]) -> float:
+        """What a run takes by the clock, inputs and outputs where the provider wants them.
+
+        Args:
+            model: what is run.
+            feeds: its inputs.
+            budget_ms: after which there are no more runs.
+            least_most: numbers of runs, the first `WARM` not counted.
+
+        Raises:
+            ModelError: it does not run.
+            ProviderError: the provider does not take it.
+        """
+        run = BoundRun(self.open(model), feeds)
+        run.warm_up(0.0)
+        walls: list[float] = []
+        for _ in repeats(budget_ms, least_most):
+            before = time.perf_counter_ns()
+            run()
+            walls.append((time.perf_counter_ns() - before) / 1e6)
+        return typical(walls)
+
+
+ON_CPU = Engine()
+
+
+@functools.cache
+def idle_ms(engine: Engine) -> float:
+    """What a run takes that does next to nothing, by the clock."""
+    return engine.run_ms(idle_chain(1), IDLE, 60.0, (40, 200))
+
+
+def repeats(budget_ms: float, least_most: tuple[int, int]) -> Iterator[None]:
+    """Once for every run of a measurement: `WARM` and the least, then until the time or the most is reached."""
+    (least, most), begin = least_most, time.perf_counter()
+    for done in range(WARM + most):
+        if done >= WARM + least and (time.perf_counter() - begin) * 1e3 >= budget_ms:
+            return
+        yield
+
+
+IDLE = {"t0": np.ones(1, np.float32)}
+"""The input of `idle_chain`."""
+
+
+def idle_chain(length: int) -> onnx.ModelProto:
+    """Nodes in a row that do next to nothing."""
+    nodes = [helper.make_node("Relu", [f"t{k}"], [f"t{k + 1}"]) for k in range(length)]
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("t0", f"t{length}")]
+    body = helper.make_graph(nodes, "chain", ports[:1], ports[1:])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def typical(times: Sequence[float]) -> float:
+    """The mean of the faster half, the first runs left out."""
+    ordered = np.sort(times[WARM:])
+    return float(ordered[: max(1, (len(ordered) + 1) // 2)].mean())

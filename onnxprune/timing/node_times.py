@@ -1,0 +1,427 @@
+"""How long each node takes in ONNX Runtime on this machine, and how that changes with its widths.
+
+Two measurements make the model. The whole network is run with ORT's profiler on: that is what each node takes
+*where it stands*, fused, in the layout it really gets, caches as they are. And every kind of layer is run alone over
+a grid of input and of output channels, because the cost of a width is a staircase (blocks of 16 or 8 channels, a
+cliff where a count is no multiple of 4) that no formula knows. A layer's time is then the product
+
+    t(in, out) = t · f(in) · g(out),     f and g read from the grid, 1 at the full widths,
+
+every other node's time is proportional to the channels it works on, and what the run takes beside its nodes is shared
+out among them. Grids are kept on disk, one file for a machine, provider and ORT version (`Grids`).
+
+Elsewhere than on the CPU the profile tells how long it took to launch a node, not how long it ran. There a layer's time
+is that of a run of it alone, by the clock; a node takes that or its launch, whichever is longer.
+
+Ours. Knows nothing of channels' ids or budgets (`measure.cost` does).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune import files, runtime
+from onnxprune.errors import ProviderError
+from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
+from onnxprune.graph.model import Graph, attr, attributes, node_key
+from onnxprune.timing.engine import IDLE, ON_CPU, Engine, idle_chain, repeats, typical
+from onnxprune.timing.latency import BoundRun
+
+Feeds = Mapping[str, np.ndarray]
+FUSED = 6
+"""Nodes that ORT may have fused behind a layer, at most."""
+MIXED = "mixed"
+"""The entry of a layer's grid that holds κ."""
+ALONE = "alone"
+"""The entry that holds what the full layer takes alone, in ms, where that was taken by the clock."""
+POINTS, POINTS_BY_CLOCK = 16, 8
+"""Most widths of one axis that are timed; in between, times are interpolated."""
+POINT_MS = 12.0
+"""Time spent on one point of a grid, at least 6 and at most 40 runs."""
+CHAIN = 64
+"""Length of the chain that tells what the profiler takes."""
+COPIES = 4
+"""A layer is timed that many times in a row: the first, after everything else, is colder than it is in a network."""
+PROFILE_MS = 600.0
+"""Time spent on the profile of the whole network, at least 12 and at most 200 runs."""
+
+
+@dataclass(frozen=True)
+class Stairs:
+    """Relative time against the share of an axis that is left.
+
+    Attributes:
+        share: (points,) ascending, the last is 1.
+        time: (points,) relative to the full axis, so the last is 1.
+    """
+
+    share: tuple[float, ...]
+    time: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class NodeTimes:
+    """What the nodes of one network take.
+
+    Attributes:
+        nodes: node key -> ms of one run, for the nodes that ORT runs on their own or that others were fused into.
+        stairs: layer key -> its weight's axis -> relative time over the share of that axis.
+        mixed: layer key -> κ, for the layers with two such axes.
+        total_ms: one run of the whole network; its time on the core where there is one thread.
+        loose_ms: what of it no node accounts for.
+    """
+
+    nodes: Mapping[str, float]
+    stairs: Mapping[str, Mapping[int, Stairs]]
+    mixed: Mapping[str, float]
+    total_ms: float
+    loose_ms: float
+
+
+def node_times(
+    graph: Graph,
+    feeds: Feeds,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    engine: Engine = ON_CPU,
+    grids: Grids | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NodeTimes:
+    """Measure a network.
+
+    Args:
+        graph: the network.
+        feeds: one run's inputs.
+        shapes: sizes of its tensors in that run.
+        engine: what it runs on.
+        grids: where what is known of layers is kept; None: the user's cache.
+        progress: called with (layers timed, layers).
+    """
+    grids = grids or Grids.of_user(engine)
+    stairs: dict[str, dict[int, Stairs]] = {}
+    mixed: dict[str, float] = {}
+    alone: dict[str, float] = {}
+    found = layers(graph, shapes)
+    for k, layer in enumerate(found):
+        if progress:
+            progress(k, len(found))
+        probe = _Probe.of(graph, layer, shapes)
+        if probe is not None:
+            known = grids.get(probe.signature)
+            if known is None:
+                try:
+                    known = probe.sweeps(engine)
+                except ProviderError:  # it runs other layers, not this one
+                    continue
+                grids.put(probe.signature, known)
+            swept = {a: v for a, v in known.items() if a not in (MIXED, ALONE)}
+            stairs[layer.key] = {int(a): Stairs(tuple(x), tuple(y)) for a, (x, y) in swept.items()}
+            if MIXED in known:
+                mixed[layer.key] = known[MIXED][1][0]
+            if ALONE in known:
+                alone[layer.key] = known[ALONE][1][0]
+    grids.save()
+    nodes, total, loose = _in_place(graph, feeds, engine, alone)
+    return NodeTimes(nodes, stairs, mixed, total, loose)
+
+
+# ---- where they stand ------------------------------------------------------------------------------------
+
+
+def _in_place(
+    graph: Graph, feeds: Feeds, engine: Engine, alone: Mapping[str, float]
+) -> tuple[dict[str, float], float, float]:
+    """(node key -> ms, ms of a run, ms that no node accounts for), from ORT's profile and a clock; `alone`: what
+    layers take by the clock."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    for node in model.graph.node:
+        node.name = node_key(node)
+    events, total = profiled(model, feeds, engine, PROFILE_MS, (12, 200))
+    extra = profiler_ms(engine)
+    times: dict[str, float] = {}
+    for name, (ms, op) in events.items():
+        key = _owner(graph, name.removesuffix("_nchwc"), op)
+        if key is not None:
+            times[key] = times.get(key, 0.0) + max(ms - extra, ms / 10)
+    # a provider that runs whole subgraphs names none of their nodes
+    times = {key: max(times.get(key, 0.0), alone.get(key, 0.0)) for key in {**times, **alone}}
+    spent = sum(times.values())
+    if spent > total:
+        times = {key: ms * total / spent for key, ms in times.items()}
+    return times, total, max(0.0, total - spent)
+
+
+@functools.cache
+def profiler_ms(engine: Engine) -> float:
+    """What the profiler itself adds to every node: a chain of nodes that do nothing, with it and without."""
+    events, wall = profiled(idle_chain(CHAIN), IDLE, engine, 60.0, (40, 200))
+    return max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
+
+
+def _owner(graph: Graph, name: str, op: str) -> str | None:
+    """The node that an event's name stands for: a fused layer goes by the last output that was fused into it."""
+    key = name if name in graph.nodes else graph.producer.get(name)
+    layer = op.removeprefix("Fused")
+    if layer not in LINEAR:
+        return key
+    at = key
+    for _ in range(FUSED):
+        if at is None or graph.nodes[at].op_type == layer:
+            return at
+        at = next((graph.producer[i] for i in graph.nodes[at].input if i in graph.producer), None)
+    return key
+
+
+def profiled(
+    model: onnx.ModelProto, feeds: Feeds, engine: Engine, budget_ms: float, least_most: tuple[int, int]
+) -> tuple[dict[str, tuple[float, str]], float]:
+    """(event name -> (ms of a run, operator), ms of a whole run without the profiler), run in turns."""
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        plain, session = engine.open(model), engine.open(model, profile=Path(folder, "p"))
+        run: Callable[[], object] = BoundRun(plain, feeds) if not engine.on_cpu else lambda: plain.run(dict(feeds))
+        # one thread: its time on the core, so that others on a busy machine do not count as loose ends
+        clock = time.thread_time_ns if engine.threads == 1 and engine.on_cpu else time.perf_counter_ns
+        walls: list[float] = []
+        for _ in repeats(2 * budget_ms, least_most):
+            session.run(dict(feeds))
+            before = clock()
+            run()
+            walls.append((clock() - before) / 1e6)
+        events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
+    spent: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            which = event["name"].removesuffix("_kernel_time"), str(event.get("args", {}).get("op_name", ""))
+            spent.setdefault(which, []).append(event["dur"] / 1e3)
+    # the clock counts microseconds: the mean of the faster half tells more than one of its ticks
+    return {name: (typical(ms), op) for (name, op), ms in spent.items()}, typical(walls)
+
+
+# ---- alone, over a grid of widths ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """One layer by itself, at any widths.
+
+    Attributes:
+        node: the layer's node.
+        x, w: full sizes of what it reads and of its weight.
+        widths: weight axis -> full width, for the axes that are swept.
+        tied: whether input and output channels are the same (depthwise).
+        dtype: of both.
+        opset: of the model.
+    """
+
+    node: onnx.NodeProto
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    widths: Mapping[int, int]
+    tied: bool
+    dtype: np.dtype
+    opset: int
+
+    @classmethod
+    def of(cls, graph: Graph, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> _Probe | None:
+        """None for what is taken to be linear: grouped convs, weights on the left, products of activations."""
+        node = graph.nodes[layer.key]
+        if layer.weight is None or layer.weight[1] != 1 or node.input[0] not in shapes:
+            return None
+        weight = graph.value(layer.weight)
+        if weight is None or weight.dtype not in (np.float32, np.float16) or 0 in shapes[node.input[0]]:
+            return None
+        x, w = shapes[node.input[0]], weight.shape
+        group = attr(node, "group", 1) if node.op_type.startswith("Conv") else 1
+        tied = group > 1 and node.op_type == "Conv" and w[1] == 1 and group == x[1] == w[0]
+        if (group > 1 and not tied) or (node.op_type == "MatMul" and len(w) != 2) or node.op_type == "ConvTranspose":
+            return None
+        out = writes_axis(node, 1)
+        axes = {0: w[0]} if tied else {out: w[out], 1 - out: w[1 - out]}
+        return cls(node, x, w, {a: n for a, n in axes.items() if n > 1}, tied, weight.dtype, graph.opset)
+
+    @property
+    def signature(self) -> str:
+        """What layers that take the same time have in common."""
+        kept = {
+            k: v for k, v in attributes(self.node).items() if k != "group" and isinstance(v, (int, float, list, bytes))
+        }
+        return f"{self.node.op_type} x{self.x} w{self.w} {sorted(kept.items())} {self.dtype} {self.tied}"
+
+    def sweeps(self, engine: Engine) -> dict[str, list[list[float]]]:
+        """Axis -> [shares, relative times] with the other axis full; κ; by the clock also what the full layer takes."""
+        found, full = {}, {}
+        for axis, width in self.widths.items():
+            counts = grid(width, POINTS if engine.on_cpu else POINTS_BY_CLOCK)
+            times = np.array([self._time({axis: n}, engine) for n in counts])
+            full[axis] = float(times[-1])
+            # a width slower than a larger one may be noise, or a cliff: both are kept as they were seen
+            found[str(axis)] = [[n / width for n in counts], [float(t) for t in times / times[-1]]]
+        if len(self.widths) == 2:
+            found[MIXED] = self._mixed(found, full, engine)
+        if full and not engine.on_cpu:
+            found[ALONE] = [[1.0], [float(np.mean(list(full.values())))]]
+        return found
+
+    def _mixed(
+        self, found: Mapping[str, list[list[float]]], full: Mapping[int, float], engine: Engine
+    ) -> list[list[float]]:
+        """[shares of both axes, [κ]], from a point where both are about a third."""
+        at = {axis: _third(found[str(axis)][0]) for axis in self.widths}
+        shares = [found[str(axis)][0][k] for axis, k in at.items()]
+        f, g = (found[str(axis)][1][k] for axis, k in at.items())
+        counts = {axis: round(self.widths[axis] * share) for (axis, _), share in zip(at.items(), shares, strict=True)}
+        if min(1 - f, 1 - g) < 0.1:
+            return [shares, [1.0]]  # one of the axes hardly counts: nothing to mix
+        here = self._time(counts, engine) / float(np.mean(list(full.values())))
+        return [shares, [float(np.clip((here - f - g + 1) / ((1 - f) * (1 - g)), 0.0, 2.0))]]
+
+    def _time(self, counts: Mapping[int, int], engine: Engine) -> float:
+        model, feeds = self._model(counts)
+        if not engine.on_cpu:
+            return engine.each_ms(model, feeds, COPIES, POINT_MS, (6, 40))
+        events, _ = profiled(model, feeds, engine, POINT_MS, (6, 40))
+        own = [ms for ms, op in events.values() if op.removeprefix("Fused") == self.node.op_type]
+        ms = float(np.median(own)) if own else sum(ms for ms, _ in events.values()) / COPIES
+        return max(ms - profiler_ms(engine), ms / 10, 1e-4)
+
+    def _model(self, counts: Mapping[int, int]) -> tuple[onnx.ModelProto, Feeds]:
+        x, w = list(self.x), list(self.w)
+        node = onnx.NodeProto()
+        node.CopyFrom(self.node)
+        del node.input[:]
+        for axis, count in counts.items():
+            w[axis] = count
+            if self.tied:
+                x[1] = count
+                for a in node.attribute:
+                    if a.name == "group":
+                        a.i = count
+            elif axis != writes_axis(self.node, 1):
+                x[self._contracted()] = count
+        rng = np.random.default_rng(0)
+        value = rng.standard_normal(w).astype(self.dtype)
+        read = rng.standard_normal(x).astype(self.dtype)
+        kind = helper.np_dtype_to_tensor_dtype(self.dtype)
+        nodes, outputs = [], []
+        for k in range(COPIES):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.input.extend(["x", f"w{k}"])
+            copy.output[0] = copy.name = f"y{k}"
+            nodes.append(copy)
+            outputs.append(helper.make_tensor_value_info(f"y{k}", kind, None))
+        body = helper.make_graph(
+            nodes,
+            "probe",
+            [helper.make_tensor_value_info("x", kind, x)],
+            outputs,
+            [numpy_helper.from_array(value, f"w{k}") for k in range(COPIES)],
+        )
+        return helper.make_model(body, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8), {"x": read}
+
+    def _contracted(self) -> int:
+        """The axis of what is read that the weight contracts."""
+        if self.node.op_type == "Conv":
+            return 1
+        return 0 if attr(self.node, "transA", 0) else len(self.x) - 1
+
+
+def _third(shares: list[float]) -> int:
+    """The point nearest to a third."""
+    return int(np.argmin(np.abs(np.array(shares) - 1 / 3)))
+
+
+def grid(full: int, points: int = POINTS) -> list[int]:
+    """Widths to time: multiples of 4, 8 or 16, thinned to so many, and the full width."""
+    step = 4 if full < 128 else 8 if full < 256 else 16
+    while full / step > points:
+        step *= 2
+    return sorted({*range(step, full, step), full, *([1, 2] if full < 8 else [])} & set(range(1, full + 1)))
+
+
+# ---- kept on disk ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Grids:
+    """What is known of layers on this machine: signature -> {axis: [shares, relative times]}.
+
+    Attributes:
+        path: the file; None: nothing is kept.
+    """
+
+    path: Path | None
+    known: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
+    changed: bool = False
+
+    @classmethod
+    def of_user(cls, engine: Engine = ON_CPU) -> Grids:
+        """The user's cache for this machine, ORT and engine; `ONNXPRUNE_CACHE=` (empty) keeps nothing."""
+        root = os.environ.get("ONNXPRUNE_CACHE")
+        if root == "":
+            return cls(None)
+        base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxprune"
+        told = json.dumps([_machine(), *engine.told], sort_keys=True)
+        made = cls(base / f"layers-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json")
+        made.load()
+        return made
+
+    def load(self) -> None:
+        """What the file holds; a file that cannot be read counts as none."""
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
+            if isinstance(content, dict) and content.get("schema") == 2:
+                self.known = {str(k): v for k, v in content["layers"].items() if _sound(v)}
+        except (OSError, ValueError, KeyError, AttributeError):
+            self.known = {}
+
+    def get(self, signature: str) -> dict[str, list[list[float]]] | None:
+        return self.known.get(signature)
+
+    def put(self, signature: str, sweeps: dict[str, list[list[float]]]) -> None:
+        self.known[signature] = sweeps
+        self.changed = True
+
+    def save(self) -> None:
+        """Write it, whole or not at all; a cache that cannot be written is no error."""
+        if self.path is None or not self.changed:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            files.atomic_write_text(
+                json.dumps({"schema": 2, "machine": _machine(), "layers": self.known}),
+                self.path,
+                force=True,
+                sources=[],
+            )
+            self.changed = False
+        except Exception:
+            self.path = None
+
+
+def _sound(sweeps: object) -> bool:
+    """Whether an entry is one of ours: two rows of equally many numbers for every axis."""
+    try:
+        pairs = [(x, y) for axis, (x, y) in sweeps.items() if axis not in (MIXED, ALONE)]  # type: ignore[attr-defined]
+        return all(len(x) == len(y) > 0 and min(*x, *y) > 0 and x[-1] == 1 for x, y in pairs)
+    except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def _machine() -> dict[str, object]:
+    """What makes a machine another one, as far as the system tells."""
+    known = runtime.versions()
+    return {k: known[k] for k in ("cpu", "platform", "onnxruntime")} | {"cores": os.cpu_count()}

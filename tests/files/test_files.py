@@ -1,0 +1,644 @@
+"""One row per kind of bad file, then the promises of the writer."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
+
+import onnxprune
+from onnxprune import files, runtime
+from onnxprune.errors import FileError, ModelError
+
+CONV = """<ir_version: 8, opset_import: ["": 17], producer_name: "someone">
+net (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+    [first] a = Conv <kernel_shape = [1, 1]> (x, w)
+    [second] b = Relu (a)
+    [third] y = Add (b, c)
+}"""
+
+
+def conv() -> ModelProto:
+    model = parser.parse_model(CONV)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (4, 3, 1, 1)), ("c", (1, 4, 1, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), name))
+    return model
+
+
+def changed(*edits) -> ModelProto:
+    model = conv()
+    for edit in edits:
+        edit(model)
+    return model
+
+
+def weight(model: ModelProto) -> TensorProto:
+    return model.graph.initializer[0]
+
+
+def set_weight(value: float):
+    def edit(model):
+        array = numpy_helper.to_array(weight(model)).copy()
+        array.flat[5] = value
+        weight(model).raw_data = array.tobytes()
+
+    return edit
+
+
+def dims(*values):
+    def edit(model):
+        weight(model).dims[:] = values
+
+    return edit
+
+
+def attribute(name, value):
+    return lambda m: m.graph.node[0].attribute.append(helper.make_attribute(name, value))
+
+
+def rename(kind, at, name):
+    return lambda m: getattr(m.graph.node[at], kind).__setitem__(0, name)
+
+
+def wrong_field(model):
+    weight(model).ClearField("raw_data")
+    weight(model).int32_data[:] = range(12)
+
+
+def external(location="w.data", **entries):
+    """The weight in an external file, as the entries say."""
+
+    def edit(model):
+        tensor = weight(model)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": location, **entries}.items():
+            tensor.external_data.add(key=key, value=str(value))
+
+    return edit
+
+
+BYTES = conv().SerializeToString()
+BYTES_EXTERNAL = changed(external("w.data")).SerializeToString()
+IF = """<ir_version: 8, opset_import: ["": 17]>
+net (bool p, float[4] x) => (float[4] y) {
+    y = If (p) <then_branch = yes () => (float[4] t) { t = Relu (x) },
+                else_branch = no () => (float[4] e) { e = Neg (x) }>
+}"""
+
+
+def nested(depth: int) -> ModelProto:
+    """If in If in If."""
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])]
+    leaf = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "leaf", [], out)
+    graph = leaf
+    for _ in range(depth):
+        node = helper.make_node("If", ["p"], ["y"], then_branch=graph, else_branch=leaf)
+        graph = helper.make_graph([node], "branch", [], out)
+    for name, kind, shape in (("p", TensorProto.BOOL, []), ("x", TensorProto.FLOAT, [4])):
+        graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def deeper_than_protobuf() -> bytes:
+    """Subgraphs in a hundred layers, which no library builds but a file can hold."""
+    data = b""
+    # an attribute's graph, a node's attribute, a graph's node; last the model's graph
+    for tag in [0x32, 0x2A, 0x0A] * 100 + [0x3A]:
+        length, size = len(data), b""
+        while length > 127:
+            size, length = size + bytes([length & 127 | 128]), length >> 7
+        data = bytes([tag]) + size + bytes([length]) + data
+    return ModelProto(ir_version=8).SerializeToString() + data
+
+
+def functions(*bodies: str, call: str) -> ModelProto:
+    text = f"""<ir_version: 8, opset_import: ["": 17, "local": 1]>
+        net (float[1, 3] x) => (float[1, 3] y) {{ y = local.{call} (x) }}"""
+    for name, body in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", bodies, strict=False):
+        text += f'\n<domain: "local", opset_import: ["": 17, "local": 1]> {name} (a) => (b) {{ {body} }}'
+    return parser.parse_model(text)
+
+
+LAUGHS = functions(
+    "b = Relu (a)",
+    *(f"c = local.{f} (a)  b = local.{f} (c)" for f in "ABCDEFGHIJKLMNOPQRSTUVWXY"),
+    call="Z",
+)
+FILL = """<ir_version: 8, opset_import: ["": 17]>
+net (float[1] x) => (float[M] y) <int64[1] shape = {%s}> {
+    z = ConstantOfShape (shape)
+    y = Add (z, x)
+}"""
+COMPUTED_FILL = """<ir_version: 8, opset_import: ["": 17]>
+net (float[1] x) => (float[M] y) <int64[2] parts = {30000, 30000}> {
+    shape = ReduceProd (parts)
+    z = ConstantOfShape (shape)
+    y = Add (z, x)
+}"""
+RANGE = """<ir_version: 8, opset_import: ["": 17]>
+net (int64[1] x) => (int64[M] y) <int64 a = {0}, int64 b = {4611686018427387904}, int64 c = {1}> {
+    z = Range (a, b, c)
+    y = Add (z, x)
+}"""
+
+
+def ports(*shape):
+    def edit(model):
+        model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, shape))
+
+    return edit
+
+
+# what it is, the file (bytes or a model), what the message says
+BAD = [
+    ("empty", b"", "is empty"),
+    ("truncated", BYTES[: len(BYTES) // 2], "cannot be decoded"),
+    ("random", np.random.default_rng(1).bytes(4096), "cannot be decoded"),
+    ("html", b"\n<!DOCTYPE html><html><body>404</body></html>", "HTML"),
+    ("lfs", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+    ("zip", b"PK\x03\x04" + bytes(100), "zip archive"),
+    ("no graph", ModelProto(ir_version=8).SerializeToString(), "no graph"),
+    ("duplicate output", changed(rename("output", 1, "a")), "output 'a' of node 'second' (Relu)"),
+    ("output is an input", changed(rename("output", 1, "x")), "an input or initializer"),
+    (
+        "duplicate initializer",
+        changed(lambda m: m.graph.initializer.append(weight(m))),
+        "'w' is stored twice",
+    ),
+    ("duplicate input", changed(lambda m: m.graph.input.append(m.graph.input[0])), "'x' is declared twice"),
+    ("missing initializer", changed(lambda m: m.graph.initializer.pop(0)), "reads 'w', which no node"),
+    ("missing output", changed(lambda m: m.graph.output.add(name="q")), "output 'q' is made by no node"),
+    ("cycle", changed(rename("input", 0, "y")), "cycle through node 'first' (Conv)"),
+    ("self cycle", changed(rename("input", 1, "b")), "cycle through node 'second' (Relu);"),
+    ("short data", changed(dims(8, 3, 1, 1)), "'w' has 48 bytes of data, but shape [8, 3, 1, 1] takes 96"),
+    ("no data", changed(lambda m: weight(m).ClearField("raw_data")), "'w' has 0 values"),
+    ("huge dim", changed(dims(2**40)), "'w' has a dimension above"),
+    ("overflow", changed(dims(2**31 - 1, 2**31 - 1, 2**31 - 1)), "size overflows"),
+    ("negative dim", changed(dims(-4, 3, 1, 1)), "'w' has a negative dimension"),
+    (
+        "zero channels",
+        changed(dims(0, 3, 1, 1), lambda m: setattr(weight(m), "raw_data", b"")),
+        "zero channels",
+    ),
+    ("impossible input", changed(ports(1, 2**40, 8, 8)), "input 'x' has the impossible shape"),
+    ("nan", changed(set_weight(np.nan)), "tensor 'w' has NaN"),
+    ("inf", changed(set_weight(np.inf)), "tensor 'w', read by node 'first' (Conv), has Inf"),
+    ("unknown dtype", changed(lambda m: setattr(weight(m), "data_type", 99)), "unknown data type 99"),
+    ("undefined dtype", changed(lambda m: setattr(weight(m), "data_type", 0)), "unknown data type 0"),
+    ("stride 0", changed(attribute("strides", [0, 1])), "node 'first' (Conv) has strides [0, 1]"),
+    ("group 0", changed(attribute("group", 0)), "node 'first' (Conv) has group 0"),
+    ("groups", changed(attribute("group", 3)), "into 3 groups"),
+    ("newer ir", changed(lambda m: setattr(m, "ir_version", 999)), "IR version 999"),
+    ("newer opset", changed(lambda m: setattr(m.opset_import[0], "version", 999)), "opset 999"),
+    ("no ir", changed(lambda m: m.ClearField("ir_version")), "no IR version"),
+    ("no opset", changed(lambda m: m.ClearField("opset_import")), "no opset"),
+    ("unknown op", changed(lambda m: setattr(m.graph.node[1], "op_type", "Frob")), "Frob"),
+    ("external ../", changed(external("../w.data")), "outside the model's folder"),
+    ("external a/../..", changed(external("a/../../w.data")), "outside the model's folder"),
+    ("external absolute", changed(external("/etc/hostname")), "an absolute path"),
+    ("external drive", changed(external("C:\\w.data")), "an absolute path"),
+    ("external symlink", changed(external("symbolic.data")), "symbolic link"),
+    ("external linked folder", changed(external("linked/w.data")), "symbolic link"),
+    ("external hard link", changed(external("hard.data")), "hard link"),
+    ("external pipe", changed(external("pipe.data")), "not a regular file"),
+    ("external folder", changed(external("folder")), "not a regular file"),
+    ("external missing", changed(external("nowhere.data")), "is missing"),
+    ("external unnamed", changed(external("")), "names no external file"),
+    ("external short", changed(external("short.data")), "which has 10"),
+    ("external negative offset", changed(external(offset=-4)), "offset '-4'"),
+    ("external huge length", changed(external(length=2**60)), "which has 48"),
+    ("external huge offset", changed(external(offset=2**62)), "which has 48"),
+    ("external wrong length", changed(external(length=8)), "takes 48 bytes, its external data has 8"),
+    ("external not a number", changed(external(offset="1e3")), "offset '1e3'"),
+    ("external not text", BYTES_EXTERNAL.replace(b"w.data", b"\xff.data"), "names no external file"),
+    ("tensor name not text", BYTES.replace(b"\x01w", b"\x01\xff"), "not UTF-8 text"),
+    ("output name not text", BYTES.replace(b"\x01a", b"\x01\xff"), "not UTF-8 text"),
+    ("op type not text", BYTES.replace(b"Relu", b"Rel\xff"), "not UTF-8 text"),
+    ("data in the wrong field", changed(wrong_field), "'w' has 0 values"),
+    ("nested if", nested(20), "nested more than 16 deep"),
+    ("deeper than protobuf", deeper_than_protobuf(), "cannot be decoded"),
+    ("recursion", functions("c = Relu (a)  b = local.A (c)", call="A"), "function 'A' calls 'A'"),
+    ("mutual recursion", functions("b = local.B (a)", "b = local.A (a)", call="A"), "calls '"),
+    ("function fan-out", LAUGHS, "more than 1,000,000 nodes"),
+    ("fill bomb", parser.parse_model(FILL % 2**40), "would make a tensor of 4,398,046,511,104 bytes"),
+    ("computed fill bomb", parser.parse_model(COMPUTED_FILL), "of memory"),
+    ("range bomb", parser.parse_model(RANGE), "would make a tensor"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with everything that external data may wrongly point at."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "folder").mkdir()
+    good = numpy_helper.to_array(conv().graph.initializer[0]).tobytes()
+    (tmp_path / "w.data").write_bytes(good)
+    (inside / "w.data").write_bytes(good)
+    (inside / "short.data").write_bytes(good[:10])
+    (inside / "symbolic.data").symlink_to("w.data")
+    (inside / "linked").symlink_to(tmp_path)
+    os.link(tmp_path / "w.data", inside / "hard.data")
+    os.mkfifo(inside / "pipe.data")
+    return inside
+
+
+@pytest.mark.parametrize(("content", "says"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_file(folder, content, says):
+    path = folder / "model.onnx"
+    data = content if isinstance(content, bytes) else content.SerializeToString()
+    path.write_bytes(data)
+    before = sorted(os.listdir(folder))
+    with pytest.raises(ModelError) as caught:
+        files.read_model(path)
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert says in message
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert path.read_bytes() == data and sorted(os.listdir(folder)) == before
+
+
+@pytest.mark.parametrize("name", ["nowhere.onnx", "folder", "pipe.data", "nul\0byte"])
+def test_unreadable_file(folder, name):
+    with pytest.raises(FileError) as caught:
+        files.read_model(folder / name)
+    assert caught.value.exit_code == 7 and "\n" not in str(caught.value)
+
+
+def test_a_message_cannot_forge_a_line(tmp_path):
+    model = changed(rename("input", 1, "a\nall is well\x1b[31m"))
+    with pytest.raises(ModelError) as caught:
+        files.check_model(model, name="two\nlines")
+    assert str(caught.value).isprintable()
+
+
+# ------------------------------------------------------------------------------------------- good files
+
+
+def test_a_sound_file_is_read_as_it_is(tmp_path):
+    model = conv()
+    model.metadata_props.add(key="note", value="kept")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert files.read_model(tmp_path / "m.onnx") == model
+
+
+def test_an_ordinary_model_starts_no_process(monkeypatch):
+    monkeypatch.setattr(files, "_in_child", lambda *_: pytest.fail("a child process"))
+    model = conv()
+    assert files.check_model(model) is model
+
+
+def test_nodes_out_of_order_are_sorted_and_the_caller_keeps_his_model():
+    model = conv()
+    model.graph.node.reverse()
+    before = model.SerializeToString()
+    fixed = files.check_model(model)
+    assert [n.name for n in fixed.graph.node] == ["first", "second", "third"]
+    assert model.SerializeToString() == before
+
+
+def test_sorting_is_stable_and_sees_what_subgraphs_read():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        net (bool p, float[4] x) => (float[4] y) {
+            [if] y = If (p) <then_branch = yes () => (float[4] t) { t = Relu (late) },
+                             else_branch = no () => (float[4] e) { e = Neg (x) }>
+            [one] u = Abs (x)
+            [two] late = Neg (x)
+        }""")
+    assert [n.name for n in files.check_model(model).graph.node] == ["one", "two", "if"]
+
+
+def test_sorting_takes_the_lowest_node_that_may_go():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        net (float[4] x) => (float[4] r, float[4] q) {
+            [n0] r = Abs (b)  [n1] q = Abs (c)  [n2] c = Neg (x)  [n3] b = Neg (x)
+        }""")
+    assert [n.name for n in files.check_model(model).graph.node] == ["n2", "n1", "n3", "n0"]
+
+
+def test_a_subgraph_must_not_read_what_nobody_makes():
+    model = parser.parse_model(IF.replace("Neg (x)", "Neg (nothing)"))
+    with pytest.raises(ModelError, match="'nothing'"):
+        files.check_model(model)
+
+
+def test_subgraphs_pass_through_the_child():
+    assert files.check_model(parser.parse_model(IF)).graph.node[0].op_type == "If"
+
+
+def test_functions_are_inlined_and_the_rest_stays():
+    model = functions("b = Relu (a)", "c = local.A (a)  b = local.A (c)", call="B")
+    model.metadata_props.add(key="note", value="kept")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "spare"))
+    flat = files.check_model(model)
+    assert [n.op_type for n in flat.graph.node] == ["Relu", "Relu"] and not flat.functions
+    assert [t.name for t in flat.graph.initializer] == ["spare"] and len(flat.graph.input) == 1
+    assert (flat.ir_version, flat.metadata_props[0].value) == (8, "kept")
+    assert len(model.functions) == 2
+
+
+def test_external_data_is_loaded(folder):
+    (folder / "m.onnx").write_bytes(changed(external("w.data", offset=0, length=48)).SerializeToString())
+    assert files.read_model(folder / "m.onnx") == conv()
+    assert files.external_files(folder / "m.onnx") == (folder / "w.data",)
+    with pytest.raises(ModelError, match="still in an external file"):
+        files.check_model(onnx.load(folder / "m.onnx", load_external_data=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("y = Where (m, x, c)", -np.inf),
+        ("y = Max (x, c)", -np.inf),
+        ("y = Add (x, c)", -np.inf),  # a mask
+    ],
+)
+def test_infinities_that_mean_something(text, value):
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        net (float[2] x, bool[2] m) => (float[2] y) {{ {text} }}""")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, value], np.float32), "c"))
+    assert files.check_model(model) is model
+
+
+def test_a_custom_operator_is_no_fault():
+    model = changed(
+        lambda m: setattr(m.graph.node[1], "domain", "vendor"),
+        lambda m: m.opset_import.append(helper.make_opsetid("vendor", 1)),
+    )
+    assert files.check_model(model) is model
+
+
+def test_a_newer_opset_than_onnxruntime_runs(monkeypatch):
+    monkeypatch.setattr(runtime, "refusal", lambda ir, opset: f"no opset {opset}")
+    with pytest.raises(ModelError, match="no opset 22; upgrade onnxruntime"):
+        files.check_model(changed(lambda m: setattr(m.opset_import[0], "version", 22)))
+
+
+def test_a_child_that_hangs_is_killed(monkeypatch):
+    monkeypatch.setattr(files, "_CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(files, "CHILD_SECONDS", 0.2)
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"more than 0\.2 s"):
+        files.check_model(parser.parse_model(IF))
+    assert time.monotonic() - start < 5
+
+
+def test_a_child_that_crashes_is_reported(monkeypatch):
+    monkeypatch.setattr(files, "_CHILD", "import os; os.abort()")
+    with pytest.raises(ModelError, match="checking its subgraphs crashed"):
+        files.check_model(parser.parse_model(IF))
+
+
+def test_ten_thousand_nodes_backwards_in_no_time():
+    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"]) for i in range(10_000)]
+    port = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("t0", "t10000")]
+    graph = helper.make_graph(nodes[::-1], "long", port[:1], port[1:])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    start = time.process_time()
+    fixed = files.check_model(model)
+    assert time.process_time() - start < 5  # half a second on a quiet machine
+    assert [n.input[0] for n in fixed.graph.node[:3]] == ["t0", "t1", "t2"]
+
+
+# --------------------------------------------------------------------------------------------- writing
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    seen = []
+    path = tmp_path / "m.onnx"
+    files.atomic_write(conv(), path, verify=lambda p: seen.append(files.read_model(p)))
+    assert files.read_model(path) == conv() == seen[0]
+    assert listing(tmp_path) == ["m.onnx"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def test_existing_file_needs_force(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_text("old")
+    for write in (
+        lambda **k: files.atomic_write(conv(), path, **k),
+        lambda **k: files.atomic_write_text("t", path, **k),
+    ):
+        path.write_text("old")
+        with pytest.raises(FileError, match="--force"):
+            write()
+        assert path.read_text() == "old" and listing(tmp_path) == ["m.onnx"]
+        write(force=True)
+        assert path.read_bytes() != b"old" and listing(tmp_path) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("alias", ["in.onnx", "soft.onnx", "hard.onnx", "folder/../in.onnx", "w.data"])
+def test_a_source_is_never_overwritten(tmp_path, alias):
+    source = tmp_path / "in.onnx"
+    source.write_bytes(changed(external("w.data")).SerializeToString())
+    (tmp_path / "w.data").write_bytes(bytes(48))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "soft.onnx").symlink_to("in.onnx")
+    os.link(source, tmp_path / "hard.onnx")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(FileError, match="the input") as caught:
+        files.atomic_write(conv(), tmp_path / alias, force=True, sources=[source])
+    assert caught.value.exit_code == 7
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["folder", "nowhere/m.onnx", "nul\0.onnx"])
+def test_a_place_that_takes_no_file(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileError):
+        files.atomic_write(conv(), tmp_path / name, force=True)
+    assert listing(tmp_path) == ["folder"]
+
+
+def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / ".onnxprune-guessed.tmp").symlink_to("target")
+    with pytest.raises(FileError):
+        files.atomic_write_text("new", tmp_path / "plan.json")
+    assert (tmp_path / "target").read_text() == "precious"
+    assert listing(tmp_path) == [".onnxprune-guessed.tmp", "target"]
+
+
+def test_force_replaces_a_link_and_not_its_target(tmp_path):
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "m.onnx").symlink_to("target")
+    files.atomic_write(conv(), tmp_path / "m.onnx", force=True)
+    assert (tmp_path / "target").read_text() == "precious" and not (tmp_path / "m.onnx").is_symlink()
+
+
+def fail(error):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("limit", [10**9, 10], ids=["one file", "external"])
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ModelError("no"), RuntimeError("bug")])
+def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch, limit, existed, error):
+    monkeypatch.setattr(files, "MAX_PROTOBUF", limit)
+    monkeypatch.setattr(files, "EXTERNAL_THRESHOLD", 10)
+    if existed:
+        (tmp_path / "m.onnx").write_text("old")
+    with pytest.raises(type(error)):
+        files.atomic_write(conv(), tmp_path / "m.onnx", force=True, verify=fail(error))
+    assert listing(tmp_path) == ["m.onnx"] * existed
+    assert not existed or (tmp_path / "m.onnx").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "says"),
+    [
+        ("fsync", errno.ENOSPC, "free some space"),
+        ("open", errno.EROFS, "permissions"),
+        ("open", errno.EACCES, "permissions"),
+        ("replace", errno.EIO, "permissions"),
+    ],
+)
+@pytest.mark.parametrize("limit", [10**9, 10], ids=["one file", "external"])
+def test_the_system_refuses(tmp_path, monkeypatch, call, number, says, limit):
+    (tmp_path / "m.onnx").write_text("old")
+    monkeypatch.setattr(files, "MAX_PROTOBUF", limit)
+    with monkeypatch.context() as patch, pytest.raises(FileError, match=says) as caught:
+        patch.setattr(files.os, call, fail(OSError(number, os.strerror(number))))
+        files.atomic_write(conv(), tmp_path / "m.onnx", force=True)
+    assert caught.value.exit_code == 7 and "\n" not in str(caught.value)
+    assert listing(tmp_path) == ["m.onnx"] and (tmp_path / "m.onnx").read_text() == "old"
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "link", fail(OSError(errno.EPERM, "no links here")))
+    files.atomic_write_text("one", tmp_path / "plan.json")
+    with pytest.raises(FileError, match="--force"):
+        files._claim(tmp_path / "any", tmp_path / "plan.json")
+    assert (tmp_path / "plan.json").read_text() == "one" and listing(tmp_path) == ["plan.json"]
+
+
+def test_a_disk_that_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_flush", lambda file: file.truncate(50))
+    with pytest.raises(FileError, match="check the disk"):
+        files.atomic_write(conv(), tmp_path / "m.onnx")
+    assert listing(tmp_path) == []
+
+
+def test_a_model_that_is_not_sound_is_not_written(tmp_path):
+    with pytest.raises(ModelError, match="NaN"):
+        files.atomic_write(changed(set_weight(np.nan)), tmp_path / "m.onnx")
+    assert listing(tmp_path) == []
+
+
+def test_the_second_writer_is_told(tmp_path):
+    path = tmp_path / "m.onnx"
+
+    def other(_):
+        files.atomic_write_text("first", path)
+
+    with pytest.raises(FileError, match="--force"):
+        files.atomic_write(conv(), path, verify=other)
+    assert path.read_text() == "first" and listing(tmp_path) == ["m.onnx"]
+
+
+def test_large_weights_go_to_a_file_named_by_their_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_PROTOBUF", 10)
+    monkeypatch.setattr(files, "EXTERNAL_THRESHOLD", 20)
+    model = conv()
+    typed = helper.make_tensor("typed", TensorProto.FLOAT, [6], [1, 2, 3, 4, 5, 6])
+    typed.doc_string = "kept"
+    model.graph.initializer.append(typed)
+    before = model.SerializeToString()
+    for name in ("m.onnx", "again.onnx"):
+        files.atomic_write(model, tmp_path / name, verify=files.read_model)
+    assert model.SerializeToString() == before
+    first, second = (files.external_files(tmp_path / n)[0].name for n in ("m.onnx", "again.onnx"))
+    assert first.startswith("m-") and first[2:] == second[6:]
+    back = files.read_model(tmp_path / "m.onnx")
+    for old, new in zip(model.graph.initializer, back.graph.initializer, strict=True):
+        assert (old.name, old.doc_string) == (new.name, new.doc_string)
+        np.testing.assert_array_equal(numpy_helper.to_array(old), numpy_helper.to_array(new))
+    assert back.graph.node == model.graph.node and back.producer_name == "someone"
+
+
+def test_the_loser_keeps_the_weights_that_the_winner_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_PROTOBUF", 10)
+    monkeypatch.setattr(files, "EXTERNAL_THRESHOLD", 20)
+    path = tmp_path / "m.onnx"
+    with pytest.raises(FileError, match="--force"):
+        files.atomic_write(conv(), path, verify=lambda tmp: os.link(tmp, path))
+    assert files.read_model(path).graph.node == conv().graph.node
+
+
+SCRIPT = """
+import sys, time, onnx, resource, signal
+from pathlib import Path
+from onnxprune import files
+from onnxprune.errors import PruneError
+path, mode = Path(sys.argv[1]), sys.argv[2]
+model = onnx.load(path.with_name("source.onnx"))
+def hang(_):
+    print("writing", flush=True)
+    time.sleep(60)
+if mode == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    files.atomic_write(model, path, force=True, verify=hang if mode == "hang" else None)
+except PruneError as error:
+    sys.exit(f"{error.exit_code} {error}")
+"""
+
+
+def start(path: Path, mode: str) -> subprocess.Popen[str]:
+    (path.parent / "source.onnx").write_bytes(conv().SerializeToString())
+    root = Path(onnxprune.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(path), mode],
+        env=dict(os.environ, PYTHONPATH=str(root)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path, kill):
+    path = tmp_path / "m.onnx"
+    path.write_text("old")
+    with start(path, "hang") as writer:
+        assert writer.stdout.readline() == "writing\n"
+        writer.send_signal(kill)
+        writer.communicate(timeout=20)
+    assert path.read_text() == "old"
+    left = set(listing(tmp_path)) - {"m.onnx", "source.onnx"}
+    assert not left or (kill == signal.SIGKILL and all(n.startswith(".onnxprune-") for n in left))
+
+
+def test_a_full_disk(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_text("old")
+    with start(path, "full") as writer:
+        _, said = writer.communicate(timeout=20)
+    assert writer.returncode == 1 and said.startswith("7 ") and "free some space" in said
+    assert path.read_text() == "old" and listing(tmp_path) == ["m.onnx", "source.onnx"]

@@ -1,0 +1,53 @@
+"""Competing plans: the one whose network is closest to the original, on samples that were not fitted, is taken."""
+
+import numpy as np
+import pytest
+
+from onnxprune.channels import find_channels
+from onnxprune.decide.study import Samples
+from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import observe
+from onnxprune.pipeline.compare import best
+from onnxprune.plan import KeepChannels, PrunePlan
+from tests.channels.surgery import feeds_of, model_of
+
+NET = (
+    "(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[5,8,1,1] v> "
+    "{ h = Conv<pads=[1,1,1,1]>(x, w) r = Relu(h) c = Conv(r, v) y = GlobalAveragePool(c) }"
+)
+
+
+def subject():
+    """A net whose channels 4..7 are copies of 0..3."""
+    graph = Graph(model_of(NET))
+    w = graph.value(("h", 1))
+    graph.set_constant(("h", 1), np.concatenate([w[:4], w[:4]]))
+    graph = Graph(graph.export())
+    return graph, find_channels(graph, observe(graph, feeds_of(graph.model, N=1)))
+
+
+def plan(channels, *kept):
+    (group,) = channels.groups
+    return PrunePlan("", (KeepChannels(group.name, group.width, kept),), {})
+
+
+@pytest.mark.parametrize("repair", ["refit", "statistics", "none"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_plan_that_does_least_damage_wins(repair, turned):
+    graph, channels = subject()
+    good, bad = plan(channels, 0, 1, 2, 7), plan(channels, 0, 1, 4, 5)
+    if repair == "none":
+        good = plan(channels, 0, 1, 2, 3, 4, 5)  # without a repair, more channels are better
+    feeds = [feeds_of(graph.model, seed=k, N=64) for k in (1, 2)]
+    samples = Samples(lambda n: feeds[:1], lambda n: feeds[1:])
+    plans = [bad, good] if turned else [good, bad]
+    assert best(graph, channels, plans, samples, feeds[0], repair=repair) is good
+
+
+def test_equal_plans_are_not_told_apart_and_one_alone_is_not_run():
+    graph, channels = subject()
+    first, second = plan(channels, 0, 1, 2, 3), plan(channels, 0, 1, 2, 3)
+    feeds = [feeds_of(graph.model, N=32)]
+    samples, none = Samples(lambda n: feeds, lambda n: feeds), Samples(lambda n: [], lambda n: [])
+    assert best(graph, channels, [first, second], samples, feeds[0], repair="refit") is first
+    assert best(graph, channels, [second], none, feeds[0], repair="refit") is second
