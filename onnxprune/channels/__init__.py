@@ -1,10 +1,12 @@
 """Channel analysis: what in a graph must live or die together, what may go, and why the rest may not."""
 
+from onnxprune.channels.analysed import Analysed
 from onnxprune.channels.analysis import find_channels
 from onnxprune.channels.groups import ChannelGroup, Channels, Pinned, Slice, ahead_of, common_reasons, removed_cuts
 from onnxprune.channels.sizes import CutSizes, adapt_sizes
 
 __all__ = [
+    "Analysed",
     "ChannelGroup",
     "Channels",
     "CutSizes",

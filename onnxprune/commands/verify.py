@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         raise UsageError("--min-cosine and --min-top1 need samples; give --calib")
     from dataclasses import asdict
 
-    from onnxprune import api, files
+    from onnxprune import files
     from onnxprune.graph.seeds import with_seeds
     from onnxprune.measure.surgery import check_fidelity
     from onnxprune.pipeline.inspection import recheck
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         status.phase("fidelity")
         data = subject.calibration
         held = data if args.all else data.split(seed=seed_of(args, plan))[1]
-        fidelity = check_fidelity(subject.model, pruned, held.batches(api.BATCH), held_out=not held.shared)
+        fidelity = check_fidelity(subject.model, pruned, held.batches(32), held_out=not held.shared)
     status.close()
     missed = list(sizes[:1])
     inexact = subject.channels.inexact

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.api import Subject
 from onnxprune.channels import CutSizes, removed_cuts
 from onnxprune.decide.allocation import Limits
 from onnxprune.errors import ModelError, UsageError
@@ -19,6 +18,7 @@ from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, Running
 from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
 from onnxprune.pipeline.lossless import carry_out, probing
+from onnxprune.pipeline.settings import Subject
 from onnxprune.plan import PrunePlan
 from onnxprune.report.terminal import plain, si, table
 from onnxprune.rewrite.drop import bypass, drop_blocks

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import __version__, api, files
-from onnxprune.api import ModelLike
+from onnxprune import __version__, files
 from onnxprune.channels import ChannelGroup
 from onnxprune.decide.allocation import Limits
 from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
@@ -32,6 +31,7 @@ from onnxprune.graph.layers import layers
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import block_damages
+from onnxprune.pipeline.opened import ModelLike, open_model
 from onnxprune.pipeline.planner import BATCH, PRICE_SAMPLES, Progress, why_not
 from onnxprune.pipeline.settings import Subject
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
@@ -77,7 +77,7 @@ def sensitivity(
     Raises:
         PruneError: as `prune`; FileError where `path` holds other measurements.
     """
-    subject = api.open_model(
+    subject = open_model(
         model,
         calibration=calibration,
         input_shapes=input_shapes,

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnxprune import api
 from onnxprune.channels import ChannelGroup
 from onnxprune.decide.blocks import Block, find_blocks
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.graph.model import Graph, Use, digest
 from onnxprune.measure.cost import CostModel
+from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.block_trials import drop_of
 from onnxprune.pipeline.planner import BATCH, Planner, Progress
+from onnxprune.pipeline.plans import make_plan
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.plan import KeepChannels, PrunePlan
@@ -191,7 +192,7 @@ def _csgd(subject: Subject, settings: TrainSettings, loss: Objective, training: 
           progress: Progress | None) -> Prepared:  # fmt: skip
     from onnxprune.train.csgd import csgd
 
-    decided = api.make_plan(subject, settings.deciding(), progress)
+    decided = make_plan(subject, settings.deciding(), progress)
     widths = {name: len(keep) for name, keep in decided.keep().items()}
     merged = csgd(subject.model, subject.channels, widths, loss, training, progress=report, **settings.options)
     words = f"the members of a cluster differ by at most {merged.spread:.1e} of their tensor's largest entry"
@@ -268,7 +269,7 @@ def _chosen(subject: Subject, settings: TrainSettings, keep: Mapping[str, tuple[
 
 def _tune(subject: Subject, settings: TrainSettings, loss: Objective, training: Training, report: Report,
           progress: Progress | None) -> Prepared:  # fmt: skip
-    plan = api.make_plan(subject, replace(settings.deciding(), **settings.options), progress)
+    plan = make_plan(subject, replace(settings.deciding(), **settings.options), progress)
     plan = replace(plan, settings={**plan.settings, **_decided(settings)})
     return _tuned(subject, settings, plan, training, report, 0, "cut and refitted before")
 
@@ -311,7 +312,7 @@ def _trp(subject: Subject, settings: TrainSettings, loss: Objective, training: T
          progress: Progress | None) -> Prepared:  # fmt: skip
     from onnxprune.train.trp import trp
 
-    edits = api.make_plan(subject, settings.deciding(), progress).factorized()
+    edits = make_plan(subject, settings.deciding(), progress).factorized()
     low = trp(subject.model, edits, loss, training, progress=report, **settings.options)
     words = f"the last truncation took at most {low.lost:.1e} of a layer's energy"
     plan = PrunePlan(digest(low.model), edits, _decided(settings))
@@ -342,14 +343,14 @@ def finish(subject: Subject, settings: TrainSettings, prepared: Prepared, progre
     """The second half: cut, and compare with the trained model and with the original."""
     if prepared.tune is not None:
         how = replace(settings.deciding(), repair="refit")
-        result = api.apply_plan(subject, prepared.plan, how, tune=prepared.tune, progress=progress)
+        result = apply_plan(subject, prepared.plan, how, tune=prepared.tune, progress=progress)
         return replace(result, notes=(f"{settings.method}, {settings.steps} steps: {prepared.words}",))
     graph, channels = Graph(prepared.model), subject.channels
     constants = {graph.nodes[key].input[i]: graph.value((key, i)) for key, i in channels.params if key}
     sizes = {name: value.shape for name, value in constants.items() if value is not None}
     channels = replace(channels, shapes={**channels.shapes, **sizes})  # constants that two nodes shared are two now
     own = replace(subject, model=prepared.model, graph=graph, channels=channels, digest=prepared.plan.model_digest)
-    result = api.apply_plan(own, prepared.plan, settings.deciding(), original=subject, progress=progress)
+    result = apply_plan(own, prepared.plan, settings.deciding(), original=subject, progress=progress)
     data = subject.calibration
     feeds = dict(subject.feeds) if data is None else data.split(seed=settings.seed)[1].first(BATCH)
     before, after = (open_session(m, threads=1).run(feeds) for m in (prepared.trained, result.model))

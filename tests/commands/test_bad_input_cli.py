@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import api
 from onnxprune.cli import main
+from onnxprune.pipeline import plans
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "benchmarks/models/resnet20_fmnist.onnx"
@@ -262,7 +262,7 @@ def test_our_own_bug_is_one_line_too(here, capsys, monkeypatch):
     def broken(*_, **__):
         raise KeyError("two\nlines \x1b[31m")
 
-    monkeypatch.setattr(api, "make_plan", broken)
+    monkeypatch.setattr(plans, "make_plan", broken)
     refused(capsys, here, ["m.onnx"], 1, "KeyError", "--debug")
     assert main(["m.onnx", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
@@ -272,7 +272,7 @@ def test_no_memory(here, capsys, monkeypatch):
     def hungry(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(api, "make_plan", hungry)
+    monkeypatch.setattr(plans, "make_plan", hungry)
     refused(capsys, here, ["m.onnx"], 3, "out of memory")
 
 
@@ -284,7 +284,7 @@ PHASES = ["observe", "make_plan", "apply_plan", "save"]
 def test_signals_leave_nothing(here, capsys, monkeypatch, phase, number, code):
     """The signal arrives in each phase; in the last one when the temporary file is there."""
     room = {"save": "runtime.open_session", "observe": "pipeline.opened.observe"}
-    target = f"onnxprune.{room.get(phase, f'api.{phase}')}"
+    target = f"onnxprune.{room.get(phase, f'pipeline.plans.{phase}')}"
     if phase == "save":
         from onnxprune import runtime
 
