@@ -97,9 +97,10 @@ def measure(net: Net, goal: float | None, settings: Mapping[str, Any], seed: int
 
 def model_error(net: Net, count: int, seed: int) -> dict[str, Any]:
     """How far the latency model is from whole networks of random widths: |predicted / measured - 1|."""
+    from onnxprune.channels import Analysed
     from onnxprune.decide.allocation import Ladder, Limits
     from onnxprune.measure.cost import CostModel
-    from onnxprune.rewrite.cut import cut
+    from onnxprune.rewrite.cut import cut_channels
     from onnxprune.timing.node_times import Grids, node_times
 
     subject = onnxprune.open_model(net.path, calibration=net.calibration(seed)[:1])
@@ -116,7 +117,7 @@ def model_error(net: Net, count: int, seed: int) -> dict[str, Any]:
             width = ladder.nearest(group.width * float(np.clip(share + rng.uniform(-0.3, 0.3), 0.05, 1)))
             keep[group.name] = np.sort(ladder.order[:width])
         alive = channels.alive(keep)
-        model = cut(graph, channels, alive)
+        model = cut_channels(Analysed(graph, channels, subject.feeds), alive).model
         got = onnxprune.bench([subject.model, model], names=["original", "cut"], feeds=subject.timed(), rounds=30)
         gain = got.comparisons[0].speedup
         errors.append(cost.total / cost(alive) / gain - 1)

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, wraps
 from pathlib import Path
@@ -59,17 +59,24 @@ def threads_here(threads: int | None) -> int | None:
     return share if threads is None else max(1, min(threads, share))
 
 
+@contextmanager
+def at_most(threads: int | None) -> Iterator[None]:
+    """No more workers than that inside; None: as many as outside."""
+    token = _limit.set(threads or _limit.get())
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
 def within_threads(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """Decorates a function with a keyword `threads`: no more workers than that while it runs."""
 
     @wraps(function)
     def bounded(*args: Given.args, **rest: Given.kwargs) -> Result:
         threads: Any = rest.get("threads")
-        token = _limit.set(threads or _limit.get())
-        try:
+        with at_most(threads):
             return function(*args, **rest)
-        finally:
-            _limit.reset(token)
 
     return bounded
 

@@ -11,9 +11,9 @@ from onnxprune import api
 from onnxprune.channels import CutSizes, removed_cuts
 from onnxprune.measure.surgery import check_surgery
 from onnxprune.pipeline.inspection import inspection
-from onnxprune.rewrite.cut import cut
 from onnxprune.runtime import ports
 from tests.channels import surgery
+from tests.rewrite.steps import cut
 
 FOLDER = Path(__file__).parents[2] / "shared" / "models"
 FILES = [

@@ -349,11 +349,11 @@ def _check_faster(args: argparse.Namespace, result: Result) -> None:
 
 def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, ending: str) -> None:
     """What the plan would do: totals, the groups that it cuts, and every layer that gets cheaper."""
-    from onnxprune.pipeline.preview import planned
+    from onnxprune.pipeline.preview import preview
 
     channels = subject.channels
     keep = plan.keep()
-    found = planned(subject, plan)
+    found = preview(subject, plan)
     totals = {"macs": found.macs, "params": found.params}
     groups = [(g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups]
     if args.json:

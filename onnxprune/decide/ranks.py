@@ -286,7 +286,7 @@ def _damages(own: _Layer, ways: Sequence[Way], errors: np.ndarray, trials: Trial
 
 def _on_paper(own: _Layer, way: Way, trials: Trials) -> Graph:
     """The original with a layer's weight replaced by what its factors stand for, its mean output as it was."""
-    graph, d = trials.curves.graph.unedited(), own.design
+    graph, d = trials.curves.graph.fork(), own.design
     kind, rank = way[0]
     whole = own.splits[kind].product(rank)
     value, place = graph.value(d.weight), trials.places.get(d.key)

@@ -96,7 +96,7 @@ class Trials:
 
     def cut_alone(self, group: ChannelGroup, gone: np.ndarray) -> Graph:
         """The original with channels `gone` of one group masked where they are read, their readers refit."""
-        graph = self.curves.graph.unedited()
+        graph = self.curves.graph.fork()
         for r in self.curves.readings[group.name]:
             s = self.curves.solvers[r.design.key]
             W = s.without(r.rows[gone].ravel())

@@ -230,15 +230,15 @@ def shift_along(value: np.ndarray, factor: np.ndarray, offset: np.ndarray, axis:
     return (value.astype(np.float64) * factor.reshape(shape) + offset.reshape(shape)).astype(value.dtype)
 
 
-def with_biases(model: onnx.ModelProto, reads: Callable[[str], bool]) -> onnx.ModelProto:
-    """The model with an Add of zeros behind every MatMul that has no constant behind it: a MatMul has no bias
-    operand, and without one its mean cannot be mended.
+def with_biases(graph: Graph, reads: Callable[[str], bool]) -> Graph:
+    """The graph, edited: an Add of zeros stands behind every MatMul that has no constant behind it: a MatMul has no
+    bias operand, and without one its mean cannot be mended.
 
     Args:
-        model: left as it is.
+        graph: the network.
         reads: whether a MatMul that reads this tensor gets one.
     """
-    graph = Graph(model)
+    graph.settle()
     consumers = graph.consumers()
     for key, node in list(graph.nodes.items()):
         weight = graph.value((key, 1)) if node.op_type == "MatMul" else None
@@ -252,7 +252,7 @@ def with_biases(model: onnx.ModelProto, reads: Callable[[str], bool]) -> onnx.Mo
         name, own.output[0] = own.output[0], graph.fresh(f"{key}_unbiased")
         zeros = graph.add_constant(f"{key}_bias", np.zeros(weight.shape[1], weight.dtype))
         graph.insert_after(key, onnx.helper.make_node("Add", [own.output[0], zeros], [name]))
-    return graph.export()
+    return graph.settle()
 
 
 def add_bias(graph: Graph, key: str, bias: np.ndarray) -> None:

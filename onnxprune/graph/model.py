@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from typing import Any, TypeVar
 
 import numpy as np
@@ -160,13 +161,7 @@ class Graph:
         self.outputs = tuple(o.name for o in model.graph.output)
         self.opaque = sparse
         self._values: dict[str, np.ndarray | None] = dict(weights or {})
-        self._edits: dict[Use, np.ndarray] = {}
-        self._owned: set[str] = set()
-        self._after: dict[str, list[onnx.NodeProto]] = {}
-        self._dropped: set[str] = set()
-        self._added: dict[str, np.ndarray] = {}
-        self._reserved: set[str] | None = None
-        self._memo: dict[str, tuple[Any, Any]] = {}
+        self._forget()
 
     def _float_of(self, name: str) -> np.dtype | None:
         """The element type of a tensor where it is surely a plain float."""
@@ -175,11 +170,34 @@ class Graph:
         dtype = types.get(name) if value is None else value.dtype
         return dtype if dtype is not None and dtype.kind == "f" else None
 
-    def unedited(self) -> Graph:
-        """The same model to edit, with every constant that is worked out already; this one must not be edited."""
-        graph = Graph(self.model)
-        graph._values = dict(self._values)
+    def fork(self) -> Graph:
+        """The same network to edit, with every constant that is worked out already; this one must have no edits."""
+        assert not self._pending()
+        graph = copy(self)
+        graph.nodes, graph.producer, graph._values = dict(self.nodes), dict(self.producer), dict(self._values)
+        graph._forget()
         return graph
+
+    def _forget(self) -> None:
+        """No edits."""
+        self._edits: dict[Use, np.ndarray] = {}
+        self._owned: set[str] = set()
+        self._after: dict[str, list[onnx.NodeProto]] = {}
+        self._dropped: set[str] = set()
+        self._added: dict[str, np.ndarray] = {}
+        self._reserved: set[str] | None = None
+        self._memo: dict[str, tuple[Any, Any]] = {}
+
+    def _pending(self) -> bool:
+        """Whether there are edits."""
+        return bool(self._edits or self._owned or self._after or self._dropped)
+
+    def settle(self) -> Graph:
+        """Carry the edits out, in place: nodes, producers and constants are then those of the edited network. Returns
+        the graph."""
+        if self._pending():
+            Graph.__init__(self, self.export())
+        return self
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -241,7 +259,7 @@ class Graph:
         """A copy of the node that may be edited, put in the node's place."""
         self._memo.clear()
         if key not in self._owned:
-            self.nodes[key] = _copy(self.nodes[key])
+            self.nodes[key] = _copied(self.nodes[key])
             self._owned.add(key)
         return self.nodes[key]
 
@@ -298,7 +316,7 @@ class Graph:
     def export(self) -> onnx.ModelProto:
         """The edited model: a clone of the original with the edits in it, dead constants removed."""
         model = onnx.ModelProto()
-        if not (self._edits or self._owned or self._after or self._dropped):
+        if not self._pending():
             model.CopyFrom(self.model)
             return model
         nodes = self._edited_nodes()
@@ -321,7 +339,7 @@ class Graph:
                     twin = self.fresh(name)
                     twins.append((value, twin))
                     added[twin] = value
-                nodes[key] = _copy(nodes[key])
+                nodes[key] = _copied(nodes[key])
                 nodes[key].input[i] = twin
         _write(self, model, nodes, replaced, added)
         return model
@@ -344,7 +362,7 @@ class Graph:
         return node is None or [o for o in node.output if o] == [name]
 
 
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     return copy
@@ -412,7 +430,7 @@ def _constant_node(value: np.ndarray, name: str) -> onnx.NodeProto:
 
 def _refilled(node: onnx.NodeProto, value: np.ndarray) -> onnx.NodeProto:
     """A Constant node with another value."""
-    copy = _copy(node)
+    copy = _copied(node)
     like = next((a.t for a in node.attribute if a.name == "value"), None)
     del copy.attribute[:]
     tensor = tensor_of(value, node.output[0] if like is None else like.name, like)

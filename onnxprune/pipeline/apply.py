@@ -9,29 +9,36 @@ import numpy as np
 import onnx
 
 from onnxprune import files
-from onnxprune.channels import CutSizes
+from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
-from onnxprune.errors import ModelError, PruneError, UnsupportedError, UsageError
+from onnxprune.errors import UsageError
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.seeds import without_seeds
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import Cost, count_macs, count_params, shares_weights
+from onnxprune.measure.likeness import distances
 from onnxprune.measure.surgery import check_fidelity
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import edit_of
-from onnxprune.pipeline.planner import Progress, counted
+from onnxprune.pipeline.planner import BATCH, Progress, counted
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
-from onnxprune.pipeline.repairs import distilled, factorized, merged, repaired
+from onnxprune.pipeline.repairs import REPAIR_SAMPLES, repair_for
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
 from onnxprune.report.result import Result
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.drop import bypass, drop_blocks
+from onnxprune.rewrite.apply import Mending, alive_after, apply_edits
+from onnxprune.rewrite.drop import drop_blocks
 from onnxprune.rewrite.factorize import factorable
+from onnxprune.rewrite.repair.nearest import cut_merged
+from onnxprune.rewrite.repair.table import NONE, Repair
+from onnxprune.runtime import ports
+from onnxprune.samples.partition import Partition
 from onnxprune.timing.latency import BenchResult
 from onnxprune.timing.latency import bench as time_models
 
+PROBED = 8
+"""Samples on which the cut is proven."""
 MERGED = "similarity"
 """The criterion whose removed channels are merged before a repair of statistics; a refit gains nothing from it."""
 
@@ -56,7 +63,7 @@ def apply_plan(
         settings: how to repair, and the seed.
         original: what the subject was trained from, if it was: costs and fidelity are compared with that.
         tune: what else is done with the repaired model: other weights of the same sizes.
-        hasty: give up as soon as random input seems to decide the outputs: for callers who have another plan.
+        stop_early: give up as soon as random input seems to decide the outputs: for callers who have another plan.
         bench, progress: as for `prune`.
 
     Raises:
@@ -67,97 +74,98 @@ def apply_plan(
     check_plan(subject, plan)
     if bench:
         subject.check_timing(settings)
-    channels, data = subject.channels, subject.calibration
-    keep = plan.keep()
-    alive = channels.alive(keep)
-    fit, held = data.split(seed=settings.seed) if data is not None else (None, None)
-    look_at = None if held is None else held.first(8)
-    operated = cut_and_prove(subject.graph, channels, plan, subject.feeds, look_at, stop_early=stop_early)
-    pruned, warnings = operated.model, [*subject.warnings, *operated.warnings]
-    repair, words = _repair_for(subject, plan, settings, fit is not None)
-    warnings += words
-    if fit is None and not plan.lossless and original is None:
-        done = "nothing was repaired" if repair == "none" else "the repair went by random inputs"
+    net, parts = subject.net, subject.partition(settings.seed)
+    cut = cut_and_prove(net, plan, None if parts is None else parts.held.first(PROBED), stop_early=stop_early)
+    repair, words = repair_for(
+        settings.repair,
+        sampled=parts is not None,
+        lossless=plan.lossless,
+        has_weights=lambda: any(layer.weight is not None for layer in layers(net.graph, net.shapes)),
+    )
+    warnings = [*subject.warnings, *cut.warnings, *words]
+    if parts is None and not plan.lossless and original is None:
+        done = "nothing was repaired" if repair.name == NONE else "the repair went by random inputs"
         warnings.append(
             f"no calibration data: scores are from weights alone, {done}, and accuracy will suffer; "
             "give --calib with a few hundred unlabelled samples"
         )
-    if repair != "none":
-        if repair == "statistics" and fit is not None and plan.settings.get("criterion") == MERGED:
-            pruned = drop_blocks(merged(subject, alive, fit, settings), plan.drops())
-        if repair == "merge" and plan.drops():  # it looks at whole networks
-            pruned = cut(subject.graph, channels, alive)
-        try:
-            pruned = repaired(subject, pruned, alive, fit, repair, settings, progress)
-        except ModelError as error:  # the model itself runs
-            raise PruneError(f"{error}; the repair failed: please report it, and use --repair none") from error
-        if repair == "merge":
-            pruned = drop_blocks(pruned, plan.drops())
-    if plan.factorized():
-        pruned = factorized(subject, pruned, alive, plan, fit, repair, settings, progress)
-    if repair == "distill" and fit is not None:  # the finished network learns, pairs of layers and all
-        pruned = distilled(subject, pruned, alive, fit, settings, progress)
-    if tune:
-        pruned = tune(pruned)
-    if plan.drops():
-        pruned = bypass(pruned, plan.drops())
+    start = cut.graph
+    if repair.merges_likest and parts is not None and plan.settings.get("criterion") == MERGED:
+        start = _merged(net, plan, parts, settings)
+    graph = apply_edits(net, plan.edits, _mending(subject, repair, parts, settings, tune, progress), start=start)
+    pruned = graph.model
+    if parts is None and repair.name != NONE:
+        check_repaired(net, pruned)
     fidelity = None
-    if held is None and repair != "none":
-        check_repaired(subject.graph, channels, pruned, subject.feeds)
-    if held is not None:
-        fidelity = check_fidelity(first.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
-    after = Cost(count_params(pruned), _macs(pruned, CutSizes(channels, alive), subject.feeds), files.byte_size(pruned))
+    if parts is not None:
+        held = counted(parts.held, "verify", progress)
+        fidelity = check_fidelity(first.model, pruned, held, held_out=not parts.held.shared)
+    after = Cost(count_params(pruned), _macs(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net.feeds), 0)
     without_seeds(pruned)
-    before = first.cost()
-    if after.params > before.params and shares_weights(subject.graph, channels):
+    after, before = replace(after, bytes=files.byte_size(pruned)), first.cost()
+    if after.params > before.params and shares_weights(net.graph, net.channels):
         warnings.append(
             "there are more parameters than before: weights that several layers share are cut and repaired for each of "
             "them (--of params counts that)"
         )
+    keep = plan.keep()
     result = Result(
         model=pruned,
         source=first.path,
         before=before,
         after=after,
-        surgery=operated.surgery,
+        surgery=cut.surgery,
         fidelity=fidelity,
         latency=None,
         plan=plan,
-        cuts=operated.cuts,
-        pinned=channels.pinned,
-        groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups),
-        repair=repair,
-        inexact=() if operated.surgery.exact else channels.inexact,
+        cuts=cut.cuts,
+        pinned=net.channels.pinned,
+        groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in net.channels.groups),
+        repair=repair.name,
+        inexact=() if cut.surgery.exact else net.channels.inexact,
         warnings=tuple(warnings),
-        feeds=subject.feeds,
+        feeds=net.feeds,
     )
     return measure_latency(result, subject, settings, progress) if bench else result
 
 
-def _repair_for(subject: Subject, plan: PrunePlan, settings: Settings, sampled: bool) -> tuple[str, list[str]]:
-    """The repair by its name, and what the user should know of the choice.
-
-    Raises:
-        UsageError, UnsupportedError: the one asked for cannot be done.
-    """
-    repair = settings.repair or ("none" if plan.lossless else "refit" if sampled else "merge")
-    if plan.lossless and repair != "none":
-        raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {repair}")
-    if repair not in ("none", "merge") and not sampled:
-        raise UsageError(f"--repair {repair} needs samples; give --calib")
-    found = layers(subject.graph, subject.channels.shapes)
-    if repair == "none" or any(layer.weight is not None for layer in found):
-        return repair, []
-    why = "no layer has weights in floating point, so "  # quantized ones stay as they are
-    if repair == "distill":
-        raise UnsupportedError(f"--repair distill: {why}there is nothing to train")
-    return "none", [f"{why}nothing was repaired"]
+def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings) -> Graph:
+    """The cut network with every removed channel merged into the likest kept one: where a repair of statistics starts
+    from."""
+    far = distances(net.model, net.graph, net.channels, parts.fit.batches, threads=settings.threads, seed=settings.seed)
+    return drop_blocks(cut_merged(net, alive_after(net, plan.edits), far), plan.drops())
 
 
-def _macs(pruned: onnx.ModelProto, cut: CutSizes, feeds: Mapping[str, np.ndarray]) -> float:
+def _mending(
+    subject: Subject,
+    repair: Repair,
+    parts: Partition | None,
+    settings: Settings,
+    tune: Callable[[onnx.ModelProto], onnx.ModelProto] | None,
+    progress: Progress | None,
+) -> Mending:
+    """How the cut network is mended."""
+
+    def report(phase: str) -> Callable[[int, int], None] | None:
+        return (lambda k, n: progress(phase, k, n)) if progress and phase else None
+
+    batches = () if parts is None else list(parts.fit.take(REPAIR_SAMPLES).batches(BATCH))
+    return Mending(
+        repair,
+        batches,
+        None if parts is None else parts.fit,
+        all(map(ports.open_batch, subject.specs)),
+        {name: getattr(settings, name) for name in repair.options},
+        settings.threads,
+        settings.seed,
+        (lambda graph: Graph(tune(graph.settle().model))) if tune else None,
+        report,
+    )
+
+
+def _macs(graph: Graph, cut: CutSizes, feeds: Mapping[str, np.ndarray]) -> float:
     """Multiply-accumulates of the outcome. It is run once where it has tensors that the cut alone does not know:
     layers that were made of two, what gives a MatMul a bias, and weights behind DequantizeLinear."""
-    graph = Graph(pruned)
     nodes = graph.nodes.values()
     known = all(o in cut.shapes for n in nodes for o in n.output if o and graph.constant(o) is None)
     known = known and not any(n.op_type == "DequantizeLinear" for n in nodes)

@@ -10,20 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-import onnx
 
 from onnxprune import parallel
-from onnxprune.channels import Channels
+from onnxprune.channels import Analysed, Channels
 from onnxprune.decide.blocks import AnyBlock, Block
+from onnxprune.decide.trials import Candidate
 from onnxprune.graph.layers import layers
-from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.stepwise import Runner
 from onnxprune.plan import DropBlock, KeepChannels
-from onnxprune.rewrite.drop import without
+from onnxprune.rewrite.apply import alive_after, edit_exactly
 from onnxprune.rewrite.repair.refit import REFIT_BYTES, refit
+from onnxprune.rewrite.repair.table import RepairTask
 
 Feeds = Mapping[str, np.ndarray]
+Judge = Callable[[Candidate], float]
+"""Tells the damage that a candidate does to the outputs."""
 REPAIRED = 3
 """Layers behind a block that are refitted before its damage is measured."""
 
@@ -42,11 +44,10 @@ def drop_of(block: Block, channels: Channels) -> DropBlock:
 
 @parallel.within_threads
 def block_damages(
-    graph: Graph,
-    channels: Channels,
+    net: Analysed,
     blocks: Sequence[AnyBlock],
     batches: Sequence[Feeds],
-    judge: Callable[[str], Callable[[onnx.ModelProto], float]],
+    judge: Callable[[str], Judge],
     *,
     threads: int | None = None,
     seed: int = 0,
@@ -55,8 +56,7 @@ def block_damages(
     """Block -> damage to the outputs when it alone goes.
 
     Args:
-        graph: the original network.
-        channels: its analysis.
+        net: the original network.
         blocks: those to try.
         batches: samples to refit on.
         judge: given the first node in which a candidate differs from the original, what tells its damage.
@@ -64,26 +64,27 @@ def block_damages(
         seed: of the refit.
         progress: called with (blocks tried, blocks).
     """
+    graph, channels = net.graph, net.channels
     order = {key: k for k, key in enumerate(graph.nodes)}
     places = [order[layer.key] for layer in layers(graph, channels.shapes)]
     keys = list(graph.nodes)
     ordered = sorted(blocks, key=lambda b: order[b.first])
     runner, apart = Runner(graph, batches, threads=threads), only_tensors(graph)
 
-    def tries() -> Iterator[tuple[AnyBlock, Runner | None, Callable[[onnx.ModelProto], float]]]:
+    def tries() -> Iterator[tuple[AnyBlock, Runner | None, Judge]]:
         for block in ordered:  # up to each block the networks are the same: that is run once
             if apart:
                 runner.before(block.first)
             yield block, runner.fork() if apart else None, judge(block.first)
 
-    def damage(given: tuple[AnyBlock, Runner | None, Callable[[onnx.ModelProto], float]]) -> float:
+    def damage(given: tuple[AnyBlock, Runner | None, Judge]) -> float:
         block, start, damage_of = given
         edit = edit_of(block, channels)
-        alive = channels.alive({edit.group: ()} if isinstance(edit, KeepChannels) else {})
         behind = [keys[p] for p in places if p > order[block.end]][:REPAIRED]
-        mended = refit(graph, without(graph, channels, [edit]), channels, alive, batches, threads=threads, seed=seed,
-                       only=behind, start=start)  # fmt: skip
-        return damage_of(mended)
+        task = RepairTask(
+            net, edit_exactly(net, [edit]), alive_after(net, [edit]), batches, threads=threads, seed=seed
+        )  # fmt: skip
+        return damage_of(refit(task, only=behind, start=start))
 
     found = parallel.with_progress(parallel.each(damage, tries(), holds=REFIT_BYTES), len(blocks), progress)
     return dict(zip((b.name for b in ordered), found, strict=True))

@@ -10,71 +10,50 @@ one chosen was 0.01 points worse on average than the plain sum's, 0.002 better i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from onnxprune import parallel, runtime
-from onnxprune.channels import Channels
-from onnxprune.decide.study import Samples
-from onnxprune.graph.model import Graph
+from onnxprune.channels import Analysed
 from onnxprune.measure.damage import damage
 from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.drop import without
-from onnxprune.rewrite.factorize import factorize, refit_factorized
-from onnxprune.rewrite.repair.refit import REFIT_BYTES, refit
-from onnxprune.rewrite.repair.statistics import repair_statistics
+from onnxprune.rewrite.apply import Mending, apply_edits
+from onnxprune.rewrite.repair.refit import REFIT_BYTES
 
-SAMPLES = 256
+COMPARED = 256
 """Most samples that plans are repaired with, and as many that they are judged by."""
-REPAIRS: Mapping[str, Callable[..., onnx.ModelProto]] = {
-    "refit": refit,
-    "distill": refit,
-    "statistics": repair_statistics,
-}
-"""The repair that will follow, or what it starts from; without an entry, the cut alone is judged."""
 
 
 @parallel.within_threads
-def best(
-    graph: Graph,
-    channels: Channels,
+def least_damage(
+    net: Analysed,
     plans: Sequence[PrunePlan],
-    samples: Samples,
-    feeds: Mapping[str, np.ndarray],
+    mending: Mending,
+    judges: Sequence[Mapping[str, np.ndarray]],
     *,
-    repair: str,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PrunePlan:
-    """The plan that does least damage to the outputs when all its cuts are made and repaired.
+    """The plan that does least damage to the outputs when all its edits are made and repaired.
 
     Args:
-        graph: the original network.
-        channels: its analysis.
+        net: the original network.
         plans: candidates; one alone is taken as it is, the first of equals.
-        samples: to repair with, and to judge by.
-        feeds: one run's inputs, for the sizes.
-        repair: name of the repair that will follow.
+        mending: the repair that will follow, on samples that plans may learn from; what would take too long is judged
+            after what it goes on from (`Repair.judge`).
+        judges: other samples, which nothing was fitted on.
         threads: ORT threads.
         progress: called with (candidates judged, candidates).
     """
     if len(plans) < 2:
         return plans[0]
-    fitted, judges = samples.some(SAMPLES), samples.few(SAMPLES)
-    wanted = _outputs(graph.model, judges, threads)
+    wanted = _outputs(net.model, judges, threads)
+    judged = replace(mending, repair=mending.repair.judge)
 
     def hurt(plan: PrunePlan) -> float:
-        alive = channels.alive(plan.keep())
-        model = without(graph, channels, plan.edits)
-        if repair in REPAIRS:
-            model = REPAIRS[repair](graph, model, channels, alive, fitted, threads=threads)
-        if edits := plan.factorized():
-            if repair == "refit":
-                model = refit_factorized(graph, model, channels, alive, edits, feeds, fitted, threads=threads)
-            else:
-                model = factorize(model, edits, feeds, fitted, threads=threads)
-        got = _outputs(model, judges, threads)
+        got = _outputs(apply_edits(net, plan.edits, judged).model, judges, threads)
         return float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)]))
 
     found = parallel.with_progress(parallel.each(hurt, plans, holds=REFIT_BYTES), len(plans), progress)

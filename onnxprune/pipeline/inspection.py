@@ -12,19 +12,18 @@ import onnx
 
 from onnxprune.channels import CutSizes, removed_cuts
 from onnxprune.decide.allocation import Limits
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph, opset
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, Running
 from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
-from onnxprune.pipeline.lossless import carry_out, probing
+from onnxprune.pipeline.apply import PROBED, check_plan
+from onnxprune.pipeline.lossless import probing
 from onnxprune.pipeline.settings import Subject
 from onnxprune.plan import PrunePlan
 from onnxprune.report.terminal import plain, si, table
-from onnxprune.rewrite.drop import bypass, drop_blocks
+from onnxprune.rewrite.apply import alive_after, apply_edits, edit_exactly
 from onnxprune.runtime import ports
-
-SAMPLES = 8  # that the surgery check looks at
 
 
 def inspection(subject: Subject) -> dict[str, Any]:
@@ -147,27 +146,24 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
     Raises:
         UsageError: the plan was made for another model.
     """
-    channels = subject.channels
-    known = {g.name: g.width for g in channels.groups}
-    if plan.model_digest != subject.digest or any(known.get(e.group) != e.width for e in plan.cuts()):
-        raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
-    alive = channels.alive(plan.keep())
-    fresh = carry_out(subject.graph, channels, alive, plan.merges())
+    check_plan(subject, plan)
+    net, channels = subject.net, subject.channels
+    alive = alive_after(net, plan.edits)
     cuts = [*removed_cuts(subject.graph, channels, alive), *(drop.cut() for drop in plan.drops())]
-    if plan.drops():
-        fresh = bypass(drop_blocks(fresh, plan.drops()), plan.drops())
-    probe = subject.feeds if subject.calibration is None else subject.calibration.first(SAMPLES)
+    probe = subject.feeds if subject.calibration is None else subject.calibration.first(PROBED)
     if plan.lossless:
         surgery = check_equal(subject.model, pruned, [*probing(subject.feeds), probe])
     else:
-        surgery = check_surgery(subject.model, fresh, cuts, [probe], kept=CutSizes(channels, alive).kept())
-    planned = observe(Graph(fresh), subject.feeds).shapes
+        cut, kept = edit_exactly(net, plan.edits), CutSizes(channels, alive).kept()
+        surgery = check_surgery(subject.model, cut.model, cuts, [probe], kept=kept)
+    fresh = apply_edits(net, plan.edits)
+    planned = observe(fresh, subject.feeds).shapes
     try:
         found = observe(Graph(pruned), subject.feeds).shapes
     except ModelError as error:
         return surgery, (f"it does not run like the original: {error}",)
     trouble = []
-    for node in fresh.graph.node:
+    for node in fresh.nodes.values():
         for name in node.output:
             if name in planned and name not in found:
                 trouble.append(f"tensor {name!r} is missing")

@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-import onnx
 
-from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.decide.allocation import Limits
 from onnxprune.decide.redundancy import Lossless, find_lossless
-from onnxprune.graph.model import Graph
 from onnxprune.measure.surgery import EQUAL_TOLERANCE, Surgery, check_equal
 from onnxprune.plan import KeepChannels, MergeColumns
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.merge import merge
+from onnxprune.rewrite.apply import edit_exactly
 
 Feeds = Mapping[str, np.ndarray]
 SCALES = (1.0, 0.1, 10.0)
@@ -30,9 +27,7 @@ FAST = 4
 
 
 def lossless(
-    graph: Graph,
-    channels: Channels,
-    feeds: Feeds,
+    net: Analysed,
     samples: Sequence[Feeds] = (),
     *,
     allows: Callable[[ChannelGroup], bool] = lambda group: True,
@@ -41,9 +36,7 @@ def lossless(
     """What can go without changing an output, checked.
 
     Args:
-        graph: the network, unedited.
-        channels: its analysis.
-        feeds: one run's inputs: names, types, sizes.
+        net: the network.
         samples: further inputs to check with.
         allows: whether a group may be cut.
         step: kept widths are multiples of this.
@@ -51,31 +44,21 @@ def lossless(
     Returns:
         What goes; the worst error of the whole; the groups whose edits were given up because they changed an output.
     """
-    probes = [*probing(feeds), *samples]
-    found = find_lossless(graph, channels, allows=allows, step=step)
+    probes = [*probing(net.feeds), *samples]
+    found = find_lossless(net.graph, net.channels, allows=allows, step=step)
     if not found.keep:
         return found, Surgery(0.0, 0, against="original"), ()
-    surgery = _checked(graph, channels, found, probes)
+    surgery = _checked(net, found, probes)
     dropped: list[str] = []
     while not surgery.exact and found.keep:
-        alone = {n: _only(graph, channels, allows, step, {n}) for n in found.keep}
-        errors = {n: _checked(graph, channels, f, probes).worst for n, f in alone.items()}
+        alone = {n: _only(net, allows, step, {n}) for n in found.keep}
+        errors = {n: _checked(net, f, probes).worst for n, f in alone.items()}
         bad = [n for n, e in errors.items() if e > EQUAL_TOLERANCE] or [max(errors, key=errors.__getitem__)]
         dropped += bad
         good = set(found.keep) - set(bad)
-        found = _only(graph, channels, allows, step, good)
-        surgery = _checked(graph, channels, found, probes)
+        found = _only(net, allows, step, good)
+        surgery = _checked(net, found, probes)
     return found, surgery, tuple(dropped)
-
-
-def apply_lossless(graph: Graph, channels: Channels, found: Lossless) -> onnx.ModelProto:
-    """The model without what can go."""
-    return carry_out(graph, channels, channels.alive(found.keep), found.merges)
-
-
-def carry_out(graph: Graph, channels: Channels, alive: np.ndarray, merges: Sequence[MergeColumns]) -> onnx.ModelProto:
-    """Cut, then merge."""
-    return merge(graph, cut(graph, channels, alive), channels, alive, merges)
 
 
 def probing(feeds: Feeds, seed: int = 0) -> Iterable[Feeds]:
@@ -90,21 +73,20 @@ def probing(feeds: Feeds, seed: int = 0) -> Iterable[Feeds]:
 
 
 def _only(
-    graph: Graph,
-    channels: Channels,
+    net: Analysed,
     allows: Callable[[ChannelGroup], bool],
     step: Callable[[ChannelGroup], int],
     names: set[str],
 ) -> Lossless:
-    return find_lossless(graph, channels, allows=lambda g: g.name in names and allows(g), step=step)
+    return find_lossless(net.graph, net.channels, allows=lambda g: g.name in names and allows(g), step=step)
 
 
-def _checked(graph: Graph, channels: Channels, found: Lossless, probes: Sequence[Feeds]) -> Surgery:
-    return check_equal(graph.model, apply_lossless(graph, channels, found), probes)
+def _checked(net: Analysed, found: Lossless, probes: Sequence[Feeds]) -> Surgery:
+    return check_equal(net.model, edit_exactly(net, found.edits(net.channels)).model, probes)
 
 
 def plan_lossless(
-    graph: Graph, channels: Channels, feeds: Feeds, samples: Sequence[Feeds], limits: Limits
+    net: Analysed, samples: Sequence[Feeds], limits: Limits
 ) -> tuple[tuple[KeepChannels | MergeColumns, ...], dict[str, object]]:
     """(the edits, how they came about) for a plan."""
 
@@ -112,7 +94,7 @@ def plan_lossless(
         size = 1 if group.width < limits.step(group) else FAST
         return size if limits.round_to == "auto" else int(limits.round_to)
 
-    found, _, dropped = lossless(graph, channels, feeds, samples, allows=limits.allows, step=step)
+    found, _, dropped = lossless(net, samples, allows=limits.allows, step=step)
     decided = {
         "lossless": True,
         "unread": found.unread,
@@ -121,7 +103,7 @@ def plan_lossless(
         "spared": found.spared,
         "given_up": list(dropped),
     }
-    return found.edits(channels), decided
+    return found.edits(net.channels), decided
 
 
 def in_words(decided: Mapping[str, object]) -> list[str]:

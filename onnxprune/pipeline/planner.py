@@ -1,9 +1,9 @@
 """From settings to a plan: what is known of the model, found once and asked at any ratio.
 
 A `Planner` looks at the samples once (`decide.study`), prices the model (`measure.cost`) and the blocks that may go
-(`blocks`), and turns ratios into plans. Where blocks go or ranks fall, two plans compete: the mix, and channels
+(`block_trials`), and turns ratios into plans. Where blocks go or ranks fall, two plans compete: the mix, and channels
 alone. Damages of single cuts only add up roughly, so the one whose network is closest to the original once it is cut
-and repaired is taken (`stitched`).
+and repaired is taken (`compare`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, PairCost, switches
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import block_damages, edit_of
-from onnxprune.pipeline.compare import best
+from onnxprune.pipeline.compare import COMPARED, least_damage
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
-from onnxprune.rewrite.drop import without
-from onnxprune.rewrite.factorize import factorize
+from onnxprune.rewrite.apply import Mending, apply_edits
+from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
 from onnxprune.samples.calibration import Calibration
 from onnxprune.timing.node_times import NodeTimes, node_times
 from onnxprune.timing.pair_times import PairTimes, Way
@@ -223,8 +223,7 @@ class Planner:
         if not self.blocks or trials is None:
             return ()
         found = block_damages(
-            self.subject.graph,
-            self.channels,
+            replace(self.subject.net, channels=self.channels),
             self.blocks,
             self._fitting().some(PRICE_SAMPLES),
             trials.judge,
@@ -331,21 +330,15 @@ class Planner:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
         if len(plans) == 1:
             return plans[0]
-        return best(
-            self.subject.graph,
-            self.subject.channels,
-            plans,
-            self._fitting(),
-            self.subject.feeds,
-            repair=self.settings.repair or "refit",
-            threads=self.settings.threads,
-            progress=self._report("compare"),
-        )
+        settings, samples = self.settings, self._fitting()
+        repair = REPAIRS[settings.repair or WITH_SAMPLES]
+        mending = Mending(repair, samples.some(COMPARED), threads=settings.threads, seed=settings.seed)
+        judges, report = samples.few(COMPARED), self._report("compare")
+        return least_damage(self.subject.net, plans, mending, judges, threads=settings.threads, progress=report)
 
-    def cut(self, plan: PrunePlan) -> onnx.ModelProto:
+    def unrepaired(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""
-        model = without(self.subject.graph, self.subject.channels, plan.edits)
-        return factorize(model, plan.factorized(), self.subject.feeds) if plan.factorized() else model
+        return apply_edits(self.subject.net, plan.edits).model
 
     def gain(self, plan: PrunePlan) -> float:
         """Old cost over new, as the cost model sees it."""
@@ -386,11 +379,11 @@ class Planner:
 
 
 def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
-    """The fitting part of the calibration samples, parted again: to learn from, and to judge by."""
-    if subject.calibration is None:
+    """What plans are learnt from and judged by."""
+    parts = subject.partition(settings.seed)
+    if parts is None:
         return None
-    learnt, judges = subject.calibration.split(seed=settings.seed)[0].split(seed=settings.seed)
-    return Samples(lambda size: counted(learnt, "calibrate", progress, size), judges.batches)
+    return Samples(lambda size: counted(parts.learn, "calibrate", progress, size), parts.judge.batches)
 
 
 def counted(

@@ -62,7 +62,7 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
         raise UnsupportedError(f"nothing can be pruned: {why_not(subject.channels)}")
     limits = settings.limits()
     samples = [] if subject.calibration is None else [subject.calibration.first(BATCH)]
-    edits, decided = plan_lossless(subject.graph, subject.channels, subject.feeds, samples, limits)
+    edits, decided = plan_lossless(subject.net, samples, limits)
     if not edits:
         raise UnsupportedError("; ".join(["no channel can go without changing an output", *in_words(decided)]))
     return PrunePlan(subject.digest, edits, {**decided, "seed": settings.seed})

@@ -16,8 +16,7 @@ from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import count_params
 from onnxprune.pipeline.settings import Subject
 from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.drop import without
-from onnxprune.rewrite.factorize import factorize
+from onnxprune.rewrite.apply import apply_edits
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class LayerChange:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Preview:
     """The outcome of a plan, counted.
 
     Attributes:
@@ -56,11 +55,10 @@ class Planned:
         return [asdict(layer) for layer in self.layers]
 
 
-def planned(subject: Subject, plan: PrunePlan) -> Planned:
+def preview(subject: Subject, plan: PrunePlan) -> Preview:
     """Carry the plan's structure out and count."""
     graph = subject.graph
-    model = factorize(without(graph, subject.channels, plan.edits), plan.factorized(), subject.feeds)
-    after = Graph(model)
+    after = apply_edits(subject.net, plan.edits)
     shapes = observe(after, subject.feeds).shapes
     now = {layer.key: layer.macs for layer in products(after, shapes)}
     ways: dict[str, list[str]] = {}
@@ -72,7 +70,7 @@ def planned(subject: Subject, plan: PrunePlan) -> Planned:
         words = _words(subject.channels.shapes, shapes, graph, after, layer.key, ways.get(layer.key, []))
         rows.append(LayerChange(layer.key, layer.op, layer.macs, macs, words))
     before = sum(row.macs_before for row in rows)
-    return Planned(tuple(rows), (before, sum(now.values())), (count_params(subject.model), count_params(model)))
+    return Preview(tuple(rows), (before, sum(now.values())), (count_params(subject.model), count_params(after.model)))
 
 
 def _parts(graph: Graph, after: Graph, key: str) -> list[str]:
@@ -98,10 +96,10 @@ def _words(
     parts = _parts(graph, after, key)
     if not parts:
         return "dropped"
-    source = graph.nodes[key].input[0]
+    sides = ("in", graph.nodes[key].input[0], after.nodes[parts[-1]].input[0]), ("out", key, key)
     widths = []
-    for title, name in (("in", source), ("out", key)):
-        old, new = before.get(name, ()), now.get(name, ())
+    for title, was, name in sides:
+        old, new = before.get(was, ()), now.get(name, ())
         changed = np.flatnonzero([a != b for a, b in zip(old, new, strict=False)])
         if len(changed):
             widths.append(f"{title} {old[changed[0]]}→{new[changed[0]]}")

@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 
 from onnxprune import runtime
-from onnxprune.channels import Channels, CutSizes, ahead_of, removed_cuts
+from onnxprune.channels import Analysed, CutSizes, ahead_of, removed_cuts
 from onnxprune.errors import BudgetError, ModelError, UnstableError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.decisions import ORDERS, picks
 from onnxprune.measure.surgery import FULL, Surgery, UnstableDecisions, check_equal, check_surgery
-from onnxprune.pipeline.lossless import carry_out, in_words, probing
+from onnxprune.pipeline.lossless import in_words, probing
 from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.drop import without
+from onnxprune.rewrite.apply import alive_after, edit_exactly
 from onnxprune.runtime import ports
 
 Feeds = Mapping[str, np.ndarray]
@@ -30,65 +30,54 @@ class ProvenCut:
     """A plan carried out.
 
     Attributes:
-        model: the cut model.
+        graph: the cut network.
         cuts: what was removed, for anyone to check.
         surgery: how far it is from what it must equal.
         warnings: what the user should know about the proof.
     """
 
-    model: onnx.ModelProto
+    graph: Graph
     cuts: tuple[Mapping, ...]
     surgery: Surgery
     warnings: tuple[str, ...]
 
 
-def cut_and_prove(
-    graph: Graph, channels: Channels, plan: PrunePlan, feeds: Feeds, held: Feeds | None, *, stop_early: bool = False
-) -> ProvenCut:
+def cut_and_prove(net: Analysed, plan: PrunePlan, held: Feeds | None, *, stop_early: bool = False) -> ProvenCut:
     """Cut, and prove it.
 
     Args:
-        graph: the original network.
-        channels: its analysis.
+        net: the original network.
         plan: what stays.
-        feeds: one run's inputs, for names, types and sizes.
         held: real samples to look at; None: random ones.
-        hasty: give up on random input as soon as it seems to decide the outputs.
+        stop_early: give up on random input as soon as it seems to decide the outputs.
 
     Raises:
         BudgetError: the cut model is not what it must equal (our bug), or random input cannot show it.
         UnstableError: rounding alone decides the outputs on random input.
     """
-    alive = channels.alive(plan.keep())
+    graph, channels = net.graph, net.channels
+    alive = alive_after(net, plan.edits)
     cuts = (*removed_cuts(graph, channels, alive), *(drop.cut() for drop in plan.drops()))
-    probes = [held] if held is not None else _random_probes(graph, feeds)
+    probes = [held] if held is not None else _random_probes(net)
+    cut = edit_exactly(net, plan.edits)
     if plan.lossless:
-        model = carry_out(graph, channels, alive, plan.merges())
-        surgery = check_equal(graph.model, model, [*probing(feeds), *probes])
+        surgery = check_equal(net.model, cut.model, [*probing(net.feeds), *probes])
     else:
-        model = without(graph, channels, plan.edits)
-        kept = CutSizes(channels, alive).kept()
-        random = held is None
+        kept, random = CutSizes(channels, alive).kept(), held is None
+        early = random and stop_early
         try:
             surgery = check_surgery(
-                graph.model,
-                model,
-                cuts,
-                probes,
-                kept=kept,
-                until_turned=random,
-                stop_early=random and stop_early,
-                graph=graph,
+                net.model, cut.model, cuts, probes, kept=kept, until_turned=random, stop_early=early, graph=graph
             )
         except UnstableDecisions as turned:
-            raise _unstable(graph, channels, turned.surgery) from turned
+            raise _unstable(net, turned.surgery) from turned
     if channels.inexact and not plan.lossless and not surgery.exact:
         nodes = channels.inexact
         words = (
             f"--prune-statistics: {len(nodes)} nodes such as {nodes[0]!r} normalize over fewer channels, so the cut is "
             f"not exact (off by {surgery.worst:.1e} before repair)"
         )
-        return ProvenCut(model, cuts, surgery, (words,))
+        return ProvenCut(cut, cuts, surgery, (words,))
     if not surgery.exact:
         if held is None and _tells_nothing(surgery):
             raise UnstableError(_not_exact(surgery), tuple(g.name for g in channels.groups))
@@ -97,28 +86,28 @@ def cut_and_prove(
     if surgery.turned:
         orders = [key for key in surgery.decisions if graph.nodes[key].op_type in ORDERS]
         if held is None and orders:
-            raise _unstable(graph, channels, surgery)
+            raise _unstable(net, surgery)
         words = (
             f"rounding alone turns over what {_some(orders or surgery.decisions)} decide on these samples, so outputs "
             f"{_some(surgery.turned)} were compared with the original's decisions"
         )
         warnings = (*warnings, words)
-    return ProvenCut(model, cuts, surgery, warnings)
+    return ProvenCut(cut, cuts, surgery, warnings)
 
 
-def check_repaired(graph: Graph, channels: Channels, model: onnx.ModelProto, feeds: Feeds) -> None:
+def check_repaired(net: Analysed, model: onnx.ModelProto) -> None:
     """That a repaired model, which no sample has been compared on, still runs and gives outputs of the same sizes.
 
     Raises:
         BudgetError: it does not (our bug).
     """
-    free = picks(graph.model)  # how many there are may depend on the weights
+    free = picks(net.model)  # how many there are may depend on the weights
     try:
-        outputs = runtime.open_session(model, pack=False, name="repaired").run(feeds)
+        outputs = runtime.open_session(model, pack=False, name="repaired").run(net.feeds)
     except ModelError as error:
         raise BudgetError(f"{error}; the repair broke it: please report it, and use --repair none") from error
-    for name, value in zip(graph.outputs, outputs, strict=True):
-        was, now = channels.shapes.get(name), np.shape(value)
+    for name, value in zip(net.graph.outputs, outputs, strict=True):
+        was, now = net.shapes.get(name), np.shape(value)
         if was is not None and was != now and not (free and len(was) == len(now)):
             raise BudgetError(
                 f"output {name!r} had sizes {list(was)} and has {list(now)} after the repair: please report it, and "
@@ -126,13 +115,13 @@ def check_repaired(graph: Graph, channels: Channels, model: onnx.ModelProto, fee
             )
 
 
-def _random_probes(graph: Graph, feeds: Feeds) -> list[Feeds]:
+def _random_probes(net: Analysed) -> list[Feeds]:
     """Random inputs: more than one where a model picks by order, which may hold by luck."""
-    if not picks(graph.model):
-        return [feeds]
-    sizes = {name: value.shape for name, value in feeds.items()}
-    specs = ports.input_specs(graph.model)
-    return [feeds, *(ports.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
+    if not picks(net.model):
+        return [net.feeds]
+    sizes = {name: value.shape for name, value in net.feeds.items()}
+    specs = ports.input_specs(net.model)
+    return [net.feeds, *(ports.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
 
 
 def _tells_nothing(surgery: Surgery) -> bool:
@@ -150,14 +139,14 @@ def _not_exact(surgery: Surgery) -> str:
     return f"{text}; please report it"
 
 
-def _unstable(graph: Graph, channels: Channels, surgery: Surgery) -> UnstableError:
+def _unstable(net: Analysed, surgery: Surgery) -> UnstableError:
     """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
-    orders = [key for key in surgery.decisions if graph.nodes[key].op_type in ORDERS]
+    orders = [key for key in surgery.decisions if net.graph.nodes[key].op_type in ORDERS]
     return UnstableError(
         f"on random input, rounding alone turns over what nodes {_some(orders)} pick, so the outputs "
         f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "
         f"{surgery.worst:.1e}); give real samples with --calib",
-        ahead_of(graph, channels, surgery.decisions),
+        ahead_of(net.graph, net.channels, surgery.decisions),
     )
 
 

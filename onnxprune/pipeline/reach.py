@@ -129,7 +129,7 @@ def _gains(
     if target.kind == "size_mb":
         whole = files.byte_size(subject.model)
         words = f"{whole / 1e6:.3g} MB"
-        return lambda plan: whole / files.byte_size(planner.cut(plan)), whole / (target.value * 1e6), words
+        return lambda plan: whole / files.byte_size(planner.unrepaired(plan)), whole / (target.value * 1e6), words
     settings, steps = planner.settings, 0
 
     def gain(plan: PrunePlan) -> float:
@@ -137,7 +137,9 @@ def _gains(
         steps += 1
         if progress:
             progress("measure", steps, steps)
-        return paired(subject, [subject.model, planner.cut(plan)], settings, MEASURE_ROUNDS).comparisons[0].speedup
+        return (
+            paired(subject, [subject.model, planner.unrepaired(plan)], settings, MEASURE_ROUNDS).comparisons[0].speedup
+        )
 
     if target.kind == "speedup":
         return gain, target.value, "speed-up 1"
@@ -161,10 +163,10 @@ def _metric(subject: Subject, settings: Settings, metric: str | Metric | None) -
         return metric
     if metric is not None:
         return open_metric(metric, subject.specs, threads=settings.threads)
-    if subject.calibration is None:
+    parts = subject.partition(settings.seed)
+    if parts is None:
         raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
-    _, held = subject.calibration.split(seed=settings.seed)
-    return agreement(subject.model, lambda: held.batches(BATCH), threads=settings.threads)
+    return agreement(subject.model, lambda: parts.held.batches(BATCH), threads=settings.threads)
 
 
 def _least_drop(

@@ -1,103 +1,70 @@
-"""The repairs by name, each with what it needs of a run: samples, settings, progress."""
+"""The repair of a run: which one, what it is given, and the one that trains.
+
+The table is `rewrite.repair.table`. Here stands what needs more of the tool than arrays and graphs: the choice by what
+there is of the model and the samples, and the repair that reaches into the torch room.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx
+from onnxprune.errors import UnsupportedError, UsageError
+from onnxprune.rewrite.repair.table import NONE, REPAIRS, WITH_SAMPLES, WITHOUT_SAMPLES, Repair, RepairTask, repair
 
-from onnxprune.measure.likeness import distances
-from onnxprune.pipeline.planner import BATCH, Progress
-from onnxprune.pipeline.settings import Settings, Subject
-from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.factorize import factorize, refit_factorized
-from onnxprune.rewrite.repair.nearest import cut_merged
-from onnxprune.rewrite.repair.refit import refit
-from onnxprune.rewrite.repair.statistics import repair_statistics
-from onnxprune.rewrite.repair.without_samples import repair_merge, repair_without_samples
-from onnxprune.runtime.ports import open_batch
-from onnxprune.samples.calibration import Calibration
+if TYPE_CHECKING:
+    from onnxprune.graph.model import Graph
 
 REPAIR_SAMPLES = 512
+"""Most samples that a repair in closed form is fitted on."""
 
 
-def merged(subject: Subject, alive: np.ndarray, fit: Calibration, settings: Settings) -> onnx.ModelProto:
-    """The cut model with every removed channel merged into the likest kept one: where the repair starts from."""
-    model, graph, channels = subject.model, subject.graph, subject.channels
-    far = distances(model, graph, channels, fit.batches, threads=settings.threads, seed=settings.seed)
-    return cut_merged(graph, channels, alive, far)
+@repair(
+    "distill",
+    help="refit, then training without labels; needs torch",
+    needs=("samples", "weights", "torch"),
+    after="refit",
+    options=("epochs", "augment", "recipe"),
+)
+def distill(task: RepairTask) -> Graph:
+    from onnxprune.graph.model import Graph
+    from onnxprune.train.distill import Distillation
+    from onnxprune.train.distill import distill as distilled
 
-
-def repaired(
-    subject: Subject,
-    pruned: onnx.ModelProto,
-    alive: np.ndarray,
-    fit: Calibration | None,
-    repair: str,
-    settings: Settings,
-    progress: Progress | None,
-) -> onnx.ModelProto:
-    """The pruned model after the repair of that name, fitted on `fit`; what is distilled later is refitted."""
-    report = (lambda k, n: progress("repair", k, n)) if progress else None
-    graph, channels, threads = subject.graph, subject.channels, settings.threads
-    if fit is None:
-        repeat = all(map(open_batch, subject.specs))
-        return repair_without_samples(
-            graph,
-            pruned,
-            channels,
-            alive,
-            subject.feeds,
-            repeat=repeat,
-            threads=threads,
-            seed=settings.seed,
-            progress=report,
-        )
-    batches = list(fit.take(REPAIR_SAMPLES).batches(BATCH))
-    if repair == "merge":
-        return repair_merge(graph, pruned, channels, alive, batches, threads=threads, progress=report)
-    adapt_sizes = partial(refit, seed=settings.seed) if repair in ("refit", "distill") else repair_statistics
-    return adapt_sizes(graph, pruned, channels, alive, batches, threads=threads, progress=report)
-
-
-def distilled(
-    subject: Subject,
-    mended: onnx.ModelProto,
-    alive: np.ndarray,
-    fit: Calibration,
-    settings: Settings,
-    progress: Progress | None,
-) -> onnx.ModelProto:
-    """The refitted model, layers of low rank and all, after training on `fit`, by torch."""
-    from onnxprune.train.distill import Distillation, distill
-
-    how = Distillation(epochs=settings.epochs, augment=settings.augment, recipe=settings.recipe, seed=settings.seed)
-    batches = list(fit.batches(how.batch))
-    report = (lambda k, n: progress("distill", k, n)) if progress else None
-    return distill(
-        subject.graph, mended, subject.channels, alive, batches,
-        settings=how, threads=settings.threads, progress=report,
+    assert task.samples is not None
+    how = Distillation(seed=task.seed, **task.options)
+    net, model = task.net, task.pruned.settle().model
+    batches = list(task.samples.batches(how.batch))
+    trained = distilled(
+        net.graph, model, net.channels, task.alive, batches,
+        settings=how, threads=task.threads, progress=task.progress,
     )  # fmt: skip
+    return Graph(trained)
 
 
-def factorized(
-    subject: Subject,
-    pruned: onnx.ModelProto,
-    alive: np.ndarray,
-    plan: PrunePlan,
-    fit: Calibration | None,
-    repair: str,
-    settings: Settings,
-    progress: Progress | None,
-) -> onnx.ModelProto:
-    """The pruned, repaired model with its layers of low rank made of two, and those refitted."""
-    batches = [] if fit is None else list(fit.take(REPAIR_SAMPLES).batches(BATCH))
-    if progress:
-        progress("factorize", 0, 1)
-    edits, feeds, threads, seed = plan.factorized(), subject.feeds, settings.threads, settings.seed
-    if repair not in ("refit", "distill"):
-        return factorize(pruned, edits, feeds, batches, threads=threads, seed=seed)
-    return refit_factorized(
-        subject.graph, pruned, subject.channels, alive, edits, feeds, batches, threads=threads, seed=seed
-    )
+def repair_for(
+    asked: str | None, *, sampled: bool, lossless: bool, has_weights: Callable[[], bool]
+) -> tuple[Repair, list[str]]:
+    """The repair that is made, and what the user should know of the choice.
+
+    Args:
+        asked: name of the one asked for; None: the best that can be had.
+        sampled: whether there are samples.
+        lossless: whether the plan changes no output.
+        has_weights: whether any layer has weights in floating point.
+
+    Raises:
+        UsageError, UnsupportedError: the one asked for cannot be done.
+    """
+    name = asked or (NONE if lossless else WITH_SAMPLES if sampled else WITHOUT_SAMPLES)
+    chosen = REPAIRS[name]
+    if lossless and name != NONE:
+        raise UsageError(f"the plan is lossless and leaves nothing to repair; drop --repair {name}")
+    if "samples" in chosen.needs and not sampled:
+        raise UsageError(f"--repair {name} needs samples; give --calib")
+    if "weights" not in chosen.needs or has_weights():
+        return chosen, []
+    why = "no layer has weights in floating point, so "  # quantized ones stay as they are
+    if "torch" in chosen.needs:
+        raise UnsupportedError(f"--repair {name}: {why}there is nothing to train")
+    return REPAIRS[NONE], [f"{why}nothing was repaired"]

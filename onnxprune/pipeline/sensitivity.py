@@ -36,6 +36,7 @@ from onnxprune.pipeline.planner import BATCH, PRICE_SAMPLES, Progress, why_not
 from onnxprune.pipeline.settings import Subject
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
 from onnxprune.samples.calibration import Calibration, ImageSpec
+from onnxprune.samples.partition import Partition
 
 METHODS = ("channels", "blocks")
 """Kinds of cuts that are tried."""
@@ -202,7 +203,8 @@ class _Trial:
         self.progress = progress
         # As many samples as the adaptive allocation tries its cuts on, whatever widths are asked for here.
         each = count_macs(subject.graph, subject.channels.shapes) * len(subject.channels.groups) * len(SHARES)
-        self.fit, self.judges = data.split(seed=seed)  # what was learnt is judged on other samples
+        parts = Partition.of(data, seed)
+        self.fit, self.judges = parts.fit, parts.held  # what was learnt is judged on other samples
         self.count = int(min(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES), len(self.judges)))
         self.cost = CostModel(subject.graph, subject.channels)
 
@@ -240,7 +242,7 @@ class _Trial:
     def _block(self, block: AnyBlock) -> tuple[float, float]:
         _, trials = self._ready
         graph, channels = self.subject.graph, self.subject.channels
-        found = block_damages(graph, channels, [block], self._few, trials.judge, threads=self.threads, seed=self.seed)
+        found = block_damages(self.subject.net, [block], self._few, trials.judge, threads=self.threads, seed=self.seed)
         macs = {layer.key: layer.macs for layer in layers(graph, channels.shapes)}
         inside = sum(macs.get(key, 0.0) for key in block.nodes)
         return found[block.name], inside / max(sum(macs.values()), 1.0)

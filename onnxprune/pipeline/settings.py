@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from onnxprune import files, runtime
-from onnxprune.channels import Channels
+from onnxprune.channels import Analysed, Channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
 from onnxprune.decide.study import CHOICES, GRADIENT, SAMPLED
 from onnxprune.errors import ModelError, UsageError
@@ -24,6 +24,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import Cost, count_macs, count_params
 from onnxprune.runtime import ports
 from onnxprune.samples.calibration import Calibration
+from onnxprune.samples.partition import Partition
 from onnxprune.timing.engine import Engine
 from onnxprune.timing.latency import batch_of
 
@@ -196,6 +197,20 @@ class Subject:
     calibration: Calibration | None = None
     warnings: list[str] = field(default_factory=list)
     batch: int | None = None
+    parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def net(self) -> Analysed:
+        """The network and its analysis."""
+        return Analysed(self.graph, self.channels, self.feeds)
+
+    def partition(self, seed: int) -> Partition | None:
+        """The samples by what they serve, parted once for a seed; None where there are none."""
+        if self.calibration is None:
+            return None
+        if seed not in self.parts:
+            self.parts[seed] = Partition.of(self.calibration, seed)
+        return self.parts[seed]
 
     @property
     def specs(self) -> tuple[ports.InputSpec, ...]:

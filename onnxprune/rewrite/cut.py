@@ -1,6 +1,6 @@
-"""Physically remove channels: the one place where a model loses weights.
+"""Physically remove channels: the one place where a network loses weights.
 
-`cut` takes the analysis and the set of units that stay, and returns a new model in which every constant that
+`cut_channels` takes the analysis and the set of units that stay, and returns a new network in which every constant that
 carries a removed unit has lost those indices and every size that the graph spells out is right again. It
 computes nothing: the values that stay are the original's, bit for bit.
 """
@@ -10,55 +10,57 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from onnxprune.channels import Channels, CutSizes, adapt_sizes
+from onnxprune.channels import Analysed, CutSizes, adapt_sizes
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph.model import Graph, node_key, set_attr, write_sizes
+from onnxprune.graph.model import Graph, set_attr, write_sizes
 
 
-def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:
-    """A clone of the graph's model without the units that are not alive.
+def cut_channels(net: Analysed, alive: np.ndarray, edited: Graph | None = None) -> Graph:
+    """The network without the units that are not alive.
 
     Args:
-        graph: the graph that `channels` was found in; left unedited.
-        channels: the analysis.
+        net: the network.
         alive: (unit_count + 1,) bool, as `Channels.alive` makes it.
+        edited: a fork of the network's graph with other values in some of its constants, which is cut; None: the
+            network as it is.
 
     Raises:
         UnsupportedError: a size computed at run time would come out wrong (the analysis pins these, so this
             is a last line of defence).
     """
-    edited = graph.unedited()
-    sizes = CutSizes(channels, alive)
-    mends, conflicts = adapt_sizes(graph, sizes)
-    conflicts = [c for c in conflicts if not any(_empties(sizes, o) for o in graph.nodes[c.node].output)]
+    source = net.graph if edited is None else edited
+    edited = net.graph.fork() if edited is None else edited
+    sizes = CutSizes(net.channels, alive)
+    size_edits, conflicts = adapt_sizes(net.graph, sizes)
+    conflicts = [c for c in conflicts if not any(_empties(sizes, o) for o in net.graph.nodes[c.node].output)]
     if conflicts:
         raise UnsupportedError(f"node {conflicts[0].node!r}: {conflicts[0].reason} - exclude its channels")
-    for use, axes in channels.params.items():
-        value = graph.value(use)
-        if value is None:
+    for use, axes in net.channels.params.items():
+        value = kept = source.value(use)
+        if value is None or kept is None:
             continue
         for axis, units in axes.items():
             keep = alive[units]
             if not keep.all():
-                value = value.compress(keep, axis)
-        if value is not graph.value(use):
-            edited.set_constant(use, value)
-    for m in mends:
-        if m.attribute is None:
-            edited.set_constant(m.use, m.value)
-        elif m.attribute == "*scale":
-            _scale(edited, m.use[0], m.value)
-        elif m.attribute == "+split":
-            _add_split(edited, m.use[0], m.value)
+                kept = kept.compress(keep, axis)
+        if kept is not value:
+            edited.set_constant(use, kept)
+    for edit in size_edits:
+        if edit.attribute is None:
+            edited.set_constant(edit.use, edit.value)
+        elif edit.attribute == "*scale":
+            _scale(edited, edit.use[0], edit.value)
+        elif edit.attribute == "+split":
+            _add_split(edited, edit.use[0], edit.value)
         else:
-            set_attr(edited.own(m.use[0]), m.attribute, m.value)
-    model = edited.export()
+            set_attr(edited.own(edit.use[0]), edit.attribute, edit.value)
+    edited.settle()
     empty = {name for name in sizes.lines if _empties(sizes, name)}
     if empty:
-        model = _without(model, empty)
+        _leave_out(edited, empty)
     changed = {name: {axis: sizes.shapes[name][axis]} for name, (axis, _) in sizes.lines.items()}
-    write_sizes(model, changed)
-    return model
+    write_sizes(edited.model, changed)
+    return edited
 
 
 def _empties(sizes: CutSizes, name: str) -> bool:
@@ -66,9 +68,8 @@ def _empties(sizes: CutSizes, name: str) -> bool:
     return name in sizes.lines and not sizes.shapes[name][sizes.lines[name][0]]
 
 
-def _without(model: onnx.ModelProto, empty: set[str]) -> onnx.ModelProto:
-    """The model without tensors that have no channels left, and all that only made them."""
-    graph = Graph(model)
+def _leave_out(graph: Graph, empty: set[str]) -> None:
+    """Take out tensors that have no channels left, and all that only made them."""
     for key, node in list(graph.nodes.items()):
         if node.op_type != "Concat" or not empty.intersection(node.input) or empty.intersection(node.output):
             continue
@@ -79,11 +80,10 @@ def _without(model: onnx.ModelProto, empty: set[str]) -> onnx.ModelProto:
         if len(left) == 1:
             own.op_type = "Identity"
             del own.attribute[:]
-    model = graph.export()
-    for node in model.graph.node:
+    graph.settle()
+    for key, node in graph.nodes.items():
         if empty.intersection(node.input) or empty.intersection(node.output):
-            raise UnsupportedError(f"node {node_key(node)!r} would have no channels left - keep one of its group")
-    return model
+            raise UnsupportedError(f"node {key!r} would have no channels left - keep one of its group")
 
 
 def _add_split(edited: Graph, key: str, sizes: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Take whole blocks out of a model: the Add behind a branch hands its other operand on.
+"""Take whole blocks out of a network: the Add behind a branch hands its other operand on.
 
 In between, the Add becomes an Identity of the same name, so that every tensor of the pruned network that a repair
 looks for is still there; `bypass` takes these out at the end.
@@ -6,28 +6,18 @@ looks for is still there; `bypass` takes these out at the end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-import onnx
-
-from onnxprune.channels import Channels
 from onnxprune.graph.model import Graph
-from onnxprune.plan import DropBlock, Edit, KeepChannels
-from onnxprune.rewrite.cut import cut
+from onnxprune.plan import DropBlock
 
 
-def without(graph: Graph, channels: Channels, edits: Collection[Edit]) -> onnx.ModelProto:
-    """A clone of the graph's model without the channels and blocks that the edits take out; others are left to do."""
-    alive = channels.alive({e.group: e.keep for e in edits if isinstance(e, KeepChannels)})
-    return drop_blocks(cut(graph, channels, alive), [e for e in edits if isinstance(e, DropBlock)])
-
-
-def drop_blocks(model: onnx.ModelProto, drops: Iterable[DropBlock]) -> onnx.ModelProto:
-    """A clone of the model in which those branches, and what only they needed, are gone.
+def drop_blocks(graph: Graph, drops: Iterable[DropBlock]) -> Graph:
+    """The graph, edited: those branches, and what only they needed, are gone.
 
     An Add that is not there has gone with a group that kept no channel: whether the original has one was asked before.
     """
-    graph = Graph(model)
+    graph.settle()
     for drop in drops:
         if drop.block not in graph.nodes:
             continue
@@ -36,12 +26,12 @@ def drop_blocks(model: onnx.ModelProto, drops: Iterable[DropBlock]) -> onnx.Mode
         own.op_type = "Identity"
         del own.input[:], own.attribute[:]
         own.input.append(left)
-    return graph.export()
+    return graph.settle()
 
 
-def bypass(model: onnx.ModelProto, drops: Iterable[DropBlock]) -> onnx.ModelProto:
-    """The model without the Identities that `drop_blocks` left; those that make an output stay."""
-    graph = Graph(model)
+def bypass(graph: Graph, drops: Iterable[DropBlock]) -> Graph:
+    """The graph, edited: without the Identities that `drop_blocks` left; those that make an output stay."""
+    graph.settle()
     inner = graph.captured()
     consumers = graph.consumers()
     instead: dict[str, str] = {}
@@ -57,4 +47,4 @@ def bypass(model: onnx.ModelProto, drops: Iterable[DropBlock]) -> onnx.ModelProt
             graph.own(key).input[i] = source
     for gone in instead:
         graph.drop(graph.producer[gone])
-    return graph.export()
+    return graph.settle()

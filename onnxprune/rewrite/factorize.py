@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import onnx
 
-from onnxprune.channels import Channels
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import Affine, affine, layers, normalization, shift_along
 from onnxprune.graph.model import Graph
@@ -24,24 +22,25 @@ from onnxprune.measure.stepwise import Feeds
 from onnxprune.numerics import low_rank as lowrank
 from onnxprune.plan import Factorize
 from onnxprune.rewrite.repair.refit import refit
+from onnxprune.rewrite.repair.table import RepairTask
 
 DEAD = 1e-12
 """A BatchNormalization's slope under which a channel is none."""
 
 
 def factorize(
-    model: onnx.ModelProto,
+    graph: Graph,
     edits: Iterable[Factorize],
     feeds: Feeds,
     batches: Sequence[Feeds] = (),
     *,
     threads: int | None = None,
     seed: int = 0,
-) -> onnx.ModelProto:
-    """The model with those layers made of two. Edits of the same node follow one another.
+) -> Graph:
+    """The graph, edited: those layers are made of two. Edits of the same node follow one another.
 
     Args:
-        model: left as it is.
+        graph: the network.
         edits: which, and to what rank; a rank that the layer does not have (any more) is lowered to what it has.
         feeds: one run's inputs, for the sizes.
         batches: samples that say what the layers read; without any, the weights alone decide.
@@ -54,52 +53,36 @@ def factorize(
     left = list(edits)
     while left:
         now = {e.node: e for e in reversed(left)}
-        model = _round(model, now, feeds, batches, threads, seed)
+        _round(graph.settle(), now, feeds, batches, threads, seed)
         done = set(map(id, now.values()))
         left = [e for e in left if id(e) not in done]
-    return model
+    return graph.settle()
 
 
-def refit_factorized(
-    original: Graph,
-    pruned: onnx.ModelProto,
-    channels: Channels,
-    alive: np.ndarray,
-    edits: Sequence[Factorize],
-    feeds: Feeds,
-    batches: Sequence[Feeds],
-    *,
-    threads: int | None = None,
-    seed: int = 0,
-    progress=None,
-) -> onnx.ModelProto:
-    """The pruned and refitted model factorised, and refitted once more. Arguments as of `refit` and `factorize`."""
-    model = factorize(pruned, edits, feeds, batches, threads=threads, seed=seed)
-    sizes = observe(Graph(model), feeds).shapes
-    return refit(original, model, channels, alive, batches, threads=threads, seed=seed, sizes=sizes, progress=progress)
+def refit_factorized(task: RepairTask) -> Graph:
+    """The pruned network with its layers of low rank, refitted once more."""
+    return refit(task, sizes=observe(task.pruned.settle(), task.net.feeds).shapes)
 
 
 def _round(
-    model: onnx.ModelProto,
+    graph: Graph,
     edits: Mapping[str, Factorize],
     feeds: Feeds,
     batches: Sequence[Feeds],
     threads: int | None,
     seed: int,
-) -> onnx.ModelProto:
+) -> None:
     """One edit a node."""
-    graph = Graph(model)
     factorable(graph, edits.values())
     designs = {key: _layer(graph, e) for key, e in edits.items()}
     shapes = observe(graph, feeds).shapes
     H: Mapping[str, np.ndarray] = {}
     if batches:
-        H = second_moments(model, list(designs.values()), shapes, lambda size: batches, threads=threads, seed=seed)
+        H = second_moments(graph.model, list(designs.values()), shapes, lambda _: batches, threads=threads, seed=seed)
     consumers = graph.consumers()
     places = {layer.key: affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)}
     for key, d in designs.items():
         _replace(graph, d, edits[key], H.get(key), places.get(key))
-    return graph.export()
 
 
 def factorable(graph: Graph, edits: Iterable[Factorize]) -> None:

@@ -9,24 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
-from onnxprune.channels import Channels
+from onnxprune.channels import Analysed
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import add_bias, added_behind, shift_along
 from onnxprune.graph.model import Graph, Use
 from onnxprune.plan import MergeColumns
 
 
-def merge(
-    original: Graph, pruned: onnx.ModelProto, channels: Channels, alive: np.ndarray, merges: Sequence[MergeColumns]
-) -> onnx.ModelProto:
-    """The cut model with the merges in its weights.
+def merge(net: Analysed, graph: Graph, alive: np.ndarray, merges: Sequence[MergeColumns]) -> Graph:
+    """The cut network, edited: the merges are in its weights.
 
     Args:
-        original: the network before the cut; its weights are what is merged.
-        pruned: the network after it.
-        channels: the analysis of the original.
+        net: the network before the cut; its weights are what is merged.
+        graph: the network after it.
         alive: (unit_count + 1,) bool, what was kept.
         merges: what to hand on.
 
@@ -34,9 +30,10 @@ def merge(
         UsageError: a merge names a weight or an index that the model does not have.
     """
     if not merges:
-        return pruned
-    graph = Graph(pruned)
-    behind = added_behind(original, channels.shapes)
+        return graph
+    graph.settle()
+    original, channels = net.graph, net.channels
+    behind = added_behind(original, net.shapes)
     for m in merges:
         use = (m.node, m.input)
         value = original.value(use) if m.node in original.nodes else None
@@ -48,8 +45,8 @@ def merge(
             w = w.compress(alive[units], axis)
         graph.set_constant(use, w)
         if outputs is not None:
-            fold_bias(original, graph, channels, alive, use, m.axis, outputs, behind)
-    return graph.export()
+            fold_bias(net, graph, alive, use, m.axis, outputs, behind)
+    return graph.settle()
 
 
 def merged(value: np.ndarray, m: MergeColumns) -> tuple[np.ndarray, np.ndarray | None]:
@@ -68,21 +65,30 @@ def merged(value: np.ndarray, m: MergeColumns) -> tuple[np.ndarray, np.ndarray |
 
 
 def fold_bias(
-    original: Graph,
+    net: Analysed,
     graph: Graph,
-    channels: Channels,
     alive: np.ndarray,
     use: Use,
     inputs: int,
     outputs: np.ndarray,
     behind: Mapping[str, tuple[Use, int]],
 ) -> None:
-    """Add `outputs` (the weight's axes but `inputs`, summed over all but its rows) to the layer's bias."""
+    """Add what a layer's inputs contributed to its bias.
+
+    Args:
+        net: the network before the cut.
+        graph: the cut network, which is edited.
+        alive: (unit_count + 1,) bool, what was kept.
+        use: of the layer's weight.
+        inputs: the weight's axis that counts inputs.
+        outputs: the weight's axes but `inputs`; all but its rows are summed over.
+        behind: layer without a bias -> the constant that an Add right behind it adds, with its axis.
+    """
     rest = [a for a in range(outputs.ndim + 1) if a != inputs]  # the weight's axes that `outputs` has
-    key, node = use[0], original.nodes[use[0]]
+    key, node = use[0], net.graph.nodes[use[0]]
     rows = 0 if node.op_type == "Conv" else next(a for a in (0, 1) if a != inputs)
     delta = outputs.sum(axis=tuple(i for i, a in enumerate(rest) if a != rows))
-    units = channels.params[use].get(rows)
+    units = net.channels.params[use].get(rows)
     if units is not None:
         delta = delta.compress(alive[units])
     if node.op_type == "MatMul" or key in behind:

@@ -13,8 +13,8 @@ from onnxprune.channels import find_channels
 from onnxprune.files import check_model
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.rewrite.cut import cut
 from tests.channels import surgery
+from tests.rewrite.steps import cut
 
 # fmt: off
 LAYER_NORM = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[8] s, float[8] b, float[5,8,1,1] v>

@@ -12,9 +12,9 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune.channels import removed_cuts
-from onnxprune.rewrite.cut import cut
 from tests.channels import surgery
 from tests.channels.test_rules import Row
+from tests.rewrite.steps import cut
 
 ROWS: list[Row] = []
 

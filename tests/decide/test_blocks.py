@@ -13,8 +13,8 @@ from onnxprune.measure.surgery import check_surgery
 from onnxprune.pipeline.block_trials import drop_of, edit_of
 from onnxprune.pipeline.planner import Planner
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
-from onnxprune.rewrite.drop import bypass, drop_blocks
 from tests.channels import surgery
+from tests.rewrite.steps import bypass, drop_blocks
 
 HEAD = "(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w0, float[8,8,3,3] w1, float[8,8,3,3] w2, float[4,8,1,1] w9"
 STEM, END = "h = Conv<pads=[1,1,1,1]>(x, w0)", "y = Conv(z, w9)"

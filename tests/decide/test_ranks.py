@@ -9,13 +9,14 @@ from onnxprune import api
 from onnxprune.decide import ranks
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, PairCost, count_macs, count_params, switches
 from onnxprune.pipeline.planner import Planner
-from onnxprune.pipeline.preview import planned
+from onnxprune.pipeline.preview import preview
 from onnxprune.pipeline.settings import METHODS, USUAL
 from onnxprune.plan import Factorize, KeepChannels, PrunePlan
-from onnxprune.rewrite.factorize import factorize
 from tests.channels import surgery
+from tests.rewrite.steps import factorize
 
 NET = """(float[N,3,10,10] x) => (float[N,5] y)
   <float[16,3,3,3] w0, float[24,16,3,3] w1, float[16] b0, float[24] b1, float[5,24] w2> {
@@ -88,8 +89,8 @@ def test_the_model_prices_what_comes_out(of):
         plan = planner.propose(ratio, "mix")
         if plan is None:
             continue
-        made = planner.cut(plan)
-        shapes = api.observe(Graph(made), subject.feeds).shapes
+        made = planner.unrepaired(plan)
+        shapes = observe(Graph(made), subject.feeds).shapes
         count = {"macs": lambda m, s=shapes: count_macs(Graph(m), s), "params": count_params}[of]
         assert abs(planner.gain(plan) - count(subject.model) / count(made)) < 0.02 if of == "params" else True
         if of == "macs":
@@ -167,7 +168,7 @@ def test_every_layer_says_what_happens_to_it():
     subject = api.open_model(planted("channel", 4))
     group = next(g for g in subject.channels.groups if any(s.tensor == "w1" for s in g.weights))
     plan = PrunePlan(subject.digest, (KeepChannels(group.name, 24, tuple(range(12))), Factorize("b", "channel", 4)), {})
-    found = planned(subject, plan)
+    found = preview(subject, plan)
     assert [(c.layer, c.what) for c in found.layers] == [
         ("a", "as it is"),
         ("b", "channel rank 4, out 24→12"),

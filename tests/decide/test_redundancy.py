@@ -9,9 +9,10 @@ from onnx import numpy_helper
 
 from onnxprune.decide.redundancy import find_lossless
 from onnxprune.measure.surgery import check_equal
-from onnxprune.pipeline.lossless import apply_lossless, probing
+from onnxprune.pipeline.lossless import probing
 from tests.channels import surgery
 from tests.channels.test_rules import ROWS
+from tests.rewrite.steps import apply_lossless
 
 
 def tampered(case, how: str):

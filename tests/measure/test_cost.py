@@ -9,8 +9,8 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, WidthCost, count_macs, count_params
 from onnxprune.measure.moments import moments
-from onnxprune.rewrite.cut import cut
 from tests.channels.surgery import feeds_of, model_of
+from tests.rewrite.steps import cut
 
 QUANTIZED = """(float[1,3,8,8] x) => (uint8[] y) <float s = {0.125}, uint8 z = {128}, int8[8,3,3,3] w, int8 zw = {0},
     int8[4,8] v, int32[4] c, int8[4,6] m>

@@ -14,8 +14,8 @@ from onnxprune.channels import CutSizes, removed_cuts
 from onnxprune.errors import UnstableError
 from onnxprune.measure.surgery import Surgery, check_fidelity, check_surgery
 from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.cut import cut
 from tests.channels import surgery
+from tests.rewrite.steps import cut
 
 # fmt: off
 PLAIN = """(float[N,3,8,8] x) => (float[] y) <float[32,3,3,3] w0, float[5,32,1,1] w9>

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from onnxprune.channels import find_channels
-from onnxprune.decide.study import Samples
+from onnxprune.channels import Analysed, find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.pipeline.compare import best
+from onnxprune.pipeline.compare import least_damage
 from onnxprune.plan import KeepChannels, PrunePlan
+from onnxprune.rewrite.apply import Mending
+from onnxprune.rewrite.repair.table import REPAIRS
 from tests.channels.surgery import feeds_of, model_of
 
 NET = (
@@ -39,15 +40,15 @@ def test_the_plan_that_does_least_damage_wins(repair, turned):
     if repair == "none":
         good = plan(channels, 0, 1, 2, 3, 4, 5)  # without a repair, more channels are better
     feeds = [feeds_of(graph.model, seed=k, N=64) for k in (1, 2)]
-    samples = Samples(lambda n: feeds[:1], lambda n: feeds[1:])
+    net, mending = Analysed(graph, channels, feeds[0]), Mending(REPAIRS[repair], feeds[:1])
     plans = [bad, good] if turned else [good, bad]
-    assert best(graph, channels, plans, samples, feeds[0], repair=repair) is good
+    assert least_damage(net, plans, mending, feeds[1:]) is good
 
 
 def test_equal_plans_are_not_told_apart_and_one_alone_is_not_run():
     graph, channels = subject()
     first, second = plan(channels, 0, 1, 2, 3), plan(channels, 0, 1, 2, 3)
     feeds = [feeds_of(graph.model, N=32)]
-    samples, none = Samples(lambda n: feeds, lambda n: feeds), Samples(lambda n: [], lambda n: [])
-    assert best(graph, channels, [first, second], samples, feeds[0], repair="refit") is first
-    assert best(graph, channels, [second], none, feeds[0], repair="refit") is second
+    net, repair = Analysed(graph, channels, feeds[0]), REPAIRS["refit"]
+    assert least_damage(net, [first, second], Mending(repair, feeds), feeds) is first
+    assert least_damage(net, [second], Mending(repair), []) is second

@@ -9,11 +9,13 @@ import pytest
 from onnx import numpy_helper
 
 from onnxprune import cli
+from onnxprune.channels import Analysed
 from onnxprune.decide.values import classes
 from onnxprune.graph.model import Graph
-from onnxprune.pipeline.lossless import apply_lossless, lossless
+from onnxprune.pipeline.lossless import lossless
 from onnxprune.plan import MergeColumns, PrunePlan
 from tests.channels.surgery import distance, feeds_of, find, model_of, run
+from tests.rewrite.steps import apply_lossless, carry_out
 
 Values = dict[str, np.ndarray]
 
@@ -254,7 +256,7 @@ def test_found_and_removed(name, text, plant, count):
     model = planted(text, plant)
     graph, channels = find(model)
     feeds = feeds_of(model)
-    found, surgery, dropped = lossless(graph, channels, feeds)
+    found, surgery, dropped = lossless(Analysed(graph, channels, feeds))
     assert found.unread + found.constant + found.twins == count and not dropped
     assert sum(g.width - len(found.keep[g.name]) for g in channels.groups if g.name in found.keep) == count
     assert surgery.exact and surgery.worst < 1e-5
@@ -273,7 +275,7 @@ def weights(graph: Graph) -> list[np.ndarray]:
 def test_left_alone(name, text, plant):
     model = planted(text, plant)
     graph, channels = find(model)
-    found, _, dropped = lossless(graph, channels, feeds_of(model))
+    found, _, dropped = lossless(Analysed(graph, channels, feeds_of(model)))
     assert not found.keep and not found.merges and not dropped
 
 
@@ -281,12 +283,10 @@ def test_the_proof_is_needed_a_padded_constant_is_not_exact():
     """The trap is real: folding the constant all the same moves the output."""
     model = planted(plain(), both(fill(0, "w"), fill(0.5, "b")))
     graph, channels = find(model)
-    from onnxprune.pipeline.lossless import carry_out
-
     forced = MergeColumns("y", 1, 1, (5,), (-1,), (0.0,), (0.5,))
-    alive = channels.alive({channels.groups[0].name: [0, 1, 2, 3, 4, 6, 7]})
+    keep = {channels.groups[0].name: [0, 1, 2, 3, 4, 6, 7]}
     feeds = feeds_of(model)
-    assert distance(run(model, feeds)[0], run(carry_out(graph, channels, alive, [forced]), feeds)[0]) > 1e-3
+    assert distance(run(model, feeds)[0], run(carry_out(graph, channels, keep, [forced]), feeds)[0]) > 1e-3
 
 
 def test_what_moves_an_output_is_given_up(monkeypatch):
@@ -297,14 +297,14 @@ def test_what_moves_an_output_is_given_up(monkeypatch):
 
     right = decide._Reader.substitute
     monkeypatch.setattr(decide._Reader, "substitute", lambda self, q, alive: right(self, q, alive) or (-1, 0.0, 0.0))
-    found, surgery, dropped = lossless(graph, channels, feeds_of(model))
+    found, surgery, dropped = lossless(Analysed(graph, channels, feeds_of(model)))
     assert dropped and not found.keep and surgery.exact
 
 
 def test_widths_stay_multiples_of_the_step():
     model = planted(plain(), both(twin("w", "b"), fill(0, "w", "b", j=3), unread("v", 7)))
     graph, channels = find(model)
-    found, *_ = lossless(graph, channels, feeds_of(model), step=lambda g: 2)
+    found, *_ = lossless(Analysed(graph, channels, feeds_of(model)), step=lambda g: 2)
     assert [len(k) for k in found.keep.values()] == [6] and found.spared == 1
 
 

@@ -13,8 +13,9 @@ from onnxprune.graph.pairs import highest, kinds_of, pair_sizes
 from onnxprune.measure.designs import design_of
 from onnxprune.numerics import low_rank as lowrank
 from onnxprune.plan import Factorize
-from onnxprune.rewrite.factorize import factorize, split_of
+from onnxprune.rewrite.factorize import split_of
 from tests.channels import surgery
+from tests.rewrite.steps import factorize
 
 ROWS = {  # name: (inputs and weights, node, kinds)
     "3x3": ("float[2,6,9,8] x", "float[8,6,3,3] w, float[8] b", "Conv<pads=[1,1,1,1]>(x, w, b)", "channel spatial"),

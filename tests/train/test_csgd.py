@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch")
 from onnxprune.channels import find_channels  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
-from onnxprune.rewrite.cut import cut  # noqa: E402
 from onnxprune.runtime import open_session  # noqa: E402
 from onnxprune.train.csgd import csgd  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
+from tests.rewrite.steps import cut  # noqa: E402
 from tests.train.test_distill import batches, small  # noqa: E402
 
 HOW = Training(steps=150, lr=0.03, warmup=5, optimizer="sgd", check_every=10**9, clip=None, bf16=False)

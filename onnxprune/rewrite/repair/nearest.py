@@ -9,26 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 
-from onnxprune.channels import Channels, Slice
+from onnxprune.channels import Analysed, Slice
 from onnxprune.graph.model import Graph
-from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.cut import cut_channels
 
 
-def cut_merged(
-    graph: Graph, channels: Channels, alive: np.ndarray, distances: Mapping[str, np.ndarray]
-) -> onnx.ModelProto:
-    """As `cut`, with the removed channels merged into the nearest ones.
+def cut_merged(net: Analysed, alive: np.ndarray, distances: Mapping[str, np.ndarray]) -> Graph:
+    """As `cut_channels`, with the removed channels merged into the nearest ones.
 
     Args:
-        graph: the original network; left unedited.
-        channels: its analysis.
+        net: the network.
         alive: (unit_count + 1,) bool, what stays.
         distances: (width, width) of every group's channels.
     """
-    edited = graph.unedited()
-    for g in channels.groups:
+    edited = net.graph.fork()
+    for g in net.channels.groups:
         kept = np.flatnonzero(alive[g.units])
         if len(kept) == g.width:
             continue
@@ -38,7 +34,7 @@ def cut_merged(
             value = edited.value(s.use)
             if value is not None and value.dtype.kind == "f":
                 edited.set_constant(s.use, _moved(value, s, into))
-    return cut(edited, channels, alive)
+    return cut_channels(net, alive, edited)
 
 
 def _moved(value: np.ndarray, s: Slice, into: np.ndarray) -> np.ndarray:

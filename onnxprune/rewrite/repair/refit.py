@@ -2,7 +2,7 @@
 
 In forward order, each dense layer of the pruned network gets the weights and bias that, from what it reads *now*,
 come closest to what the original layer wrote (asymmetric reconstruction, He et al., ICCV 2017, with exact ridge
-least squares in place of their solver; `methods.md` §1-2, 8):
+least squares in place of their solver):
 
     W, b = argmin ‖ T − X_p W − b ‖² + λ‖W − W_cut‖²,     T = Z_o + (s_o − s_p)
 
@@ -15,21 +15,21 @@ together. Where a ReLU or ReLU6 follows, entries that the original clips need on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
 from onnxprune import numerics, parallel
-from onnxprune.channels import Channels, CutSizes
+from onnxprune.channels import CutSizes
 from onnxprune.graph.layers import Affine, with_biases
 from onnxprune.graph.model import Graph, Use, attr
 from onnxprune.measure.designs import WIDEST, rows_of
-from onnxprune.measure.stepwise import MEMORY, Feeds, Runner
+from onnxprune.measure.stepwise import MEMORY, Runner
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import added, correct_statistics, correctable, kept_channels, moments
+from onnxprune.rewrite.repair.table import RepairTask
 
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
@@ -66,57 +66,43 @@ class Shortcut:
     total: str
 
 
-@parallel.within_threads
 def refit(
-    original: Graph,
-    pruned: onnx.ModelProto,
-    channels: Channels,
-    alive: np.ndarray,
-    batches: Sequence[Feeds],
+    task: RepairTask,
     *,
-    threads: int | None = None,
-    seed: int = 0,
     effort: Effort = THOROUGH,
     only: Collection[str] | None = None,
     sizes: Mapping[str, tuple[int, ...]] | None = None,
     start: Runner | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> onnx.ModelProto:
-    """The pruned model with every linear layer refitted, in one pass over both networks.
+) -> Graph:
+    """The pruned network, edited: every linear layer is refitted, in one pass over both networks.
 
     Args:
-        original: the network before the cut.
-        pruned: the network after it.
-        channels: the analysis of the original.
-        alive: (unit_count + 1,) bool, what was kept.
-        batches: calibration feeds.
-        threads: ORT threads.
-        seed: of the sampled positions.
+        task: the networks and the samples.
         effort: how much work to do.
         only: keys of the layers to refit; None: all.
         sizes: of the pruned network's tensors that the original lacks.
         start: the original, run on the batches as far as the two networks are the same; left as it is.
-        progress: called with (layers done, layers).
     """
-    cut = CutSizes(channels, alive)
-    cut.shapes.update({name: size for name, size in (sizes or {}).items() if name not in cut.shapes})
-    graph = Graph(with_biases(pruned, cut.changed))
-    if start is None:
-        before, after = Runner(original, batches, threads=threads), Runner(graph, batches, threads=threads)
-    else:
-        before, after = start.fork(original), start.fork(graph)
-    walk = _Walk(graph, cut, before, after, np.random.default_rng(seed), effort)
-    places = [p for p in correctable(original, graph, cut) if only is None or p.key in only]
-    walk.fronts = {p.key: p for p in added(original, graph, cut)} if sizes else {}
-    walk.prepare(places, thorough=only is None and effort.rounds > 0)
-    for k, place in enumerate(places):
-        if progress:
-            progress(k, len(places))
-        if after.index[place.key] < after.position:
-            continue  # a statistics correction further on has run it already
-        if not walk.refit(place):
-            correct_statistics(graph, cut, place, moments(before.until(place.tensor), place.axis), after)
-    return graph.export()
+    with parallel.at_most(task.threads):
+        original, cut = task.net.graph, CutSizes(task.net.channels, task.alive)
+        cut.shapes.update({name: size for name, size in (sizes or {}).items() if name not in cut.shapes})
+        graph = with_biases(task.pruned, cut.changed)
+        if start is None:
+            before, after = (Runner(g, task.batches, threads=task.threads) for g in (original, graph))
+        else:
+            before, after = start.fork(original), start.fork(graph)
+        walk = _Walk(graph, cut, before, after, np.random.default_rng(task.seed), effort)
+        places = [p for p in correctable(original, graph, cut) if only is None or p.key in only]
+        walk.fronts = {p.key: p for p in added(original, graph, cut)} if sizes else {}
+        walk.prepare(places, thorough=only is None and effort.rounds > 0)
+        for k, place in enumerate(places):
+            if task.progress:
+                task.progress(k, len(places))
+            if after.index[place.key] < after.position:
+                continue  # a statistics correction further on has run it already
+            if not walk.refit(place):
+                correct_statistics(graph, cut, place, moments(before.until(place.tensor), place.axis), after)
+    return graph
 
 
 class _Walk:

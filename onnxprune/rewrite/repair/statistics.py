@@ -5,8 +5,8 @@ Cutting channels shifts what later layers see. For each layer in forward order, 
     a = σ_o / σ_p      b = μ_o − a·μ_p
 
 are folded into its weight and bias (or into the BatchNormalization behind it), so that the pruned network's
-activation has the original's mean and standard deviation over the calibration samples. `methods.md` §8; works
-with BN folded or not, needs no labels.
+activation has the original's mean and standard deviation over the calibration samples. Works with BN folded or
+not, needs no labels (ours; after the re-estimation of BatchNormalization that pruners without labels do).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import onnx
 
-from onnxprune.channels import Channels, CutSizes
+from onnxprune.channels import CutSizes
 from onnxprune.graph.layers import Affine, affine, fold, layers, with_biases
 from onnxprune.graph.model import Graph
-from onnxprune.measure.stepwise import Feeds, Runner
+from onnxprune.measure.stepwise import Runner
+from onnxprune.rewrite.repair.table import RepairTask
 
 MOST = 10.0
 """A channel is scaled by at most this: what hardly varies any more cannot be brought back by scaling."""
@@ -28,35 +28,16 @@ Moments = tuple[np.ndarray, np.ndarray]
 """Mean and standard deviation per channel, in float64."""
 
 
-def repair_statistics(
-    original: Graph,
-    pruned: onnx.ModelProto,
-    channels: Channels,
-    alive: np.ndarray,
-    batches: Sequence[Feeds],
-    *,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> onnx.ModelProto:
-    """The pruned model with corrected statistics.
-
-    Args:
-        original: the network before the cut.
-        pruned: the network after it.
-        channels: the analysis of the original.
-        alive: (unit_count + 1,) bool, what was kept.
-        batches: calibration feeds.
-        threads: ORT threads.
-        progress: called with (layers done, layers).
-    """
-    cut = CutSizes(channels, alive)
-    graph = Graph(with_biases(pruned, cut.changed))
+def repair_statistics(task: RepairTask) -> Graph:
+    """The pruned network, edited: with corrected statistics."""
+    original, cut = task.net.graph, CutSizes(task.net.channels, task.alive)
+    graph = with_biases(task.pruned, cut.changed)
     wanted = [place.tensor for place in correctable(original, graph, cut)]
-    before = Runner(original, batches, threads=threads, ahead=wanted)
-    after = Runner(graph, batches, threads=threads)
-    for place in correctable(original, graph, cut, progress):
+    before = Runner(original, task.batches, threads=task.threads, ahead=wanted)
+    after = Runner(graph, task.batches, threads=task.threads)
+    for place in correctable(original, graph, cut, task.progress):
         correct_statistics(graph, cut, place, moments(before.until(place.tensor), place.axis), after)
-    return graph.export()
+    return graph
 
 
 def correctable(

@@ -15,13 +15,13 @@ variance are put back. Where it was folded away, random inputs have nothing to h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import onnx
 import scipy.linalg as sl
 
-from onnxprune.channels import Channels, CutSizes, Slice
+from onnxprune.channels import CutSizes, Slice
 from onnxprune.errors import ModelError
 from onnxprune.graph.layers import SUMS, added_behind, with_biases
 from onnxprune.graph.model import Graph, Use, attr
@@ -29,6 +29,7 @@ from onnxprune.measure.cost import count_macs
 from onnxprune.measure.stepwise import Feeds, Runner
 from onnxprune.rewrite.merge import fold_bias
 from onnxprune.rewrite.repair.statistics import Moments, correct_statistics, correctable, moments
+from onnxprune.rewrite.repair.table import Progress, RepairTask
 
 LEAST = 2
 SAMPLES = 64
@@ -47,88 +48,43 @@ ROWS = 16
 LAMBDA = 1e-2
 """Ridge, relative to the mean variance."""
 
-Progress = Callable[[int, int], None]
 
-
-def repair_without_samples(
-    original: Graph,
-    pruned: onnx.ModelProto,
-    channels: Channels,
-    alive: np.ndarray,
-    feeds: Feeds,
-    *,
-    repeat: bool,
-    threads: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> onnx.ModelProto:
-    """The cut model, repaired without samples.
-
-    Args:
-        original: the network before the cut.
-        pruned: the network after it.
-        channels: the analysis of the original.
-        alive: (unit_count + 1,) bool, what is kept.
-        feeds: one run's inputs: names, types, sizes.
-        repeat: whether the first axis of the inputs is a batch of any size.
-        threads: ORT threads.
-        seed: of the random inputs.
-        progress: called with (layers done, layers).
-    """
-    macs = count_macs(original, channels.shapes) / max(1, _own(feeds))
-    most = int(np.clip(min(MACS / max(macs, 1.0), NODES / max(1, len(original.nodes))), LEAST, SAMPLES))
-    batches = random_batches(feeds, repeat=repeat, most=most, seed=seed)
+def repair_without_samples(task: RepairTask) -> Graph:
+    """The cut network, repaired without samples."""
+    net, feeds = task.net, task.net.feeds
+    macs = count_macs(net.graph, net.shapes) / max(1, _own(feeds))
+    most = int(np.clip(min(MACS / max(macs, 1.0), NODES / max(1, len(net.graph.nodes))), LEAST, SAMPLES))
+    batches = random_batches(feeds, repeat=task.any_batch, most=most, seed=task.seed)
+    task.pruned.settle()
     try:
-        merge = _Merge(original, pruned, channels, alive, threads=threads)
+        merge = _Merge(task.of(task.pruned.fork()))
         merge.look(batches, random_inputs=True)
-        merge.correct(batches, progress)
+        merge.correct(batches, task.progress)
     except ModelError:
-        if not repeat:
+        if not task.any_batch:
             raise
         # the file promises a batch of any size, but its nodes spell the one it was exported with
-        return repair_without_samples(
-            original, pruned, channels, alive, feeds, repeat=False, threads=threads, seed=seed, progress=progress
-        )
+        return repair_without_samples(replace(task, any_batch=False))
     merge.restore_statistics()
-    return merge.graph.export()
+    return merge.graph
 
 
-def repair_merge(
-    original: Graph,
-    pruned: onnx.ModelProto,
-    channels: Channels,
-    alive: np.ndarray,
-    batches: Sequence[Feeds],
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> onnx.ModelProto:
-    """The cut model with the removed channels' columns spread over the kept ones, and its statistics mended.
-
-    Args:
-        original: the network before the cut.
-        pruned: the network after it.
-        channels: the analysis of the original.
-        alive: (unit_count + 1,) bool, what is kept.
-        batches: samples.
-        threads: ORT threads.
-        progress: called with (layers done, layers).
-    """
-    merge = _Merge(original, pruned, channels, alive, threads=threads)
-    merge.look(batches)
-    merge.correct(batches, progress)
-    return merge.graph.export()
+def repair_merge(task: RepairTask) -> Graph:
+    """The cut network with the removed channels' columns spread over the kept ones, and its statistics mended."""
+    merge = _Merge(task)
+    merge.look(task.batches)
+    merge.correct(task.batches, task.progress)
+    return merge.graph
 
 
 class _Merge:
     """The model under repair: one pass over the original, then one over the model itself."""
 
-    def __init__(
-        self, original: Graph, pruned: onnx.ModelProto, channels: Channels, alive: np.ndarray, *, threads: int | None
-    ):
-        self.original, self.channels, self.alive, self.threads = original, channels, alive, threads
-        self.cut = CutSizes(channels, alive)
-        self.graph = Graph(with_biases(pruned, self.cut.changed))
+    def __init__(self, task: RepairTask):
+        self.net, self.alive, self.threads = task.net, task.alive, task.threads
+        self.original, self.channels = original, channels = task.net.graph, task.net.channels
+        self.cut = CutSizes(channels, task.alive)
+        self.graph = with_biases(task.pruned, self.cut.changed)
         # A MatMul that `with_biases` gave an Add goes by what the Add reads; the Add goes by the MatMul's old name.
         self.moved = {
             key: node.input[0]
@@ -142,7 +98,7 @@ class _Merge:
     def look(self, batches: Sequence[Feeds], *, random_inputs: bool = False) -> None:
         """Run the original once: note the statistics of its outputs, and let every reader make up for its removed
         inputs by the kept ones. While dreaming, every BatchNormalization gets the statistics of what it sees."""
-        seen = self.original.unedited()
+        seen = self.original.fork()
         self.norms = _norms(seen) if random_inputs else []
         places = {p.tensor: p.axis for p in correctable(self.original, self.graph, self.cut)}
         readers = self._readers()
@@ -236,7 +192,7 @@ class _Merge:
                 if node.op_type == "Gemm" and not attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0:
                     continue
                 outputs = np.tensordot(d, columns[~kept].astype(np.float64), 1)
-                fold_bias(self.original, self.graph, self.channels, self.alive, s.use, s.axis, outputs, self.behind)
+                fold_bias(self.net, self.graph, self.alive, s.use, s.axis, outputs, self.behind)
 
     def _now(self, use: Use) -> Use:
         """Where a weight of the original is in the model under repair."""

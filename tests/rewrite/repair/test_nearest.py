@@ -7,11 +7,10 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.likeness import distances
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.repair.nearest import cut_merged
 from onnxprune.runtime import open_session
 from tests.channels.surgery import feeds_of
 from tests.decide.test_selection import NETS, planted, twins
+from tests.rewrite.steps import cut, cut_merged
 
 
 @pytest.mark.parametrize("name", [n for n in NETS if n != "a grouped reader"])

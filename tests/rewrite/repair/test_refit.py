@@ -13,12 +13,11 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.repair import refit as refit_module
 from onnxprune.rewrite.repair.layer_fit import LayerFit, ridge_for
-from onnxprune.rewrite.repair.refit import THOROUGH, refit
-from onnxprune.rewrite.repair.statistics import repair_statistics
+from onnxprune.rewrite.repair.refit import THOROUGH
 from tests.channels.surgery import feeds_of, model_of, run
+from tests.rewrite.steps import cut, refit, repair_statistics
 
 X = "(float[N,3,8,8] x) => (float[] y)"
 ROWS = [

@@ -11,12 +11,11 @@ import onnxprune
 from onnxprune import api
 from onnxprune.errors import BudgetError, CalibrationError, ModelError, PruneError, UsageError
 from onnxprune.graph.model import Graph
-from onnxprune.pipeline import repairs
-from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.repair import without_samples as imagined
-from onnxprune.rewrite.repair.without_samples import random_batches, repair_merge, repair_without_samples
+from onnxprune.rewrite.repair.without_samples import random_batches
 from onnxprune.runtime import open_session
 from tests.channels.surgery import distance, feeds_of, find, model_of, run
+from tests.rewrite.steps import cut, repair_merge, repair_without_samples, task
 
 DATA = Path(__file__).parents[3] / "benchmarks"
 MODEL = DATA / "models/resnet20_fmnist.onnx"
@@ -70,7 +69,7 @@ def test_imagined_outputs_have_the_mean_and_spread_that_the_file_promises():
     graph, channels = find(model)
     alive = channels.alive({g.name: range(6) for g in channels.groups})
     batches = random_batches(feeds_of(model), repeat=True)
-    merge = imagined._Merge(graph, cut(graph, channels, alive), channels, alive, threads=1)
+    merge = imagined._Merge(task(graph, cut(graph, channels, alive), channels, alive, threads=1))
     merge.look(batches, random_inputs=True)
     seen = merge.graph.export()
     seen.graph.output[0].name = "n"
@@ -148,17 +147,16 @@ def test_a_matmul_without_a_bias_keeps_its_shape_and_mean():
 
 
 def broken(kind):
-    def repair(original, pruned, *args, **kwargs):
+    def repair(task):
         if kind == "fails":
             raise ModelError("segment: does not load")
-        model = onnx.ModelProto()
-        model.CopyFrom(pruned)
+        model = task.pruned.export()
         node = model.graph.node[-1]
         node.output[0] = "inner"
         last = {"grows": ("Concat", ["inner", "inner"], {"axis": 0}), "stops": ("Reshape", ["inner", "two"], {})}[kind]
         model.graph.node.append(onnx.helper.make_node(last[0], last[1], ["y"], **last[2]))
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([7, 11]), "two"))
-        return model
+        return Graph(model)
 
     return repair
 
@@ -172,7 +170,7 @@ def broken(kind):
     ],
 )
 def test_what_a_repair_breaks_is_not_handed_on(kind, error, words, monkeypatch):
-    monkeypatch.setattr(repairs, "repair_without_samples", broken(kind))
+    monkeypatch.setattr(imagined, "repair_without_samples", broken(kind))
     with pytest.raises(error, match=words + ".*--repair none"):
         onnxprune.prune(model_of(MATMUL), 0.25)
 

@@ -1,0 +1,121 @@
+"""Carry a plan's edits out: the one place where they become a network.
+
+    channels cut → columns merged → blocks out → repaired → layers made of two → finished → tidied
+
+What comes first is exact: its outcome equals the masked original, and can be proven (`edit_exactly`). What follows
+approximates, and is fitted on samples where there are any. Everything that wants to know what a plan makes of a
+network, how large, how fast or how good it is, asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.channels import Analysed
+from onnxprune.errors import ModelError, PruneError
+from onnxprune.graph.model import Graph
+from onnxprune.plan import DropBlock, Edit, Factorize, KeepChannels, MergeColumns
+from onnxprune.rewrite.cut import cut_channels
+from onnxprune.rewrite.drop import bypass, drop_blocks
+from onnxprune.rewrite.factorize import factorize, refit_factorized
+from onnxprune.rewrite.merge import merge
+from onnxprune.rewrite.repair.table import NONE, REPAIRS, Progress, Repair, RepairTask
+
+if TYPE_CHECKING:
+    from onnxprune.samples.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Mending:
+    """How a network is mended once its channels and blocks have gone.
+
+    Attributes:
+        repair: what is done.
+        batches: samples to fit on; none: random inputs must do.
+        samples: all that may be fitted on, for a repair that takes its own batches; None: there are none.
+        any_batch: whether the first axis of the inputs is a batch of any size.
+        options: the repair's own, by name.
+        threads: ORT threads, and tasks side by side.
+        seed: for everything random.
+        finish: what is done last, to the network with all its edits but those that only tidy up.
+        report: phase -> whom to tell of its progress.
+    """
+
+    repair: Repair = field(default_factory=lambda: REPAIRS[NONE])
+    batches: Sequence[Mapping[str, np.ndarray]] = ()
+    samples: Calibration | None = None
+    any_batch: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    seed: int = 0
+    finish: Callable[[Graph], Graph] | None = None
+    report: Callable[[str], Progress | None] = lambda phase: None
+
+    def task(self, net: Analysed, pruned: Graph, alive: np.ndarray, phase: str) -> RepairTask:
+        """What the repair is given in one of its phases."""
+        return RepairTask(
+            net, pruned, alive, self.batches, self.samples, self.any_batch, self.options, self.threads, self.seed,
+            self.report(phase),
+        )  # fmt: skip
+
+
+def alive_after(net: Analysed, edits: Collection[Edit]) -> np.ndarray:
+    """(unit_count + 1,) bool: the units that the edits leave."""
+    return net.channels.alive({e.group: e.keep for e in edits if isinstance(e, KeepChannels)})
+
+
+def edit_exactly(net: Analysed, edits: Collection[Edit]) -> Graph:
+    """The network without the channels and blocks that the edits take out, what they merge merged; nothing is repaired,
+    and an Identity stands where a block was."""
+    alive = alive_after(net, edits)
+    graph = merge(net, cut_channels(net, alive), alive, [e for e in edits if isinstance(e, MergeColumns)])
+    return drop_blocks(graph, [e for e in edits if isinstance(e, DropBlock)])
+
+
+def apply_edits(
+    net: Analysed, edits: Collection[Edit], mending: Mending | None = None, *, start: Graph | None = None
+) -> Graph:
+    """The network with all the edits in it.
+
+    Args:
+        net: the original network.
+        edits: of one plan.
+        mending: how it is repaired; None: not at all, as large and as fast as the outcome.
+        start: what `edit_exactly` made of them, or another network of the same structure, which is edited further;
+            None: it is made here.
+
+    Raises:
+        UsageError: a merge or a factorization does not fit the network.
+        PruneError: the repair failed (our bug: the network itself runs).
+    """
+    how = mending or Mending()
+    first, alive = how.repair.first, alive_after(net, edits)
+    drops = [e for e in edits if isinstance(e, DropBlock)]
+    factors = [e for e in edits if isinstance(e, Factorize)]
+    if first.keeps_blocks and drops:
+        start = edit_exactly(net, [e for e in edits if not isinstance(e, DropBlock)])
+    graph = _repaired(first, how.task(net, start or edit_exactly(net, edits), alive, "repair"))
+    if first.keeps_blocks and drops:
+        graph = drop_blocks(graph, drops)
+    if factors:
+        if (report := how.report("factorize")) is not None:
+            report(0, 1)
+        graph = factorize(graph, factors, net.feeds, how.batches, threads=how.threads, seed=how.seed)
+        if first.refits_factors:
+            graph = refit_factorized(how.task(net, graph, alive, ""))
+    if how.repair is not first:
+        graph = _repaired(how.repair, how.task(net, graph, alive, how.repair.name))
+    if how.finish is not None:
+        graph = how.finish(graph)
+    return bypass(graph, drops) if drops else graph.settle()
+
+
+def _repaired(repair: Repair, task: RepairTask) -> Graph:
+    try:
+        return repair.run(task)
+    except ModelError as error:  # the model itself runs
+        raise PruneError(f"{error}; the repair failed: please report it, and use --repair none") from error
