@@ -9,8 +9,9 @@ from functools import partial
 from onnxprune.errors import UnstableError, UnsupportedError, UsageError
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.apply import apply_plan
+from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.lossless import in_words, plan_lossless
-from onnxprune.pipeline.planner import BATCH, Planner, Progress, why_not
+from onnxprune.pipeline.planner import BATCH, Planner, Progress
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.plan import PrunePlan
 from onnxprune.report.result import Result

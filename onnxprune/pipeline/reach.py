@@ -10,7 +10,8 @@ from onnxprune import files
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure.metric import Metric, agreement, open_metric
 from onnxprune.pipeline.apply import apply_plan, paired
-from onnxprune.pipeline.planner import BATCH, Planner, Progress, why_not
+from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.planner import BATCH, Planner, Progress
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.pipeline.targets import OPTIONS, UNITS, Target, close_loop, largest
 from onnxprune.plan import PrunePlan

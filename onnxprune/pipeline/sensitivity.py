@@ -31,8 +31,9 @@ from onnxprune.graph.layers import layers
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import block_damages
+from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.opened import ModelLike, open_model
-from onnxprune.pipeline.planner import BATCH, PRICE_SAMPLES, Progress, why_not
+from onnxprune.pipeline.planner import BATCH, BLOCK_SAMPLES, Progress
 from onnxprune.pipeline.settings import Subject
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
 from onnxprune.samples.calibration import Calibration, ImageSpec
@@ -250,7 +251,7 @@ class _Trial:
     @cached_property
     def _few(self) -> list[Mapping[str, np.ndarray]]:
         """What the layers behind a block are refitted on, as the planner does it."""
-        return list(self.fit.take(PRICE_SAMPLES).batches(min(PRICE_SAMPLES, BATCH)))
+        return list(self.fit.take(BLOCK_SAMPLES).batches(min(BLOCK_SAMPLES, BATCH)))
 
 
 def _digest(data: Calibration) -> str:

@@ -255,7 +255,7 @@ def test_dense_layers_go_where_that_is_asked_for_and_are_counted_rightly(methods
     result = api.apply_plan(subject, plan, settings)
     assert result.macs_removed == pytest.approx(1 - 1 / planner.gain(plan), abs=1e-6)
     kept = api.Settings(ratio=0.3, methods=("channels", "blocks"), keep_block="q1", exclude="q2", best_effort=True)
-    assert not Planner(subject, kept).blocks
+    assert not Planner(subject, kept).candidates.blocks
 
 
 def test_a_group_that_goes_with_its_block_is_paid_for():
@@ -292,7 +292,7 @@ def test_a_trunk_is_no_branch():
     samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(surgery.model_of(text), calibration=samples)
     assert [b.name for b in find_appended(subject.graph, subject.channels)] == ["w2"]
-    assert not Planner(subject, api.Settings(ratio=0.5, methods=("channels", "blocks"))).blocks
+    assert not Planner(subject, api.Settings(ratio=0.5, methods=("channels", "blocks"))).candidates.blocks
 
 
 NESTED = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[4,8,1,1] p, float[4,4,3,3] a, float[4,4,3,3] b,

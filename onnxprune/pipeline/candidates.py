@@ -1,0 +1,113 @@
+"""What may be done to a network under one set of settings: groups that may lose channels, blocks that may go, layers
+that may be made of two. What each would save and what it would break is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from onnxprune.channels import Analysed, ChannelGroup, Channels, common_reasons
+from onnxprune.decide.allocation import Limits
+from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
+from onnxprune.errors import UnsupportedError, UsageError
+from onnxprune.graph.layers import products
+from onnxprune.pipeline.settings import Settings
+
+LARGEST_BRANCH = 0.75
+"""Share of the MACs up to which what a Concat appends is a branch; with more it is the trunk."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What may be done.
+
+    Attributes:
+        net: the network, with the groups that may be looked at.
+        limits: the widths that are allowed.
+        blocks: the blocks that may go whole.
+        ranked: whether layers may be made of two.
+        staged: whether edits are made in a fixed order ("3c").
+        channels: whether channels may go.
+    """
+
+    net: Analysed
+    limits: Limits
+    blocks: tuple[AnyBlock, ...]
+    ranked: bool
+    staged: bool
+    channels: bool
+
+    @property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups of channels."""
+        return self.net.channels.groups
+
+    def inside(self, block: AnyBlock) -> frozenset[str]:
+        """Names of the groups, and keys of the nodes, that go with a block."""
+        return frozenset([*(g.name for g in self.groups if self._within(g, block)), *block.nodes])
+
+    def _within(self, group: ChannelGroup, block: AnyBlock) -> bool:
+        """Whether everything that carries the group's channels lies inside the block, or goes with it."""
+        if group.name == block.group:
+            return True
+        producer, nodes = self.net.graph.producer, set(block.nodes) - {block.end}
+        return all((s.use[0] or producer.get(s.tensor, "")) in nodes for s in group.slices)
+
+
+def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Collection[str] = ()) -> Candidates:
+    """What the settings allow.
+
+    Args:
+        net: the network.
+        settings: what is allowed.
+        how: the allocation: only the adaptive one weighs blocks and ranks against widths.
+        leave: names of groups to leave alone.
+
+    Raises:
+        UnsupportedError: nothing can be pruned; the message names the most common reasons.
+        UsageError: the settings leave nothing to prune.
+    """
+    groups = tuple(g for g in net.channels.groups if g.name not in leave)
+    net = replace(net, channels=replace(net.channels, groups=groups))
+    kinds, of = set(settings.kinds()), settings.of or "macs"
+    if not groups and not {"blocks", "rank", "3c"} & kinds:
+        raise UnsupportedError(f"nothing can be pruned: {why_not(net.channels)}")
+    limits, adaptive = settings.limits(), how == "adaptive"
+    blocks = _blocks(net, settings) if "blocks" in kinds and adaptive else ()
+    ranked = bool({"rank", "3c"} & kinds) and adaptive and of != "channels"
+    if not any(map(limits.allows, groups)) and not blocks and not ranked:
+        _refuse(net, settings, of, adaptive=adaptive)
+    return Candidates(net, limits, blocks, ranked, "3c" in kinds, "channels" in kinds and bool(groups))
+
+
+def _blocks(net: Analysed, settings: Settings) -> tuple[AnyBlock, ...]:
+    asked = Limits(include=settings.include, exclude=settings.exclude)
+    macs = {layer.key: layer.macs for layer in products(net.graph, net.shapes)}
+    most = LARGEST_BRANCH * sum(macs.values())
+    return tuple(
+        b
+        for b in all_blocks(net.graph, net.channels, settings.keep_block)
+        if may_go(b, net.graph, net.channels, asked)
+        and (b.group is None or sum(macs.get(k, 0) for k in b.nodes) <= most)
+    )
+
+
+def _refuse(net: Analysed, settings: Settings, of: str, *, adaptive: bool) -> None:
+    """Say why nothing is left."""
+    if {"rank", "3c"} & set(settings.kinds()) and of == "channels":
+        raise UsageError("--of channels counts nothing that a lower rank saves; use macs, params or latency")
+    if not net.channels.groups:
+        raise UnsupportedError(f"nothing can be pruned: {why_not(net.channels)}")
+    if "channels" not in settings.kinds():
+        if not adaptive:
+            words = ",".join(settings.kinds())
+            raise UsageError(f"--methods {words} needs samples and the adaptive allocation; give --calib")
+        raise UnsupportedError("no block can go: there is none, or --keep-block, --include and --exclude keep them all")
+    raise UsageError("--include and --exclude leave no group to cut; `onnxprune inspect` lists the groups")
+
+
+def why_not(channels: Channels, most: int = 3) -> str:
+    """The most common reasons for what is pinned, in words."""
+    top = common_reasons(channels.pinned, most)
+    return "; ".join(f"{reason} ({n} channels)" for reason, n in top) or "it has no weights that we know"
