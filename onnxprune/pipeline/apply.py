@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from onnxprune import files
 from onnxprune.channels import CutSizes
 from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import ModelError, PruneError, UnsupportedError, UsageError
@@ -25,6 +24,7 @@ from onnxprune.pipeline.proof import check_repaired, cut_and_prove
 from onnxprune.pipeline.repairs import distilled, factorized, merged, repaired
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
+from onnxprune.protobuf.serialize import byte_size
 from onnxprune.report.result import Result
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.drop import bypass, drop_blocks
@@ -106,7 +106,7 @@ def apply_plan(
         check_repaired(subject.graph, channels, pruned, subject.feeds)
     if held is not None:
         fidelity = check_fidelity(first.model, pruned, counted(held, "verify", progress), held_out=not held.shared)
-    after = Cost(count_params(pruned), _macs(pruned, CutSizes(channels, alive), subject.feeds), files.byte_size(pruned))
+    after = Cost(count_params(pruned), _macs(pruned, CutSizes(channels, alive), subject.feeds), byte_size(pruned))
     without_seeds(pruned)
     before = first.cost()
     if after.params > before.params and shares_weights(subject.graph, channels):

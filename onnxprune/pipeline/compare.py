@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 
-from onnxprune import parallel, runtime
+from onnxprune import parallel
 from onnxprune.channels import Channels
 from onnxprune.decide.study import Samples
 from onnxprune.graph.model import Graph
@@ -24,6 +24,7 @@ from onnxprune.rewrite.drop import without
 from onnxprune.rewrite.factorize import factorize, refit_factorized
 from onnxprune.rewrite.repair.refit import REFIT_BYTES, refit
 from onnxprune.rewrite.repair.statistics import repair_statistics
+from onnxprune.runtime import sessions
 
 SAMPLES = 256
 """Most samples that plans are repaired with, and as many that they are judged by."""
@@ -84,5 +85,5 @@ def best(
 def _outputs(
     model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]], threads: int | None
 ) -> list[list[np.ndarray]]:
-    session = runtime.open_session(model, threads=threads, name="candidate")
+    session = sessions.open_session(model, threads=threads, name="candidate")
     return [session.run(dict(feeds)) for feeds in batches]

@@ -13,13 +13,14 @@ import onnx
 from onnxprune.channels import CutSizes, removed_cuts
 from onnxprune.decide.allocation import Limits
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.graph.model import Graph, opset
+from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, Running
 from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
 from onnxprune.pipeline.lossless import carry_out, probing
 from onnxprune.pipeline.settings import Subject
 from onnxprune.plan import PrunePlan
+from onnxprune.protobuf.nodes import opset
 from onnxprune.report.terminal import plain, si, table
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.runtime import ports

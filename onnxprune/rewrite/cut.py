@@ -12,7 +12,9 @@ import onnx
 
 from onnxprune.channels import Channels, CutSizes, adapt_sizes
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph.model import Graph, node_key, set_attr, write_sizes
+from onnxprune.graph.export import write_sizes
+from onnxprune.graph.model import Graph
+from onnxprune.protobuf.nodes import node_key, set_attr
 
 
 def cut(graph: Graph, channels: Channels, alive: np.ndarray) -> onnx.ModelProto:

@@ -21,7 +21,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.rewrite.cut import cut
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 
 TOLERANCE = 1e-5
 DTYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64, TensorProto.INT64: np.int64, TensorProto.INT8: np.int8,

@@ -11,7 +11,7 @@ from onnxprune.channels import find_channels  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
 from onnxprune.rewrite.cut import cut  # noqa: E402
-from onnxprune.runtime import open_session  # noqa: E402
+from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.csgd import csgd  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
 from tests.train.test_distill import batches, small  # noqa: E402

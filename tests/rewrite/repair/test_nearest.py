@@ -9,7 +9,7 @@ from onnxprune.graph.shapes import observe
 from onnxprune.measure.likeness import distances
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.repair.nearest import cut_merged
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 from tests.channels.surgery import feeds_of
 from tests.decide.test_selection import NETS, planted, twins
 

@@ -15,7 +15,7 @@ from onnxprune.pipeline import repairs
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.repair import without_samples as imagined
 from onnxprune.rewrite.repair.without_samples import random_batches, repair_merge, repair_without_samples
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 from tests.channels.surgery import distance, feeds_of, find, model_of, run
 
 DATA = Path(__file__).parents[3] / "benchmarks"
