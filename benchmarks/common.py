@@ -25,7 +25,8 @@ import numpy as np
 import onnx
 
 import onnxprune
-from onnxprune.runtime import open_session, versions
+from onnxprune.runtime.install import versions
+from onnxprune.runtime.sessions import open_session
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -25,7 +25,7 @@ import latency
 import onnxprune
 from onnxprune.errors import PruneError
 from onnxprune.measure.metric import open_metric
-from onnxprune.runtime import parse_provider_options
+from onnxprune.runtime.providers import parse_provider_options
 from onnxprune.timing.accelerators import accelerators
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 import onnxprune
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 
 PARTS = {"validation": ("train", slice(55000, 60000)), "test": ("t10k", slice(None))}
 

@@ -25,7 +25,7 @@ import onnx
 from accuracy import method
 
 import onnxprune
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 
 SEED = 0
 GCOMPRIS = Path("/usr/share/gcompris-qt/rcc")

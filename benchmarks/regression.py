@@ -22,7 +22,7 @@ import onnxprune
 from onnxprune.api import Subject
 from onnxprune.channels import ChannelGroup
 from onnxprune.plan import KeepChannels, PrunePlan
-from onnxprune.runtime import open_session, with_outputs
+from onnxprune.runtime.sessions import open_session, with_outputs
 
 POSITIONS = 10
 """Sampled output positions an image."""

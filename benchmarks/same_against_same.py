@@ -19,7 +19,7 @@ from common import HERE, say
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune.runtime import versions
+from onnxprune.runtime.install import versions
 
 SAME = "no measurable change"
 MODEL = HERE / "models" / "resnet20_fmnist.onnx"

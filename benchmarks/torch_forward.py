@@ -22,9 +22,9 @@ import onnx
 import torch
 from common import footer, say, table
 
-from onnxprune import files, runtime
 from onnxprune.errors import PruneError
-from onnxprune.runtime import ports
+from onnxprune.files.read import check_model, read_model
+from onnxprune.runtime import ports, sessions
 from onnxprune.train.network import Network, as_feeds
 
 TOLERANCE = 1e-4
@@ -66,11 +66,11 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def compare(path: Path, args: argparse.Namespace) -> tuple[float, float, str, float]:
     """(largest relative difference of an output, that of ONNX Runtime from itself, gradients in words, seconds)."""
-    model = filled(path, args.hydrate) if args.hydrate else files.read_model(path)
+    model = filled(path, args.hydrate) if args.hydrate else read_model(path)
     specs = ports.input_specs(model)
     shapes = {specs[0].name: args.shape} if args.shape else None
     feeds = ports.default_feed(specs, batch=2, shapes=shapes)
-    expected = runtime.open_session(model, threads=1).run(feeds)
+    expected = sessions.open_session(model, threads=1).run(feeds)
     network = Network(model)
     begin = time.perf_counter()
     with torch.set_grad_enabled(args.backward):
@@ -85,7 +85,7 @@ def compare(path: Path, args: argparse.Namespace) -> tuple[float, float, str, fl
     errors = [difference(v.detach().numpy(), w) for v, w in zip(outputs.values(), expected, strict=True)]
     own = 0.0
     if max(errors) > TOLERANCE:
-        plain = runtime.open_session(model, threads=1, optimise=False).run(feeds)
+        plain = sessions.open_session(model, threads=1, optimise=False).run(feeds)
         own = max(difference(p, w) for p, w in zip(plain, expected, strict=True))
     return max(errors), own, words, seconds
 
@@ -104,7 +104,7 @@ def filled(path: Path, script: Path) -> onnx.ModelProto:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return files.check_model(module.hydrate(str(path)))
+    return check_model(module.hydrate(str(path)))
 
 
 if __name__ == "__main__":

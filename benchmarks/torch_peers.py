@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 
 if TYPE_CHECKING:
     from torch import nn

@@ -25,7 +25,7 @@ import numpy as np
 
 import onnxprune
 from onnxprune.pipeline.training import CUT_FIRST, TrainSettings, finish, prepare
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 
 WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "csgd": ("csgd", "macs", {}),

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import onnxprune
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 
 ROOT = Path(__file__).parent.parent
 RESNET = ROOT / "benchmarks/models/resnet20_fmnist.onnx"

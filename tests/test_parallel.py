@@ -8,8 +8,9 @@ import pytest
 import scipy.linalg as sl
 
 import onnxprune
-from onnxprune import numerics, parallel, runtime
+from onnxprune import numerics, parallel
 from onnxprune.numerics import lapack
+from onnxprune.runtime import sessions
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -228,7 +229,7 @@ def test_elimination_where_a_reader_has_rows_out_of_order():
 
 def test_the_same_bytes_however_many_workers(monkeypatch):
     """ONNX Runtime itself may sum in another order with more threads; it has one here."""
-    monkeypatch.setattr(runtime, "threads_here", lambda threads: 1)
+    monkeypatch.setattr(sessions, "threads_here", lambda threads: 1)
     found = []
     for count in (1, 2, 4):
         monkeypatch.setattr(parallel, "_cores", lambda count=count: count)

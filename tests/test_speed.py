@@ -9,13 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import api, files
+from onnxprune import api
 from onnxprune.channels import CutSizes
 from onnxprune.decide import criteria
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed, follow, observe
 from onnxprune.measure.cost import CostModel, Running
 from onnxprune.pipeline.inspection import inspection
+from onnxprune.protobuf.serialize import LARGE_TENSOR, byte_size, serialized
 from tests import synthetic
 
 
@@ -100,15 +101,15 @@ def strange_model() -> onnx.ModelProto:
 @pytest.mark.parametrize("make", [strange_model, onnx.ModelProto, lambda: synthetic.network(60)])
 def test_parts_are_the_serialised_model(make):
     model = make()
-    assert b"".join(files.serialized(model)) == model.SerializeToString(deterministic=True)
-    assert files.byte_size(model) == model.ByteSize()
+    assert b"".join(serialized(model)) == model.SerializeToString(deterministic=True)
+    assert byte_size(model) == model.ByteSize()
 
 
-@pytest.mark.parametrize("size", [files.LARGE_TENSOR - 4, files.LARGE_TENSOR, files.LARGE_TENSOR + 4])
+@pytest.mark.parametrize("size", [LARGE_TENSOR - 4, LARGE_TENSOR, LARGE_TENSOR + 4])
 def test_parts_at_the_edge_of_large(size):
     model = strange_model()
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(size, np.uint8), "edge"))
-    assert b"".join(files.serialized(model)) == model.SerializeToString(deterministic=True)
+    assert b"".join(serialized(model)) == model.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("of", ["macs", "params", "channels"])

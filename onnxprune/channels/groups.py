@@ -16,8 +16,9 @@ import numpy as np
 from onnxprune.channels import rules
 from onnxprune.channels.rules import quantized
 from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, carrying_axis, distinct
-from onnxprune.graph.model import Graph, Use, body_weights, node_key
+from onnxprune.graph.model import Graph, Use, body_weights
 from onnxprune.graph.shapes import Observed
+from onnxprune.protobuf.nodes import node_key
 
 PINNED = -1
 

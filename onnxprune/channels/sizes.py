@@ -17,8 +17,9 @@ import onnx
 
 from onnxprune.channels.groups import Channels
 from onnxprune.channels.rules import ELEMENTWISE
-from onnxprune.graph.model import Graph, Use, attr
+from onnxprune.graph.model import Graph, Use
 from onnxprune.graph.shapes import UNARY, Observed, follow
+from onnxprune.protobuf.nodes import attr
 
 
 @dataclass(frozen=True)

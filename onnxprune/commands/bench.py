@@ -61,9 +61,10 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace, status: Status) -> None:
-    from onnxprune import files
+    from onnxprune.files.read import read_model
+    from onnxprune.files.write import atomic_write_bytes, atomic_write_text
     from onnxprune.report.bench import bench_csv
-    from onnxprune.runtime import parse_provider_options
+    from onnxprune.runtime.providers import parse_provider_options
     from onnxprune.timing.cases import bench_cases
 
     _check_files(args)
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     shapes = _cases(args.input_shape)
     for path in args.models:
         status.phase(f"read {path}")
-        files.read_model(path)
+        read_model(path)
     status.phase("bench")
     results = bench_cases(
         args.models,
@@ -87,26 +88,26 @@ def run(args: argparse.Namespace, status: Status) -> None:
     )
     status.phase("write")
     if args.csv:
-        files.atomic_write_text(bench_csv(*results), args.csv, force=args.force, sources=args.models)
+        atomic_write_text(bench_csv(*results), args.csv, force=args.force, sources=args.models)
     if args.plot:
         from onnxprune.report import bench_plot, plots
 
         picture = plots.encoded(bench_plot.draw(results), args.plot)
-        files.atomic_write_bytes(picture, args.plot, force=args.force, sources=args.models)
+        atomic_write_bytes(picture, args.plot, force=args.force, sources=args.models)
     status.close()
     _show(args, results, status)
 
 
 def _check_files(args: argparse.Namespace) -> None:
     """Refuse an output before the work is done."""
-    from onnxprune import files
+    from onnxprune.files.write import ensure_writable
 
     if args.plot:
         from onnxprune.report import plots
 
         plots.require(args.plot)
     for output in filter(None, (args.csv, args.plot)):
-        files.ensure_writable(output, force=args.force, sources=args.models)
+        ensure_writable(output, force=args.force, sources=args.models)
     if args.csv and args.csv == args.plot:
         raise UsageError("--csv and --plot would go to one file; choose another")
 

@@ -310,7 +310,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _timing(args: argparse.Namespace) -> dict[str, Any]:
     """What was said about runs that are timed."""
-    from onnxprune.runtime import parse_provider_options
+    from onnxprune.runtime.providers import parse_provider_options
 
     given: dict[str, Any] = {"batch": args.batch, "providers": args.providers}
     given["provider_options"] = parse_provider_options(args.provider_option) or None

@@ -23,7 +23,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace, status: Status) -> None:
-    from onnxprune import files
+    from onnxprune.files.write import atomic_write_text
     from onnxprune.report.page import render
 
     source = Path(args.result)
@@ -38,6 +38,6 @@ def run(args: argparse.Namespace, status: Status) -> None:
         page = render(found, name=args.name or source.stem)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{source}: not a result of this version of onnxprune: {error}") from error
-    files.atomic_write_text(page, output, force=args.force, sources=[source])
+    atomic_write_text(page, output, force=args.force, sources=[source])
     status.close()
     print_out(f"wrote {plain(output)}\n")

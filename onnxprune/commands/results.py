@@ -28,13 +28,13 @@ def output_of(args: argparse.Namespace) -> str:
 
 def check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequence[str] = ()) -> None:
     """Refuse an output before the work is done."""
-    from onnxprune import files
+    from onnxprune.files.write import ensure_writable
 
     given = [args.model, *sources, *([args.calib] if args.calib and Path(args.calib).exists() else [])]
     if not Path(args.model).exists():
         return  # reading it says so better
     for output in filter(None, outputs):
-        files.ensure_writable(output, force=args.force, sources=given)
+        ensure_writable(output, force=args.force, sources=given)
         folder = Path(output).parent
         if not os.access(folder, os.W_OK):
             raise FileError(f"{output}: the folder {folder} cannot be written to; choose another")
@@ -64,10 +64,10 @@ def save(args: argparse.Namespace, result: Result, status: Status) -> None:
 
 
 def write_text(text: str, path: str, args: argparse.Namespace) -> None:
-    from onnxprune import files
+    from onnxprune.files.write import atomic_write_text
 
     if not is_follower():
-        files.atomic_write_text(text, path, force=args.force, sources=[args.model])
+        atomic_write_text(text, path, force=args.force, sources=[args.model])
 
 
 def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:

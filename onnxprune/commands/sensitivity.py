@@ -54,8 +54,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
         raise UsageError("sensitivity needs samples; give --calib")
     if args.steps is not None and args.widths is not None:
         raise UsageError("--steps and --widths say the same thing; drop one")
-    from onnxprune import files
     from onnxprune.decide.allocation import Limits
+    from onnxprune.files.write import atomic_write_bytes, ensure_writable
     from onnxprune.pipeline import sensitivity as sensitivities
 
     shares = sensitivities.shares(sensitivities.STEPS if args.steps is None else args.steps, args.widths)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         from onnxprune.report import plots, sensitivity_plot
 
         plots.require(args.plot)
-        files.ensure_writable(args.plot, force=args.force, sources=[*sources, output])
+        ensure_writable(args.plot, force=args.force, sources=[*sources, output])
     subject = open_subject(args, status)
     found = sensitivities.measure(
         subject,
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     status.phase("write")
     if args.plot:
         picture = plots.encoded(sensitivity_plot.draw(found), args.plot)
-        files.atomic_write_bytes(picture, args.plot, force=args.force, sources=[*sources, output])
+        atomic_write_bytes(picture, args.plot, force=args.force, sources=[*sources, output])
     status.close()
     if args.json:
         print_out(as_json(found.to_dict()))

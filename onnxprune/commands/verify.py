@@ -37,14 +37,14 @@ def run(args: argparse.Namespace, status: Status) -> None:
         raise UsageError("--min-cosine and --min-top1 need samples; give --calib")
     from dataclasses import asdict
 
-    from onnxprune import files
+    from onnxprune.files.read import read_model
     from onnxprune.graph.seeds import with_seeds
     from onnxprune.measure.surgery import check_fidelity
     from onnxprune.pipeline.inspection import recheck
 
     plan = read_plan(args.plan)
     subject = open_subject(args, status, plan)
-    pruned = with_seeds(files.read_model(args.pruned))
+    pruned = with_seeds(read_model(args.pruned))
     status.phase("surgery")
     surgery, sizes = recheck(subject, plan, pruned)
     fidelity = None

@@ -18,8 +18,9 @@ from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.decide.allocation import Limits
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import products
-from onnxprune.graph.model import Graph, captured
+from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import UNARY
+from onnxprune.protobuf.nodes import captured
 
 LONGEST = 400
 """Nodes that a branch may have."""

@@ -15,8 +15,9 @@ import numpy as np
 from onnxprune.channels import ChannelGroup, Channels, Slice
 from onnxprune.decide.values import NOTHING, SAME, ZERO, Line, Numbering, unpadded
 from onnxprune.graph.layers import SUMS, added_behind
-from onnxprune.graph.model import Graph, Use, attr
+from onnxprune.graph.model import Graph, Use
 from onnxprune.plan import KeepChannels, MergeColumns
+from onnxprune.protobuf.nodes import attr
 
 
 @dataclass(frozen=True)

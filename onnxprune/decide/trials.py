@@ -14,7 +14,6 @@ from copy import copy
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.channels import ChannelGroup
 from onnxprune.decide.curves import Curve, Curves
 from onnxprune.graph.layers import affine, fold, layers, normalization
@@ -22,6 +21,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.damage import damage
 from onnxprune.measure.stepwise import Runner
+from onnxprune.runtime import sessions
 
 Feeds = Mapping[str, np.ndarray]
 Candidate = Graph | onnx.ModelProto
@@ -57,7 +57,7 @@ class Trials:
         return other
 
     def _run(self, model: onnx.ModelProto) -> list[list[np.ndarray]]:
-        session = runtime.open_session(model, threads=self.threads, name="trial")
+        session = sessions.open_session(model, threads=self.threads, name="trial")
         return [session.run(dict(b)) for b in self.batches]
 
     def damage(self, candidate: Candidate, first: str | None = None) -> float:

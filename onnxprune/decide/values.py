@@ -25,8 +25,9 @@ import onnx
 
 from onnxprune.channels import Channels
 from onnxprune.graph.fold import run_node
-from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, attr
+from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import UNARY
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attr
 
 NOTHING, ONE = 0, 1
 """Atoms with a meaning: no dependence on the input; one inside a map and zero in its padding."""

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import runtime
 from onnxprune.errors import PruneError
+from onnxprune.runtime import sessions
 
 LIMIT = 1 << 27
 """Bytes of operands beyond which a node is left alone."""
@@ -34,7 +34,7 @@ def run_node(
         graph = helper.make_graph([node], "constant", ports, [helper.make_empty_tensor_value_info(o) for o in outputs])
         single = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
         values = dict(
-            zip(outputs, runtime.open_session(single, threads=1, optimise=False).run(feeds, outputs), strict=True)
+            zip(outputs, sessions.open_session(single, threads=1, optimise=False).run(feeds, outputs), strict=True)
         )
     except (PruneError, ValueError, KeyError, TypeError):
         return None

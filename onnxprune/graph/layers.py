@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune.graph.model import DEFAULT_DOMAINS, WITH_BODIES, Graph, Use, attr, subgraphs
+from onnxprune.graph.model import Graph, Use
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, WITH_BODIES, attr, subgraphs
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 PRODUCTS: Mapping[tuple[str, str], tuple[int, int]] = {

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from onnxprune.graph.model import attr, set_attr
+from onnxprune.protobuf.nodes import attr, set_attr
 
 
 def kinds_of(node: onnx.NodeProto, weight: tuple[int, ...]) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import zlib
 
 import onnx
 
-from onnxprune.graph.model import DEFAULT_DOMAINS, RANDOM, attr, node_key
+from onnxprune.graph.model import RANDOM
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attr, node_key
 
 
 def with_seeds(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -16,11 +16,12 @@ from functools import partial
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.errors import ModelError
 from onnxprune.graph import evaluate
-from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, captured
+from onnxprune.graph.model import Graph
 from onnxprune.graph.sizes_only import MAY_YIELD_SEQUENCES, sizes_only
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured
+from onnxprune.runtime import sessions
 from onnxprune.runtime.weights import ModelAndWeights, add_external_weights
 
 Shape = tuple[int, ...]
@@ -221,6 +222,6 @@ def _tap(
     for name, tap in zip(reversed(names), reversed(taps), strict=True):
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
         model.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
-    session = runtime.open_session(model, optimise=False, weights=light.weights, feed=True)
+    session = sessions.open_session(model, optimise=False, weights=light.weights, feed=True)
     values = session.run(feeds, taps)
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}

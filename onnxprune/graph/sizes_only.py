@@ -15,7 +15,8 @@ import onnx
 from onnx import helper
 
 from onnxprune.graph.layers import has_layers
-from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, attr
+from onnxprune.graph.model import Graph
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attr
 
 Shape = tuple[int, ...]
 

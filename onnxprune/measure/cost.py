@@ -19,7 +19,8 @@ from scipy.sparse import csr_array, diags_array
 
 from onnxprune.channels import ChannelGroup, Channels
 from onnxprune.graph.layers import RECURRENT, Layer, products, recurrent_macs, writes_axis
-from onnxprune.graph.model import Graph, Use, attr
+from onnxprune.graph.model import Graph, Use
+from onnxprune.protobuf.nodes import attr
 from onnxprune.timing.node_times import NodeTimes, Stairs
 
 

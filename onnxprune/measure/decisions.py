@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import runtime
 from onnxprune.graph.layers import has_layers
-from onnxprune.graph.model import Graph, captured, node_key
+from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import depends_on_sizes
+from onnxprune.protobuf.nodes import captured, node_key
+from onnxprune.runtime import sessions
 from onnxprune.runtime.weights import add_external_weights
 
 DECISIONS = frozenset(
@@ -108,7 +109,7 @@ class Tail:
     def _read(self) -> set[str]:
         return {i for n in self._body for i in (*n.input, *captured(n)) if i}
 
-    def _session(self, inputs: Values) -> runtime.Session:
+    def _session(self, inputs: Values) -> sessions.Session:
         source = self._source
         ports = [
             helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
@@ -119,7 +120,7 @@ class Tail:
         model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
         model.functions.extend(source.functions)
         lent = add_external_weights(model, self._constants)
-        return runtime.open_session(model, optimise=False, name="masked original", weights=lent, feed=True)
+        return sessions.open_session(model, optimise=False, name="masked original", weights=lent, feed=True)
 
 
 def _following(graph: Graph, names: set[str]) -> set[str]:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune import numerics, parallel, runtime
-from onnxprune.graph.model import Graph, Use, attr
+from onnxprune import numerics, parallel
+from onnxprune.graph.model import Graph, Use
+from onnxprune.protobuf.nodes import attr
+from onnxprune.runtime import sessions
 
 Feeds = Mapping[str, np.ndarray]
 WIDEST = 6000
@@ -212,7 +214,7 @@ def second_moments(
     found = {d.key: np.zeros((d.parts, d.inputs + 1, d.inputs + 1)) for d in designs}
     tensors = sorted({d.tensor for d in designs})
     each = sum(4 * int(np.prod(shapes[t])) // max(1, shapes[t][0]) for t in tensors)
-    session = runtime.open_session(runtime.with_outputs(model, tensors), threads=threads, name="calibration pass")
+    session = sessions.open_session(sessions.with_outputs(model, tensors), threads=threads, name="calibration pass")
     rng = np.random.default_rng(seed)
     for feeds in batches(int(np.clip(memory // max(1, each), 1, 32))):
         samples = len(next(iter(feeds.values())))

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx
 
-from onnxprune import numerics, runtime
+from onnxprune import numerics
 from onnxprune.channels import ChannelGroup, Channels, Slice
 from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import rows_of
+from onnxprune.runtime import sessions
 
 Feeds = Mapping[str, np.ndarray]
 POSITIONS = 64
@@ -78,7 +79,7 @@ def _second_moments(
     """(c + 1, c + 1) second moments of some activations' channels, the constant 1 last."""
     found = {t: np.zeros((shapes[t][axis] + 1,) * 2) for t, axis in axes.items()}
     each = sum(4 * int(np.prod(shapes[t])) // max(1, shapes[t][0]) for t in axes)
-    session = runtime.open_session(runtime.with_outputs(model, list(axes)), threads=threads, name="calibration pass")
+    session = sessions.open_session(sessions.with_outputs(model, list(axes)), threads=threads, name="calibration pass")
     rng = np.random.default_rng(seed)
     for feeds in batches(int(np.clip(BYTES // max(1, each), 1, 32))):
         for (t, axis), z in zip(axes.items(), session.run(dict(feeds), list(axes)), strict=True):

@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import files
 from onnxprune.errors import UsageError
-from onnxprune.graph.model import Graph, captured, element_types, inferred_types, node_key
+from onnxprune.graph.model import Graph
+from onnxprune.protobuf.nodes import captured, element_types, inferred_types, node_key
+from onnxprune.protobuf.serialize import without_initializers
 from onnxprune.runtime.weights import EXTERNAL_TYPES, LARGE_BYTES, ModelAndWeights, add_external_weights
 
 ZERO_POINT: Mapping[tuple[str, int], int] = {
@@ -48,7 +49,7 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
         UsageError: a cut names a node that the model does not have.
     """
     graph = graph or Graph(model)
-    result = files.without_initializers(model)
+    result = without_initializers(model)
     nodes = {node_key(n): n for n in result.graph.node}
     shields: dict[str, list[onnx.NodeProto]] = {}
     constants: dict[tuple[str, int], np.ndarray] = {}

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxprune import files, runtime
-from onnxprune.errors import CalibrationError, UsageError
-from onnxprune.files import one_line
-from onnxprune.runtime import ports
+from onnxprune.errors import CalibrationError, UsageError, one_line
+from onnxprune.files.write import atomic_write
+from onnxprune.runtime import ports, sessions
 from onnxprune.samples.calibration import importable, load_function, open_calibration
 
 Metric = Callable[[onnx.ModelProto], float]
@@ -42,7 +41,7 @@ def open_metric(spec: str, specs: Sequence[ports.InputSpec], *, threads: int | N
         def own(model: onnx.ModelProto) -> float:
             with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder, importable(home):
                 path = Path(folder, "model.onnx")
-                files.atomic_write(model, path)
+                atomic_write(model, path)
                 try:
                     found = function(str(path))
                 except Exception as error:
@@ -94,7 +93,7 @@ def agreement(original: onnx.ModelProto, batches: Callable[[], Iterable[Mapping]
 
 
 def _scores(model: onnx.ModelProto, batches: Iterable[Mapping], threads: int | None) -> Iterable[np.ndarray]:
-    session = runtime.open_session(model, threads=threads, name="evaluated")
+    session = sessions.open_session(model, threads=threads, name="evaluated")
     for feeds in batches:
         scores = session.run(dict(feeds))[0]
         if scores.ndim != 2 or scores.shape[1] < 2:

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import runtime
-from onnxprune.graph.model import opset
+from onnxprune.protobuf.nodes import opset
+from onnxprune.runtime import sessions
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -72,7 +72,7 @@ def moments(
             _mean(tapped.graph, source, out, others, version)
             outputs.append(out)
     tapped.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in outputs)
-    session = runtime.open_session(tapped, threads=threads, name="calibration pass")
+    session = sessions.open_session(tapped, threads=threads, name="calibration pass")
     total = 0.0
     sums: list[np.ndarray] = [np.zeros(1)] * len(outputs)
     for feeds in batches:

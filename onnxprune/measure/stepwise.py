@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import runtime
-from onnxprune.graph.model import Graph, captured
+from onnxprune.graph.model import Graph
+from onnxprune.protobuf.nodes import captured
+from onnxprune.runtime import sessions
 from onnxprune.runtime.weights import add_external_weights
 
 Feeds = Mapping[str, np.ndarray]
@@ -145,7 +146,7 @@ class Runner:
         # making the threads of a session, or improving its graph, takes longer than a small segment
         small = sum(_bytes(self.live[i][0]) for i in inputs) <= SMALL
         threads = 1 if small and self.threads is None else self.threads
-        session = runtime.open_session(
+        session = sessions.open_session(
             model,
             threads=threads,
             optimise=not small,

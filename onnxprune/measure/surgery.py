@@ -27,11 +27,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import runtime
 from onnxprune.errors import BudgetError
-from onnxprune.graph.model import Graph, node_key
+from onnxprune.graph.model import Graph
 from onnxprune.measure.decisions import AMPLE, Tail, deciding, picks
 from onnxprune.measure.masking import masked
+from onnxprune.protobuf.nodes import node_key
+from onnxprune.runtime import sessions
 from onnxprune.runtime.weights import ModelAndWeights, with_external_weights
 
 
@@ -334,7 +335,7 @@ class _Closer:
     def look(
         self,
         feeds: Feeds,
-        plain: runtime.Session,
+        plain: sessions.Session,
         wanted: Mapping[str, np.ndarray],
         found: Sequence[np.ndarray],
         seen: Mapping[str, np.ndarray],
@@ -447,7 +448,7 @@ def _tap(model: ModelAndWeights, names: Sequence[str], feeds: Feeds) -> dict[str
 
 def _given(
     light: ModelAndWeights, given: Mapping[str, np.ndarray], outputs: Sequence[str], *, name: str = "model"
-) -> runtime.Session:
+) -> sessions.Session:
     """A session that takes the tensors `given` as further inputs and returns `outputs`.
 
     Not optimised: a run or two each, and the same kernels for both models. The written file is run as users will.
@@ -455,7 +456,7 @@ def _given(
     model = light.model
     if given or list(outputs) != [o.name for o in model.graph.output]:
         model = _with_given(model, given, outputs)
-    return runtime.open_session(model, optimise=False, name=name, weights=light.weights, feed=True)
+    return sessions.open_session(model, optimise=False, name=name, weights=light.weights, feed=True)
 
 
 def _with_given(model: onnx.ModelProto, given: Mapping[str, np.ndarray], outputs: Sequence[str]) -> onnx.ModelProto:
@@ -497,8 +498,8 @@ def _errors(
     reference: onnx.ModelProto, name: str, pruned: onnx.ModelProto, batches: Iterable[Feeds]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """(largest error and largest magnitude per batch and output, (batches, outputs) each; number of samples)."""
-    left = runtime.open_session(reference, name=name)
-    right = runtime.open_session(pruned, name="pruned model")
+    left = sessions.open_session(reference, name=name)
+    right = sessions.open_session(pruned, name="pruned model")
     errors: list[list[float]] = []
     sizes: list[list[float]] = []
     samples = 0
@@ -520,8 +521,8 @@ def check_fidelity(
     original: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds], *, held_out: bool = True
 ) -> Fidelity:
     """Compare the finished model with the original, sample by sample."""
-    left = runtime.open_session(original, name="original")
-    right = runtime.open_session(pruned, name="pruned model")
+    left = sessions.open_session(original, name="original")
+    right = sessions.open_session(pruned, name="pruned model")
     cosines: list[np.ndarray] = []
     agree: list[np.ndarray] = []
     equal: list[np.ndarray] = []

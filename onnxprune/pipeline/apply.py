@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from onnxprune import files
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import UsageError
@@ -26,6 +25,7 @@ from onnxprune.pipeline.proof import check_repaired, cut_and_prove
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES, repair_for
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
+from onnxprune.protobuf.serialize import byte_size
 from onnxprune.report.result import Result
 from onnxprune.rewrite.apply import Mending, alive_after, apply_edits
 from onnxprune.rewrite.drop import drop_blocks
@@ -102,7 +102,7 @@ def apply_plan(
         fidelity = check_fidelity(first.model, pruned, held, held_out=not parts.held.shared)
     after = Cost(count_params(pruned), _macs(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net.feeds), 0)
     without_seeds(pruned)
-    after, before = replace(after, bytes=files.byte_size(pruned)), first.cost()
+    after, before = replace(after, bytes=byte_size(pruned)), first.cost()
     if after.params > before.params and shares_weights(net.graph, net.channels):
         warnings.append(
             "there are more parameters than before: weights that several layers share are cut and repaired for each of "

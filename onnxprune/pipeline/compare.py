@@ -15,12 +15,13 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from onnxprune import parallel, runtime
+from onnxprune import parallel
 from onnxprune.channels import Analysed
 from onnxprune.measure.damage import damage
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
 from onnxprune.rewrite.repair.refit import REFIT_BYTES
+from onnxprune.runtime import sessions
 
 COMPARED = 256
 """Most samples that plans are repaired with, and as many that they are judged by."""
@@ -63,5 +64,5 @@ def least_damage(
 def _outputs(
     model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]], threads: int | None
 ) -> list[list[np.ndarray]]:
-    session = runtime.open_session(model, threads=threads, name="candidate")
+    session = sessions.open_session(model, threads=threads, name="candidate")
     return [session.run(dict(feeds)) for feeds in batches]

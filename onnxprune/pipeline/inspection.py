@@ -13,7 +13,7 @@ import onnx
 from onnxprune.channels import CutSizes, removed_cuts
 from onnxprune.decide.allocation import Limits
 from onnxprune.errors import ModelError
-from onnxprune.graph.model import Graph, opset
+from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, Running
 from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
@@ -21,6 +21,7 @@ from onnxprune.pipeline.apply import PROBED, check_plan
 from onnxprune.pipeline.lossless import probing
 from onnxprune.pipeline.settings import Subject
 from onnxprune.plan import PrunePlan
+from onnxprune.protobuf.nodes import opset
 from onnxprune.report.terminal import plain, si, table
 from onnxprune.rewrite.apply import alive_after, apply_edits, edit_exactly
 from onnxprune.runtime import ports

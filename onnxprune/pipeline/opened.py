@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import files, runtime
 from onnxprune.channels import find_channels
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.files.read import check_model, read_model
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.pipeline.settings import Subject
-from onnxprune.runtime import ports
+from onnxprune.runtime import ports, sessions
 from onnxprune.samples.calibration import ImageSpec, open_calibration
 
 ModelLike = str | PathLike[str] | onnx.ModelProto
@@ -47,7 +47,7 @@ def open_model(
         ModelError, CalibrationError, FileError: what was given cannot be used.
     """
     path = None if isinstance(model, onnx.ModelProto) else Path(model)
-    proto = files.check_model(model) if isinstance(model, onnx.ModelProto) else files.read_model(Path(model))
+    proto = check_model(model) if isinstance(model, onnx.ModelProto) else read_model(Path(model))
     told = digest(proto)
     proto = with_seeds(proto)
     specs = ports.input_specs(proto)
@@ -108,7 +108,7 @@ def _only_batch(
         return None
     other = ports.in_batch(specs, feeds, 2 if own == 1 else 1)
     try:
-        runtime.open_session(graph.model, pack=False).run(other)
+        sessions.open_session(graph.model, pack=False).run(other)
     except ModelError:
         return own
     return None

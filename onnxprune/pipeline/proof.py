@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxprune import runtime
 from onnxprune.channels import Analysed, CutSizes, ahead_of, removed_cuts
 from onnxprune.errors import BudgetError, ModelError, UnstableError
 from onnxprune.graph.model import Graph
@@ -20,7 +19,7 @@ from onnxprune.measure.surgery import FULL, Surgery, UnstableDecisions, check_eq
 from onnxprune.pipeline.lossless import in_words, probing
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import alive_after, edit_exactly
-from onnxprune.runtime import ports
+from onnxprune.runtime import ports, sessions
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -103,7 +102,7 @@ def check_repaired(net: Analysed, model: onnx.ModelProto) -> None:
     """
     free = picks(net.model)  # how many there are may depend on the weights
     try:
-        outputs = runtime.open_session(model, pack=False, name="repaired").run(net.feeds)
+        outputs = sessions.open_session(model, pack=False, name="repaired").run(net.feeds)
     except ModelError as error:
         raise BudgetError(f"{error}; the repair broke it: please report it, and use --repair none") from error
     for name, value in zip(net.graph.outputs, outputs, strict=True):

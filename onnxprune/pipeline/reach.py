@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from onnxprune import files
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure.metric import Metric, agreement, open_metric
 from onnxprune.pipeline.apply import apply_plan, paired
@@ -15,6 +14,7 @@ from onnxprune.pipeline.planner import BATCH, Planner, Progress
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.pipeline.targets import OPTIONS, UNITS, Target, close_loop, largest
 from onnxprune.plan import PrunePlan
+from onnxprune.protobuf.serialize import byte_size
 from onnxprune.report.result import Result
 
 MEASURE_ROUNDS = 20
@@ -128,9 +128,9 @@ def _gains(
 ) -> tuple[Callable[[PrunePlan], float], float, str]:
     """(plan -> measured gain, the gain to reach, what the original has in words)."""
     if target.kind == "size_mb":
-        whole = files.byte_size(subject.model)
+        whole = byte_size(subject.model)
         words = f"{whole / 1e6:.3g} MB"
-        return lambda plan: whole / files.byte_size(planner.unrepaired(plan)), whole / (target.value * 1e6), words
+        return lambda plan: whole / byte_size(planner.unrepaired(plan)), whole / (target.value * 1e6), words
     settings, steps = planner.settings, 0
 
     def gain(plan: PrunePlan) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import __version__, files
+from onnxprune import __version__
 from onnxprune.channels import ChannelGroup
 from onnxprune.decide.allocation import Limits
 from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
@@ -27,6 +27,7 @@ from onnxprune.decide.curves import Curve
 from onnxprune.decide.study import TRIAL_MACS, TRIAL_SAMPLES, Samples, trials_of
 from onnxprune.decide.trials import SHARES, Trials
 from onnxprune.errors import FileError, UnsupportedError, UsageError
+from onnxprune.files.write import atomic_write_text, ensure_writable
 from onnxprune.graph.layers import layers
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.parallel import one_blas_thread
@@ -276,7 +277,7 @@ class _Store:
         self.rows: dict[tuple[str, str], Row] = {}
         if self.path is None:
             return
-        files.ensure_writable(self.path, force=True, sources=[p for p in inputs if p is not None and p.exists()])
+        ensure_writable(self.path, force=True, sources=[p for p in inputs if p is not None and p.exists()])
         if not os.access(self.path.parent, os.W_OK):
             raise FileError(f"{path}: the folder {self.path.parent} cannot be written to; choose another")
         if self.path.exists():
@@ -316,4 +317,4 @@ class _Store:
         (self.rows[key],) = merged([self.rows[key]] if key in self.rows else [], [row])
         if self.path is not None:
             known = replace(self.empty, rows=tuple(self.rows.values()), complete=complete)
-            files.atomic_write_text(known.to_json(), self.path, force=True)
+            atomic_write_text(known.to_json(), self.path, force=True)

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import files, runtime
 from onnxprune.channels import Analysed, Channels
 from onnxprune.decide.allocation import ALLOCATIONS, Limits
 from onnxprune.decide.study import CHOICES, GRADIENT, SAMPLED
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import Cost, count_macs, count_params
-from onnxprune.runtime import ports
+from onnxprune.protobuf.serialize import byte_size
+from onnxprune.runtime import ports, sessions
+from onnxprune.runtime.providers import check_providers
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import Partition
 from onnxprune.timing.engine import Engine
@@ -124,7 +125,7 @@ class Settings:
             raise UsageError("the seed is at least 0, the number of threads at least 1")
         if self.batch < 1:
             raise UsageError(f"the batch is at least 1, not {self.batch}")
-        runtime.check_providers(self.providers, self.provider_options)
+        check_providers(self.providers, self.provider_options)
         if self.lossless and self.repair not in (None, "none"):
             raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
         for pattern in filter(None, (self.include, self.exclude, self.keep_block)):
@@ -240,7 +241,7 @@ class Subject:
         if settings.batch > 1:
             feeds = self.timed(settings.batch)
             try:
-                runtime.open_session(self.model, pack=False).run(feeds)
+                sessions.open_session(self.model, pack=False).run(feeds)
             except ModelError as error:
                 raise UsageError(
                     f"the model does not run with a batch of {settings.batch} ({error}); drop --batch"
@@ -249,4 +250,4 @@ class Subject:
     def cost(self) -> Cost:
         """The original's cost."""
         macs = count_macs(self.graph, self.channels.shapes)
-        return Cost(count_params(self.model), macs, files.byte_size(self.model))
+        return Cost(count_params(self.model), macs, byte_size(self.model))

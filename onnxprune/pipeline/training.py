@@ -29,7 +29,7 @@ from onnxprune.pipeline.repairs import REPAIR_SAMPLES
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.report.result import Result
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 from onnxprune.samples.calibration import open_calibration
 
 if TYPE_CHECKING:

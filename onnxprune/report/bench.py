@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.report.terminal import plain
-from onnxprune.runtime import spread_in_words
+from onnxprune.runtime.providers import spread_in_words
 from onnxprune.timing.latency import BenchResult, Comparison
 
 COLOURS = {"faster": "green", "slower": "red", "no measurable change": "yellow"}

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune import files, runtime
 from onnxprune.channels import Pinned, common_reasons
+from onnxprune.files.write import atomic_write
 from onnxprune.measure.cost import Cost
 from onnxprune.measure.surgery import Fidelity, Surgery
 from onnxprune.plan import PrunePlan
+from onnxprune.runtime import sessions
 from onnxprune.timing.latency import BenchResult
 
 SCHEMA = 1
@@ -87,11 +88,11 @@ class Result:
 
         def runs(written: Path) -> None:
             few = len(self.model.graph.node) <= MANY_NODES
-            session = runtime.open_session(written, optimise=few, name=target.name)
+            session = sessions.open_session(written, optimise=few, name=target.name)
             if self.feeds is not None:
                 session.run(self.feeds)
 
-        files.atomic_write(self.model, target, force=force, sources=sources, verify=runs)
+        atomic_write(self.model, target, force=force, sources=sources, verify=runs)
         return target
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import onnx
 
 from onnxprune.channels import Analysed, CutSizes, adapt_sizes
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph.model import Graph, set_attr, write_sizes
+from onnxprune.graph.export import write_sizes
+from onnxprune.graph.model import Graph
+from onnxprune.protobuf.nodes import set_attr
 
 
 def cut_channels(net: Analysed, alive: np.ndarray, edited: Graph | None = None) -> Graph:

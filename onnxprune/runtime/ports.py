@@ -11,8 +11,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, ValueInfoProto, helper
 
-from onnxprune.errors import ModelError, UnsupportedError, UsageError
-from onnxprune.files import one_line
+from onnxprune.errors import ModelError, UnsupportedError, UsageError, one_line
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ _ORT_TYPES = {
 
 
 def spec_of_session(port: Any) -> InputSpec:
+    """An input as a session of ORT tells of it."""
     match = re.fullmatch(r"tensor\((\w+)\)", port.type)
     dtype = np.dtype(_ORT_TYPES.get(match[1], "object") if match else "object")
     return InputSpec(port.name, dtype, tuple(_axis(d) for d in port.shape))

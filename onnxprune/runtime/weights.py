@@ -7,14 +7,14 @@ nothing gains from their being constant (a run or two, nothing optimised), is fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from onnxprune import files
+from onnxprune.protobuf.serialize import without_initializers
 
 LARGE_BYTES = 1 << 12
 """Bytes from which a weight stays outside."""
@@ -43,18 +43,18 @@ class ModelAndWeights:
 
 def with_external_weights(model: ModelProto) -> ModelAndWeights:
     """The model with its large weights beside it, each copied once; those that are also inputs stay inside."""
-    light = files.without_initializers(model)
+    bare = without_initializers(model)
     ports = {port.name for port in model.graph.input}
     weights: dict[str, np.ndarray] = {}
     for tensor in model.graph.initializer:
         dtype = EXTERNAL_TYPES.get(tensor.data_type)
         raw = tensor.raw_data if dtype and tensor.HasField("raw_data") and tensor.name not in ports else b""
         if len(raw) < LARGE_BYTES:
-            light.graph.initializer.add().CopyFrom(tensor)
+            bare.graph.initializer.add().CopyFrom(tensor)
             continue
         weights[tensor.name] = np.frombuffer(raw, dtype).reshape(tensor.dims)
-        _declare(light, tensor.name, tensor.data_type, weights[tensor.name])
-    return ModelAndWeights(light, weights)
+        _declare(bare, tensor.name, tensor.data_type, weights[tensor.name])
+    return ModelAndWeights(bare, weights)
 
 
 def add_external_weights(model: ModelProto, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -63,7 +63,7 @@ def add_external_weights(model: ModelProto, weights: Mapping[str, np.ndarray]) -
     Returns:
         What a session must be given as `weights`. What is small, or no plain number, is stored in the model.
     """
-    lent = {}
+    beside = {}
     for name, value in weights.items():
         data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
         value = np.ascontiguousarray(value).reshape(value.shape)
@@ -71,8 +71,8 @@ def add_external_weights(model: ModelProto, weights: Mapping[str, np.ndarray]) -
             model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
             continue
         _declare(model, name, data_type, value)
-        lent[name] = value
-    return lent
+        beside[name] = value
+    return beside
 
 
 def _declare(model: ModelProto, name: str, data_type: int, value: np.ndarray) -> None:
@@ -84,12 +84,12 @@ def _declare(model: ModelProto, name: str, data_type: int, value: np.ndarray) ->
         tensor.external_data.add(key=key, value=said)
 
 
-def fed(light: ModelAndWeights) -> ModelProto:
+def with_weights_as_inputs(apart: ModelAndWeights) -> ModelProto:
     """The model as one that takes its outside weights as inputs."""
-    model = files.without_initializers(light.model)
+    model = without_initializers(apart.model)
     known = {port.name for port in model.graph.input}
-    for tensor in light.model.graph.initializer:
-        if tensor.name not in light.weights:
+    for tensor in apart.model.graph.initializer:
+        if tensor.name not in apart.weights:
             model.graph.initializer.add().CopyFrom(tensor)
         elif tensor.name not in known:
             port = model.graph.input.add(name=tensor.name).type.tensor_type
@@ -97,6 +97,3 @@ def fed(light: ModelAndWeights) -> ModelProto:
             for length in tensor.dims:
                 port.shape.dim.add(dim_value=length)
     return model
-
-
-__all__: Sequence[str] = ("ModelAndWeights", "add_external_weights", "fed", "with_external_weights")

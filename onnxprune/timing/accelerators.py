@@ -6,16 +6,13 @@ import functools
 import subprocess
 from collections.abc import Sequence
 
-from onnxprune import runtime
-
-NVIDIA = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
+from onnxprune.runtime.providers import provider_of
 
 
 def accelerators(providers: Sequence[str]) -> tuple[str, ...]:
     """Names of the machine's NVIDIA GPUs with their drivers, where one of the providers runs on them; empty where
     nobody tells."""
-    wanted = {runtime.provider_name(alias) for alias in providers}
-    return _nvidia() if wanted & NVIDIA else ()
+    return _nvidia() if any(provider_of(name).nvidia for name in providers) else ()
 
 
 @functools.cache

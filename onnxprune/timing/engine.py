@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune import runtime
+from onnxprune.runtime import sessions
+from onnxprune.runtime.providers import CPU, RECORDED, provider_name, provider_of
 from onnxprune.timing.accelerators import accelerators
-from onnxprune.timing.latency import CPU, DEVICES, GRAPHS, BoundRun
+from onnxprune.timing.latency import BoundRun
 
 Feeds = Mapping[str, np.ndarray]
 WARM = 3
@@ -43,12 +44,12 @@ class Engine:
     def on_cpu(self) -> bool:
         """Whether ORT's own profile tells how long a node takes. Elsewhere it tells when a node was launched, or knows
         whole subgraphs only."""
-        return runtime.provider_name(self.providers[0]) == CPU
+        return provider_name(self.providers[0]) == CPU
 
     @property
     def on_gpu(self) -> bool:
         """Whether tensors live on a device of their own."""
-        return runtime.provider_name(self.providers[0]) in DEVICES
+        return provider_of(self.providers[0]).device != "cpu"
 
     @property
     def told(self) -> list[Any]:
@@ -60,13 +61,13 @@ class Engine:
             known += [list(self.providers), options, list(accelerators(self.providers)), seen]
         return known
 
-    def open(self, model: onnx.ModelProto, *, profile: Path | None = None, name: str = "timed") -> runtime.Session:
+    def open(self, model: onnx.ModelProto, *, profile: Path | None = None, name: str = "timed") -> sessions.Session:
         """A session of it, as one that is benchmarked. Where it is profiled no run is recorded and replayed: a replay
         launches no node."""
         options = self.options
         if profile is not None:
-            options = {p: {k: v for k, v in o.items() if k not in GRAPHS} for p, o in options.items()}
-        return runtime.open_session(
+            options = {p: {k: v for k, v in o.items() if k not in RECORDED} for p, o in options.items()}
+        return sessions.open_session(
             model,
             providers=self.providers,
             provider_options=options,

@@ -33,10 +33,12 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-from onnxprune.errors import UsageError
-from onnxprune.files import one_line
-from onnxprune.runtime import Placed, Session, open_session, versions
+from onnxprune.errors import UsageError, one_line
+from onnxprune.runtime.accelerated import Placed
+from onnxprune.runtime.install import versions
 from onnxprune.runtime.ports import default_feed
+from onnxprune.runtime.providers import CPU, RECORDED, device_of
+from onnxprune.runtime.sessions import Session, open_session
 from onnxprune.timing.accelerators import accelerators
 from onnxprune.timing.statistics import Interval, Verdict, noise_floor, paired_ratio, round_orders, verdict
 
@@ -47,14 +49,6 @@ WARM_UP_RUNS, WARM_UP_MS = 10, 200.0
 ATTEMPTS = 3  # at a sample that the system does not interrupt
 LONG_MS = 5.0  # a run longer than the scheduler's turns is interrupted in the next attempt as well
 SAMPLE_MS = 1.25  # the aim; a machine that then speeds up still gives samples of at least 1 ms
-DEVICES = {  # where a provider keeps its tensors; any other: on the CPU
-    "CUDAExecutionProvider": "cuda",
-    "TensorrtExecutionProvider": "cuda",
-    "DmlExecutionProvider": "dml",
-}
-CPU = "CPUExecutionProvider"
-GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
-"""Options under which a run is recorded once and replayed: every address must then stay what it was."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +238,7 @@ class BoundRun:
 
     def __init__(self, session: Session, feeds: Mapping[str, NDArray[Any]]):
         self.session, self.feeds = session, feeds
-        self.device = device = DEVICES.get(session.providers[0], "cpu")
+        self.device = device = device_of(session.providers[0])
         raw = session.raw
         binding = raw.io_binding()
         self.inputs = {spec.name: to_device(feeds[spec.name], device) for spec in session.inputs}
@@ -254,7 +248,7 @@ class BoundRun:
             binding.bind_output(name, device)
         self.binding, self._run = binding, raw.run_with_iobinding
         options = session.provider_options.get(session.providers[0], {})
-        if any(options.get(key) in ("1", "True", "true") for key in GRAPHS):
+        if any(options.get(key) in ("1", "True", "true") for key in RECORDED):
             self._keep_outputs()
 
     def __call__(self) -> None:

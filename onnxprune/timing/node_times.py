@@ -32,10 +32,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune import files, runtime
 from onnxprune.errors import ProviderError
+from onnxprune.files.write import atomic_write_text
 from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
-from onnxprune.graph.model import Graph, attr, attributes, node_key
+from onnxprune.graph.model import Graph
+from onnxprune.protobuf.nodes import attr, attributes, node_key
+from onnxprune.runtime import install
 from onnxprune.timing.engine import IDLE, ON_CPU, Engine, idle_chain, repeats, typical
 from onnxprune.timing.latency import BoundRun
 
@@ -401,7 +403,7 @@ class Grids:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            files.atomic_write_text(
+            atomic_write_text(
                 json.dumps({"schema": 2, "machine": _machine(), "layers": self.known}),
                 self.path,
                 force=True,
@@ -423,5 +425,5 @@ def _sound(sweeps: object) -> bool:
 
 def _machine() -> dict[str, object]:
     """What makes a machine another one, as far as the system tells."""
-    known = runtime.versions()
+    known = install.versions()
     return {k: known[k] for k in ("cpu", "platform", "onnxruntime")} | {"cores": os.cpu_count()}

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxprune.graph.model import Graph, attributes
+from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import pair_nodes, pair_sizes
+from onnxprune.protobuf.nodes import attributes
 from onnxprune.timing.engine import ON_CPU, Engine
 from onnxprune.timing.node_times import COPIES, Grids, profiled, profiler_ms
 

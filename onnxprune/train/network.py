@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from onnxprune.errors import UnsupportedError
 from onnxprune.graph import evaluate
-from onnxprune.graph.model import DEFAULT_DOMAINS, Graph, Use, attributes
+from onnxprune.graph.model import Graph, Use
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attributes
 from onnxprune.train.operators import OPERATORS, Refused
 
 Value: TypeAlias = "Tensor | np.ndarray"

@@ -17,9 +17,9 @@ import onnx
 import torch
 from torch import Tensor
 
-from onnxprune.graph.model import attr
 from onnxprune.measure.designs import design_of
 from onnxprune.plan import Factorize
+from onnxprune.protobuf.nodes import attr
 from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective

@@ -20,7 +20,7 @@ from onnxprune.channels import Channels, find_channels, removed_cuts
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 from tests.rewrite.steps import cut
 
 TOLERANCE = 1e-5

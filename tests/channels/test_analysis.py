@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune.channels import find_channels
-from onnxprune.files import check_model
+from onnxprune.files.read import check_model
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from tests.channels import surgery

@@ -215,7 +215,7 @@ def test_a_full_disk(here, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onnxprune.files._flush", full)
+    monkeypatch.setattr("onnxprune.protobuf.disk.flush", full)
     refused(capsys, here, ["m.onnx", "-q"], 7, "space")
 
 
@@ -283,12 +283,12 @@ PHASES = ["observe", "make_plan", "apply_plan", "save"]
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
 def test_signals_leave_nothing(here, capsys, monkeypatch, phase, number, code):
     """The signal arrives in each phase; in the last one when the temporary file is there."""
-    room = {"save": "runtime.open_session", "observe": "pipeline.opened.observe"}
+    room = {"save": "runtime.sessions.open_session", "observe": "pipeline.opened.observe"}
     target = f"onnxprune.{room.get(phase, f'pipeline.plans.{phase}')}"
     if phase == "save":
-        from onnxprune import runtime
+        from onnxprune.runtime import sessions
 
-        real = runtime.open_session
+        real = sessions.open_session
 
         def strike(model, *args, **kwargs):
             if isinstance(model, Path):  # only `Result.save` opens a path here

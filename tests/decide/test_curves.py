@@ -9,7 +9,7 @@ from onnxprune.decide.trials import Trials, damages, tried_widths
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.designs import rows_of, second_moments
-from onnxprune.runtime import open_session, with_outputs
+from onnxprune.runtime.sessions import open_session, with_outputs
 from tests.channels.surgery import feeds_of, model_of
 
 HEAD = "(float[N,3,6,6] x) => (float[] y) <float[6,3,3,3] w0, float[6] b0, {}> {{ h = Conv<pads=[1,1,1,1]>(x, w0, b0) r = Relu(h) {} }}"

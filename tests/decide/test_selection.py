@@ -18,7 +18,7 @@ from onnxprune.measure.cost import CostModel
 from onnxprune.measure.damage import damage
 from onnxprune.measure.likeness import distances
 from onnxprune.pipeline import settings as subject
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 from tests.channels.surgery import feeds_of, model_of
 
 ROOT = Path(__file__).parents[2]

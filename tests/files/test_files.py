@@ -17,8 +17,14 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 import onnxprune
-from onnxprune import files, runtime
 from onnxprune.errors import FileError, ModelError
+from onnxprune.files import sandbox, write
+from onnxprune.files.external import external_files
+from onnxprune.files.read import check_model, read_model
+from onnxprune.files.write import atomic_write, atomic_write_text
+from onnxprune.protobuf import disk, serialize
+from onnxprune.protobuf import external as external_weights
+from onnxprune.runtime import install
 
 CONV = """<ir_version: 8, opset_import: ["": 17], producer_name: "someone">
 net (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
@@ -262,7 +268,7 @@ def test_bad_file(folder, content, says):
     path.write_bytes(data)
     before = sorted(os.listdir(folder))
     with pytest.raises(ModelError) as caught:
-        files.read_model(path)
+        read_model(path)
     message = str(caught.value)
     assert caught.value.exit_code == 3
     assert says in message
@@ -273,14 +279,14 @@ def test_bad_file(folder, content, says):
 @pytest.mark.parametrize("name", ["nowhere.onnx", "folder", "pipe.data", "nul\0byte"])
 def test_unreadable_file(folder, name):
     with pytest.raises(FileError) as caught:
-        files.read_model(folder / name)
+        read_model(folder / name)
     assert caught.value.exit_code == 7 and "\n" not in str(caught.value)
 
 
 def test_a_message_cannot_forge_a_line(tmp_path):
     model = changed(rename("input", 1, "a\nall is well\x1b[31m"))
     with pytest.raises(ModelError) as caught:
-        files.check_model(model, name="two\nlines")
+        check_model(model, name="two\nlines")
     assert str(caught.value).isprintable()
 
 
@@ -291,20 +297,20 @@ def test_a_sound_file_is_read_as_it_is(tmp_path):
     model = conv()
     model.metadata_props.add(key="note", value="kept")
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    assert files.read_model(tmp_path / "m.onnx") == model
+    assert read_model(tmp_path / "m.onnx") == model
 
 
 def test_an_ordinary_model_starts_no_process(monkeypatch):
-    monkeypatch.setattr(files, "_in_child", lambda *_: pytest.fail("a child process"))
+    monkeypatch.setattr(sandbox, "in_child", lambda *_: pytest.fail("a child process"))
     model = conv()
-    assert files.check_model(model) is model
+    assert check_model(model) is model
 
 
 def test_nodes_out_of_order_are_sorted_and_the_caller_keeps_his_model():
     model = conv()
     model.graph.node.reverse()
     before = model.SerializeToString()
-    fixed = files.check_model(model)
+    fixed = check_model(model)
     assert [n.name for n in fixed.graph.node] == ["first", "second", "third"]
     assert model.SerializeToString() == before
 
@@ -317,7 +323,7 @@ def test_sorting_is_stable_and_sees_what_subgraphs_read():
             [one] u = Abs (x)
             [two] late = Neg (x)
         }""")
-    assert [n.name for n in files.check_model(model).graph.node] == ["one", "two", "if"]
+    assert [n.name for n in check_model(model).graph.node] == ["one", "two", "if"]
 
 
 def test_sorting_takes_the_lowest_node_that_may_go():
@@ -325,24 +331,24 @@ def test_sorting_takes_the_lowest_node_that_may_go():
         net (float[4] x) => (float[4] r, float[4] q) {
             [n0] r = Abs (b)  [n1] q = Abs (c)  [n2] c = Neg (x)  [n3] b = Neg (x)
         }""")
-    assert [n.name for n in files.check_model(model).graph.node] == ["n2", "n1", "n3", "n0"]
+    assert [n.name for n in check_model(model).graph.node] == ["n2", "n1", "n3", "n0"]
 
 
 def test_a_subgraph_must_not_read_what_nobody_makes():
     model = parser.parse_model(IF.replace("Neg (x)", "Neg (nothing)"))
     with pytest.raises(ModelError, match="'nothing'"):
-        files.check_model(model)
+        check_model(model)
 
 
 def test_subgraphs_pass_through_the_child():
-    assert files.check_model(parser.parse_model(IF)).graph.node[0].op_type == "If"
+    assert check_model(parser.parse_model(IF)).graph.node[0].op_type == "If"
 
 
 def test_functions_are_inlined_and_the_rest_stays():
     model = functions("b = Relu (a)", "c = local.A (a)  b = local.A (c)", call="B")
     model.metadata_props.add(key="note", value="kept")
     model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "spare"))
-    flat = files.check_model(model)
+    flat = check_model(model)
     assert [n.op_type for n in flat.graph.node] == ["Relu", "Relu"] and not flat.functions
     assert [t.name for t in flat.graph.initializer] == ["spare"] and len(flat.graph.input) == 1
     assert (flat.ir_version, flat.metadata_props[0].value) == (8, "kept")
@@ -351,10 +357,10 @@ def test_functions_are_inlined_and_the_rest_stays():
 
 def test_external_data_is_loaded(folder):
     (folder / "m.onnx").write_bytes(changed(external("w.data", offset=0, length=48)).SerializeToString())
-    assert files.read_model(folder / "m.onnx") == conv()
-    assert files.external_files(folder / "m.onnx") == (folder / "w.data",)
+    assert read_model(folder / "m.onnx") == conv()
+    assert external_files(folder / "m.onnx") == (folder / "w.data",)
     with pytest.raises(ModelError, match="still in an external file"):
-        files.check_model(onnx.load(folder / "m.onnx", load_external_data=False))
+        check_model(onnx.load(folder / "m.onnx", load_external_data=False))
 
 
 @pytest.mark.parametrize(
@@ -369,7 +375,7 @@ def test_infinities_that_mean_something(text, value):
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
         net (float[2] x, bool[2] m) => (float[2] y) {{ {text} }}""")
     model.graph.initializer.append(numpy_helper.from_array(np.array([0, value], np.float32), "c"))
-    assert files.check_model(model) is model
+    assert check_model(model) is model
 
 
 def test_a_custom_operator_is_no_fault():
@@ -377,28 +383,28 @@ def test_a_custom_operator_is_no_fault():
         lambda m: setattr(m.graph.node[1], "domain", "vendor"),
         lambda m: m.opset_import.append(helper.make_opsetid("vendor", 1)),
     )
-    assert files.check_model(model) is model
+    assert check_model(model) is model
 
 
 def test_a_newer_opset_than_onnxruntime_runs(monkeypatch):
-    monkeypatch.setattr(runtime, "refusal", lambda ir, opset: f"no opset {opset}")
+    monkeypatch.setattr(install, "refusal", lambda ir, opset: f"no opset {opset}")
     with pytest.raises(ModelError, match="no opset 22; upgrade onnxruntime"):
-        files.check_model(changed(lambda m: setattr(m.opset_import[0], "version", 22)))
+        check_model(changed(lambda m: setattr(m.opset_import[0], "version", 22)))
 
 
 def test_a_child_that_hangs_is_killed(monkeypatch):
-    monkeypatch.setattr(files, "_CHILD", "import time; time.sleep(60)")
-    monkeypatch.setattr(files, "CHILD_SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "_CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(sandbox, "CHILD_SECONDS", 0.2)
     start = time.monotonic()
     with pytest.raises(ModelError, match=r"more than 0\.2 s"):
-        files.check_model(parser.parse_model(IF))
+        check_model(parser.parse_model(IF))
     assert time.monotonic() - start < 5
 
 
 def test_a_child_that_crashes_is_reported(monkeypatch):
-    monkeypatch.setattr(files, "_CHILD", "import os; os.abort()")
+    monkeypatch.setattr(sandbox, "_CHILD", "import os; os.abort()")
     with pytest.raises(ModelError, match="checking its subgraphs crashed"):
-        files.check_model(parser.parse_model(IF))
+        check_model(parser.parse_model(IF))
 
 
 def test_ten_thousand_nodes_backwards_in_no_time():
@@ -407,7 +413,7 @@ def test_ten_thousand_nodes_backwards_in_no_time():
     graph = helper.make_graph(nodes[::-1], "long", port[:1], port[1:])
     model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
     start = time.process_time()
-    fixed = files.check_model(model)
+    fixed = check_model(model)
     assert time.process_time() - start < 5  # half a second on a quiet machine
     assert [n.input[0] for n in fixed.graph.node[:3]] == ["t0", "t1", "t2"]
 
@@ -422,8 +428,8 @@ def listing(folder: Path) -> list[str]:
 def test_what_is_written_is_read_back(tmp_path):
     seen = []
     path = tmp_path / "m.onnx"
-    files.atomic_write(conv(), path, verify=lambda p: seen.append(files.read_model(p)))
-    assert files.read_model(path) == conv() == seen[0]
+    atomic_write(conv(), path, verify=lambda p: seen.append(read_model(p)))
+    assert read_model(path) == conv() == seen[0]
     assert listing(tmp_path) == ["m.onnx"]
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
 
@@ -437,15 +443,15 @@ def umask() -> int:
 def test_existing_file_needs_force(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_text("old")
-    for write in (
-        lambda **k: files.atomic_write(conv(), path, **k),
-        lambda **k: files.atomic_write_text("t", path, **k),
+    for writer in (
+        lambda **k: atomic_write(conv(), path, **k),
+        lambda **k: atomic_write_text("t", path, **k),
     ):
         path.write_text("old")
         with pytest.raises(FileError, match="--force"):
-            write()
+            writer()
         assert path.read_text() == "old" and listing(tmp_path) == ["m.onnx"]
-        write(force=True)
+        writer(force=True)
         assert path.read_bytes() != b"old" and listing(tmp_path) == ["m.onnx"]
 
 
@@ -459,7 +465,7 @@ def test_a_source_is_never_overwritten(tmp_path, alias):
     os.link(source, tmp_path / "hard.onnx")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     with pytest.raises(FileError, match="the input") as caught:
-        files.atomic_write(conv(), tmp_path / alias, force=True, sources=[source])
+        atomic_write(conv(), tmp_path / alias, force=True, sources=[source])
     assert caught.value.exit_code == 7
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
 
@@ -468,16 +474,16 @@ def test_a_source_is_never_overwritten(tmp_path, alias):
 def test_a_place_that_takes_no_file(tmp_path, name):
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileError):
-        files.atomic_write(conv(), tmp_path / name, force=True)
+        atomic_write(conv(), tmp_path / name, force=True)
     assert listing(tmp_path) == ["folder"]
 
 
 def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
+    monkeypatch.setattr(disk.secrets, "token_hex", lambda _: "guessed")
     (tmp_path / "target").write_text("precious")
     (tmp_path / ".onnxprune-guessed.tmp").symlink_to("target")
     with pytest.raises(FileError):
-        files.atomic_write_text("new", tmp_path / "plan.json")
+        atomic_write_text("new", tmp_path / "plan.json")
     assert (tmp_path / "target").read_text() == "precious"
     assert listing(tmp_path) == [".onnxprune-guessed.tmp", "target"]
 
@@ -485,7 +491,7 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
 def test_force_replaces_a_link_and_not_its_target(tmp_path):
     (tmp_path / "target").write_text("precious")
     (tmp_path / "m.onnx").symlink_to("target")
-    files.atomic_write(conv(), tmp_path / "m.onnx", force=True)
+    atomic_write(conv(), tmp_path / "m.onnx", force=True)
     assert (tmp_path / "target").read_text() == "precious" and not (tmp_path / "m.onnx").is_symlink()
 
 
@@ -500,12 +506,12 @@ def fail(error):
 @pytest.mark.parametrize("existed", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), ModelError("no"), RuntimeError("bug")])
 def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch, limit, existed, error):
-    monkeypatch.setattr(files, "MAX_PROTOBUF", limit)
-    monkeypatch.setattr(files, "EXTERNAL_THRESHOLD", 10)
+    monkeypatch.setattr(serialize, "MAX_PROTOBUF", limit)
+    monkeypatch.setattr(external_weights, "EXTERNAL_THRESHOLD", 10)
     if existed:
         (tmp_path / "m.onnx").write_text("old")
     with pytest.raises(type(error)):
-        files.atomic_write(conv(), tmp_path / "m.onnx", force=True, verify=fail(error))
+        atomic_write(conv(), tmp_path / "m.onnx", force=True, verify=fail(error))
     assert listing(tmp_path) == ["m.onnx"] * existed
     assert not existed or (tmp_path / "m.onnx").read_text() == "old"
 
@@ -522,32 +528,32 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch, limit, exis
 @pytest.mark.parametrize("limit", [10**9, 10], ids=["one file", "external"])
 def test_the_system_refuses(tmp_path, monkeypatch, call, number, says, limit):
     (tmp_path / "m.onnx").write_text("old")
-    monkeypatch.setattr(files, "MAX_PROTOBUF", limit)
+    monkeypatch.setattr(serialize, "MAX_PROTOBUF", limit)
     with monkeypatch.context() as patch, pytest.raises(FileError, match=says) as caught:
-        patch.setattr(files.os, call, fail(OSError(number, os.strerror(number))))
-        files.atomic_write(conv(), tmp_path / "m.onnx", force=True)
+        patch.setattr(os, call, fail(OSError(number, os.strerror(number))))
+        atomic_write(conv(), tmp_path / "m.onnx", force=True)
     assert caught.value.exit_code == 7 and "\n" not in str(caught.value)
     assert listing(tmp_path) == ["m.onnx"] and (tmp_path / "m.onnx").read_text() == "old"
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.os, "link", fail(OSError(errno.EPERM, "no links here")))
-    files.atomic_write_text("one", tmp_path / "plan.json")
+    monkeypatch.setattr(os, "link", fail(OSError(errno.EPERM, "no links here")))
+    atomic_write_text("one", tmp_path / "plan.json")
     with pytest.raises(FileError, match="--force"):
-        files._claim(tmp_path / "any", tmp_path / "plan.json")
+        write._claim(tmp_path / "any", tmp_path / "plan.json")
     assert (tmp_path / "plan.json").read_text() == "one" and listing(tmp_path) == ["plan.json"]
 
 
 def test_a_disk_that_lies(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_flush", lambda file: file.truncate(50))
+    monkeypatch.setattr(disk, "flush", lambda file: file.truncate(50))
     with pytest.raises(FileError, match="check the disk"):
-        files.atomic_write(conv(), tmp_path / "m.onnx")
+        atomic_write(conv(), tmp_path / "m.onnx")
     assert listing(tmp_path) == []
 
 
 def test_a_model_that_is_not_sound_is_not_written(tmp_path):
     with pytest.raises(ModelError, match="NaN"):
-        files.atomic_write(changed(set_weight(np.nan)), tmp_path / "m.onnx")
+        atomic_write(changed(set_weight(np.nan)), tmp_path / "m.onnx")
     assert listing(tmp_path) == []
 
 
@@ -555,27 +561,27 @@ def test_the_second_writer_is_told(tmp_path):
     path = tmp_path / "m.onnx"
 
     def other(_):
-        files.atomic_write_text("first", path)
+        atomic_write_text("first", path)
 
     with pytest.raises(FileError, match="--force"):
-        files.atomic_write(conv(), path, verify=other)
+        atomic_write(conv(), path, verify=other)
     assert path.read_text() == "first" and listing(tmp_path) == ["m.onnx"]
 
 
 def test_large_weights_go_to_a_file_named_by_their_content(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_PROTOBUF", 10)
-    monkeypatch.setattr(files, "EXTERNAL_THRESHOLD", 20)
+    monkeypatch.setattr(serialize, "MAX_PROTOBUF", 10)
+    monkeypatch.setattr(external_weights, "EXTERNAL_THRESHOLD", 20)
     model = conv()
     typed = helper.make_tensor("typed", TensorProto.FLOAT, [6], [1, 2, 3, 4, 5, 6])
     typed.doc_string = "kept"
     model.graph.initializer.append(typed)
     before = model.SerializeToString()
     for name in ("m.onnx", "again.onnx"):
-        files.atomic_write(model, tmp_path / name, verify=files.read_model)
+        atomic_write(model, tmp_path / name, verify=read_model)
     assert model.SerializeToString() == before
-    first, second = (files.external_files(tmp_path / n)[0].name for n in ("m.onnx", "again.onnx"))
+    first, second = (external_files(tmp_path / n)[0].name for n in ("m.onnx", "again.onnx"))
     assert first.startswith("m-") and first[2:] == second[6:]
-    back = files.read_model(tmp_path / "m.onnx")
+    back = read_model(tmp_path / "m.onnx")
     for old, new in zip(model.graph.initializer, back.graph.initializer, strict=True):
         assert (old.name, old.doc_string) == (new.name, new.doc_string)
         np.testing.assert_array_equal(numpy_helper.to_array(old), numpy_helper.to_array(new))
@@ -583,19 +589,19 @@ def test_large_weights_go_to_a_file_named_by_their_content(tmp_path, monkeypatch
 
 
 def test_the_loser_keeps_the_weights_that_the_winner_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_PROTOBUF", 10)
-    monkeypatch.setattr(files, "EXTERNAL_THRESHOLD", 20)
+    monkeypatch.setattr(serialize, "MAX_PROTOBUF", 10)
+    monkeypatch.setattr(external_weights, "EXTERNAL_THRESHOLD", 20)
     path = tmp_path / "m.onnx"
     with pytest.raises(FileError, match="--force"):
-        files.atomic_write(conv(), path, verify=lambda tmp: os.link(tmp, path))
-    assert files.read_model(path).graph.node == conv().graph.node
+        atomic_write(conv(), path, verify=lambda tmp: os.link(tmp, path))
+    assert read_model(path).graph.node == conv().graph.node
 
 
 SCRIPT = """
 import sys, time, onnx, resource, signal
 from pathlib import Path
-from onnxprune import files
 from onnxprune.errors import PruneError
+from onnxprune.files.write import atomic_write
 path, mode = Path(sys.argv[1]), sys.argv[2]
 model = onnx.load(path.with_name("source.onnx"))
 def hang(_):
@@ -604,7 +610,7 @@ def hang(_):
 if mode == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
-    files.atomic_write(model, path, force=True, verify=hang if mode == "hang" else None)
+    atomic_write(model, path, force=True, verify=hang if mode == "hang" else None)
 except PruneError as error:
     sys.exit(f"{error.exit_code} {error}")
 """

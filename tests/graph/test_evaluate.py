@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph import evaluate, fold
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 
 F = np.arange(-3, 3, dtype=np.float32).reshape(2, 3) * 1.25
 P = np.abs(F) + 0.5

@@ -7,8 +7,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.errors import ModelError
-from onnxprune.graph.model import Graph, attr, digest, set_attr, write_sizes
-from onnxprune.runtime import open_session
+from onnxprune.graph.export import write_sizes
+from onnxprune.graph.model import Graph, digest
+from onnxprune.protobuf.nodes import attr, set_attr
+from onnxprune.runtime.sessions import open_session
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((4, 3)).astype(np.float32)

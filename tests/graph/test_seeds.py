@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from onnxprune import api
-from onnxprune.graph.model import attr
 from onnxprune.graph.seeds import RANDOM, with_seeds
+from onnxprune.protobuf.nodes import attr
 from tests.channels.surgery import model_of
 
 NOISE = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] a, float[4,8,1,1] b, float[8,4,1,1] c, float[5,8,1,1] d, float[8] s>

@@ -93,7 +93,7 @@ def test_sizes_are_those_of_the_values(model, feeds):
     del copy.graph.output[:]
     names = [o for n in model.graph.node for o in n.output if o in found.shapes]
     copy.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names)
-    values = dict(zip(names, shapes.runtime.open_session(copy, optimise=False).run(feeds), strict=True))
+    values = dict(zip(names, shapes.sessions.open_session(copy, optimise=False).run(feeds), strict=True))
     assert {n: np.shape(v) for n, v in values.items()} == {n: found.shapes[n] for n in names}
     for name, value in found.derived.items():
         np.testing.assert_array_equal(value, values[name])

@@ -82,8 +82,8 @@ def test_the_check_plays_rounding_through_again(monkeypatch, ample, turned):
     )
     monkeypatch.setattr(decisions, "AMPLE", ample)
     runs = []
-    run = verify.runtime.Session.run
-    monkeypatch.setattr(verify.runtime.Session, "run", lambda self, *a: runs.append(self.name) or run(self, *a))
+    run = verify.sessions.Session.run
+    monkeypatch.setattr(verify.sessions.Session, "run", lambda self, *a: runs.append(self.name) or run(self, *a))
     monkeypatch.setattr(verify, "picks", lambda model: bool(runs.clear()) or decisions.picks(model))  # the check begins
     result = check(model)
     assert result.exact and bool(result.turned) == turned == bool(result.decisions)
@@ -110,8 +110,8 @@ PARITY = """(float[1,3,8,8] x) => (float[] y)
 @pytest.fixture
 def runs(monkeypatch):
     made = []
-    run = verify.runtime.Session.run
-    monkeypatch.setattr(verify.runtime.Session, "run", lambda self, *a: made.append(self.name) or run(self, *a))
+    run = verify.sessions.Session.run
+    monkeypatch.setattr(verify.sessions.Session, "run", lambda self, *a: made.append(self.name) or run(self, *a))
     monkeypatch.setattr(verify, "masked", lambda *a, of=verify.masked, **k: made.clear() or of(*a, **k))
     return made
 

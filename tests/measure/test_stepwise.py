@@ -6,10 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import runtime
 from onnxprune.graph.model import Graph
 from onnxprune.measure.stepwise import Runner
-from onnxprune.runtime import ports
+from onnxprune.runtime import ports, sessions
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[1, 4, 2, 2] x) => (float[1, 4, 2, 2] y) <int64[2] sizes = {2, 2}> {
@@ -38,7 +37,7 @@ g (float[1, 4, 2, 2] x) => (float[1, 4, 2, 2] y) <int64[2] sizes = {2, 2}> {
 def test_what_is_wanted_in_order_comes(wanted, stride):
     model = onnx.parser.parse_model(MODEL)
     feeds = ports.default_feed(ports.input_specs(model))
-    everything = runtime.open_session(runtime.with_outputs(model, wanted)).run(feeds, wanted)
+    everything = sessions.open_session(sessions.with_outputs(model, wanted)).run(feeds, wanted)
     runner = Runner(Graph(model), [feeds], ahead=wanted)
     runner.stride = stride
     for name, value in zip(wanted, everything, strict=True):
@@ -56,6 +55,6 @@ def test_a_fork_goes_on_where_the_networks_part(first):
     runner = Runner(Graph(model), batches)
     runner.before(first)
     for candidate, forked in ((other, runner.fork(Graph(other))), (model, runner)):
-        session = runtime.open_session(candidate)
+        session = sessions.open_session(candidate)
         for feeds, got in zip(batches, forked.outputs(), strict=True):
             assert np.array_equal(session.run(feeds)[0], got[0])

@@ -9,11 +9,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxprune import api, runtime
+from onnxprune import api
 from onnxprune.channels import CutSizes, removed_cuts
 from onnxprune.errors import UnstableError
 from onnxprune.measure.surgery import Surgery, check_fidelity, check_surgery
 from onnxprune.plan import PrunePlan
+from onnxprune.runtime import sessions
 from tests.channels import surgery
 from tests.rewrite.steps import cut
 
@@ -173,11 +174,11 @@ def test_a_model_that_answers_in_integers_is_compared_by_them() -> None:
     result = api.prune(model, 0.3, calibration=samples, round_to=1)
     found = result.fidelity
     assert found is not None and found.cosine is found.sqnr_db is found.top1 is None
-    session = runtime.open_session(result.model)
+    session = sessions.open_session(result.model)
     assert found.equal is not None and 0.2 < found.equal <= 1  # five classes
     same = check_fidelity(model, model, [{"x": samples}])
     assert same.equal == 1 and same.in_words() == "same integers 100.0%"
-    (wanted,), (got,) = runtime.open_session(model).run({"x": samples}), session.run({"x": samples})
+    (wanted,), (got,) = sessions.open_session(model).run({"x": samples}), session.run({"x": samples})
     found = check_fidelity(model, result.model, [{"x": samples[:9]}, {"x": samples[9:]}])
     assert found.equal == pytest.approx((wanted == got).mean())
     assert f"same integers {result.fidelity.equal:.1%}" in result.summary()

@@ -21,7 +21,7 @@ from onnxprune.measure.damage import damage
 from onnxprune.pipeline import sensitivity as sensitivities
 from onnxprune.report import plots
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged, render
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 
 X = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32)
 

@@ -12,10 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnxprune import files, runtime
 from onnxprune.errors import FileError, ModelError, ProviderError, UnsupportedError, UsageError
-from onnxprune.runtime import ports
+from onnxprune.protobuf import external, serialize
+from onnxprune.runtime import install, ports, sessions
 from onnxprune.runtime.ports import InputSpec
+from onnxprune.runtime.providers import PROVIDERS, parse_provider_options
+from onnxprune.runtime.reasons import reason
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 net (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {
@@ -40,7 +42,7 @@ def test_a_session_from_anything(tmp_path, form):
     path = tmp_path / "m.onnx"
     path.write_bytes(net().SerializeToString())
     forms = {"model": net(), "bytes": path.read_bytes(), "path": path, "text": str(path)}
-    session = runtime.open_session(forms[form], threads=1, spinning=False)
+    session = sessions.open_session(forms[form], threads=1, spinning=False)
     assert session.inputs == (InputSpec("x", np.dtype(np.float32), ("N", 3, 8, 8)),)
     assert (session.outputs, session.providers) == (("y",), ("CPUExecutionProvider",))
     assert session.assignment is None
@@ -49,7 +51,7 @@ def test_a_session_from_anything(tmp_path, form):
 
 
 def test_options_reach_onnxruntime():
-    raw = runtime.open_session(net(), threads=2, optimise=False, spinning=False).raw
+    raw = sessions.open_session(net(), threads=2, optimise=False, spinning=False).raw
     options = raw.get_session_options()
     assert (options.intra_op_num_threads, options.log_severity_level) == (2, 4)
     assert options.graph_optimization_level.name == "ORT_DISABLE_ALL"
@@ -57,9 +59,9 @@ def test_options_reach_onnxruntime():
 
 
 def test_a_model_too_large_for_protobuf(monkeypatch):
-    monkeypatch.setattr(files, "MAX_PROTOBUF", 10)
-    monkeypatch.setattr(files, "EXTERNAL_THRESHOLD", 10)
-    session = runtime.open_session(net(), threads=1)
+    monkeypatch.setattr(serialize, "MAX_PROTOBUF", 10)
+    monkeypatch.setattr(external, "EXTERNAL_THRESHOLD", 10)
+    session = sessions.open_session(net(), threads=1)
     folder = session._keep.name
     np.testing.assert_array_equal(session.run(X)[0], np.full((2, 3, 8, 8), 3, np.float32))
     assert len(os.listdir(folder)) == 2
@@ -68,12 +70,12 @@ def test_a_model_too_large_for_protobuf(monkeypatch):
 
 
 def test_a_large_model_that_does_not_load_leaves_no_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(files, "MAX_PROTOBUF", 10)
-    monkeypatch.setattr(runtime.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(serialize, "MAX_PROTOBUF", 10)
+    monkeypatch.setattr(sessions.tempfile, "tempdir", str(tmp_path))
     model = net()
     model.graph.node[1].op_type = "Frob"
     with pytest.raises(ModelError):
-        runtime.open_session(model)
+        sessions.open_session(model)
     assert os.listdir(tmp_path) == []
 
 
@@ -95,12 +97,12 @@ BROKEN.graph.node[1].op_type = "Frob"
 )
 def test_refusals(arguments, error, says):
     with pytest.raises(error) as caught:
-        runtime.open_session(**{"model": net(), **arguments})
+        sessions.open_session(**{"model": net(), **arguments})
     assert says in str(caught.value) and str(caught.value).isprintable()
 
 
 def test_feeds_that_do_not_fit_are_one_line():
-    session = runtime.open_session(net(), threads=1, name="my.onnx")
+    session = sessions.open_session(net(), threads=1, name="my.onnx")
     with pytest.raises(ModelError, match=r"my.onnx: cannot be run with x float32\[1, 5, 8, 8\]") as caught:
         session.run({"x": np.ones((1, 5, 8, 8), np.float32)})
     assert str(caught.value).isprintable()
@@ -108,8 +110,8 @@ def test_feeds_that_do_not_fit_are_one_line():
 
 @pytest.mark.parametrize(("ir", "opset", "runs"), [(8, 17, True), (8, 9999, False), (9999, 17, False)])
 def test_what_the_installed_onnxruntime_runs(ir, opset, runs):
-    runtime.refusal.cache_clear()
-    assert (runtime.refusal(ir, opset) is None) == runs
+    install.refusal.cache_clear()
+    assert (install.refusal(ir, opset) is None) == runs
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_what_the_installed_onnxruntime_runs(ir, opset, runs):
     ],
 )
 def test_reasons_are_cleaned(raw, clean):
-    assert runtime._reason(raw) == clean
+    assert reason(raw) == clean
 
 
 # ------------------------------------------------------------------------------- onnxruntime, installed how
@@ -153,12 +155,12 @@ def test_an_install_that_does_not_work(monkeypatch, installed, says):
     monkeypatch.setattr(importlib.metadata, "distribution", distribution)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # import raises ImportError
     with pytest.raises(ProviderError) as caught:
-        runtime.require_ort()
+        install.require_ort()
     assert caught.value.exit_code == 8 and says in str(caught.value)
-    assert runtime.versions()["onnxruntime"] in ("not installed", " and ".join(installed))
-    runtime.refusal.cache_clear()
-    assert runtime.refusal(9999, 9999) is None
-    runtime.refusal.cache_clear()
+    assert install.versions()["onnxruntime"] in ("not installed", " and ".join(installed))
+    install.refusal.cache_clear()
+    assert install.refusal(9999, 9999) is None
+    install.refusal.cache_clear()
 
 
 # ------------------------------------------------------------------------------------ on a made-up machine
@@ -221,7 +223,7 @@ class Machine(SimpleNamespace):
         super().__init__(dead=dead, raises=raises or {}, nodes=nodes, build=build, preloaded=0, fallback=[])
 
     def get_available_providers(self):
-        return [runtime.PROVIDERS[alias] for alias in self.build]
+        return [PROVIDERS[alias].name for alias in self.build]
 
     def preload_dlls(self):
         self.preloaded += 1
@@ -238,14 +240,14 @@ class Machine(SimpleNamespace):
         return FakeSession(self, options, providers)
 
 
-CUDA, CPU = runtime.PROVIDERS["cuda"], runtime.PROVIDERS["cpu"]
+CUDA, CPU = PROVIDERS["cuda"].name, PROVIDERS["cpu"].name
 
 
 @pytest.fixture
 def machine(monkeypatch):
     def use(**traits):
         made = Machine(**traits)
-        monkeypatch.setattr(runtime, "require_ort", lambda: made)
+        monkeypatch.setattr(install, "require_ort", lambda: made)
         return made
 
     return use
@@ -253,7 +255,7 @@ def machine(monkeypatch):
 
 def test_cuda_that_works_says_who_took_what(machine):
     made = machine(nodes=[(CUDA, 40), (CPU, 2), (CUDA, 5)])
-    session = runtime.open_session(net(), providers=["cuda"])
+    session = sessions.open_session(net(), providers=["cuda"])
     assert session.providers == (CUDA, CPU)
     assert session.assignment == {CUDA: 45, CPU: 2}
     assert session.inputs == (InputSpec("x", np.dtype(np.float32), ("N", 3, None)),)
@@ -263,10 +265,10 @@ def test_cuda_that_works_says_who_took_what(machine):
 def test_provider_options_reach_the_provider(machine):
     """Not run on a GPU."""
     machine(nodes=[(CUDA, 1)])
-    given = runtime.parse_provider_options(["cuda.use_tf32=0", "cuda.cudnn_conv_algo_search=HEURISTIC"])
-    session = runtime.open_session(net(), providers=["cuda"], provider_options=given)
+    given = parse_provider_options(["cuda.use_tf32=0", "cuda.cudnn_conv_algo_search=HEURISTIC"])
+    session = sessions.open_session(net(), providers=["cuda"], provider_options=given)
     assert session.provider_options[CUDA] == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-    flags = runtime.open_session(net(), providers=["cuda"], provider_options={"cuda": {"prefer_nhwc": True}})
+    flags = sessions.open_session(net(), providers=["cuda"], provider_options={"cuda": {"prefer_nhwc": True}})
     assert flags.provider_options == {CUDA: {"use_tf32": "1", "prefer_nhwc": "1"}, CPU: {"use_tf32": "1"}}
 
 
@@ -282,31 +284,31 @@ def test_provider_options_reach_the_provider(machine):
 def test_provider_options_that_do_not_fit(machine, given, says):
     machine(raises={CUDA: RuntimeError('Unknown provider option: "use_tf33".')})
     with pytest.raises(UsageError, match=says):
-        runtime.open_session(net(), providers=["cuda", "cpu"], provider_options=given)
+        sessions.open_session(net(), providers=["cuda", "cpu"], provider_options=given)
 
 
 @pytest.mark.parametrize("text", ["use_tf32=0", "cuda.use_tf32", "cuda.=1", "cuda.use_tf32=", "abacus.beads=9"])
 def test_provider_options_that_are_none(text):
     with pytest.raises(UsageError, match=r"cuda\.use_tf32=0|unknown provider"):
-        runtime.parse_provider_options([text])
+        parse_provider_options([text])
 
 
 @pytest.mark.parametrize(("provider", "pattern"), [("directml", False), ("coreml", True)])
 def test_directml_runs_without_memory_patterns(machine, provider, pattern):
     machine(build=("directml", "coreml", "cpu"))
-    assert runtime.open_session(net(), providers=[provider]).raw.mem_pattern == pattern
+    assert sessions.open_session(net(), providers=[provider]).raw.mem_pattern == pattern
 
 
 def test_the_cpu_tells_its_nodes_when_asked():
-    assert runtime.open_session(net()).nodes is None
-    session = runtime.open_session(net(), record=True)
+    assert sessions.open_session(net()).nodes is None
+    session = sessions.open_session(net(), record=True)
     if session.nodes is not None:  # ONNX Runtime before 1.24 cannot tell
         assert session.assignment == {CPU: len(session.nodes)} and "Conv" in session.nodes[0].op_type
 
 
 def test_a_build_that_records_no_assignment(machine):
     machine()
-    assert runtime.open_session(net(), providers=["cuda", "cpu"]).assignment is None
+    assert sessions.open_session(net(), providers=["cuda", "cpu"]).assignment is None
 
 
 @pytest.mark.parametrize(
@@ -339,22 +341,22 @@ def test_a_build_that_records_no_assignment(machine):
             "cuda is not in onnxruntime 1.30.0 (which has cpu); run `pip uninstall",
         ),
         ({"build": ["cpu"]}, "coreml", ProviderError, "macOS"),
-        ({"dead": [runtime.PROVIDERS["tensorrt"]]}, "tensorrt", ProviderError, "asked for tensorrt"),
+        ({"dead": [PROVIDERS["tensorrt"].name]}, "tensorrt", ProviderError, "asked for tensorrt"),
     ],
 )
 def test_no_silent_fallback(machine, capfd, traits, provider, error, says):
     machine(**traits)
     with pytest.raises(error) as caught:
-        runtime.open_session(net(), providers=[provider], name="my.onnx")
+        sessions.open_session(net(), providers=[provider], name="my.onnx")
     assert says in str(caught.value) and str(caught.value).isprintable()
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")  # what the runtime says natively is in the message, not beside it
 
 
 def test_tensorrt_falling_to_cuda_is_a_fall(machine):
-    machine(dead=[runtime.PROVIDERS["tensorrt"]])
+    machine(dead=[PROVIDERS["tensorrt"].name])
     with pytest.raises(ProviderError, match="fell back to cuda"):
-        runtime.open_session(net(), providers=["tensorrt", "cuda"])
+        sessions.open_session(net(), providers=["tensorrt", "cuda"])
 
 
 # ------------------------------------------------------------------------------------- inputs and outputs
@@ -442,16 +444,16 @@ def test_shapes_that_do_not_fit(shapes):
 def test_more_outputs():
     model = net()
     before = model.SerializeToString()
-    tapped = runtime.with_outputs(model, ["a", "y", "a"])
+    tapped = sessions.with_outputs(model, ["a", "y", "a"])
     assert [port.name for port in tapped.graph.output] == ["y", "a"]
     assert model.SerializeToString() == before
-    y, a = runtime.open_session(tapped, threads=1).run(X)
+    y, a = sessions.open_session(tapped, threads=1).run(X)
     np.testing.assert_array_equal(np.maximum(a, 0), y)
     with pytest.raises(UsageError, match="'nothing'"):
-        runtime.with_outputs(model, ["nothing"])
+        sessions.with_outputs(model, ["nothing"])
 
 
 def test_versions_are_text():
-    found = runtime.versions()
+    found = install.versions()
     assert set(found) == {"onnx", "onnxruntime", "numpy", "python", "platform", "cpu"}
     assert all(isinstance(text, str) and text and text.isprintable() for text in found.values())

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import runtime
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph
-from onnxprune.runtime import ports, weights
+from onnxprune.runtime import ports, sessions, weights
 from tests import synthetic
 
 WAYS = {
@@ -24,10 +23,10 @@ WAYS = {
 def test_the_outputs_are_the_same(monkeypatch, way, least):
     model = synthetic.dense(12)
     feeds = ports.default_feed(ports.input_specs(model))
-    (wanted,) = runtime.open_session(model, optimise=False).run(feeds)
-    monkeypatch.setattr(runtime, "SHARED_BYTES", least)
+    (wanted,) = sessions.open_session(model, optimise=False).run(feeds)
+    monkeypatch.setattr(sessions, "SHARED_BYTES", least)
     monkeypatch.setattr(weights, "LARGE_BYTES", 16)
-    session = runtime.open_session(model, **WAYS[way])
+    session = sessions.open_session(model, **WAYS[way])
     assert [spec.name for spec in session.inputs] == list(feeds)
     (found,) = session.run(feeds)
     if way == "optimised":  # other kernels
@@ -36,27 +35,27 @@ def test_the_outputs_are_the_same(monkeypatch, way, least):
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_light_model_keeps_what_is_small_or_an_input():
+def test_a_model_without_its_weights_keeps_what_is_small_or_an_input():
     model = synthetic.dense(12)
     model.graph.input.append(helper.make_tensor_value_info("listed", TensorProto.FLOAT, [64, 64]))
     listed = numpy_helper.from_array(np.ones((64, 64), np.float32), "listed")
     model.graph.initializer.extend([listed, numpy_helper.from_array(np.ones(2, np.float32), "small")])
-    light = weights.with_external_weights(model)
-    inside = {t.name: t for t in light.model.graph.initializer}
+    apart = weights.with_external_weights(model)
+    inside = {t.name: t for t in apart.model.graph.initializer}
     assert list(inside) == [t.name for t in model.graph.initializer]
     assert inside["listed"].raw_data == listed.raw_data and inside["small"].raw_data
-    assert "listed" not in light.weights and "small" not in light.weights
-    for name, value in light.weights.items():
+    assert "listed" not in apart.weights and "small" not in apart.weights
+    for name, value in apart.weights.items():
         assert inside[name].data_location == TensorProto.EXTERNAL
         np.testing.assert_array_equal(value, Graph(model).constant(name))
-        np.testing.assert_array_equal(value, Graph(light.model, light.weights).constant(name))
+        np.testing.assert_array_equal(value, Graph(apart.model, apart.weights).constant(name))
 
 
 def test_feeding_copies_no_weight():
     value = np.ones((64, 64), np.float32)
     model = net()
-    lent = weights.add_external_weights(model, {"w": value})
-    session = runtime.open_session(model, optimise=False, weights=lent, feed=True)
+    beside = weights.add_external_weights(model, {"w": value})
+    session = sessions.open_session(model, optimise=False, weights=beside, feed=True)
     x = np.ones((1, 64), np.float32)
     before = session.run({"x": x})[0][0, 0]
     value[0, 0] = 11  # the very array is fed
@@ -65,8 +64,8 @@ def test_feeding_copies_no_weight():
 
 @pytest.mark.parametrize("when", ["made", "run"])
 def test_a_kernel_that_wants_constants_gets_them(monkeypatch, when):
-    def refused(light):
-        model = fed(light)
+    def refused(apart):
+        model = as_inputs(apart)
         if when == "made":
             model.graph.node[0].op_type = "NoSuchOperator"
         else:
@@ -74,11 +73,11 @@ def test_a_kernel_that_wants_constants_gets_them(monkeypatch, when):
             model.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 63
         return model
 
-    fed = weights.fed
-    monkeypatch.setattr(weights, "fed", refused)
+    as_inputs = weights.with_weights_as_inputs
+    monkeypatch.setattr(sessions, "with_weights_as_inputs", refused)
     model = net()
-    lent = weights.add_external_weights(model, {"w": np.eye(64, dtype=np.float32)})
-    session = runtime.open_session(model, optimise=False, weights=lent, feed=True)
+    beside = weights.add_external_weights(model, {"w": np.eye(64, dtype=np.float32)})
+    session = sessions.open_session(model, optimise=False, weights=beside, feed=True)
     x = np.arange(64, dtype=np.float32)[None]
     for _ in range(2):
         np.testing.assert_array_equal(session.run({"x": x})[0], x)
@@ -87,7 +86,7 @@ def test_a_kernel_that_wants_constants_gets_them(monkeypatch, when):
 
 
 def net():
-    """y = x @ w, with w still to be lent."""
+    """y = x @ w, with w still to be put beside it."""
     ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 64]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "net", ports[:1], ports[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

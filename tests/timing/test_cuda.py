@@ -14,8 +14,8 @@ from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import ProviderError
 from onnxprune.graph.shapes import observe
-from onnxprune.runtime import open_session
 from onnxprune.runtime.ports import default_feed
+from onnxprune.runtime.sessions import open_session
 from onnxprune.timing.engine import Engine
 from onnxprune.timing.latency import bench
 from onnxprune.timing.node_times import Grids, node_times

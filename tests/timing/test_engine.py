@@ -65,7 +65,7 @@ def test_times_are_kept_apart_by_all_that_makes_them_differ(gpu, monkeypatch):
 
 def test_a_profiled_run_is_not_replayed(monkeypatch, tmp_path):
     given = []
-    monkeypatch.setattr("onnxprune.runtime.open_session", lambda model, **options: given.append(options))
+    monkeypatch.setattr("onnxprune.runtime.sessions.open_session", lambda model, **options: given.append(options))
     engine = Engine(("cuda",), {"cuda": {"enable_cuda_graph": 1, "use_tf32": 0}})
     engine.open(None), engine.open(None, profile=tmp_path / "p")
     assert [o["provider_options"]["cuda"] for o in given] == [{"enable_cuda_graph": 1, "use_tf32": 0}, {"use_tf32": 0}]

@@ -15,7 +15,7 @@ from rich.console import Console
 from onnxprune.errors import ModelError, ProviderError, UsageError
 from onnxprune.report import plots
 from onnxprune.report.bench import CSV_COLUMNS, bench_csv, render, render_all
-from onnxprune.runtime import provider_name
+from onnxprune.runtime.providers import provider_name
 from onnxprune.timing import cases, latency
 from onnxprune.timing.cases import bench_cases
 from onnxprune.timing.latency import MIN_ROUNDS, BoundRun, bench

@@ -16,7 +16,7 @@ import onnx  # noqa: E402
 
 import onnxprune  # noqa: E402
 from onnxprune.cli import main  # noqa: E402
-from onnxprune.runtime import open_session  # noqa: E402
+from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.distill import distill  # noqa: E402
 from onnxprune.train.loop import together  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402

@@ -35,7 +35,7 @@ from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
 from onnxprune.pipeline.settings import Settings  # noqa: E402
 from onnxprune.plan import Factorize, PrunePlan  # noqa: E402
-from onnxprune.runtime import open_session  # noqa: E402
+from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.distill import Distillation, block_ends, distill  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
 from onnxprune.train.samples import Samples, augmenter  # noqa: E402

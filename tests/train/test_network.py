@@ -7,8 +7,7 @@ from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 
-from onnxprune import runtime  # noqa: E402
-from onnxprune.runtime import ports  # noqa: E402
+from onnxprune.runtime import ports, sessions  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 from tests.synthetic import network as synthetic  # noqa: E402
 
@@ -21,7 +20,7 @@ def resnet():
 
 
 def error(model, feeds, **how):
-    want = runtime.open_session(model, threads=1).run(feeds)
+    want = sessions.open_session(model, threads=1).run(feeds)
     with torch.no_grad():
         got = Network(model, **how)(as_feeds(feeds))
     return max(np.abs(g.numpy() - w).max() for g, w in zip(got.values(), want, strict=True))
@@ -107,7 +106,7 @@ def test_weights_go_back_and_nothing_else_changes(resnet):
     x = np.random.default_rng(0).standard_normal((2, 1, 28, 28), np.float32)
     with torch.no_grad():
         want = network(as_feeds({"x": x}))["y"].numpy()
-    np.testing.assert_allclose(runtime.open_session(back, threads=1).run({"x": x})[0], want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sessions.open_session(back, threads=1).run({"x": x})[0], want, rtol=1e-4, atol=1e-4)
     # Two biases were one constant, one of them behind an Identity: now each has a value of its own.
     merged = {n.output[0]: n.input[0] for n in resnet.graph.node if n.op_type == "Identity"}
     assert len(merged) == 2

@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 torch = pytest.importorskip("torch")
 
-from onnxprune import runtime  # noqa: E402
 from onnxprune.errors import UnsupportedError  # noqa: E402
+from onnxprune.runtime import sessions  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 
 IMAGE = (2, 4, 6, 7)
@@ -151,7 +151,7 @@ def test_forward_as_onnx_runtime(name):
     x = (2 * f32(*shape, seed=1)).astype(np.float32)
     if model.graph.node[0].op_type == "Where":
         model = helper_where(model)
-    want = runtime.open_session(model, threads=1).run({"x": x})[0]
+    want = sessions.open_session(model, threads=1).run({"x": x})[0]
     with torch.no_grad():
         got = Network(model)(as_feeds({"x": x}))["y"].numpy()
     assert got.shape == want.shape and got.dtype == want.dtype

@@ -44,7 +44,7 @@ def test_without_torch_the_extra_is_named(monkeypatch, capsys):
 torch = pytest.importorskip("torch")
 
 from onnxprune.plan import Factorize  # noqa: E402
-from onnxprune.runtime import open_session  # noqa: E402
+from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.gsm import gsm  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
 from onnxprune.train.network import Network  # noqa: E402

@@ -20,8 +20,9 @@ import onnx
 
 from onnxprune.channels.ties import LIMIT, READS, WITHIN, WRITES, Ids, Param, Ties
 from onnxprune.graph import evaluate
-from onnxprune.graph.model import Graph, attr, node_key
+from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import UNARY, Observed
+from onnxprune.protobuf.nodes import attr, node_key
 
 Value = Ids | Param | None
 Rule = Callable[..., Any]

@@ -23,9 +23,10 @@ import numpy as np
 from onnxprune import numerics, parallel
 from onnxprune.channels import CutSizes
 from onnxprune.graph.layers import Affine, with_biases
-from onnxprune.graph.model import Graph, Use, attr
+from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.designs import WIDEST, rows_of
 from onnxprune.measure.stepwise import MEMORY, Runner
+from onnxprune.protobuf.nodes import attr
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import added, correct_statistics, correctable, kept_channels, moments

@@ -7,7 +7,7 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.likeness import distances
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 from tests.channels.surgery import feeds_of
 from tests.decide.test_selection import NETS, planted, twins
 from tests.rewrite.steps import cut, cut_merged

@@ -13,7 +13,7 @@ from onnxprune.errors import BudgetError, CalibrationError, ModelError, PruneErr
 from onnxprune.graph.model import Graph
 from onnxprune.rewrite.repair import without_samples as imagined
 from onnxprune.rewrite.repair.without_samples import random_batches
-from onnxprune.runtime import open_session
+from onnxprune.runtime.sessions import open_session
 from tests.channels.surgery import distance, feeds_of, find, model_of, run
 from tests.rewrite.steps import cut, repair_merge, repair_without_samples, task
 

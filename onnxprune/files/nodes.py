@@ -1,0 +1,62 @@
+"""Nodes and inputs that no runtime survives: strides, groups, kernels, empty weights, impossible shapes."""
+
+from __future__ import annotations
+
+import math
+
+from onnx import GraphProto
+
+from onnxprune.files import kinds
+from onnxprune.files.refuse import refuse
+from onnxprune.files.tensors import MAX_DIM
+from onnxprune.files.walk import Walk
+from onnxprune.protobuf.nodes import described
+
+
+def check_nodes(walk: Walk, label: str) -> None:
+    """Strides, groups and kernels that no runtime survives."""
+    stored: dict[str, list[int]] = {}
+    for name, tensor in walk.tensors:
+        stored.setdefault(name, list(tensor.dims))
+    for node, kind in walk.nodes:
+        if kinds.product(kind):
+            if len(node.input) > 1 and 0 in stored.get(node.input[1], ()):
+                refuse(label, f"{described(node)} has an empty weight {node.input[1]!r}; export the model again")
+            continue
+        if not kinds.windowed(kind):
+            continue
+        group = 1
+        for attribute in node.attribute:
+            if attribute.name in ("strides", "dilations", "kernel_shape") and min(attribute.ints, default=1) < 1:
+                refuse(
+                    label,
+                    f"{described(node)} has {attribute.name} {list(attribute.ints)}; each must be at least 1",
+                )
+            if attribute.name == "group":
+                group = attribute.i
+                if group < 1:
+                    refuse(label, f"{described(node)} has group {group}; it must be at least 1")
+        at = kinds.weight_at(kind)
+        if at is None or len(node.input) <= at or node.input[at] not in stored:
+            continue
+        dims = stored[node.input[at]]
+        if 0 in dims:
+            refuse(
+                label,
+                f"{described(node)} has a weight {node.input[at]!r} of shape {dims}, with zero channels"
+                "; export the model again",
+            )
+        if dims and dims[0] % group:
+            refuse(
+                label,
+                f"{described(node)} splits {dims[0]} channels of weight {node.input[at]!r} into {group} groups"
+                "; they do not divide, export the model again",
+            )
+
+
+def check_ports(graph: GraphProto, label: str) -> None:
+    """Graph inputs whose fixed dimensions no array can have. A dimension of -1 means dynamic (Paddle)."""
+    for port in graph.input:
+        dims = [d.dim_value for d in port.type.tensor_type.shape.dim if d.HasField("dim_value")]
+        if any(d > MAX_DIM for d in dims) or math.prod(d for d in dims if d > 0) * 16 > 2**63:
+            refuse(label, f"input {port.name!r} has the impossible shape {dims}; export the model again")

@@ -1,0 +1,224 @@
+"""Writing: the edits of a `Graph`, put into a clone of its model.
+
+What no edit touches is copied byte for byte: metadata, doc strings, IR and opset, names, dynamic axes, value infos,
+quantization annotations, control-flow bodies, the order of nodes. Knows protobuf; reads a graph and changes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxprune.protobuf.nodes import captured, node_key
+from onnxprune.protobuf.serialize import copied, copy_all_but
+
+if TYPE_CHECKING:
+    from onnxprune.graph.model import Edits, Graph, Use
+
+
+def exported(graph: Graph, edits: Edits) -> onnx.ModelProto:
+    """The edited model: a clone of the original with the edits in it, dead constants removed."""
+    model = onnx.ModelProto()
+    if edits.none():
+        model.CopyFrom(graph.model)
+        return model
+    nodes = _edited_nodes(graph, edits)
+    inner = graph.captured()
+    replaced: dict[str, np.ndarray] = {}  # constants that keep their name
+    added: dict[str, np.ndarray] = dict(edits.added)
+    for name, group in _by_source(edits, nodes).items():
+        values = [edits.values.get(use) for use in group]
+        first = next(v for v in values if v is not None)
+        alike = all(v is not None and _identical(v, first) for v in values)
+        if alike and name not in inner and name not in graph.outputs and _replaceable(graph, name, nodes):
+            (replaced if name in graph.producer or name in graph.initializers else added)[name] = first
+            continue
+        twins: list[tuple[np.ndarray, str]] = []
+        for (key, i), value in zip(group, values, strict=True):
+            if value is None:
+                continue
+            twin = next((n for v, n in twins if _identical(v, value)), None)
+            if twin is None:
+                twin = graph.fresh(name)
+                twins.append((value, twin))
+                added[twin] = value
+            nodes[key] = copied(nodes[key])
+            nodes[key].input[i] = twin
+    _write(graph, model, nodes, replaced, added)
+    return model
+
+
+def _edited_nodes(graph: Graph, edits: Edits) -> dict[str, onnx.NodeProto]:
+    """The nodes that stay and those inserted, in order."""
+    found: dict[str, onnx.NodeProto] = {}
+    for key, node in graph.nodes.items():
+        if key not in edits.dropped:
+            found[key] = node
+        # An inserted node may take over the output, and so the key, of the node before it.
+        found.update((f"{key}\0{i}", n) for i, n in enumerate(edits.after.get(key, ())))
+    return found
+
+
+def _replaceable(graph: Graph, name: str, nodes: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether the tensor may become another constant under its own name: nothing else is made with it."""
+    if name in graph.inputs:
+        return False
+    node = nodes.get(graph.producer.get(name, ""))
+    return node is None or [o for o in node.output if o] == [name]
+
+
+def _identical(a: np.ndarray, b: np.ndarray) -> bool:
+    return a is b or (a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+
+
+def _by_source(edits: Edits, nodes: Mapping[str, onnx.NodeProto]) -> dict[str, list[Use]]:
+    """Constant name -> all its uses, in order, for the constants that have an edited use."""
+    sources = {nodes[key].input[i] for key, i in edits.values if key in nodes}
+    found: dict[str, list[Use]] = {}
+    for key, node in nodes.items():
+        for i, name in enumerate(node.input):
+            if name in sources:
+                found.setdefault(name, []).append((key, i))
+    return found
+
+
+def tensor_of(value: np.ndarray, name: str, like: onnx.TensorProto | None = None) -> onnx.TensorProto:
+    """A tensor of the file format; `like` lends its doc string and metadata."""
+    tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+    if like is not None:
+        if like.HasField("doc_string"):  # an empty one is not the same as none
+            tensor.doc_string = like.doc_string
+        tensor.metadata_props.extend(like.metadata_props)
+    return tensor
+
+
+def _constant_node(value: np.ndarray, name: str) -> onnx.NodeProto:
+    return onnx.helper.make_node("Constant", [], [name], value=tensor_of(value, name))
+
+
+def _refilled(node: onnx.NodeProto, value: np.ndarray) -> onnx.NodeProto:
+    """A Constant node with another value."""
+    copy = copied(node)
+    like = next((a.t for a in node.attribute if a.name == "value"), None)
+    del copy.attribute[:]
+    tensor = tensor_of(value, node.output[0] if like is None else like.name, like)
+    copy.attribute.append(onnx.helper.make_attribute("value", tensor))
+    return copy
+
+
+def _write(
+    graph: Graph,
+    model: onnx.ModelProto,
+    nodes: dict[str, onnx.NodeProto],
+    replaced: dict[str, np.ndarray],
+    added: dict[str, np.ndarray],
+) -> None:
+    """Write the nodes and constants into an empty model, and all else as it was.
+
+    Args:
+        graph: the original.
+        model: receives it all.
+        nodes: those that are to be written, in order.
+        replaced: constants that keep their name -> their new values.
+        added: new constants.
+    """
+    source = graph.model
+    copy_all_but(source, model, "graph")
+    out, old = model.graph, source.graph
+    # Before IR 4 an initializer had to be a graph input too: new constants become Constant nodes there.
+    as_nodes = source.ir_version < 4
+    body, folded = _with_constants(nodes, replaced, as_nodes)
+    if as_nodes:
+        body = [*(_constant_node(v, n) for n, v in added.items()), *body]
+    body = _alive(body, set(graph.outputs), _originally_dead(graph))
+    out.node.extend(body)
+    used, was_used = _read(body) | set(graph.outputs), _read(old.node) | set(graph.outputs)
+    for tensor in old.initializer:
+        if tensor.name in replaced:
+            out.initializer.append(tensor_of(replaced[tensor.name], tensor.name, tensor))
+        elif tensor.name in used or tensor.name not in was_used:
+            out.initializer.append(tensor)
+    new = {name: replaced[name] for name in folded} | ({} if as_nodes else added)
+    out.initializer.extend(tensor_of(v, n) for n, v in new.items())
+    kept = {t.name for t in out.initializer}
+    out.input.extend(v for v in old.input if v.name not in graph.initializers or v.name in kept)
+    copy_all_but(old, out, "node", "initializer", "input", "value_info")
+    # Sizes of activations that the edits changed are for `write_sizes`: the caller knows them.
+    gone = _made(old) - _made(out)
+    out.value_info.extend(v for v in old.value_info if v.name not in gone)
+    for info in (*out.input, *out.value_info):
+        if info.name in replaced and info.type.tensor_type.HasField("shape"):
+            _resize(info.type.tensor_type.shape, replaced[info.name].shape)
+
+
+def _with_constants(
+    nodes: Mapping[str, onnx.NodeProto], replaced: Mapping[str, np.ndarray], as_nodes: bool
+) -> tuple[list[onnx.NodeProto], list[str]]:
+    """The nodes with new constants in the place of those that made the old ones; and the names of the constants that
+    have become initializers: each the end of a folded path whose every use got one new value."""
+    body: list[onnx.NodeProto] = []
+    folded: list[str] = []
+    for node in nodes.values():
+        name = next((o for o in node.output if o in replaced), None)
+        if name is None:
+            body.append(node)
+        elif node.op_type == "Constant":
+            body.append(_refilled(node, replaced[name]))
+        elif as_nodes:
+            body.append(_constant_node(replaced[name], name))
+        else:
+            folded.append(name)
+    return body, folded
+
+
+def _read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """What nodes and their bodies read."""
+    nodes = list(nodes)
+    return {i for n in nodes for i in n.input} | {name for n in nodes for name in captured(n)}
+
+
+def _resize(declared: onnx.TensorShapeProto, shape: tuple[int, ...]) -> None:
+    """Write the sizes that differ."""
+    if len(declared.dim) != len(shape):
+        del declared.dim[:]
+        declared.dim.extend(onnx.TensorShapeProto.Dimension() for _ in shape)
+    for dim, size in zip(declared.dim, shape, strict=True):
+        if dim.dim_value != size:
+            dim.dim_value = size
+
+
+def _made(graph: onnx.GraphProto) -> set[str]:
+    return {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer}
+
+
+def write_sizes(model: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) -> None:
+    """Write the new sizes of cut axes into the value infos, in place: {tensor: {axis: new size}}."""
+    for info in (*model.graph.value_info, *model.graph.output):
+        axes = sizes.get(info.name)
+        if axes and info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
+            dims = info.type.tensor_type.shape.dim
+            for axis, size in axes.items():
+                if axis < len(dims) and dims[axis].HasField("dim_value"):
+                    dims[axis].dim_value = size
+
+
+def _originally_dead(graph: Graph) -> set[str]:
+    """Keys of nodes that were dead before any edit: they stay, as everything we did not touch."""
+    nodes = list(graph.model.graph.node)
+    alive = {node_key(n) for n in _alive(nodes, set(graph.outputs), set())}
+    return {node_key(n) for n in nodes} - alive
+
+
+def _alive(nodes: list[onnx.NodeProto], outputs: set[str], keep: set[str]) -> list[onnx.NodeProto]:
+    """Nodes that an output depends on (one backward sweep over a sorted list)."""
+    needed, alive = set(outputs), []
+    for node in reversed(nodes):
+        if node_key(node) in keep or any(o in needed for o in node.output if o):
+            alive.append(node)
+            needed.update(i for i in node.input if i)
+            needed.update(captured(node))
+    return alive[::-1]

@@ -1,0 +1,99 @@
+"""Nodes as protobuf holds them: their name, their attributes, their bodies, and what a file states of its tensors.
+
+Knows no `Graph`, no operator besides the four that carry bodies, and changes nothing but an attribute it is told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+
+DEFAULT_DOMAINS = ("", "ai.onnx")
+WITH_BODIES = frozenset(("If", "Loop", "Scan", "SequenceMap"))
+"""The operators of the default domain that carry bodies."""
+FLOATS = frozenset(getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
+
+
+def node_key(node: onnx.NodeProto) -> str:
+    """The name a node goes by: its first non-empty output (node names may be missing or repeat)."""
+    return next((o for o in node.output if o), "")
+
+
+def described(node: onnx.NodeProto) -> str:
+    """`node 'conv1' (Conv)`; a node without a name goes by its first output."""
+    return f"node {node.name or node_key(node)!r} ({node.op_type})"
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """All attributes of a node as Python values (tensors and graphs stay protobuf)."""
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def attr(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """One attribute of a node, or `default`."""
+    for a in node.attribute:
+        if a.name == name:
+            value = onnx.helper.get_attribute_value(a)
+            return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return default
+
+
+def set_attr(node: onnx.NodeProto, name: str, value: Any) -> None:
+    """Replace one attribute, in place and at its place; add it when missing."""
+    for a in node.attribute:
+        if a.name == name:
+            a.CopyFrom(onnx.helper.make_attribute(name, value))
+            return
+    node.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies a control-flow node carries."""
+    for a in node.attribute:
+        if a.type == onnx.AttributeProto.GRAPH:
+            yield a.g
+        elif a.type == onnx.AttributeProto.GRAPHS:
+            yield from a.graphs
+
+
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the bodies of a control-flow node read from outside."""
+    if node.op_type not in WITH_BODIES and node.domain in DEFAULT_DOMAINS:
+        return set()  # without a look at its attributes, which is slow
+    names: set[str] = set()
+    stack = list(subgraphs(node))
+    while stack:
+        body = stack.pop()
+        inside = {i.name for i in body.input} | {t.name for t in body.initializer}
+        for n in body.node:
+            inside.update(n.output)
+        for n in body.node:
+            names.update(i for i in n.input if i and i not in inside)
+            stack.extend(subgraphs(n))
+        names.update(o.name for o in body.output if o.name not in inside)
+    return names
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """The opset of the default domain."""
+    return next((o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS), 0)
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
+    """Element types of activations that the file states (masks, for one, must match them)."""
+    return {
+        info.name: onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        for info in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if info.type.HasField("tensor_type") and info.type.tensor_type.elem_type
+    }
+
+
+def inferred_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
+    """The same, worked out; what is stated for a model that cannot be inferred."""
+    with contextlib.suppress(Exception):  # too large for protobuf, or operators without inference
+        model = onnx.shape_inference.infer_shapes(model)
+    return element_types(model)
