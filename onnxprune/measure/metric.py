@@ -16,7 +16,8 @@ from onnxprune import files, runtime
 from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.files import one_line
 from onnxprune.runtime import ports
-from onnxprune.samples.calibration import importable, load_function, open_calibration
+from onnxprune.samples.calibration import open_calibration
+from onnxprune.samples.user_code import importable, load_function
 
 Metric = Callable[[onnx.ModelProto], float]
 LABELS = ("labels", "label", "y")

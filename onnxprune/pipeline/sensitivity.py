@@ -35,7 +35,8 @@ from onnxprune.pipeline.opened import ModelLike, open_model
 from onnxprune.pipeline.planner import BATCH, PRICE_SAMPLES, Progress, why_not
 from onnxprune.pipeline.settings import Subject
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
-from onnxprune.samples.calibration import Calibration, ImageSpec
+from onnxprune.samples.calibration import Calibration
+from onnxprune.samples.images import ImageSpec
 
 METHODS = ("channels", "blocks")
 """Kinds of cuts that are tried."""
