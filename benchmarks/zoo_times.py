@@ -26,7 +26,7 @@ from onnxprune import api
 from onnxprune.errors import BudgetError, UnsupportedError
 from onnxprune.pipeline import opened as opening
 from onnxprune.pipeline import proof as surgery
-from onnxprune.samples.calibration import load_function
+from onnxprune.samples.user_code import load_function
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline.training import TrainSettings, train_and_prune
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
-    from onnxprune.samples.calibration import ImageSpec
+    from onnxprune.samples.images import ImageSpec
     from onnxprune.timing.cases import bench_cases
     from onnxprune.timing.latency import bench
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "prune": "api", "open_model": "api", "make_plan": "api", "apply_plan": "api", "Settings": "api",
     "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "timing.latency",
-    "ImageSpec": "samples.calibration", "sweep": "api", "reach": "api", "Target": "pipeline.targets",
+    "ImageSpec": "samples.images", "sweep": "api", "reach": "api", "Target": "pipeline.targets",
     "sensitivity": "pipeline.sensitivity", "bench_cases": "timing.cases",
     "TrainSettings": "pipeline.training", "train_and_prune": "pipeline.training",
 }  # fmt: skip

@@ -21,7 +21,7 @@ from onnxprune.pipeline.reach import reach
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.pipeline.targets import Target
 from onnxprune.report.result import Result
-from onnxprune.samples.calibration import ImageSpec
+from onnxprune.samples.images import ImageSpec
 
 
 def prune(

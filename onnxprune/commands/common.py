@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from onnxprune import __version__
 from onnxprune.errors import FileError, UsageError
 from onnxprune.report.terminal import Status
+from onnxprune.samples.sources import kinds
 
 if TYPE_CHECKING:
     from onnxprune.api import Subject
@@ -74,7 +75,7 @@ def words(text: str) -> tuple[str, ...]:
 def add_samples(parser: Parser) -> None:
     group = parser.add_argument_group("samples")
     add = group.add_argument
-    add("--calib", metavar="SAMPLES", help="unlabelled: .npz, .npy, a folder, or file.py:function")
+    add("--calib", metavar="SAMPLES", help=f"unlabelled: {kinds()}")
     add("--samples", type=int, metavar="N", help="use at most N samples")
     add("--image", metavar="SPEC", help="for a folder of images: size=224x224,mean=0.5,std=0.5,...")
     add(
@@ -158,7 +159,7 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
 
     image = None
     if args.image is not None:
-        from onnxprune.samples.calibration import ImageSpec
+        from onnxprune.samples.images import ImageSpec
 
         image = ImageSpec.parse(args.image)
     status.phase("analyse")

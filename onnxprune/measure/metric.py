@@ -15,7 +15,8 @@ import onnx
 from onnxprune.errors import CalibrationError, UsageError, one_line
 from onnxprune.files.write import atomic_write
 from onnxprune.runtime import ports, sessions
-from onnxprune.samples.calibration import importable, load_function, open_calibration
+from onnxprune.samples.calibration import open_calibration
+from onnxprune.samples.user_code import importable, load_function
 
 Metric = Callable[[onnx.ModelProto], float]
 LABELS = ("labels", "label", "y")

@@ -19,7 +19,8 @@ from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.pipeline.settings import Subject
 from onnxprune.runtime import ports, sessions
-from onnxprune.samples.calibration import ImageSpec, open_calibration
+from onnxprune.samples.calibration import open_calibration
+from onnxprune.samples.images import ImageSpec
 
 ModelLike = str | PathLike[str] | onnx.ModelProto
 

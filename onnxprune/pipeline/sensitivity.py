@@ -37,7 +37,8 @@ from onnxprune.pipeline.opened import ModelLike, open_model
 from onnxprune.pipeline.planner import BATCH, BLOCK_SAMPLES, Progress
 from onnxprune.pipeline.settings import Subject
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
-from onnxprune.samples.calibration import Calibration, ImageSpec
+from onnxprune.samples.calibration import Calibration
+from onnxprune.samples.images import ImageSpec
 from onnxprune.samples.partition import Partition
 
 METHODS = ("channels", "blocks")

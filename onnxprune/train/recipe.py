@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import UsageError
-from onnxprune.samples.calibration import load_function
+from onnxprune.samples.user_code import load_function
 from onnxprune.train.loop import rank, ranks
 from onnxprune.train.network import Network, as_feeds
 

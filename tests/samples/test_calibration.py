@@ -4,6 +4,8 @@ import gc
 import io
 import os
 import struct
+import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,9 @@ import pytest
 from PIL import Image
 
 from onnxprune.errors import CalibrationError, FileError, PruneError, UsageError
-from onnxprune.samples import calibration as module
-from onnxprune.samples.calibration import ImageSpec, open_calibration
+from onnxprune.samples import arrays as module
+from onnxprune.samples.calibration import open_calibration
+from onnxprune.samples.images import ImageSpec
 
 
 @dataclass(frozen=True)
@@ -453,7 +456,7 @@ def test_a_python_file_leaves_no_cache(tmp_path):
 @pytest.mark.parametrize("make", [lambda tmp: (x for x in X), lambda tmp: packed(tmp, x=X)])
 def test_spills_to_an_unnamed_file(make, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MEMORY_BYTES", 100)
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     source = make(tmp_path)
     (tmp_path / "tmp").mkdir()
     calibration = open_calibration(source, ONE)
@@ -466,7 +469,7 @@ def test_spills_to_an_unnamed_file(make, tmp_path, monkeypatch):
 
 def test_no_room_to_spill(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MEMORY_BYTES", 100)
-    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "gone"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(FileError, match="set TMPDIR"):
         open_calibration((x for x in X), ONE)
 
@@ -545,7 +548,7 @@ def test_images_refused(image, inputs, error, words, tmp_path):
 
 def test_images_without_pillow(tmp_path, monkeypatch):
     folder = photos(tmp_path)
-    monkeypatch.setitem(module.sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(CalibrationError, match=r"onnxprune\[images\]"):
         open_calibration(folder, RGB, image=ImageSpec((4, 4)))
 
