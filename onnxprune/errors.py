@@ -14,6 +14,26 @@
 A message is one line: what, where (file, node, tensor, sample) and the remedy after a dash or a semicolon.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def one_line(text: object) -> str:
+    """`text` on one line: blanks collapsed, control characters and lone surrogates escaped."""
+    flat = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
+    """That there is no such provider, criterion or the like; with the nearest name, and with all."""
+    import difflib  # only here: nobody wants it where names are right
+
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return UsageError(one_line(f"unknown {what} {name!r}; {hint}choose from {', '.join(names)}"))
+
 
 class PruneError(Exception):
     exit_code = 1

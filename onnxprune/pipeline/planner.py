@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
-from onnxprune.channels import ChannelGroup, Channels, common_reasons
+from onnxprune.channels import Analysed, ChannelGroup, Channels, common_reasons
 from onnxprune.decide.allocation import TOLERANCE, Allocation, BlockMove, Limits
 from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.ranks import RankMove, find_ranks
@@ -107,8 +107,7 @@ class Planner:
         subject, settings = self.subject, self.settings
         labelled = None if settings.recipe is None else Recipe(settings.recipe, subject.graph.inputs)
         return gradient_scores(
-            subject.model,
-            self.channels,
+            Analysed(subject.graph, self.channels, subject.feeds),
             self._fitting().few(GRADIENT_SAMPLES),
             self.criterion,
             labelled=labelled,

@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 import onnx
 
+from onnxprune.channels import Analysed
+from onnxprune.graph.model import Graph
 from onnxprune.measure.likeness import distances
 from onnxprune.pipeline.planner import BATCH, Progress
 from onnxprune.pipeline.settings import Settings, Subject
@@ -75,10 +77,8 @@ def distilled(
     how = Distillation(epochs=settings.epochs, augment=settings.augment, recipe=settings.recipe, seed=settings.seed)
     batches = list(fit.batches(how.batch))
     report = (lambda k, n: progress("distill", k, n)) if progress else None
-    return distill(
-        subject.graph, mended, subject.channels, alive, batches,
-        settings=how, threads=settings.threads, progress=report,
-    )  # fmt: skip
+    net = Analysed(subject.graph, subject.channels, subject.feeds)
+    return distill(net, Graph(mended), alive, batches, settings=how, threads=settings.threads, progress=report).export()
 
 
 def factorized(
