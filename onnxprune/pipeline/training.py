@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.planner import BATCH, Progress
@@ -75,26 +74,24 @@ def prepare(run: TrainingRun) -> Prepared:
     """The first half of `train_and_prune`: the trained model and its plan.
 
     Raises:
-        UsageError: there is nothing to train on, or the method needs samples and there are none.
+        UsageError: there is nothing to train on.
     """
     from onnxprune.train.loop import Training, process_group, set_up
     from onnxprune.train.objective import objective
 
-    settings, method = run.settings, run.settings.how
+    settings = run.settings
     set_up(settings.seed, settings.threads)
     with process_group() as device:
         loss = objective(
             run.net, [] if run.samples is None else list(run.samples.fit.batches(settings.batch)), settings.recipe,
             batch=settings.batch, augment=settings.augment, seed=settings.seed, device=device,
         )  # fmt: skip
-        if run.samples is None and method.needs_samples:
-            raise UsageError(f"--method {method.name} needs samples; give --calib")
         training = Training(
             settings.steps, lr=settings.rate, optimizer="sgd", clip=None,
             checkpoint=settings.checkpoint, metrics=settings.metrics, device=device,
         )  # fmt: skip
         task = TrainingTask(run.subject, settings, run.samples, run.progress, loss, training)
-        return method.prepare(task, **settings.options)
+        return settings.how.prepare(task, **settings.options)
 
 
 def finish(run: TrainingRun, prepared: Prepared) -> Result:

@@ -63,6 +63,11 @@ class Option:
         kind = words.get(type(self.default), "text")
         return kind if self.least == -math.inf else f"{kind} from {self.least:g} up"
 
+    @property
+    def spelled(self) -> str:
+        """The default as text, in the way that `read` takes it."""
+        return str(self.default).lower() if isinstance(self.default, bool) else f"{self.default}"
+
     def read(self, name: str, text: str) -> Any:
         """The value that the text spells.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,51 @@ class TrainSettings:
         }  # fmt: skip
 
 
-def other_settings() -> dict[str, Any]:
+def read_options(method: str, given: Sequence[str]) -> dict[str, Any]:
+    """A method's options, given as NAME=VALUE.
+
+    Raises:
+        UsageError: there is no such method or option, or the value is none that it takes.
+    """
+    how, found = method_named(method), {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals:
+            raise UsageError(f"{text!r} is not NAME=VALUE, an option of {method}")
+        if how.takes_settings:
+            known = other_settings()
+            if name not in known:
+                raise unknown(f"option of {method}", name, known)
+            found[name] = _read(name, str(known[name].type), value)
+        else:
+            found[name] = how.option(name).read(f"{method}: {name}", value)
+    return found
+
+
+def _read(name: str, kinds: str, text: str) -> Any:
+    """A setting of such types, as the text spells it; whether it makes sense, `Settings` says.
+
+    Raises:
+        UsageError: it is of none of the types.
+    """
+    if kinds.startswith("tuple"):
+        return tuple(word.strip() for word in text.split(",") if word.strip())
+    for kind, read in READ.items():
+        if kind in kinds:
+            with contextlib.suppress(ValueError, KeyError):
+                return read(text)
+    if "str" in kinds and "[" not in kinds:
+        return text
+    raise UsageError(f"{name} is of type {kinds}, which {text!r} does not spell")
+
+
+READ: Mapping[str, Callable[[str], Any]] = {
+    "bool": lambda text: {"true": True, "false": False}[text.lower()], "int": int, "float": float,
+}  # fmt: skip
+
+
+def other_settings() -> dict[str, Field[Any]]:
     """Name -> field of the `Settings` that say nothing that `TrainSettings` says too."""
     from onnxprune.pipeline.settings import Settings
 

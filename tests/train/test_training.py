@@ -24,7 +24,7 @@ MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "magic"}, "choose from csgd, gsm, trp, gates, tune"),
+        ({"method": "magic"}, "csgd, gsm, trp, gates, tune"),
         ({"method": "csgd", "steps": 0}, "above 0"),
         ({"method": "csgd", "lr": 0.0}, "above 0"),
         ({"method": "csgd", "ratio": 1.5}, "not between 0 and 1"),
