@@ -54,14 +54,12 @@ class Sparse:
     Attributes:
         model: trained at its full widths, what is passive near zero.
         keep: structured: group -> the active channels.
-        density: unstructured: share of the kernels' weights that is active.
         left: largest passive entry at the end, relative to its tensor's largest one before training.
         masks: unstructured: parameter -> bool, the active weights.
     """
 
     model: onnx.ModelProto
     keep: Mapping[str, tuple[int, ...]]
-    density: float
     left: float
     masks: Mapping[str, Tensor]
 
@@ -102,7 +100,7 @@ def gsm(
     with torch.no_grad():
         for name, p in kernels.items():
             p.mul_(masks[name].to(p.device))
-    return Sparse(network.to_onnx(), {}, most / count, left, masks)
+    return Sparse(network.to_onnx(), {}, left, masks)
 
 
 def gsm_channels(
@@ -140,8 +138,8 @@ def gsm_channels(
         memory["masks"] = channel_masks(groups, alive, network)
 
     left = train_sparse(network, loss, training, choose, memory, progress=progress)
-    alive, masks = {name: on.numpy() for name, on in memory["alive"].items()}, memory["masks"]
-    return Sparse(network.to_onnx(), indices(alive), float(np.mean([a.mean() for a in alive.values()])), left, masks)
+    alive, masks = {name: active.numpy() for name, active in memory["alive"].items()}, memory["masks"]
+    return Sparse(network.to_onnx(), indices(alive), left, masks)
 
 
 def train_sparse(
