@@ -24,8 +24,9 @@ from common import HERE, Fashion, footer, options, say, spread, table, top1, wri
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from onnxprune.graph.model import Graph
 from onnxprune.train.gsm import gsm
-from onnxprune.train.loop import Training, start, train
+from onnxprune.train.loop import Training, set_up, train
 from onnxprune.train.network import Network
 from onnxprune.train.recipe import Recipe
 
@@ -54,12 +55,12 @@ def main() -> int:
 
 def measure(data: Fashion, seed: int, steps: int, density: float) -> dict[str, float]:
     """Top-1 of every column."""
-    start(seed, 1)
+    set_up(seed, 1)
     initial = lenet(seed)
     dense = fit(initial, steps, 0.03, {})
     loss = Recipe(str(HERE / "fmnist_recipe.py"), ["x"])
     device = torch.device("cpu")
-    sparse = gsm(dense, density, lambda network, step: loss(network, step, device), Training(steps, lr=5e-3))
+    sparse = gsm(Graph(dense), density, lambda network, step: loss(network, step, device), Training(steps, lr=5e-3))
     largest = by_magnitude(dense, density)
     chance = {
         name: mask.reshape(-1)[torch.randperm(mask.numel())].reshape(mask.shape) for name, mask in largest.items()
@@ -73,7 +74,7 @@ def measure(data: Fashion, seed: int, steps: int, density: float) -> dict[str, f
 
 def fit(model: onnx.ModelProto, steps: int, lr: float, masks: Mapping[str, Tensor]) -> onnx.ModelProto:
     """The model trained on the recipe; what the masks leave out stays zero."""
-    network, loss = Network(model), Recipe(str(HERE / "fmnist_recipe.py"), ["x"])
+    network, loss = Network(Graph(model)), Recipe(str(HERE / "fmnist_recipe.py"), ["x"])
     device = torch.device("cpu")
 
     @torch.no_grad()
@@ -89,7 +90,7 @@ def fit(model: onnx.ModelProto, steps: int, lr: float, masks: Mapping[str, Tenso
 
 def by_magnitude(model: onnx.ModelProto, density: float) -> dict[str, Tensor]:
     """Parameter -> bool: the largest weights of all kernels."""
-    kernels = {name: p.detach().abs() for name, p in Network(model).named_parameters() if p.ndim > 1}
+    kernels = {name: p.detach().abs() for name, p in Network(Graph(model)).named_parameters() if p.ndim > 1}
     flat = torch.cat([p.reshape(-1) for p in kernels.values()])
     least = flat.topk(max(1, round(density * len(flat)))).values[-1]
     return {name: p >= least for name, p in kernels.items()}

@@ -24,6 +24,7 @@ from common import footer, say, table
 
 from onnxprune.errors import PruneError
 from onnxprune.files.read import check_model, read_model
+from onnxprune.graph.model import Graph
 from onnxprune.runtime import ports, sessions
 from onnxprune.train.network import Network, as_feeds
 
@@ -71,7 +72,7 @@ def compare(path: Path, args: argparse.Namespace) -> tuple[float, float, str, fl
     shapes = {specs[0].name: args.shape} if args.shape else None
     feeds = ports.default_feed(specs, batch=2, shapes=shapes)
     expected = sessions.open_session(model, threads=1).run(feeds)
-    network = Network(model)
+    network = Network(Graph(model))
     begin = time.perf_counter()
     with torch.set_grad_enabled(args.backward):
         outputs = network(as_feeds(feeds))

@@ -24,7 +24,9 @@ import common
 import numpy as np
 
 import onnxprune
-from onnxprune.pipeline.training import CUT_FIRST, TrainSettings, finish, prepare
+from onnxprune.pipeline.training import finish, prepare, start
+from onnxprune.pipeline.training_methods import METHODS
+from onnxprune.pipeline.training_settings import TrainSettings
 from onnxprune.runtime.sessions import open_session
 
 WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -61,7 +63,7 @@ def main() -> int:
             found = [measure(cache, path, data, way, seed, args) for seed in range(args.seeds)]
             lines += found
             mean = {k: float(np.mean([f[k] for f in found])) for k in FIGURES}
-            change = "" if WAYS[way][0] in CUT_FIRST else f"{mean['change']:.1e}"
+            change = "" if METHODS[WAYS[way][0]].cuts_first else f"{mean['change']:.1e}"
             rows.append((net, f"{100 * own:.2f}", way, f"−{100 * mean['macs']:.0f}%",
                          f"−{100 * mean['params']:.0f}%", f"{100 * mean['trained']:.2f}",
                          common.spread([f["cut"] for f in found], 2), change,
@@ -97,8 +99,9 @@ def measure(cache: common.Cache, path: Path, data: common.Fashion, way: str, see
             recipe=str(common.HERE / "fmnist_recipe.py"), seed=seed, threads=1,
         )  # fmt: skip
         began = time.process_time()
-        prepared = prepare(subject, settings)
-        result = finish(subject, settings, prepared)
+        run = start(subject, settings)
+        prepared = prepare(run)
+        result = finish(run, prepared)
         cpu = time.process_time() - began
         feeds = {"x": data.x[:1000]}
         before, after = (open_session(m, threads=1).run(feeds)[0] for m in (prepared.trained, result.model))

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from onnxprune.api import Settings, Target, apply_plan, make_plan, open_model, prune, reach, sweep
     from onnxprune.errors import PruneError
     from onnxprune.pipeline.sensitivity import sensitivity
-    from onnxprune.pipeline.training import TrainSettings, train_and_prune
+    from onnxprune.pipeline.training import train_and_prune
+    from onnxprune.pipeline.training_settings import TrainSettings
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
     from onnxprune.samples.images import ImageSpec
@@ -26,7 +27,7 @@ _HOMES = {
     "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "timing.latency",
     "ImageSpec": "samples.images", "sweep": "api", "reach": "api", "Target": "pipeline.targets",
     "sensitivity": "pipeline.sensitivity", "bench_cases": "timing.cases",
-    "TrainSettings": "pipeline.training", "train_and_prune": "pipeline.training",
+    "TrainSettings": "pipeline.training_settings", "train_and_prune": "pipeline.training",
 }  # fmt: skip
 
 __all__ = [

@@ -18,20 +18,22 @@ from onnxprune.commands.common import (
     words,
 )
 from onnxprune.commands.results import check_outputs, output_of, save, show_result, write_text
+from onnxprune.pipeline.training_methods import METHODS
 from onnxprune.report.terminal import Status
 
 
 def parser() -> Parser:
     about = (
-        "Train so that the cut costs nothing, then cut: csgd makes channels the same, gsm lets channels die,\n"
-        "trp makes layers of low rank. Or cut, refit and train: gates finds the widths and the blocks that go by\n"
-        "training, tune takes those of `prune`. The original teaches; a recipe adds labels and a loss. On a\n"
-        'GPU where torch sees one; needs torch (pip install "onnxprune[train]").'
+        "Train so that the cut costs nothing, then cut; or cut, refit and train. The original teaches; a recipe\n"
+        'adds labels and a loss. On a GPU where torch sees one; needs torch (pip install "onnxprune[train]").\n\n'
+        f"{methods()}"
     )
     parser = Parser("train", "train MODEL --method NAME [--recipe FILE.py] [--calib SAMPLES] [options]", about)
     parser.add_argument("model", metavar="MODEL")
     add = parser.add_argument_group("what to remove").add_argument
-    add("--method", required=True, metavar="NAME", help="csgd, gsm, trp, gates or tune")
+    add("--method", required=True, metavar="NAME", help=", ".join(METHODS))
+    add("--method-option", action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the method's own, see above (repeatable)")  # fmt: skip
     add("--ratio", type=float, default=0.5, metavar="R", help="share to remove (default 0.5)")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
     add_names(add)
@@ -53,15 +55,31 @@ def parser() -> Parser:
     return parser
 
 
+def methods() -> str:
+    """The table in words: a line a method, and one for each option of its own."""
+    lines = []
+    for cut, head in ((False, "what is trained before the cut:"), (True, "what is cut and refitted, then trained:")):
+        lines.append(head)
+        for method in (m for m in METHODS.values() if m.cuts_first == cut):
+            lines.append(f"  {method.name:<8}{method.help} (rate {method.rate:g})")
+            lines += [f"          {name}={o.spelled}  {o.help}" for name, o in method.options.items()]
+            if method.takes_settings:
+                lines.append("          and what else decides the plan of `prune`, such as allocation=uniform")
+    return "\n".join(lines)
+
+
 def run(args: argparse.Namespace, status: Status) -> None:
     check_samples(args)
     from onnxprune import api
-    from onnxprune.pipeline.training import TrainSettings, train_and_prune
+    from onnxprune.pipeline.training import train_and_prune
+    from onnxprune.pipeline.training_settings import TrainSettings, read_options
 
+    options = read_options(args.method, args.method_option)
     chosen = TrainSettings(
         args.method, ratio=args.ratio, of=args.of, steps=args.steps, batch=args.batch, lr=args.lr, augment=args.augment,
         recipe=args.recipe, include=args.include, exclude=args.exclude, seed=args.seed or 0, threads=args.threads,
         checkpoint=args.checkpoint and Path(args.checkpoint), metrics=args.metrics and Path(args.metrics),
+        options=options,
     )  # fmt: skip
     output = output_of(args)
     check_outputs(args, output, args.report)

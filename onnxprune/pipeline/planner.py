@@ -117,8 +117,7 @@ class Planner:
         subject, settings = self.subject, self.settings
         labelled = None if settings.recipe is None else Recipe(settings.recipe, subject.graph.inputs)
         return gradient_scores(
-            subject.model,
-            self.candidates.net.channels,
+            self.candidates.net,
             self._fitting().few(GRADIENT_SAMPLES),
             self.criterion,
             labelled=labelled,

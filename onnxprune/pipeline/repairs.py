@@ -27,19 +27,16 @@ REPAIR_SAMPLES = 512
     options=("epochs", "augment", "recipe"),
 )
 def distill(task: RepairTask) -> Graph:
-    from onnxprune.graph.model import Graph
     from onnxprune.train.distill import Distillation
     from onnxprune.train.distill import distill as distilled
 
     assert task.samples is not None
     how = Distillation(seed=task.seed, **task.options)
-    net, model = task.net, task.pruned.settle().model
     batches = list(task.samples.batches(how.batch))
-    trained = distilled(
-        net.graph, model, net.channels, task.alive, batches,
+    return distilled(
+        task.net, task.pruned.settle(), task.alive, batches,
         settings=how, threads=task.threads, progress=task.progress,
     )  # fmt: skip
-    return Graph(trained)
 
 
 def repair_for(

@@ -22,7 +22,7 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
-from onnxprune.channels import ChannelGroup, Channels, Slice
+from onnxprune.channels import Analysed, ChannelGroup, Slice
 from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective
@@ -49,8 +49,7 @@ class Merged:
 
 
 def csgd(
-    model: onnx.ModelProto,
-    channels: Channels,
+    net: Analysed,
     widths: Mapping[str, int],
     loss: Objective,
     training: Training,
@@ -61,8 +60,7 @@ def csgd(
     """Train the model so that groups can be cut to their new widths without changing an output.
 
     Args:
-        model: the original.
-        channels: its analysis.
+        net: the original.
         widths: group -> number of clusters.
         loss: what is minimised at a step.
         training: how; the optimizer should be "sgd".
@@ -70,8 +68,8 @@ def csgd(
         progress: called with (steps done, steps).
     """
     # stored statistics that nothing moves would keep members apart
-    network = Network(model, batch_norm="batch").to(training.device)
-    groups = {g.name: g for g in channels.groups if widths.get(g.name, g.width) < g.width}
+    network = Network(net.graph, batch_norm="batch").to(training.device)
+    groups = {g.name: g for g in net.channels.groups if widths.get(g.name, g.width) < g.width}
     clusters = {name: clusters_of(g, network, widths[name]) for name, g in groups.items()}
     pulls = [
         (s, _means(s, clusters[name]).to(training.device))

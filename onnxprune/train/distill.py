@@ -1,6 +1,6 @@
 """Distillation without labels: the original network teaches the pruned one on unlabelled samples.
 
-Starting from the refitted network, every step minimises over a batch (`methods.md` §8)
+Starting from the refitted network, every step minimises over a batch
 
     Σ_t  ‖Z_p,t − Z_o,t‖² / ‖Z_o,t‖²   +   T² · KL( softmax(y_o / T) ‖ softmax(y_p / T) )
 
@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxprune.channels import Channels, CutSizes
+from onnxprune.channels import Analysed, CutSizes
 from onnxprune.graph.model import Graph
-from onnxprune.train.loop import Training, halved, rank, ranks, start, together, train
+from onnxprune.train.loop import Training, half_precision, process_group, rank, ranks, set_up, train
 from onnxprune.train.network import Network, as_feeds, channels_last
 from onnxprune.train.recipe import Recipe
 from onnxprune.train.samples import Feeds, Samples, augmenter
@@ -33,6 +32,8 @@ MOST_ENDS = 12
 """Block ends that are compared; of more, so many evenly spaced."""
 SCORES = ("Softmax", "LogSoftmax", "Sigmoid")
 """Where an output ends in one of these, what goes into it is compared."""
+READS = ("Conv", "GlobalAveragePool", "ReduceMean", "AveragePool", "MaxPool", "ConvTranspose")
+"""Readers of a tensor that is a block end."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,20 @@ class Distillation:
 
 
 def distill(
-    original: Graph,
-    pruned: onnx.ModelProto,
-    channels: Channels,
+    net: Analysed,
+    pruned: Graph,
     alive: np.ndarray,
     batches: Iterable[Feeds],
     *,
     settings: Distillation | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> onnx.ModelProto:
-    """The pruned model, trained to compute what the original computes.
+) -> Graph:
+    """The pruned network, trained to compute what the original computes.
 
     Args:
-        original: the network before the cut.
-        pruned: the network after it, repaired already.
-        channels: the analysis of the original.
+        net: the network before the cut.
+        pruned: the network after it, repaired already; left as it is.
         alive: (unit_count + 1,) bool, what was kept.
         batches: unlabelled samples.
         settings: how.
@@ -93,36 +92,36 @@ def distill(
         UnsupportedError: torch has no form of an operator; the message names the node.
     """
     how = settings or Distillation()
-    start(how.seed, threads)
-    fit, held = _divided(batches, how)
-    with together() as device:
-        teacher = Network(original.model).to(device).eval()
-        student = channels_last(Network(pruned, batch_norm=how.batch_norm)).to(device)
-        compared = Compared.of(teacher.graph, student.graph, CutSizes(channels, alive), device)
+    set_up(how.seed, threads)
+    fit, held = _parted(batches, how)
+    with process_group() as device:
+        teacher = Network(net.graph).to(device).eval()
+        student = channels_last(Network(Graph(pruned.export()), batch_norm=how.batch_norm)).to(device)
+        compared = Compared.of(net.graph, student.graph, CutSizes(net.channels, alive), device)
         training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
         early = int(how.blockwise * training.steps)
         recipe = None if how.recipe is None else Recipe(how.recipe, student.graph.inputs)
-        draw = drawing(recipe or fit, how.augment, how.seed, device)
+        draw = step_samples(recipe or fit, how.augment, how.seed, device)
 
         def loss(step: int) -> tuple[Tensor, dict[str, float]]:
             feeds, labelled = draw(step)
             return compared.loss(teacher, student, feeds, how, all_ends=step < early, labelled=labelled)
 
         def check() -> float:
-            with torch.no_grad(), halved(training, device):
+            with torch.no_grad(), half_precision(training, device):
                 parts = [as_feeds(feeds, device) for feeds in held.all()]
                 found = [(len(next(iter(p.values()))), compared.loss(teacher, student, p, how)[0]) for p in parts]
             return float(sum(n * value for n, value in found) / sum(n for n, _ in found))
 
         train(student, loss, training, check=check, progress=progress)
-    return student.cpu().to_onnx()
+    return student.cpu().learned()
 
 
 Labelled = Callable[[dict[str, Tensor]], Tensor]
 """A loss of a network's outputs, by name."""
 
 
-def drawing(
+def step_samples(
     source: Samples | Recipe, augment: Sequence[str], seed: int, device: torch.device
 ) -> Callable[[int], tuple[dict[str, Tensor], Labelled | None]]:
     """step -> (its samples, the loss of their labels): a recipe's, or augmented ones without labels."""
@@ -137,7 +136,7 @@ def drawing(
     return draw
 
 
-def _divided(batches: Iterable[Feeds], how: Distillation) -> tuple[Samples, Samples]:
+def _parted(batches: Iterable[Feeds], how: Distillation) -> tuple[Samples, Samples]:
     """(samples to train on, samples to choose the best parameters on). A single batch serves for both."""
     given = Samples(batches, how.batch)
     parts = given.all()
@@ -161,6 +160,7 @@ class Compared:
 
     @classmethod
     def of(cls, teacher: Graph, student: Graph, cut: CutSizes, device: torch.device) -> Compared:
+        """What the two have in common; `cut`: the sizes of the student's tensors by those of the teacher's."""
         ends = {}
         common = [t for t in block_ends(teacher) if t in student.producer and t in cut.shapes]
         for tensor in common:
@@ -185,7 +185,15 @@ class Compared:
         all_ends: bool = False,
         labelled: Labelled | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """(what is minimised, its parts). `labelled`: a loss of the student's outputs that is added."""
+        """(what is minimised, its parts).
+
+        Args:
+            teacher, student: the two networks.
+            feeds: samples.
+            how: temperature and weights.
+            all_ends: compare every block end, not the last one alone.
+            labelled: a loss of the student's outputs that is added.
+        """
         ends = list(self.ends)
         if len(ends) > MOST_ENDS:
             ends = [ends[int(i)] for i in np.linspace(0, len(ends) - 1, MOST_ENDS)]
@@ -243,6 +251,3 @@ def block_ends(graph: Graph) -> Sequence[str]:
             if any(graph.nodes[key].op_type in READS for key, _ in readers.get(tensor, ())):
                 found.append(tensor)
     return found
-
-
-READS = ("Conv", "GlobalAveragePool", "ReduceMean", "AveragePool", "MaxPool", "ConvTranspose")

@@ -18,19 +18,18 @@ be decided otherwise, as gates know nothing of the repair.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
 from onnxprune.channels import ChannelGroup
-from onnxprune.graph.model import Use
+from onnxprune.graph.model import Graph, Use
+from onnxprune.train.budget import Budget, indices, most_valuable
 from onnxprune.train.csgd import MAKERS, learned_slices
-from onnxprune.train.gsm import fitting
 from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective
@@ -41,12 +40,10 @@ STEP = 0.01
 """The most that a gate moves in a step."""
 ASCENT = 0.1
 """How fast λ follows the budget: its logarithm moves by so much times what is missing."""
-MOMENTUM = 0.9
-MEMORY = 0.98
-"""How long gradients and their squares are remembered."""
-
-Removed = Callable[[Mapping[str, tuple[int, ...]], frozenset[str]], float]
-"""(kept channels of every group, dropped blocks) -> share of the cost that is gone."""
+BETA1, BETA2 = 0.9, 0.98
+"""How long gradients and their squares are remembered, as in Adam."""
+SCALING = ("Conv", "Gemm", "BatchNormalization")
+"""Operators whose weight and bias, their operands 1 and 2, scale all that they write."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,20 @@ class Gated:
     dropped: frozenset[str]
 
 
+def scales(graph: Graph, use: Use, inside: Collection[str]) -> tuple[Use, ...]:
+    """The constants that scale all that a use reads, where a node `inside` writes it that has such; else none."""
+    key = graph.producer.get(graph.nodes[use[0]].input[use[1]], "")
+    node = graph.nodes.get(key)
+    if node is None or key not in inside or node.op_type not in SCALING:
+        return ()
+    uses = tuple((key, i) for i in (1, 2) if i < len(node.input) and node.input[i])
+    return uses if all(graph.value(use) is not None for use in uses) else ()
+
+
 def gates(
-    model: onnx.ModelProto,
-    groups: Sequence[ChannelGroup],
+    graph: Graph,
+    budget: Budget,
     branches: Sequence[Branch],
-    costs: Mapping[str, float],
-    steps: Mapping[str, int],
-    removed: Removed,
-    ratio: float,
     loss: Objective,
     training: Training,
     *,
@@ -93,57 +96,76 @@ def gates(
     """Learn which channels and branches stay.
 
     Args:
-        model: the original.
-        groups: those that may lose channels.
+        graph: the original.
+        budget: what may go of the channels, and how much in all.
         branches: those that may go.
-        costs: group -> share of the cost of one of its channels.
-        steps: group -> what its width is a multiple of.
-        removed: the share of the cost that is gone with kept channels and dropped branches.
-        ratio: what it has to be.
         loss, training, progress: as for `gsm`; of the training only the number of steps and the files count.
     """
-    network = Network(model, batch_norm="batch").to(training.device)
-    gated = _Gates(network, groups, branches)
-    mean = sum(g.width * costs[g.name] for g in groups) / max(1, sum(g.width for g in groups))
-    prices = {**{g.name: costs[g.name] / mean for g in groups}, **{b.name: b.cost / mean for b in branches}}
-    memory: dict[str, Any] = {"open": gated.all(1.0), "pull": gated.all(0.0), "square": gated.all(0.0), "log": 0.0}
+    network = Network(graph, batch_norm="batch").to(training.device)
+    gated = _Gates(network, budget.groups, branches)
+    ascent = _Ascent(gated, budget, branches)
 
-    def split(open_: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
-        keep = {g.name: tuple(map(int, np.flatnonzero(open_[g.name]))) or (0,) for g in groups}
-        return keep, frozenset(b.name for b in branches if not open_[b.name].any())
+    def gated_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        gated.apply(ascent.memory["open"])
+        return loss(network, step), {}
 
-    def move(step: int) -> None:
-        slopes = gated.slopes(memory["open"])
-        network.zero_grad(set_to_none=True)  # the weights wait
+    how = replace(training, optimizer="sgd", clip=None)
+    train(network, gated_loss, how, after_backward=ascent.move, memory=ascent.memory, progress=progress)
+    return ascent.outcome()
+
+
+class _Ascent:
+    """The gates' values, moved against task and cost, and λ, which follows the budget.
+
+    Attributes:
+        memory: "open": gate -> (width,) its values; "pull" and "square": what is remembered of their gradients;
+            "log": the logarithm of λ.
+    """
+
+    def __init__(self, gated: _Gates, budget: Budget, branches: Sequence[Branch]):
+        self.gated, self.budget, self.branches = gated, budget, branches
+        groups, costs = budget.groups, budget.costs
+        mean = sum(g.width * costs[g.name] for g in groups) / max(1, sum(g.width for g in groups))
+        self.prices = {**{g.name: costs[g.name] / mean for g in groups}, **{b.name: b.cost / mean for b in branches}}
+        self.memory: dict[str, Any] = {
+            "open": gated.all(1.0), "pull": gated.all(0.0), "square": gated.all(0.0), "log": 0.0,
+        }  # fmt: skip
+
+    def move(self, step: int) -> None:
+        """Move gates and λ by the gradients of a step."""
+        memory, prices = self.memory, self.prices
+        slopes = self.gated.slopes(memory["open"])
+        self.gated.network.zero_grad(set_to_none=True)  # the weights wait
         if step == 0:
             size = torch.cat([s.abs() / prices[name] for name, s in slopes.items()]).median()
             memory["log"] = math.log(max(float(size), 1e-12))
         strength = math.exp(memory["log"])
         for name, slope in slopes.items():
             pull, square = memory["pull"][name], memory["square"][name]
-            pull.mul_(MOMENTUM).add_(slope, alpha=1 - MOMENTUM)
-            square.mul_(MEMORY).add_(slope.square(), alpha=1 - MEMORY)
+            pull.mul_(BETA1).add_(slope, alpha=1 - BETA1)
+            square.mul_(BETA2).add_(slope.square(), alpha=1 - BETA2)
             price = strength * prices[name]
-            seen = (square / (1 - MEMORY ** (step + 1))).sqrt()
-            push = (pull / (1 - MOMENTUM ** (step + 1)) + price) / (seen + price)
+            seen = (square / (1 - BETA2 ** (step + 1))).sqrt()
+            push = (pull / (1 - BETA1 ** (step + 1)) + price) / (seen + price)
             memory["open"][name].sub_(STEP * push.clamp(-1, 1)).clamp_(0, 1)
-        gone = removed(*split({name: (g >= SHUT).numpy() for name, g in memory["open"].items()}))
-        memory["log"] += ASCENT * (ratio - gone)
+        gone = self.budget.removed(*self._parted({name: (g >= SHUT).numpy() for name, g in memory["open"].items()}))
+        memory["log"] += ASCENT * (self.budget.ratio - gone)
 
-    def look(network: Network, step: int) -> Tensor:
-        gated.apply(memory["open"])
-        return loss(network, step)
+    def _parted(self, on: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+        """(channels that stay, one at least of every group; branches that go)."""
+        keep = {name: kept or (0,) for name, kept in indices({g.name: on[g.name] for g in self.budget.groups}).items()}
+        return keep, frozenset(b.name for b in self.branches if not on[b.name].any())
 
-    how = replace(training, optimizer="sgd", clip=None)
-    train(network, lambda step: (look(network, step), {}), how, after_backward=move, memory=memory, progress=progress)
-    # Gates that stand at the same end are told apart by what pulls at them.
-    pulls = {name: -pull / prices[name] for name, pull in memory["pull"].items()}
-    most = max(float(pull.abs().max()) for pull in pulls.values())
-    worth = {name: (memory["open"][name] + 1e-3 * pull / max(most, 1e-30)).numpy() for name, pull in pulls.items()}
-    chosen = fitting(
-        gated.width, worth, {**steps, **{b.name: 0 for b in branches}}, lambda on: removed(*split(on)) >= ratio
-    )  # fmt: skip
-    return Gated(*split(chosen))
+    def outcome(self) -> Gated:
+        """The most open channels and branches that fit the budget."""
+        # Gates that stand at the same end are told apart by what pulls at them.
+        pulls = {name: -pull / self.prices[name] for name, pull in self.memory["pull"].items()}
+        most = max(float(pull.abs().max()) for pull in pulls.values())
+        gates = self.memory["open"]
+        worth = {name: (gates[name] + 1e-3 * pull / max(most, 1e-30)).numpy() for name, pull in pulls.items()}
+        steps = {**self.budget.steps, **{b.name: 0 for b in self.branches}}
+        chosen = most_valuable(self.gated.width, worth, steps, lambda on: self.budget.holds(*self._parted(on)))
+        return Gated(*self._parted(chosen))
 
 
 class _Gates:

@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
-from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.graph.model import Use
 from onnxprune.train.distill import SCORES, divergence, relative
 from onnxprune.train.loop import own_device
@@ -37,8 +36,7 @@ Products = Mapping[Use, Tensor]
 
 
 def gradient_scores(
-    model: onnx.ModelProto,
-    channels: Channels,
+    net: Analysed,
     batches: Iterable[Feeds],
     criterion: str,
     *,
@@ -49,8 +47,7 @@ def gradient_scores(
     """Scores of every group: {group name: (width,) float64}.
 
     Args:
-        model: the original network.
-        channels: its analysis.
+        net: the original network; its groups are scored.
         batches: unlabelled samples; the recipe's are used instead where there is one, as many batches.
         criterion: one of `GRADIENT`.
         labelled: a recipe's loss.
@@ -59,16 +56,16 @@ def gradient_scores(
     """
     torch.set_num_threads(threads or 1)
     device = own_device()
-    network = Network(model).to(device).eval()
+    network = Network(net.graph).to(device).eval()
     rng = torch.Generator().manual_seed(seed)
-    totals = {g.name: np.zeros(g.width) for g in channels.groups}
+    totals = {g.name: np.zeros(g.width) for g in net.channels.groups}
     count = 0
     for step, feeds in enumerate(batches):
         network.zero_grad(set_to_none=True)
         loss = labelled(network, step, device) if labelled else _against_itself(network, as_feeds(feeds, device), rng)
         loss.backward()
         products = weight_times_gradient(network)
-        for group in channels.groups:
+        for group in net.channels.groups:
             totals[group.name] += GRADIENT[criterion](group, products)
         count += 1
     return {name: total / max(1, count) for name, total in totals.items()}

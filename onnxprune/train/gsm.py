@@ -16,7 +16,7 @@ multiply-accumulates that it costs; the channels of the largest T that fit the b
 
 A passive weight ends near w·exp(−kαη/(1−β)) after k steps at rate α. The paper's η = 1e-4 needs a hundred thousand
 steps for that, and with a larger η momentum makes it swing instead. Ours: a passive weight is not updated but
-multiplied by a factor, such that it shrinks to `ASHES` within the last `DYING` of the run, in which B is fixed.
+multiplied by a factor, such that it shrinks to `SHRUNK_TO` within the last `SHRINKING` of the run, in which B is fixed.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ import onnx
 import torch
 from torch import Tensor
 
-from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.channels import ChannelGroup
+from onnxprune.graph.model import Graph
+from onnxprune.train.budget import Budget, indices, most_valuable
 from onnxprune.train.gradients import per_channel, weight_times_gradient
 from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
 from onnxprune.train.objective import Objective
 
-ASHES = 1e-7
+SHRUNK_TO = 1e-7
 """What is left of a passive weight at the end, relative."""
-DYING = 0.6
-"""Share of the run, at its end, in which which weights are passive is fixed."""
+SHRINKING = 0.6
+"""Share of the run, its last part, in which the passive weights stay the same ones."""
 LOOK_EVERY = 10
 """Steps between choices of the active channels; T is averaged over them (ours: one batch's T is noisy)."""
 
@@ -52,20 +54,18 @@ class Sparse:
     Attributes:
         model: trained at its full widths, what is passive near zero.
         keep: structured: group -> the active channels.
-        density: unstructured: share of the kernels' weights that is active.
         left: largest passive entry at the end, relative to its tensor's largest one before training.
         masks: unstructured: parameter -> bool, the active weights.
     """
 
     model: onnx.ModelProto
     keep: Mapping[str, tuple[int, ...]]
-    density: float
     left: float
     masks: Mapping[str, Tensor]
 
 
 def gsm(
-    model: onnx.ModelProto,
+    graph: Graph,
     density: float,
     loss: Objective,
     training: Training,
@@ -75,13 +75,13 @@ def gsm(
     """Unstructured, as published: a model whose kernels hold no more than so many weights.
 
     Args:
-        model: the original.
+        graph: the original.
         density: Q over the number of weights in kernels.
         loss: what is minimised.
         training: how; optimizer and clipping are GSM's own.
         progress: called with (steps done, steps).
     """
-    network = Network(model, batch_norm="batch").to(training.device)
+    network = Network(graph, batch_norm="batch").to(training.device)
     kernels = {name: p for name, p in network.named_parameters() if p.ndim > 1}
     count = sum(p.numel() for p in kernels.values())
     most = max(1, round(density * count))
@@ -99,17 +99,13 @@ def gsm(
     masks = memory["masks"]
     with torch.no_grad():
         for name, p in kernels.items():
-            p *= masks[name].to(p.device)
-    return Sparse(network.to_onnx(), {}, most / count, left, masks)
+            p.mul_(masks[name].to(p.device))
+    return Sparse(network.to_onnx(), {}, left, masks)
 
 
 def gsm_channels(
-    model: onnx.ModelProto,
-    channels: Channels,
-    groups: Sequence[ChannelGroup],
-    fits: Callable[[Mapping[str, tuple[int, ...]]], bool],
-    costs: Mapping[str, float],
-    steps: Mapping[str, int],
+    graph: Graph,
+    budget: Budget,
     loss: Objective,
     training: Training,
     *,
@@ -118,15 +114,11 @@ def gsm_channels(
     """Structured (ours): a model in which as many channels have died as the budget asks for.
 
     Args:
-        model: the original.
-        channels: its analysis.
-        groups: those that may lose channels.
-        fits: whether kept channels meet the budget; fewer channels never fit worse.
-        costs: group -> what one of its channels costs.
-        steps: group -> what its width is a multiple of.
+        graph: the original.
+        budget: what may go, and how much.
         loss, training, progress: as for `gsm`.
     """
-    network = Network(model, batch_norm="batch").to(training.device)
+    network, groups = Network(graph, batch_norm="batch").to(training.device), budget.groups
     memory: dict[str, Any] = {
         "masks": {},
         "seen": {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups},
@@ -139,18 +131,15 @@ def gsm_channels(
             seen[g.name] = 0.9 * seen[g.name] + torch.from_numpy(np.abs(per_channel(g, products)))
         if step % LOOK_EVERY and memory["masks"]:
             return
-        worth = {g.name: seen[g.name].numpy() / costs[g.name] for g in groups}
-        alive = fitting({g.name: g.width for g in groups}, worth, steps, lambda on: fits(_kept(on)))
+        worth = {g.name: seen[g.name].numpy() / budget.costs[g.name] for g in groups}
+        widths = {g.name: g.width for g in groups}
+        alive = most_valuable(widths, worth, budget.steps, lambda active: budget.holds(indices(active)))
         memory["alive"] = {name: torch.from_numpy(on) for name, on in alive.items()}
         memory["masks"] = channel_masks(groups, alive, network)
 
     left = train_sparse(network, loss, training, choose, memory, progress=progress)
-    alive, masks = {name: on.numpy() for name, on in memory["alive"].items()}, memory["masks"]
-    return Sparse(network.to_onnx(), _kept(alive), float(np.mean([a.mean() for a in alive.values()])), left, masks)
-
-
-def _kept(alive: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(map(int, np.flatnonzero(on))) for name, on in alive.items()}
+    alive, masks = {name: active.numpy() for name, active in memory["alive"].items()}, memory["masks"]
+    return Sparse(network.to_onnx(), indices(alive), left, masks)
 
 
 def train_sparse(
@@ -176,8 +165,8 @@ def train_sparse(
         The largest entry that the masks leave out, relative to its tensor's largest one before training.
     """
     whole = {name: float(p.detach().abs().max().clamp_min(1e-12)) for name, p in network.named_parameters()}
-    last = int((1 - DYING) * training.steps)
-    shrinking = math.exp(math.log(ASHES) / max(1, training.steps - last))
+    last = int((1 - SHRINKING) * training.steps)
+    shrinking = math.exp(math.log(SHRUNK_TO) / max(1, training.steps - last))
     before: dict[str, Tensor] = {}
 
     def sparse(step: int) -> None:
@@ -202,41 +191,6 @@ def train_sparse(
     )  # fmt: skip
     out = ((name, getattr(network, name).detach().cpu().abs()[~mask.cpu()]) for name, mask in memory["masks"].items())
     return max((float(entries.max()) / whole[name] for name, entries in out if entries.numel()), default=0.0)
-
-
-def fitting(
-    widths: Mapping[str, int],
-    worth: Mapping[str, np.ndarray],
-    steps: Mapping[str, int],
-    fits: Callable[[Mapping[str, np.ndarray]], bool],
-) -> dict[str, np.ndarray]:
-    """The channels of the largest worth that fit: group -> (width,) bool.
-
-    Args:
-        widths: of every group.
-        worth: (width,) of every channel.
-        steps: what a group's width is a multiple of; 0: it may vanish.
-        fits: whether a choice meets the budget.
-    """
-    flat = np.concatenate([worth[name] for name in widths])
-    group = np.repeat(np.arange(len(widths)), list(widths.values()))
-    order = group[np.argsort(-flat, kind="stable")]
-    best = {name: np.argsort(-worth[name], kind="stable") for name in widths}
-
-    def taken(count: int) -> dict[str, np.ndarray]:
-        active = {}
-        for (name, width), n in zip(widths.items(), np.bincount(order[:count], minlength=len(widths)), strict=True):
-            step = steps[name]
-            on = np.zeros(width, bool)
-            on[best[name][: max(step, -(-int(n) // max(1, step)) * max(1, step))]] = True
-            active[name] = on
-        return active
-
-    low, high = 0, len(flat)  # with none wanted, every group is as narrow as it gets
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(taken(middle)) else (low, middle - 1)
-    return taken(low)
 
 
 def channel_masks(

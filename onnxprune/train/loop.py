@@ -44,7 +44,7 @@ class Training:
         bf16: run in bfloat16 where torch thinks it safe; None: where the processor or GPU has instructions for it.
         checkpoint: file to resume from and to write to every `save_every` seconds.
         metrics: file that gets a line of JSON at every look.
-        device: where C-SGD, GSM, TRP and gates put their network; `together` gives it.
+        device: where C-SGD, GSM, TRP and gates put their network; `process_group` gives it.
     """
 
     steps: int
@@ -68,7 +68,7 @@ def rate(step: int, training: Training) -> float:
     return training.lr * rise * 0.5 * (1 + math.cos(math.pi * step / training.steps))
 
 
-def halved(training: Training, device: torch.device) -> torch.autocast:
+def half_precision(training: Training, device: torch.device) -> torch.autocast:
     """The context to run a network in: bfloat16 where asked for, or where it is fast.
 
     Without instructions for it (AMX, AVX-512 BF16) it is emulated and takes seven times as long as float32.
@@ -121,25 +121,12 @@ def train(
     Raises:
         UsageError: the checkpoint belongs to another run.
     """
-    if training.optimizer not in OPTIMIZERS:
-        raise UsageError(f"unknown optimizer {training.optimizer!r}; one of {', '.join(OPTIMIZERS)}")
-    kernels = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": kernels, "weight_decay": training.decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = OPTIMIZERS[training.optimizer](groups, training.lr)
+    optimizer = _optimizer(network, training)
     state = _State(network, optimizer, training, {} if memory is None else memory)
-    first = state.resume()
-    begin = saved = time.monotonic()
-    device = next(network.parameters()).device
-    for step in range(first, training.steps):
+    for step in range(state.resume(), training.steps):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, training)
-        network.train()
-        with halved(training, device):
-            total, figures = loss(step)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        average_gradients(network)
+        total, figures = _differentiated(network, loss, optimizer, training, step)
         if after_backward:
             after_backward(step)
         if training.clip is not None:
@@ -152,44 +139,80 @@ def train(
             progress(done, training.steps)
         if done % training.check_every == 0 or done == training.steps:
             network.eval()
-            merit = None if check is None else check()
-            state.seen(done, merit)
-            _log(training, {"step": done, "loss": float(total.detach()), "held_out": merit, **figures,
-                            "seconds": round(time.monotonic() - begin, 2)})  # fmt: skip
-            if training.patience is not None and state.stale(done) >= training.patience * training.check_every:
+            state.look(done, float(total), None if check is None else check(), figures)
+            if state.stale(done):
                 break
-        if time.monotonic() - saved >= training.save_every:
+        if state.due():
             state.save(done)
-            saved = time.monotonic()
     state.save(training.steps)
     state.restore_best()
     network.eval()
-    return {
-        "steps": training.steps,
-        "best": state.best,
-        "best_step": state.best_step,
-        "seconds": time.monotonic() - begin,
-        "resumed_at": first,
-    }
+    return state.summary()
+
+
+def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of that name; vectors are not decayed.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if training.optimizer not in OPTIMIZERS:
+        raise UsageError(f"unknown optimizer {training.optimizer!r}; one of {', '.join(OPTIMIZERS)}")
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": training.decay}, {"params": vectors, "weight_decay": 0.0}]
+    return OPTIMIZERS[training.optimizer](groups, training.lr)
+
+
+def _differentiated(
+    network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, training: Training, step: int
+) -> tuple[Tensor, dict[str, float]]:
+    """(the loss of a step, its figures); the network has the gradients, the mean over all processes."""
+    network.train()
+    with half_precision(training, next(network.parameters()).device):
+        total, figures = loss(step)
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    average_gradients(network)
+    return total.detach(), figures
 
 
 class _State:
-    """What a checkpoint holds."""
+    """How far a run has come, with what a checkpoint holds."""
 
     def __init__(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, training: Training, memory: dict[str, Any]
     ):
         self.network, self.optimizer, self.training, self.memory = network, optimizer, training, memory
-        self.best, self.best_step = math.inf, 0
+        self.best, self.best_step, self.resumed_at = math.inf, 0, 0
         self.kept: dict[str, Tensor] | None = None
+        self.begin = self.saved = time.monotonic()
 
-    def seen(self, step: int, merit: float | None) -> None:
+    def look(self, step: int, loss: float, merit: float | None, figures: dict[str, float]) -> None:
+        """Keep the parameters where they are the best so far, and add a line to the metrics."""
         if merit is not None and merit < self.best:
             self.best, self.best_step = merit, step
             self.kept = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        if self.training.metrics is not None and rank() == 0:
+            seconds = round(time.monotonic() - self.begin, 2)
+            line = {"step": step, "loss": loss, "held_out": merit, **figures, "seconds": seconds}
+            with self.training.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
-    def stale(self, step: int) -> int:
-        return step - self.best_step
+    def stale(self, step: int) -> bool:
+        """Whether nothing better was seen for as long as patience lasts."""
+        t = self.training
+        return t.patience is not None and step - self.best_step >= t.patience * t.check_every
+
+    def summary(self) -> dict[str, Any]:
+        """What `train` gives back."""
+        return {
+            "steps": self.training.steps,
+            "best": self.best,
+            "best_step": self.best_step,
+            "seconds": time.monotonic() - self.begin,
+            "resumed_at": self.resumed_at,
+        }
 
     def restore_best(self) -> None:
         if self.kept is not None:
@@ -199,6 +222,10 @@ class _State:
         t = self.training
         shapes = {k: tuple(v.shape) for k, v in self.network.state_dict().items()}
         return {"steps": t.steps, "lr": t.lr, "optimizer": t.optimizer, "shapes": shapes}
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self.saved >= self.training.save_every
 
     def save(self, step: int) -> None:
         """Whole or not at all: written beside, then renamed."""
@@ -224,6 +251,7 @@ class _State:
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise FileError(f"{path}: the checkpoint cannot be written: {error.strerror}; free some space") from error
+        self.saved = time.monotonic()
 
     def resume(self) -> int:
         """The step to go on with."""
@@ -242,16 +270,11 @@ class _State:
         self.best, self.best_step = content["best"]
         self.kept = content["kept"]
         self.memory.update(content["memory"])
-        return int(content["step"])
+        self.resumed_at = int(content["step"])
+        return self.resumed_at
 
 
-def _log(training: Training, line: dict[str, Any]) -> None:
-    if training.metrics is not None and rank() == 0:
-        with training.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def start(seed: int, threads: int | None) -> None:
+def set_up(seed: int, threads: int | None) -> None:
     """Seed torch and set its threads; None: one, which is the fastest on a busy machine."""
     torch.set_num_threads(threads or 1)
     torch.manual_seed(seed)
@@ -276,7 +299,7 @@ def own_device() -> torch.device:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[torch.device]:
+def process_group() -> Iterator[torch.device]:
     """Join the processes that `torchrun` has started, if any. Gives the device of this one."""
     device = own_device()
     cuda = device.type == "cuda"

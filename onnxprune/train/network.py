@@ -3,7 +3,7 @@
 `Network` walks the graph as `graph.model.Graph` shows it, so constants behind Identity, Transpose or Constant nodes
 are found, and a constant is a parameter for each use: a vector that an exporter merged between two nodes is learned
 twice, while a weight that several layers share stays one. Sizes are computed in numpy, so any batch and any image size
-runs. `to_onnx` writes the parameters back into a clone of the file; nothing else in it changes.
+runs. `learned` gives the graph with the parameters in it, `to_onnx` the file; nothing else in it changes.
 
 What it does not know: which channels are coupled, what is trained for, and on what.
 """
@@ -70,23 +70,24 @@ class Network(nn.Module):
     """The model as a module.
 
     Args:
-        model: left untouched.
+        graph: the model's, without edits; left so.
         batch_norm: one of `BATCH_NORM`.
 
     Attributes:
         names: use -> name of its parameter.
-        graph: the model's graph, never edited.
+        moving: use -> name of its buffer: the statistics of BatchNormalization, which are written back too.
+        graph: the model's graph.
 
     Raises:
         UnsupportedError: an operator that torch has no table entry for.
     """
 
-    def __init__(self, model: onnx.ModelProto, *, batch_norm: str = "frozen"):
+    def __init__(self, graph: Graph, *, batch_norm: str = "frozen"):
         super().__init__()
-        self.graph = Graph(model)
+        self.graph = graph
         self.batch_norm = batch_norm
         self.names: dict[Use, str] = {}
-        self.moving: dict[Use, str] = {}  # BN statistics: buffers that are written back too
+        self.moving: dict[Use, str] = {}
         self._constants: dict[Use, np.ndarray] = {}
         self._tensors: dict[tuple[Use, str], Tensor] = {}
         self._steps: dict[tuple[str, ...], list[Step]] = {}
@@ -238,16 +239,20 @@ class Network(nn.Module):
 
     # -- the way back --------------------------------------------------------------------------------------------
 
-    def to_onnx(self) -> onnx.ModelProto:
-        """A clone of the model with the parameters (and learned BN statistics) in it."""
-        graph = Graph(self.graph.model)
+    def learned(self) -> Graph:
+        """The graph with the parameters (and learned BN statistics) as its edits."""
+        graph = self.graph.unedited()
         for use, name in (*self.names.items(), *self.moving.items()):
             old = graph.value(use)
             assert old is not None
             new = getattr(self, name).detach().to("cpu", torch.float32).contiguous().numpy().astype(old.dtype)
             if new.tobytes() != old.tobytes():
                 graph.set_constant(use, new.copy())
-        return graph.export()
+        return graph
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """A clone of the model with the parameters (and learned BN statistics) in it."""
+        return self.learned().export()
 
 
 REMEDY = "train another part, or leave this model to --repair refit"

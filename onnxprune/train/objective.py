@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune.channels import Channels, CutSizes
+from onnxprune.channels import Analysed, CutSizes
 from onnxprune.errors import UsageError
-from onnxprune.graph.model import Graph
-from onnxprune.train.distill import Compared, Distillation, drawing
+from onnxprune.train.distill import Compared, Distillation, step_samples
 from onnxprune.train.network import Network
 from onnxprune.train.recipe import Recipe
 from onnxprune.train.samples import Feeds, Samples
@@ -24,8 +23,7 @@ Objective = Callable[[Network, int], Tensor]
 
 
 def objective(
-    original: Graph,
-    channels: Channels,
+    net: Analysed,
     batches: Iterable[Feeds],
     recipe: str | None,
     *,
@@ -37,8 +35,7 @@ def objective(
     """The loss of a network at a step.
 
     Args:
-        original: the network as it was given; the teacher.
-        channels: its analysis.
+        net: the network as it was given; the teacher.
         batches: unlabelled samples; not looked at where there is a recipe.
         recipe: file.py with labelled data and a loss, see `recipe`; None: none.
         batch: samples of a step.
@@ -51,12 +48,13 @@ def objective(
     """
     on = torch.device(device)
     given = list(batches)
-    labelled = None if recipe is None else Recipe(recipe, original.inputs)
+    labelled = None if recipe is None else Recipe(recipe, net.graph.inputs)
     if not given and labelled is None:
         raise UsageError("nothing to train on; give --recipe with labelled data, or --calib with samples")
-    how, draw = Distillation(), drawing(labelled or Samples(given, batch), augment, seed, on)
-    teacher = Network(original.model).to(on).eval()
-    compared = Compared.of(teacher.graph, original, CutSizes(channels, np.ones(channels.unit_count + 1, bool)), on)
+    how, draw = Distillation(), step_samples(labelled or Samples(given, batch), augment, seed, on)
+    teacher = Network(net.graph).to(on).eval()
+    uncut = CutSizes(net.channels, np.ones(net.channels.unit_count + 1, bool))
+    compared = Compared.of(net.graph, net.graph, uncut, on)
 
     def loss(network: Network, step: int) -> Tensor:
         feeds, loss_of_labels = draw(step)

@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import design_of
 from onnxprune.plan import Factorize
 from onnxprune.protobuf.nodes import attr
@@ -41,15 +42,15 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Unfolded:
+class Unfolding:
     """A weight as a stack of matrices (parts, rows, columns), and back."""
 
-    there: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor], Tensor]
+    unfold: Callable[[Tensor], Tensor]
+    fold: Callable[[Tensor], Tensor]
 
 
 def trp(
-    model: onnx.ModelProto,
+    graph: Graph,
     edits: Sequence[Factorize],
     loss: Objective,
     training: Training,
@@ -62,7 +63,7 @@ def trp(
     """Train the model towards layers of those ranks.
 
     Args:
-        model: the original.
+        graph: the original.
         edits: layer, kind and rank.
         loss: what is minimised.
         training: how.
@@ -71,22 +72,22 @@ def trp(
         project: False: plain training to compare with, truncated once at the end.
         progress: called with (steps done, steps).
     """
-    network = Network(model, batch_norm="batch").to(training.device)
+    network = Network(graph, batch_norm="batch").to(training.device)
     layers = [(_parameter(network, e), e.rank) for e in edits]
-    folds = {name: unfolded(network, e) for (name, _), e in zip(layers, edits, strict=True)}
-    lost = dict.fromkeys(folds, 0.0)
+    unfoldings = {name: unfolding(network, e) for (name, _), e in zip(layers, edits, strict=True)}
+    lost = dict.fromkeys(unfoldings, 0.0)
     memory: dict[str, Any] = {"pulls": {}}
 
     @torch.no_grad()
     def truncate() -> None:
         for name, rank in layers:
-            p, fold = getattr(network, name), folds[name]
-            U, s, Vh = torch.linalg.svd(fold.there(p.double()), full_matrices=False)
+            p, how = getattr(network, name), unfoldings[name]
+            U, s, Vh = torch.linalg.svd(how.unfold(p.double()), full_matrices=False)
             energy = s.square()
             lost[name] = float((energy[..., rank:].sum(-1) / energy.sum(-1).clamp_min(1e-30)).max())
             U, s, Vh = U[..., :rank], s[..., :rank], Vh[..., :rank, :]
-            p.copy_(fold.back((U * s[..., None, :]) @ Vh))
-            memory["pulls"][name] = fold.back(U @ Vh).to(p.dtype)
+            p.copy_(how.fold((U * s[..., None, :]) @ Vh))
+            memory["pulls"][name] = how.fold(U @ Vh).to(p.dtype)
 
     def objective(step: int) -> tuple[Tensor, dict[str, float]]:
         if project and step % every == 0:
@@ -111,18 +112,18 @@ def _parameter(network: Network, edit: Factorize) -> str:
     return network.names[design.weight]
 
 
-def unfolded(network: Network, edit: Factorize) -> Unfolded:
+def unfolding(network: Network, edit: Factorize) -> Unfolding:
     """How the weight of an edit's layer is unfolded."""
     node, shape = network.graph.nodes[edit.node], getattr(network, _parameter(network, edit)).shape
     if edit.kind == "matrix":
-        return Unfolded(lambda w: w[None], lambda m: m[0])
+        return Unfolding(lambda w: w[None], lambda m: m[0])
     g = attr(node, "group", 1)
     n, c, *kernel = shape
     if edit.kind == "channel":
-        return Unfolded(lambda w: w.reshape(g, n // g, -1), lambda m: m.reshape(shape))
+        return Unfolding(lambda w: w.reshape(g, n // g, -1), lambda m: m.reshape(shape))
     h, w = kernel
     split = (g, n // g, c, h, w)
-    return Unfolded(
+    return Unfolding(
         lambda x: x.reshape(split).permute(0, 2, 3, 1, 4).reshape(g, c * h, n // g * w),
         lambda m: m.reshape(g, c, h, n // g, w).permute(0, 3, 1, 2, 4).reshape(shape),
     )

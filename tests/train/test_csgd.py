@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from onnxprune.channels import find_channels  # noqa: E402
+from onnxprune.channels import Analysed, find_channels  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
 from onnxprune.runtime.sessions import open_session  # noqa: E402
@@ -22,7 +22,9 @@ HELD = batches(1, seed=5)[0]
 
 def trained(how, strength):
     model = small()
-    channels = find_channels(Graph(model), observe(Graph(model), {"x": np.zeros((2, 3, 8, 8), np.float32)}))
+    feeds = {"x": np.zeros((2, 3, 8, 8), np.float32)}
+    graph = Graph(model)
+    channels = find_channels(graph, observe(graph, feeds))
     x = torch.from_numpy(batches(1)[0]["x"])
     goal = torch.from_numpy(open_session(model, threads=1).run({"x": x.numpy()})[0])
 
@@ -31,7 +33,7 @@ def trained(how, strength):
         return (got - goal).square().mean() / goal.square().mean()
 
     widths = {g.name: g.width // 2 for g in channels.groups}
-    return channels, csgd(model, channels, widths, loss, how, strength=strength)
+    return channels, csgd(Analysed(graph, channels, feeds), widths, loss, how, strength=strength)
 
 
 def moved(channels, merged):

@@ -16,9 +16,10 @@ import onnx  # noqa: E402
 
 import onnxprune  # noqa: E402
 from onnxprune.cli import main  # noqa: E402
+from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.distill import distill  # noqa: E402
-from onnxprune.train.loop import together  # noqa: E402
+from onnxprune.train.loop import process_group  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 from tests.train.test_distill import HOW, batches, distance, halved  # noqa: E402
 
@@ -36,23 +37,23 @@ def images(count=64):
 def test_forward_and_back_equal_onnx_runtime(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     x, [name] = images(), [i.name for i in onnx.load(MODEL).graph.input]
-    network = Network(onnx.load(MODEL)).to("cuda").eval()
+    network = Network(Graph(onnx.load(MODEL))).to("cuda").eval()
     with torch.no_grad():
         [there] = network(as_feeds({name: x}, "cuda")).values()
     [here] = open_session(MODEL).run({name: x})
     assert np.abs(there.cpu().numpy() - here).max() < 1e-4 * np.abs(here).max()
-    assert network.to_onnx().SerializeToString() == Network(onnx.load(MODEL)).to_onnx().SerializeToString()
+    assert network.to_onnx().SerializeToString() == Network(Graph(onnx.load(MODEL))).to_onnx().SerializeToString()
 
 
 def test_the_device_is_the_gpu():
-    with together() as device:
+    with process_group() as device:
         assert device.type == "cuda"
 
 
 def test_distillation_comes_closer_to_the_original():
-    graph, channels, alive, cut = halved()
-    trained = distill(graph, cut, channels, alive, batches(8), settings=HOW)
-    assert distance(graph.model, trained) < 0.5 * distance(graph.model, cut)
+    net, alive, cut = halved()
+    trained = distill(net, Graph(cut), alive, batches(8), settings=HOW).export()
+    assert distance(net.model, trained) < 0.5 * distance(net.model, cut)
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):

@@ -29,7 +29,7 @@ def test_training_options_go_with_training(option, capsys):
 torch = pytest.importorskip("torch")
 
 from onnxprune import api  # noqa: E402
-from onnxprune.channels import find_channels  # noqa: E402
+from onnxprune.channels import Analysed, find_channels  # noqa: E402
 from onnxprune.errors import UnsupportedError, UsageError  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
@@ -59,11 +59,11 @@ def batches(count, seed=0):
 
 
 def halved():
-    """(the original, its analysis, what stays, the cut model)"""
-    graph = Graph(small())
-    channels = find_channels(graph, observe(graph, {"x": np.zeros((2, 3, 8, 8), np.float32)}))
+    """(the original, what stays, the cut model)"""
+    graph, feeds = Graph(small()), {"x": np.zeros((2, 3, 8, 8), np.float32)}
+    channels = find_channels(graph, observe(graph, feeds))
     alive = channels.alive({g.name: range(0, g.width, 2) for g in channels.groups})
-    return graph, channels, alive, cut(graph, channels, alive)
+    return Analysed(graph, channels, feeds), alive, cut(graph, channels, alive)
 
 
 def distance(original, model):
@@ -77,16 +77,16 @@ HOW = Distillation(training=Training(steps=1, lr=1e-2, warmup=5, check_every=10)
 
 @pytest.mark.parametrize("how", [HOW, replace(HOW, batch_norm="frozen"), replace(HOW, augment=("flip", "shift=1"))])
 def test_closer_on_unseen_samples(how):
-    graph, channels, alive, pruned = halved()
-    out = distill(graph, pruned, channels, alive, batches(8), settings=how)
-    assert distance(graph.model, out) < 0.5 * distance(graph.model, pruned)
+    net, alive, pruned = halved()
+    out = distill(net, Graph(pruned), alive, batches(8), settings=how).export()
+    assert distance(net.model, out) < 0.5 * distance(net.model, pruned)
     assert [n.op_type for n in out.graph.node] == [n.op_type for n in pruned.graph.node]
 
 
 def test_same_seed_same_bytes():
-    graph, channels, alive, pruned = halved()
+    net, alive, pruned = halved()
     how = replace(HOW, epochs=1, augment=("mixup",))
-    first, second = (distill(graph, pruned, channels, alive, batches(4), settings=how) for _ in range(2))
+    first, second = (distill(net, Graph(pruned), alive, batches(4), settings=how).export() for _ in range(2))
     assert first.SerializeToString() == second.SerializeToString()
 
 
@@ -96,10 +96,10 @@ def test_labels_from_a_recipe(tmp_path):
         "def batches():\n    yield np.zeros((4, 3, 8, 8), np.float32), 7.0\n"
         "def loss(outputs, labels):\n    return sum((v - labels).square().mean() for v in outputs.values())\n"
     )
-    graph, channels, alive, pruned = halved()
+    net, alive, pruned = halved()
     out = {}
     for name, recipe in (("with", str(tmp_path / "recipe.py")), ("without", None)):
-        model = distill(graph, pruned, channels, alive, batches(4), settings=replace(HOW, recipe=recipe))
+        model = distill(net, Graph(pruned), alive, batches(4), settings=replace(HOW, recipe=recipe)).export()
         out[name] = np.square(
             open_session(model, threads=1).run({"x": np.zeros((1, 3, 8, 8), np.float32)})[0] - 7
         ).mean()

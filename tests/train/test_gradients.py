@@ -21,6 +21,7 @@ pytest.importorskip("torch")
 
 from onnx import numpy_helper  # noqa: E402
 
+from onnxprune.channels import Analysed  # noqa: E402
 from onnxprune.train.gradients import GRADIENT as TABLE  # noqa: E402
 from onnxprune.train.gradients import gradient_scores  # noqa: E402
 from onnxprune.train.recipe import Recipe  # noqa: E402
@@ -43,6 +44,11 @@ def ablated():
     return model
 
 
+def analysed(model):
+    subject = onnxprune.open_model(model)
+    return Analysed(subject.graph, subject.channels, subject.feeds)
+
+
 def test_the_table_is_the_list():
     assert tuple(TABLE) == GRADIENT
 
@@ -50,9 +56,9 @@ def test_the_table_is_the_list():
 @pytest.mark.parametrize("criterion", GRADIENT)
 def test_what_nobody_reads_is_worth_nothing(criterion):
     model = ablated()
-    channels = onnxprune.open_model(model).channels
-    scores = gradient_scores(model, channels, BATCHES, criterion)
-    first = scores[channels.groups[0].name]
+    net = analysed(model)
+    scores = gradient_scores(net, BATCHES, criterion)
+    first = scores[net.channels.groups[0].name]
     assert first.shape == (8,) and first[5] == 0 and (np.delete(first, 5) > 0).all()
     assert first[2] > np.median(first)
 
@@ -65,9 +71,9 @@ def test_a_recipe_s_loss_is_differentiated(tmp_path):
         "def loss(outputs, labels):\n    return next(iter(outputs.values())).sum() * 0\n"
     )
     model = ablated()
-    channels = onnxprune.open_model(model).channels
+    net = analysed(model)
     labelled = Recipe(str(recipe), ["x"])
-    assert all((s == 0).all() for s in gradient_scores(model, channels, BATCHES, "taylor", labelled=labelled).values())
+    assert all((s == 0).all() for s in gradient_scores(net, BATCHES, "taylor", labelled=labelled).values())
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "adaptive"])

@@ -108,7 +108,7 @@ def test_the_rate_rises_and_falls():
 WORKER = """
 import os, sys; sys.path.insert(0, sys.argv[2])
 import torch
-from onnxprune.train.loop import Training, rank, ranks, together, train
+from onnxprune.train.loop import Training, process_group, rank, ranks, train
 from onnxprune.train.samples import Samples
 import numpy as np
 x = np.random.default_rng(0).standard_normal((32, 3)).astype("float32")
@@ -118,7 +118,7 @@ net = torch.nn.Linear(3, 1)
 def loss(step):
     part = torch.from_numpy(samples.batch(step, 0, rank(), ranks())["x"])
     return (net(part) - part.sum(1, keepdim=True)).square().mean(), {}
-with together():
+with process_group():
     train(net, loss, Training(steps=10, lr=0.05, warmup=1, check_every=10**9, bf16=False))
     if rank() == 0:
         torch.save((net.weight.detach(), ranks()), sys.argv[1])

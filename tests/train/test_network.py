@@ -7,6 +7,7 @@ from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 
+from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.runtime import ports, sessions  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 from tests.synthetic import network as synthetic  # noqa: E402
@@ -22,7 +23,7 @@ def resnet():
 def error(model, feeds, **how):
     want = sessions.open_session(model, threads=1).run(feeds)
     with torch.no_grad():
-        got = Network(model, **how)(as_feeds(feeds))
+        got = Network(Graph(model), **how)(as_feeds(feeds))
     return max(np.abs(g.numpy() - w).max() for g, w in zip(got.values(), want, strict=True))
 
 
@@ -38,7 +39,7 @@ def test_sizes_computed_at_run_time():
 
 
 def test_wanted_tensors_and_only_what_they_need(resnet):
-    network = Network(resnet)
+    network = Network(Graph(resnet))
     first = next(n.output[0] for n in resnet.graph.node if n.op_type == "Conv")
     with torch.no_grad():
         got = network({"x": torch.zeros(2, 1, 28, 28)}, [first, "y"])
@@ -48,13 +49,13 @@ def test_wanted_tensors_and_only_what_they_need(resnet):
 
 
 def test_every_parameter_learns(resnet):
-    network = Network(resnet)
+    network = Network(Graph(resnet))
     network({"x": torch.randn(2, 1, 28, 28)})["y"].square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
 def test_vectors_that_an_exporter_merged_are_learned_apart(resnet):
-    network = Network(resnet)
+    network = Network(Graph(resnet))
     biases = [name for use, name in network.names.items() if name.endswith("1/bias")]
     assert len(biases) == len(set(biases)) == sum(n.op_type == "BatchNormalization" for n in resnet.graph.node)
 
@@ -66,7 +67,7 @@ def test_a_weight_that_layers_share_stays_one():
     port = onnx.helper.make_tensor_value_info("x", 1, ["n", 3, 4, 4])
     graph = onnx.helper.make_graph(nodes, "g", [port], [onnx.helper.make_tensor_value_info("y", 1, None)], [w, b])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    network = Network(model)
+    network = Network(Graph(model))
     assert len(list(network.parameters())) == 2
     with torch.no_grad():
         for p in network.parameters():
@@ -76,7 +77,7 @@ def test_a_weight_that_layers_share_stays_one():
 
 
 def test_nothing_learned_nothing_changed(resnet):
-    assert Network(resnet).to_onnx().SerializeToString() == resnet.SerializeToString()
+    assert Network(Graph(resnet)).to_onnx().SerializeToString() == resnet.SerializeToString()
 
 
 def bare(model, gone, renamed):
@@ -98,7 +99,7 @@ def bare(model, gone, renamed):
 
 
 def test_weights_go_back_and_nothing_else_changes(resnet):
-    network = Network(resnet)
+    network = Network(Graph(resnet))
     with torch.no_grad():
         for k, p in enumerate(network.parameters()):
             p.mul_(1 + 0.001 * (k % 7))
@@ -116,14 +117,14 @@ def test_weights_go_back_and_nothing_else_changes(resnet):
 def test_batch_norm_learns_its_statistics_only_when_asked(resnet):
     x = {"x": torch.randn(8, 1, 28, 28) + 1}
     for how, changed in (("frozen", False), ("batch", True)):
-        network = Network(resnet, batch_norm=how).train()
+        network = Network(Graph(resnet), batch_norm=how).train()
         network(x)
         assert (network.to_onnx().SerializeToString() != resnet.SerializeToString()) == changed
 
 
 def test_bfloat16_and_channels_last_are_close(resnet):
     x = np.random.default_rng(0).standard_normal((4, 1, 28, 28), np.float32)
-    network = Network(resnet).eval()
+    network = Network(Graph(resnet)).eval()
     with torch.no_grad():
         full = network(as_feeds({"x": x}))["y"]
         with torch.autocast("cpu", torch.bfloat16):

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 torch = pytest.importorskip("torch")
 
 from onnxprune.errors import UnsupportedError  # noqa: E402
+from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.runtime import sessions  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 
@@ -153,7 +154,7 @@ def test_forward_as_onnx_runtime(name):
         model = helper_where(model)
     want = sessions.open_session(model, threads=1).run({"x": x})[0]
     with torch.no_grad():
-        got = Network(model)(as_feeds({"x": x}))["y"].numpy()
+        got = Network(Graph(model))(as_feeds({"x": x}))["y"].numpy()
     assert got.shape == want.shape and got.dtype == want.dtype
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
@@ -170,11 +171,11 @@ def test_unknown_operator_is_named():
     model = one("NonMaxSuppression", [f32(1, 1, 4)], shape=(1, 4, 4), opset=17)
     model.graph.node[0].name = "boxes"
     with pytest.raises(UnsupportedError, match=r"'boxes' \(NonMaxSuppression\).*--repair refit") as caught:
-        Network(model)({"x": torch.zeros(1, 4, 4)})
+        Network(Graph(model))({"x": torch.zeros(1, 4, 4)})
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_form_is_named():
     model = one("CumSum", [np.array(1, np.int64)], reverse=1)
     with pytest.raises(UnsupportedError, match=r"CumSum.* with exclusive or reverse"):
-        Network(model)({"x": torch.zeros(*IMAGE)})
+        Network(Graph(model))({"x": torch.zeros(*IMAGE)})

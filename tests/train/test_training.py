@@ -15,7 +15,8 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune.cli import main
 from onnxprune.errors import UsageError
-from onnxprune.pipeline.training import TrainSettings, prepare, train_and_prune
+from onnxprune.pipeline.training import prepare, start, train_and_prune
+from onnxprune.pipeline.training_settings import TrainSettings
 
 MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 
@@ -23,32 +24,33 @@ MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "magic"}, "one of csgd, gsm, trp, gates, tune"),
+        ({"method": "magic"}, "csgd, gsm, trp, gates, tune"),
         ({"method": "csgd", "steps": 0}, "above 0"),
         ({"method": "csgd", "lr": 0.0}, "above 0"),
         ({"method": "csgd", "ratio": 1.5}, "not between 0 and 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(monkeypatch, settings, words):
-    monkeypatch.setattr("onnxprune.pipeline.training.find_spec", lambda name: True)
+    monkeypatch.setattr("onnxprune.pipeline.training_settings.find_spec", lambda name: True)
     with pytest.raises(UsageError, match=words):
         TrainSettings(**settings)
 
 
 def test_without_torch_the_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("onnxprune.pipeline.training.find_spec", lambda name: None)
+    monkeypatch.setattr("onnxprune.pipeline.training_settings.find_spec", lambda name: None)
     assert main(["train", MODEL, "--method", "csgd"]) == 2
     assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
 
 
 torch = pytest.importorskip("torch")
 
+from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.plan import Factorize  # noqa: E402
 from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.gsm import gsm  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
 from onnxprune.train.network import Network  # noqa: E402
-from onnxprune.train.trp import trp, unfolded  # noqa: E402
+from onnxprune.train.trp import trp, unfolding  # noqa: E402
 from tests.synthetic import Net, head  # noqa: E402
 from tests.train.test_distill import batches, small  # noqa: E402
 
@@ -128,7 +130,7 @@ def test_gates_keep_to_the_budget_and_the_network_works():
 
 def test_what_goes_has_died():
     subject = onnxprune.open_model(small(), calibration=batches(4))
-    words = prepare(subject, TrainSettings("gsm", ratio=0.6, steps=150, batch=32)).words
+    words = prepare(start(subject, TrainSettings("gsm", ratio=0.6, steps=150, batch=32))).words
     assert float(re.search(r"shrunk to ([0-9.e+-]+) of", words)[1]) < 1e-4
 
 
@@ -136,7 +138,7 @@ def test_gates_shut_what_the_loss_does_not_need():
     """Half of the channels feed a layer's zeros, and one of two residual branches adds nothing."""
     model, idle, dull = gated()
     subject = onnxprune.open_model(model, calibration=batches(8))
-    plan = prepare(subject, TrainSettings("gates", ratio=0.4, steps=160, batch=32)).plan
+    plan = prepare(start(subject, TrainSettings("gates", ratio=0.4, steps=160, batch=32))).plan
     assert [drop.block for drop in plan.drops()] == [dull]
     for name, keep in plan.keep().items():
         if name.startswith(idle):
@@ -225,8 +227,8 @@ HOW = Training(steps=200, lr=0.01, warmup=5, optimizer="sgd", check_every=10**9,
 
 def test_unstructured_gsm_leaves_so_many_weights():
     model = small()
-    sparse = gsm(model, 0.25, loss_against(model), HOW)
-    kernels = [p for p in Network(sparse.model).parameters() if p.ndim > 1]
+    sparse = gsm(Graph(model), 0.25, loss_against(model), HOW)
+    kernels = [p for p in Network(Graph(sparse.model)).parameters() if p.ndim > 1]
     share = sum(int((p != 0).sum()) for p in kernels) / sum(p.numel() for p in kernels)
     assert share == pytest.approx(0.25, abs=0.01)
     assert sparse.left < 1e-3
@@ -237,9 +239,9 @@ def test_trp_ends_at_the_rank_and_plain_training_does_not(kind):
     model = wide()
     layer = [n for n in model.graph.node if n.op_type == "Conv"][1].output[0]
     edit = Factorize(layer, kind, 4)
-    low, plain = (trp(model, [edit], loss_against(model), HOW, project=on) for on in (True, False))
-    network = Network(low.model)
-    matrix = unfolded(network, edit).there(getattr(network, network.names[(layer, 1)]).detach())[0]
+    low, plain = (trp(Graph(model), [edit], loss_against(model), HOW, project=on) for on in (True, False))
+    network = Network(Graph(low.model))
+    matrix = unfolding(network, edit).unfold(getattr(network, network.names[(layer, 1)]).detach())[0]
     assert torch.linalg.matrix_rank(matrix, rtol=1e-5) == 4
     assert low.lost < 0.01 < plain.lost
 
@@ -247,11 +249,11 @@ def test_trp_ends_at_the_rank_and_plain_training_does_not(kind):
 @pytest.mark.parametrize("kind", ["channel", "spatial"])
 def test_unfolding_there_and_back(kind):
     model = wide()
-    network = Network(model)
+    network = Network(Graph(model))
     layer = [n for n in model.graph.node if n.op_type == "Conv"][1].output[0]
     weight = getattr(network, network.names[(layer, 1)]).detach()
-    fold = unfolded(network, Factorize(layer, kind, 1))
-    assert torch.equal(fold.back(fold.there(weight)), weight)
+    how = unfolding(network, Factorize(layer, kind, 1))
+    assert torch.equal(how.fold(how.unfold(weight)), weight)
 
 
 @pytest.mark.slow

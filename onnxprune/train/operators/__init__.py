@@ -1,0 +1,11 @@
+"""ONNX operators in torch: one table, one function an operator, differentiable where the operator is.
+
+Every module here is a family of them; importing the package fills the table. Arithmetic on sizes never gets here:
+`graph.evaluate` does it on numpy. An operator that is not in the table cannot be trained through; `network` says so
+with the node's name.
+"""
+
+from onnxprune.train.operators import elementwise, layers, layout, reductions
+from onnxprune.train.operators.registry import OPERATORS, Operator, Refused, op
+
+__all__ = ["OPERATORS", "Operator", "Refused", "elementwise", "layers", "layout", "op", "reductions"]
