@@ -198,7 +198,7 @@ class Subject:
     calibration: Calibration | None = None
     warnings: list[str] = field(default_factory=list)
     batch: int | None = None
-    parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
+    parts: dict[int, Partition] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def net(self) -> Analysed:

@@ -21,7 +21,6 @@ from onnxprune.pipeline.training_task import Prepared, TrainingRun, TrainingTask
 from onnxprune.report.result import Result
 from onnxprune.runtime.sessions import open_session
 from onnxprune.samples.calibration import open_calibration
-from onnxprune.samples.partition import Partition
 
 PREPARED = 1e-2
 """Change of an output, relative to the largest, above which a cut was not prepared."""
@@ -53,8 +52,7 @@ def start(subject: Subject, settings: TrainSettings, progress: Progress | None =
     the recipe."""
     if subject.calibration is None and settings.how.needs_samples and settings.recipe is not None:
         subject = _with_samples(subject, settings.recipe)
-    data = subject.calibration
-    return TrainingRun(subject, settings, None if data is None else Partition.of(data, settings.seed), progress)
+    return TrainingRun(subject, settings, subject.partition(settings.seed), progress)
 
 
 def _with_samples(subject: Subject, recipe: str) -> Subject:

@@ -241,7 +241,7 @@ class Network(nn.Module):
 
     def learned(self) -> Graph:
         """The graph with the parameters (and learned BN statistics) as its edits."""
-        graph = self.graph.unedited()
+        graph = self.graph.fork()
         for use, name in (*self.names.items(), *self.moving.items()):
             old = graph.value(use)
             assert old is not None
