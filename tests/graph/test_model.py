@@ -9,7 +9,6 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnxprune.errors import ModelError
 from onnxprune.graph.export import write_sizes
 from onnxprune.graph.model import Graph, digest
-from onnxprune.protobuf.nodes import attr, set_attr
 from onnxprune.runtime.sessions import open_session
 
 RNG = np.random.default_rng(0)
@@ -488,14 +487,6 @@ def test_value_infos_of_changed_tensors():
     assert sizes == {"h": ["N", 2], "r": ["N", 2], "w": [4, 2], "v": [2, 2]}
     assert out.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "N"
     assert runs(out)[0].shape == (2, 2)
-
-
-def test_set_attr_stays_in_its_place():
-    node = helper.make_node("Conv", ["x", "w"], ["y"], group=2, strides=[1, 1])
-    set_attr(node, "group", 1)
-    set_attr(node, "auto_pad", "VALID")
-    assert [a.name for a in node.attribute] == ["group", "strides", "auto_pad"]
-    assert attr(node, "group") == 1 and attr(node, "auto_pad") == "VALID" and attr(node, "pads", 0) == 0
 
 
 def test_long_chains_do_not_recurse():
