@@ -21,7 +21,7 @@ from onnxprune.measure.stepwise import Runner
 from onnxprune.plan import DropBlock, KeepChannels
 from onnxprune.rewrite.apply import alive_after, edit_exactly
 from onnxprune.rewrite.repair.refit import REFIT_BYTES, refit
-from onnxprune.rewrite.repair.table import RepairTask
+from onnxprune.rewrite.repair.task import RepairTask
 
 Feeds = Mapping[str, np.ndarray]
 Judge = Callable[[Candidate], float]

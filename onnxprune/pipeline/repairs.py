@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from onnxprune.errors import UnsupportedError, UsageError
-from onnxprune.rewrite.repair.table import NONE, REPAIRS, WITH_SAMPLES, WITHOUT_SAMPLES, Repair, RepairTask, repair
+from onnxprune.rewrite.repair.table import NONE, REPAIRS, WITH_SAMPLES, WITHOUT_SAMPLES, Repair, repair
+from onnxprune.rewrite.repair.task import RepairTask
 
 if TYPE_CHECKING:
     from onnxprune.graph.model import Graph

@@ -23,7 +23,8 @@ from onnxprune.rewrite.cut import cut_channels
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorize, refit_factorized
 from onnxprune.rewrite.merge import merge
-from onnxprune.rewrite.repair.table import NONE, REPAIRS, Progress, Repair, RepairTask
+from onnxprune.rewrite.repair.table import NONE, REPAIRS, Repair
+from onnxprune.rewrite.repair.task import Progress, RepairTask
 
 if TYPE_CHECKING:
     from onnxprune.samples.calibration import Calibration

@@ -22,7 +22,7 @@ from onnxprune.measure.stepwise import Feeds
 from onnxprune.numerics import low_rank as lowrank
 from onnxprune.plan import Factorize
 from onnxprune.rewrite.repair.refit import refit
-from onnxprune.rewrite.repair.table import RepairTask
+from onnxprune.rewrite.repair.task import RepairTask
 
 DEAD = 1e-12
 """A BatchNormalization's slope under which a channel is none."""

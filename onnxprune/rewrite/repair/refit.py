@@ -30,7 +30,7 @@ from onnxprune.protobuf.nodes import attr
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import added, correct_statistics, correctable, kept_channels, moments
-from onnxprune.rewrite.repair.table import RepairTask
+from onnxprune.rewrite.repair.task import RepairTask
 
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""

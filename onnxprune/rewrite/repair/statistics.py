@@ -19,7 +19,7 @@ from onnxprune.channels import CutSizes
 from onnxprune.graph.layers import Affine, affine, fold, layers, with_biases
 from onnxprune.graph.model import Graph
 from onnxprune.measure.stepwise import Runner
-from onnxprune.rewrite.repair.table import RepairTask
+from onnxprune.rewrite.repair.task import RepairTask
 
 MOST = 10.0
 """A channel is scaled by at most this: what hardly varies any more cannot be brought back by scaling."""

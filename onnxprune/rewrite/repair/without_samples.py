@@ -30,7 +30,7 @@ from onnxprune.measure.stepwise import Feeds, Runner
 from onnxprune.protobuf.nodes import attr
 from onnxprune.rewrite.merge import fold_bias
 from onnxprune.rewrite.repair.statistics import Moments, correct_statistics, correctable, moments
-from onnxprune.rewrite.repair.table import Progress, RepairTask
+from onnxprune.rewrite.repair.task import Progress, RepairTask
 
 LEAST = 2
 SAMPLES = 64
