@@ -98,7 +98,7 @@ def measure(net: Net, goal: float | None, settings: Mapping[str, Any], seed: int
 def model_error(net: Net, count: int, seed: int) -> dict[str, Any]:
     """How far the latency model is from whole networks of random widths: |predicted / measured - 1|."""
     from onnxprune.channels import Analysed
-    from onnxprune.decide.allocation import Ladder, Limits
+    from onnxprune.decide.limits import Ladder, Limits
     from onnxprune.measure.cost import CostModel
     from onnxprune.rewrite.cut import cut_channels
     from onnxprune.timing.node_times import Grids, node_times

@@ -10,7 +10,7 @@ import pytest
 
 from onnxprune import api
 from onnxprune.channels import CutSizes
-from onnxprune.decide import criteria
+from onnxprune.decide import norms
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed, follow, observe
 from onnxprune.measure.cost import CostModel, Running
@@ -111,5 +111,5 @@ def test_sums_in_parts_are_the_same_to_the_last_bit(monkeypatch, shape, power):
     for axis in range(len(shape)):
         other = tuple(k for k in range(len(shape)) if k != axis)
         whole = (np.abs(value.astype(np.float64)) ** power).sum(axis=other)
-        monkeypatch.setattr(criteria, "PART", 100)
-        assert (criteria.per_index(value, axis, power) == whole).all()
+        monkeypatch.setattr(norms, "PART", 100)
+        assert (norms.per_index(value, axis, power) == whole).all()

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         raise UsageError("sensitivity needs samples; give --calib")
     if args.steps is not None and args.widths is not None:
         raise UsageError("--steps and --widths say the same thing; drop one")
-    from onnxprune.decide.allocation import Limits
+    from onnxprune.decide.limits import Limits
     from onnxprune.files.write import atomic_write_bytes, ensure_writable
     from onnxprune.pipeline import sensitivity as sensitivities
 

@@ -4,7 +4,7 @@ A residual block is everything between a tensor `s` and an Add of `s` and a bran
 bottleneck or inverted residual block, attention or a gated branch, whatever the operators are. Without the block
 the Add hands on `s`. A dense layer, or a branch of an Inception block, makes channels that do nothing but stand beside
 others in Concats: it goes when its group of channels goes whole. Found from the graph alone; whether one *should* go is
-a question of its damage, which `decide.allocation` weighs against its cost.
+a question of its damage, which `decide.adaptive` weighs against its cost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxprune.channels import ChannelGroup, Channels
-from onnxprune.decide.allocation import Limits
+from onnxprune.decide.limits import Limits
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import products
 from onnxprune.graph.model import Graph

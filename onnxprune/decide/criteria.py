@@ -1,126 +1,250 @@
-"""Importance of channels. A criterion sees slices of named tensors, never an operator.
+"""Importance of channels: the table of criteria. A criterion sees slices of named tensors, never an operator.
 
-Each criterion is a function of one group that returns (width,) scores, higher is more important, in the units
-of that group alone: the allocator normalises. To add one, write ten lines and enter it in the table.
+An entry is one decorated function of one group. It returns (width,) scores, higher is more important, in the units of
+that group alone (the allocator normalises), or, where channels are chosen together, a `Choice`. It says what it needs
+(`NEEDS`), and that alone is gathered for it (`decide.evidence`); whoever asks for it by name asks the table for the
+rest: whether it goes without samples, which package is missing. To add one, write ten lines, here or anywhere:
+
+    @criterion("mine", help="largest activations", needs="moments")
+    def mine(group, evidence):
+        return ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
-from onnxprune.channels import ChannelGroup, Slice
-from onnxprune.errors import UsageError
-from onnxprune.graph.model import Graph, Use
-from onnxprune.measure.moments import Moments
+from onnxprune.channels import ChannelGroup
+from onnxprune.decide.evidence import Evidence
+from onnxprune.decide.norms import energies, filter_sums
+from onnxprune.decide.selection import Choice, by_lasso, by_likeness
+from onnxprune.errors import UsageError, unknown
+from onnxprune.measure.gradients import Gradients
+
+Answer = np.ndarray | Choice
+"""What a criterion says of one group: scores, or a choice."""
+Judge = Callable[[ChannelGroup, Evidence], Answer]
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What a criterion may look at.
+class Package:
+    """A package that not everybody has: the module, what it is called, and the extra of ours that brings it."""
+
+    module: str
+    name: str
+    extra: str
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a criterion may need.
 
     Attributes:
-        weight: gives the constant that a use reads.
-        moments: activation name -> moments per index of its channel axis; empty without calibration data.
-        rng: for the control.
+        help: what it is.
+        samples: it comes from samples, and is not there without.
+        package: what has to be installed for it.
     """
 
-    weight: Callable[[Use], np.ndarray]
-    moments: dict[str, Moments]
-    rng: np.random.Generator
+    help: str
+    samples: bool = True
+    package: Package | None = None
 
 
-Criterion = Callable[[ChannelGroup, Evidence], np.ndarray]
+NEEDS = {
+    "samples": Need("samples, whatever for"),
+    "moments": Need("mean and mean square of what the readers read (`Evidence.moments`)"),
+    "curves": Need("second moments of what the readers read (`Evidence.curves`, `Evidence.energies`)"),
+    "likeness": Need("how alike channels are as they are made (`Evidence.likeness`)"),
+    "gradients": Need("a backward pass (`Evidence.gradients`)", package=Package("torch", "torch", "train")),
+    "sklearn": Need("a solver", samples=False, package=Package("sklearn", "scikit-learn", "lasso")),
+}
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One entry of the table.
+
+    Attributes:
+        name: as `--criterion` takes it.
+        help: what it ranks channels by, in a line.
+        judge: what it says of one group.
+        needs: of `NEEDS`.
+        without_samples: what stands for what it needs where there are no samples; None: it cannot do without.
+        merges: whether what it removes has its like among what stays, into which a repair of statistics may merge it.
+    """
+
+    name: str
+    help: str
+    judge: Judge
+    needs: frozenset[str] = frozenset()
+    without_samples: str | None = None
+    merges: bool = False
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it cannot do without samples."""
+        return self.without_samples is None and any(NEEDS[need].samples for need in self.needs)
+
+    def check_packages(self) -> None:
+        """Find out before any work is done what is not installed.
+
+        Raises:
+            UsageError: a package is missing.
+        """
+        for package in (NEEDS[need].package for need in sorted(self.needs)):
+            if package is not None and find_spec(package.module) is None:
+                raise UsageError(
+                    f'--criterion {self.name} needs {package.name} - pip install "onnxprune[{package.extra}]"'
+                )
+
+    def choices(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> dict[str, Choice]:
+        """What it says of every group, by name.
+
+        Raises:
+            UsageError: not one score a channel.
+        """
+        return {g.name: self._choice(g, self.judge(g, evidence)) for g in groups}
+
+    def _choice(self, group: ChannelGroup, answer: Answer) -> Choice:
+        if isinstance(answer, Choice):
+            return answer
+        scores = np.asarray(answer)
+        if scores.shape != (group.width,):
+            raise UsageError(
+                f"criterion {self.name!r}: scores of shape {scores.shape} for group {group.name!r};"
+                f" return one a channel, ({group.width},)"
+            )
+        return Choice(np.argsort(scores, kind="stable"), scores=scores)
+
+
 CRITERIA: dict[str, Criterion] = {}
+"""The table, in the order in which it is shown."""
+BY_DEFAULT = {True: "elimination", False: "activation"}
+"""The criterion unless another is asked for: with samples, and without."""
 
 
-def criterion(name: str) -> Callable[[Criterion], Criterion]:
-    def enter(function: Criterion) -> Criterion:
-        CRITERIA[name] = function
-        return function
+def criterion(
+    name: str,
+    *,
+    help: str,
+    needs: str | Collection[str] = (),
+    without_samples: str | None = None,
+    merges: bool = False,
+) -> Callable[[Judge], Judge]:
+    """Enters a function of a group and the evidence into the table.
+
+    Args:
+        name, help, without_samples, merges: as in `Criterion`.
+        needs: one or several of `NEEDS`. What comes from samples makes the criterion need samples, unless it says
+            what it does without.
+
+    Raises:
+        UsageError: there is no such need.
+    """
+    asked = frozenset([needs] if isinstance(needs, str) else needs)
+    for need in sorted(asked - set(NEEDS)):
+        raise unknown("need", need, NEEDS)
+
+    def enter(judge: Judge) -> Judge:
+        CRITERIA[name] = Criterion(name, help, judge, asked, without_samples, merges)
+        return judge
 
     return enter
 
 
-def score(name: str, groups: tuple[ChannelGroup, ...], graph: Graph, moments: dict[str, Moments], seed: int):
-    """Scores of every group: {group name: (width,) float}.
+def named(name: str) -> Criterion:
+    """The entry of that name.
 
     Raises:
-        UsageError: no such criterion.
+        UsageError: there is none.
     """
     if name not in CRITERIA:
-        raise UsageError(f"unknown criterion {name!r} - one of {', '.join(CRITERIA)}")
-
-    def weight(use: Use) -> np.ndarray:
-        value = graph.value(use)
-        assert value is not None
-        return value
-
-    evidence = Evidence(weight, moments, np.random.default_rng(seed))
-    return {g.name: CRITERIA[name](g, evidence) for g in groups}
+        raise unknown("criterion", name, CRITERIA)
+    return CRITERIA[name]
 
 
-def per_index(value: np.ndarray, axis: int, power: float) -> np.ndarray:
-    """sum |value|^power over all axes but one: (length of that axis,)."""
-    other = tuple(k for k in range(value.ndim) if k != axis)
-    parts = max(1, min(value.shape[axis] // 2, value.size // PART))
-    return np.concatenate([_powers(part, power).sum(axis=other) for part in np.array_split(value, parts, axis)])
+# ---- the table -------------------------------------------------------------------------------------------
 
 
-PART = 1 << 21
-"""Elements worked on at once: a double-precision copy of all of a large weight costs more than the sums."""
+@criterion("elimination", help="the error that is left once the readers are refitted", needs="curves")
+def elimination(group: ChannelGroup, evidence: Evidence) -> Choice:
+    """The order of least error, one channel after the other (Hassibi & Stork, NeurIPS 1992): that of the curve."""
+    return Choice(None)
 
 
-def _powers(value: np.ndarray, power: float) -> np.ndarray:
-    """|value|^power in double precision."""
-    sizes = np.array(value, np.float64)
-    return np.multiply(sizes, sizes, out=sizes) if power == 2 else np.power(np.abs(sizes, out=sizes), power, out=sizes)
+@criterion("lasso", help="LASSO on what each channel adds to its readers", needs={"curves", "sklearn"})
+def lasso(group: ChannelGroup, evidence: Evidence) -> Choice:
+    """All channels of a width at once (He, Zhang, Sun, ICCV 2017)."""
+    assert evidence.curves is not None
+    return by_lasso(evidence.curves, group, evidence.energies[group.name])
 
 
-def gather(slice_: Slice, width: int, values: np.ndarray) -> np.ndarray:
-    """Add up values per index into values per channel of the group."""
-    own = slice_.channel >= 0
-    return np.bincount(slice_.channel[own], weights=values[own], minlength=width)
+@criterion("similarity", help="one of each cluster of like channels", needs="likeness", merges=True)
+def similarity(group: ChannelGroup, evidence: Evidence) -> Choice:
+    """Clusters by distances that correlations count in (after Zhang, Zhao, Ni et al., arXiv 1908.02620)."""
+    assert evidence.likeness is not None
+    return by_likeness(evidence.likeness.distance(group))
 
 
-def makers(group: ChannelGroup) -> tuple[Slice, ...]:
-    """The slices whose size says how much a channel weighs: its filters, else whatever holds it."""
-    return group.weights or group.readers or tuple(s for s in group.slices if s.role == "within")
+@criterion("similarity-independent", help="the same, without correlations", needs="likeness")
+def similarity_independent(group: ChannelGroup, evidence: Evidence) -> Choice:
+    """Clusters by means and deviations alone."""
+    assert evidence.likeness is not None
+    return by_likeness(evidence.likeness.distance(group, correlated=False))
 
 
-@criterion("l1")
+def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Over batches, added up one after the other."""
+    return np.asarray(sum(values)) / max(1, len(values))
+
+
+@criterion("taylor", help="what the loss changes without it, to first order", needs="gradients")
+def taylor(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
+    """|Σ_i w_i g_i|, mean over batches of the absolute value (Molchanov et al., CVPR 2019)."""
+    return _mean([np.abs(sums) for sums in _gradients(group, evidence).sums])
+
+
+@criterion("fisher", help="the same, to second order: the Fisher matrix along the channel", needs="gradients")
+def fisher(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
+    """½ E[(Σ_i w_i g_i)²]: the diagonal of the Fisher matrix along the channel (Theis et al., 2018)."""
+    return _mean([0.5 * sums**2 for sums in _gradients(group, evidence).sums])
+
+
+@criterion("obd", help="the same, weight by weight: Optimal Brain Damage", needs="gradients")
+def obd(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
+    """½ Σ_i w_i² E[g_i²]: Optimal Brain Damage with the empirical Fisher diagonal (LeCun et al., 1990)."""
+    return _mean([0.5 * squares for squares in _gradients(group, evidence).squares])
+
+
+def _gradients(group: ChannelGroup, evidence: Evidence) -> Gradients:
+    return evidence.gradients[group.name]
+
+
+@criterion("l1", help="sum of |w| over its filters")
 def l1(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
     """Sum of |w| over the filters that make the channel (Li et al., ICLR 2017)."""
-    sizes = [gather(s, group.width, per_index(evidence.weight(s.use), s.axis, 1)) for s in makers(group)]
-    return np.sum(sizes, axis=0)
+    return filter_sums(group, evidence.weight, 1)
 
 
-@criterion("l2")
+@criterion("l2", help="norm of its filters")
 def l2(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
     """Euclidean norm of the filters that make the channel."""
-    squares = [gather(s, group.width, per_index(evidence.weight(s.use), s.axis, 2)) for s in makers(group)]
-    return np.sqrt(sum(squares))
+    return np.sqrt(filter_sums(group, evidence.weight, 2))
 
 
-@criterion("activation")
+@criterion(
+    "activation", help="energy of what it adds to its readers", needs="moments", without_samples="E[x²] is taken as 1"
+)
 def activation(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
-    """Mean square of what the channel adds to its readers: sum over readers of ‖W[:, c]‖² · E[x_c²], each
-    reader normalised by its total. Without calibration data E[x²] is taken as 1."""
-    total = np.zeros(group.width)
-    for s in group.readers:
-        columns = gather(s, group.width, per_index(evidence.weight(s.use), s.axis, 2))
-        moments = evidence.moments.get(s.reads or "")
-        carrier = next((a for a in group.activations if a.tensor == s.reads), None)
-        if moments is not None and carrier is not None:
-            count = np.maximum(gather(carrier, group.width, np.ones(len(carrier.channel))), 1)
-            columns = columns * gather(carrier, group.width, moments.square) / count
-        total += columns / max(columns.sum(), 1e-300)
-    return total if group.readers else l2(group, evidence)
+    """Mean square of what the channel adds to its readers."""
+    return energies(group, evidence.weight, evidence.moments)
 
 
-@criterion("random")
+@criterion("random", help="noise: the control that every other must beat")
 def random(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
-    """Uniform noise: the control that every other criterion must beat."""
+    """Uniform noise."""
     return evidence.rng.random(group.width)

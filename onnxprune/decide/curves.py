@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune import numerics, parallel
-from onnxprune.channels import ChannelGroup, Channels, Slice
+from onnxprune.channels import Analysed, ChannelGroup, Slice
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import Design, design_of
 
-LAMBDA = 1e-4
-"""Ridge of the second moments, relative to their mean diagonal."""
+CURVE_RIDGE = 1e-4
+"""Added to the diagonal of second moments before they are inverted, relative to its mean."""
 COPIES = 5
 """Matrices of a layer's second moments' size that are held while it is inverted."""
 STEPS = 128
@@ -56,7 +56,7 @@ class Reading:
     rows: np.ndarray
 
 
-def readings(graph: Graph, group: ChannelGroup, designs: Mapping[str, Design]) -> tuple[list[Reading], list[Slice]]:
+def readings(group: ChannelGroup, designs: Mapping[str, Design]) -> tuple[list[Reading], list[Slice]]:
     """The linear layers that read a group, and the readers that are none."""
     found, others = [], []
     for s in group.readers:
@@ -81,10 +81,10 @@ def _rows(s: Slice, width: int, taps: int) -> np.ndarray | None:
     return (places[:, :, None] * taps + np.arange(taps)).reshape(width, -1)
 
 
-def reader_designs(graph: Graph, channels: Channels) -> dict[str, Design]:
+def reader_designs(net: Analysed) -> dict[str, Design]:
     """Every linear layer that reads a group, by node."""
-    keys = dict.fromkeys(s.use[0] for g in channels.groups for s in g.readers)
-    found = {key: design_of(graph, key) for key in keys}
+    keys = dict.fromkeys(s.use[0] for g in net.channels.groups for s in g.readers)
+    found = {key: design_of(net.graph, key) for key in keys}
     return {key: d for key, d in found.items() if d is not None}
 
 
@@ -113,7 +113,7 @@ class Solver:
         out = np.zeros_like(self.W)
         stay = np.setdiff1d(np.arange(self.W.shape[1]), gone)
         for k, (H, W) in enumerate(zip(self.H, self.W, strict=True)):
-            inner = numerics.Ridge(H[np.ix_(stay, stay)], LAMBDA)
+            inner = numerics.Ridge(H[np.ix_(stay, stay)], CURVE_RIDGE)
             out[k, stay] = inner.solve(H[stay] @ W, W[stay])
         return out
 
@@ -129,29 +129,22 @@ class Curves:
     """Makes curves for groups of one network.
 
     Args:
-        graph: the original network.
-        channels: its analysis.
+        net: the original network.
         designs: the layers that read its groups, by node.
         moments: second moments by node, from `measure.designs.second_moments`.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        channels: Channels,
-        designs: Mapping[str, Design],
-        moments: Mapping[str, np.ndarray],
-    ):
-        self.graph, self.channels = graph, channels
+    def __init__(self, net: Analysed, designs: Mapping[str, Design], moments: Mapping[str, np.ndarray]):
+        self.net, groups = net, net.channels.groups
         holds = max((8 * COPIES * H.shape[-1] ** 2 for H in moments.values()), default=0)
-        solvers = parallel.each(lambda key: solver(graph, designs[key], moments[key]), moments, holds=holds)
+        solvers = parallel.each(lambda key: solver(net.graph, designs[key], moments[key]), moments, holds=holds)
         self.solvers = dict(zip(moments, solvers, strict=True))
         known = {k: designs[k] for k in self.solvers}
         self.readings: dict[str, list[Reading]] = {}
         self.others: dict[str, list[Slice]] = {}
-        for g in channels.groups:
-            self.readings[g.name], self.others[g.name] = readings(graph, g, known)
-        self._readers: dict[str, list[numerics.Reader]] = {g.name: [] for g in channels.groups}
+        for g in groups:
+            self.readings[g.name], self.others[g.name] = readings(g, known)
+        self._readers: dict[str, list[numerics.Reader]] = {g.name: [] for g in groups}
         by_layer: dict[str, list[tuple[str, Reading]]] = {}
         for name, found in self.readings.items():
             for r in found:
@@ -165,7 +158,7 @@ class Curves:
         s, users = self.solvers[layer[0]], layer[1]
         found, scale = [], 1.0 / s.energy
         for k in range(s.design.parts):
-            V = numerics.inverse(s.H[k], LAMBDA)
+            V = numerics.inverse(s.H[k], CURVE_RIDGE)
             for name, r in users:
                 at = r.rows.ravel()
                 local = np.arange(at.size).reshape(r.rows.shape)

@@ -1,26 +1,28 @@
 """Which layers may be made of two, to which ranks, and what that does to the outputs.
 
-For every linear layer the factors under the covariance of what it reads are found once (`lowrank`); their error at
-every rank is the layer's curve. One or two ranks are tried in the whole network, on paper, as `decide.sensitivity`
+For every linear layer the factors under the covariance of what it reads are found once (`numerics.low_rank`); their
+error at every rank is the layer's curve. One or two ranks are tried in the whole network, on paper, as `decide.trials`
 tries widths, and the curve is scaled to what they did to the outputs. A way that costs no less than the layer, or
 that takes longer in measured milliseconds, is not offered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
+from onnxprune.channels import Analysed
 from onnxprune.decide.curves import solver
 from onnxprune.decide.trials import Trials, between
 from onnxprune.graph.layers import fold, layers, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_sizes
 from onnxprune.measure.designs import Design, design_of, second_moments
-from onnxprune.numerics import low_rank as lowrank
+from onnxprune.numerics import low_rank
+from onnxprune.samples.calibration import Calibration
 from onnxprune.timing.pair_times import PairTimes, Way
 
 SINGLE = ("channel", "spatial", "matrix")
@@ -86,12 +88,10 @@ class _Layer:
     S: np.ndarray
     mean: np.ndarray
     slope: np.ndarray
-    splits: Mapping[str, lowrank.Split]
+    splits: Mapping[str, low_rank.Split]
 
 
 def rank_moves(
-    graph: Graph,
-    shapes: Mapping[str, tuple[int, ...]],
     designs: Mapping[str, Design],
     moments: Mapping[str, np.ndarray],
     trials: Trials,
@@ -104,9 +104,7 @@ def rank_moves(
     """Every layer that has a way to be cheaper and faster.
 
     Args:
-        graph: the original network.
-        shapes: sizes of its tensors.
-        designs: its layers.
+        designs: the network's layers.
         moments: second moments of what they read.
         trials: runs candidates.
         times: tells how long a way takes.
@@ -114,6 +112,7 @@ def rank_moves(
         twice: also split the second of a spatial pair again.
         progress: called with (layers done, layers).
     """
+    graph, shapes = trials.net.graph, trials.net.shapes
     found = []
     all_layers = [layer for layer in layers(graph, shapes) if layer.key in moments and layer.key in designs]
     total = sum(layer.macs for layer in layers(graph, shapes))
@@ -122,8 +121,8 @@ def rank_moves(
             progress(k, len(all_layers))
         if layer.macs < LEAST * total:
             continue
-        own = _layer(graph, designs[layer.key], moments[layer.key], trials, kinds)
-        move = _move(graph, shapes, own, layer.macs, trials, times, twice)
+        own = _layer(designs[layer.key], moments[layer.key], trials, kinds)
+        move = _move(own, layer.macs, trials, times, twice)
         if move is not None:
             found.append(move)
     times.save()
@@ -131,9 +130,7 @@ def rank_moves(
 
 
 def find_ranks(
-    graph: Graph,
-    shapes: Mapping[str, tuple[int, ...]],
-    batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
+    learn: Calibration,
     trials: Trials,
     allows: Callable[[str], bool],
     times: PairTimes,
@@ -146,10 +143,16 @@ def find_ranks(
     """`rank_moves` for a whole network: the moments that the trials' curves hold, and one pass for the others.
 
     Args:
-        batches: gives the samples in batches of at most that many.
+        learn: samples that moments are learnt from.
+        trials: runs candidates.
         allows: whether a layer with a weight of that name may be made of two.
         times: what chains take.
+        twice: also split the second of a spatial pair again.
+        threads: ORT threads.
+        seed: of the sampled positions.
+        progress: called with (layers done, layers).
     """
+    graph, shapes = trials.net.graph, trials.net.shapes
     designs: dict[str, Design] = {}
     for layer in layers(graph, shapes):
         design = design_of(graph, layer.key)
@@ -157,27 +160,28 @@ def find_ranks(
             designs[layer.key] = design
     moments = {key: s.H for key, s in trials.curves.solvers.items()}
     missing = [d for key, d in designs.items() if key not in moments]
-    seen = second_moments(graph.model, missing, shapes, batches, threads=threads, seed=seed)
+    seen = second_moments(graph.model, missing, shapes, learn.batches, threads=threads, seed=seed)
     moments |= {key: solver(graph, designs[key], H).H for key, H in seen.items()}
-    return rank_moves(graph, shapes, designs, moments, trials, times, twice=twice, progress=progress)
+    return rank_moves(designs, moments, trials, times, twice=twice, progress=progress)
 
 
-def _layer(graph: Graph, d: Design, H: np.ndarray, trials: Trials, kinds: Collection[str]) -> _Layer:
+def _layer(d: Design, H: np.ndarray, trials: Trials, kinds: Collection[str]) -> _Layer:
+    graph = trials.net.graph
     weight, place = graph.value(d.weight), trials.places.get(d.key)
     assert weight is not None
     norm = None if place is None else normalization(graph, place)
     slope = np.ones((d.parts, 1, d.outputs)) if norm is None else norm[1].reshape(d.parts, 1, -1)
     slope = np.where(np.abs(slope) > 1e-12, slope, 1e-12)
-    W, S = d.matrix(weight) * slope, lowrank.covariances(H)
+    W, S = d.matrix(weight) * slope, low_rank.covariances(H)
     splits = {}
     for kind in kinds_of(graph.nodes[d.key], weight.shape):
         if kind in kinds or (kind == "matrix" and "channel" in kinds):
             most = _break_even(graph.nodes[d.key], weight.shape, kind, weight.size)
             if most > 0:
                 splits[kind] = (
-                    lowrank.spatial_split(W, S, weight.shape[2:], most)
+                    low_rank.spatial_split(W, S, weight.shape[2:], most)
                     if kind == "spatial"
-                    else lowrank.channel_split(W, S, most)
+                    else low_rank.channel_split(W, S, most)
                 )
     mean = (H[:, :-1, -1:] / H[:, -1:, -1:]).transpose(0, 2, 1)
     return _Layer(d, W, S, mean, slope, splits)
@@ -199,21 +203,11 @@ def ranks_up_to(most: int, count: int = RANKS) -> list[int]:
     return list(range(step, most + 1, step))
 
 
-def _move(
-    graph: Graph,
-    shapes: Mapping[str, tuple[int, ...]],
-    own: _Layer,
-    macs: float,
-    trials: Trials,
-    times: PairTimes,
-    twice: bool,
-) -> RankMove | None:
+def _move(own: _Layer, macs: float, trials: Trials, times: PairTimes, twice: bool) -> RankMove | None:
     rows: list[tuple[Way, float, np.ndarray, np.ndarray, np.ndarray]] = []
     key = own.design.key
-    weight = graph.value(own.design.weight)
-    assert weight is not None
     for way, error in _ways(own, twice):
-        cost, size = _counted(graph, shapes, key, weight.shape, way)
+        cost, size = _counted(trials.net, own.design, way)
         if cost.sum() >= macs:
             continue
         took = times.relative(key, way)
@@ -241,28 +235,27 @@ def _ways(own: _Layer, twice: bool) -> list[tuple[Way, float]]:
     return found
 
 
-def _again(split: lowrank.Split, rank: int) -> lowrank.Split:
+def _again(split: low_rank.Split, rank: int) -> low_rank.Split:
     """The factors of a spatial pair's second layer. Least squares leaves what the first loses at right angles to it,
     so the two losses add."""
     assert split.gram is not None and split.cross is not None
     at = rank * split.taps
     grams = split.gram[:, :at, :at]
     second = np.stack([np.linalg.solve(g, k[:at]) for g, k in zip(grams, split.cross, strict=True)])
-    return lowrank.channel_split(second, grams)
+    return low_rank.channel_split(second, grams)
 
 
-def _counted(
-    graph: Graph, shapes: Mapping[str, tuple[int, ...]], key: str, weight: tuple[int, ...], way: Way
-) -> tuple[np.ndarray, np.ndarray]:
+def _counted(net: Analysed, d: Design, way: Way) -> tuple[np.ndarray, np.ndarray]:
     """(3,) multiply-accumulates and (3,) weights of a way: the first layer, the middle one, the last."""
-    node = graph.nodes[key]
-    x, y = shapes[node.input[0]], shapes[node.output[0]]
+    node, value = net.graph.nodes[d.key], net.graph.value(d.weight)
+    assert value is not None
+    x, y, weight = net.shapes[node.input[0]], net.shapes[node.output[0]], value.shape
     sizes = []
     for kind, rank in way:
         first, weight = pair_sizes(node, weight, kind, rank)
         sizes.append((kind, first))
     sizes.append(("last", weight))
-    places = float(np.prod(y)) / y[1 if node.op_type == "Conv" else -1]
+    places = float(np.prod(y)) / y[d.axis]
     macs = []
     for kind, size in sizes:
         at = places * x[3] / y[3] if kind == "spatial" else places
@@ -286,7 +279,7 @@ def _damages(own: _Layer, ways: Sequence[Way], errors: np.ndarray, trials: Trial
 
 def _on_paper(own: _Layer, way: Way, trials: Trials) -> Graph:
     """The original with a layer's weight replaced by what its factors stand for, its mean output as it was."""
-    graph, d = trials.curves.graph.fork(), own.design
+    graph, d = trials.net.graph.fork(), own.design
     kind, rank = way[0]
     whole = own.splits[kind].product(rank)
     value, place = graph.value(d.weight), trials.places.get(d.key)

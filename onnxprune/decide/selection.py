@@ -1,7 +1,7 @@
-"""Criteria that choose channels together: which stay depends on how many stay.
+"""What a criterion chooses of one group, and the choices of channels together: which stay depends on how many stay.
 
-A `Choice` is one group's answer: an order, for curves and for the global allocation, and where the sets of
-different widths are not nested, the set itself, made anew for the width that the allocation has settled on.
+A `Choice` is an order, for curves and for the global allocation, and where the sets of different widths are not
+nested, the set itself, made anew for the width that the allocation has settled on.
 """
 
 from __future__ import annotations
@@ -21,14 +21,29 @@ class Choice:
     """What a criterion would keep of one group.
 
     Attributes:
-        order: (width,) channels, first to go first.
+        order: (width,) channels, first to go first; None: the order of least error, which the group's curve finds.
         kept: gives the channels that stay at a width, ascending; None: the last ones of the order.
         heights: (width,) at which each channel goes, comparable between groups; None where there is no such thing.
+        scores: (width,) importance, where that is what the order comes from.
     """
 
-    order: np.ndarray
+    order: np.ndarray | None
     kept: Callable[[int], np.ndarray] | None = None
     heights: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    @property
+    def importance(self) -> np.ndarray:
+        """(width,) scores, or the places in the order."""
+        if self.scores is not None:
+            return self.scores
+        assert self.order is not None
+        return places(self.order)
+
+
+def places(order: np.ndarray) -> np.ndarray:
+    """(width,) importance of each channel as the place that it has in an order, first to go first."""
+    return np.argsort(order).astype(float)
 
 
 def by_lasso(curves: Curves, group: ChannelGroup, energies: np.ndarray | None) -> Choice:

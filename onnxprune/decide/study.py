@@ -6,71 +6,31 @@ does to the outputs. It holds no ratio and no budget: `allocate` turns it into w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx
 
 from onnxprune import parallel
-from onnxprune.channels import ChannelGroup, Channels
-from onnxprune.decide.allocation import Allocation, BlockMove, Ladder, Limits, Ranked, allocate
-from onnxprune.decide.criteria import CRITERIA, score
-from onnxprune.decide.curves import Curve, Curves, reader_designs
-from onnxprune.decide.selection import Choice, by_lasso, by_likeness
+from onnxprune.channels import Analysed, ChannelGroup, Channels
+from onnxprune.decide.adaptive import BlockMove, Ranked
+from onnxprune.decide.allocation import Allocation, allocate
+from onnxprune.decide.criteria import named
+from onnxprune.decide.curves import Curve
+from onnxprune.decide.evidence import Evidence, gather
+from onnxprune.decide.limits import Ladder, Limits
+from onnxprune.decide.selection import Choice, places
 from onnxprune.decide.trials import Candidate, Trials, damages, tried_widths
-from onnxprune.graph.layers import INTEGER
-from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel, count_macs
-from onnxprune.measure.designs import second_moments
-from onnxprune.measure.likeness import distances
-from onnxprune.measure.moments import Moments, moments
+from onnxprune.measure.gradients import Gradients
 from onnxprune.measure.stepwise import MEMORY
+from onnxprune.samples.calibration import Calibration
+from onnxprune.samples.partition import Partition, first_batches
 
-Feeds = Mapping[str, np.ndarray]
-CURVED = ("elimination", "lasso")
-"""Criteria that come from second moments of what the readers read."""
-LIKENESS = {"similarity": True, "similarity-independent": False}
-"""Criteria that come from distances of channels, and whether correlations count."""
-GRADIENT = ("taylor", "fisher", "obd")
-"""Criteria that come from a backward pass; whoever asks for a study brings their scores along."""
-SAMPLED = (*CURVED, *LIKENESS, *GRADIENT)
-"""Criteria that need samples."""
 TRIAL_MACS = 1.2e12
 """Multiply-accumulates that all trial runs together may take; fewer samples are run on large models."""
 TRIAL_SAMPLES = (8, 128)
 """Least and most samples of a trial."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The fitting samples, as a study takes them.
-
-    Attributes:
-        batches: gives those to learn from in batches of at most that many, for one pass over the data.
-        judges: gives others the same way, for judging what was learnt.
-    """
-
-    batches: Callable[[int], Iterable[Feeds]]
-    judges: Callable[[int], Iterable[Feeds]]
-
-    def some(self, count: int) -> list[Feeds]:
-        """About the first so many to learn from, in batches."""
-        return _first(self.batches, count)
-
-    def few(self, count: int) -> list[Feeds]:
-        """About the first so many judges, in batches."""
-        return _first(self.judges, count)
-
-
-def _first(batches: Callable[[int], Iterable[Feeds]], count: int, size: int = 32) -> list[Feeds]:
-    found: list[Feeds] = []
-    for feeds in batches(min(count, size)):
-        found.append(feeds)
-        count -= len(next(iter(feeds.values())))
-        if count <= 0:
-            break
-    return found
 
 
 @dataclass(frozen=True)
@@ -82,7 +42,7 @@ class Study:
         scores: (width,) importance of every group's channels, in units of the group.
         damages: (width + 1,) damage to the outputs at every width, for the adaptive allocation; else None.
         limits: allowed widths.
-        choices: what a criterion that chooses channels together says of every group; empty for the others.
+        choices: what the criterion says of every group.
         trials: what tells the damage of a candidate, where `damages` were measured.
     """
 
@@ -101,8 +61,17 @@ class Study:
         blocks: Sequence[BlockMove] = (),
         ranks: Sequence[Ranked] = (),
     ) -> Allocation:
-        """Which channels stay, which blocks go and which ranks fall, when the share `ratio` of the cost goes."""
+        """Which channels stay, which blocks go and which ranks fall, when the share `ratio` of the cost goes.
+
+        Args:
+            cost: what counts.
+            ratio: share to remove.
+            how: one of `allocation.ALLOCATIONS`.
+            blocks: what may go whole.
+            ranks: the layers that may be made of two.
+        """
         heights = {name: c.heights for name, c in self.choices.items() if c.heights is not None}
+        comparable = bool(heights) and len(heights) == len(self.choices)
         found = allocate(
             self.channels,
             self.scores,
@@ -111,7 +80,7 @@ class Study:
             how=how,
             limits=self.limits,
             damages=self.damages,
-            heights=heights or None,
+            heights=heights if comparable else None,
             blocks=blocks,
             ranks=ranks,
         )
@@ -125,75 +94,64 @@ class Study:
 
 @parallel.within_threads
 def study(
-    model: onnx.ModelProto,
-    graph: Graph,
-    channels: Channels,
-    samples: Samples | None,
+    net: Analysed,
+    samples: Partition | None,
     *,
     criterion: str,
     adaptive: bool,
     limits: Limits,
+    gradients: Mapping[str, Gradients] | None = None,
     threads: int | None = None,
     seed: int = 0,
-    given: Mapping[str, np.ndarray] | None = None,
+    learning: Callable[[int, int], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Study:
     """Rank the channels of every group, and price its widths where that is asked for.
 
     Args:
-        model, graph: the original network.
-        channels: its analysis.
+        net: the original network.
         samples: unlabelled samples; None: scores come from weights alone.
-        criterion: one of `CHOICES`.
+        criterion: a name in `criteria.CRITERIA`.
         adaptive: also measure what each width does to the outputs.
         limits: allowed widths.
+        gradients: what a backward pass says of every group, for a criterion that needs it.
         threads: ORT threads.
         seed: for everything random.
-        given: scores of every group, for a criterion in `GRADIENT`.
+        learning: called with (samples learnt from, samples) in every pass over them.
         progress: called with (groups tried, groups).
+
+    Raises:
+        UsageError: there is no such criterion, or it gives something else than scores.
     """
-    curves = None
-    if criterion in CURVED or adaptive:
-        assert samples is not None
-        curves = _curves(model, graph, channels, samples, threads, seed)
-    needed = criterion == "activation" or (curves is not None and any(curves.others.values()))
-    seen = _energies_read(model, graph, channels, samples, threads) if needed else {}
-    others = {} if curves is None else _others(curves, score("activation", channels.groups, graph, seen, seed))
-    choices: dict[str, Choice] = {}
-    if criterion in LIKENESS:
-        assert samples is not None
-        correlated = LIKENESS[criterion]
-        far = distances(model, graph, channels, samples.batches, correlated=correlated, threads=threads, seed=seed)
-        choices = {name: by_likeness(d) for name, d in far.items()}
-    elif criterion == "lasso":
-        assert curves is not None
-        choices = {g.name: by_lasso(curves, g, others[g.name]) for g in channels.groups}
-    ranked: Mapping[str, np.ndarray]
-    if given is not None:
-        ranked = given
-    elif criterion in CRITERIA:
-        ranked = score(criterion, channels.groups, graph, seen, seed)
-    else:
-        ranked = {name: np.argsort(c.order).astype(float) for name, c in choices.items()}
-    if curves is None or (choices and not adaptive):
-        return Study(channels, ranked, None, limits, choices)
-
-    def curve(group: ChannelGroup) -> Curve:
-        order = np.argsort(ranked[group.name], kind="stable") if ranked else None
-        return curves.of(group, others[group.name], order)
-
-    names = [g.name for g in channels.groups]
-    held = max(map(curves.holds, names), default=0)
-    found = dict(zip(names, parallel.each(curve, channels.groups, holds=held), strict=True))
-    scores = {name: np.argsort(c.order).astype(float) for name, c in found.items()}
+    entry, learn = named(criterion), None if samples is None else samples.learn
+    needs = entry.needs | {"curves"} if adaptive else entry.needs
+    evidence = gather(net, learn, needs, gradients=gradients, threads=threads, seed=seed, progress=learning)
+    choices = entry.choices(net.channels.groups, evidence)
+    if not adaptive and all(c.order is not None for c in choices.values()):
+        return Study(net.channels, {name: c.importance for name, c in choices.items()}, None, limits, choices)
+    curves = _curves(evidence, net.channels.groups, choices)
+    scores = {name: places(c.order) for name, c in curves.items()}
     if not adaptive:
-        return Study(channels, scores, None, limits)
-    assert samples is not None
-    widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in channels.groups}
-    each = count_macs(graph, channels.shapes) * max(1, sum(map(len, widths.values())))
-    trials = Trials(curves, samples.few(int(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES))), threads=threads)
-    hurt = _prices(channels.groups, found, trials, widths, progress)
-    return Study(channels, scores, hurt, limits, choices, trials)
+        return Study(net.channels, scores, None, limits, choices)
+    assert samples is not None and evidence.curves is not None
+    widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in net.channels.groups}
+    count = trial_samples(count_macs(net.graph, net.shapes) * max(1, sum(map(len, widths.values()))))
+    trials = Trials(evidence.curves, first_batches(samples.judge, count), threads=threads)
+    hurt = _prices(net.channels.groups, curves, trials, widths, progress)
+    return Study(net.channels, scores, hurt, limits, choices, trials)
+
+
+def trial_samples(macs: float) -> int:
+    """How many samples trials may take, all of which together cost so many multiply-accumulates a sample."""
+    return int(np.clip(TRIAL_MACS / max(1.0, macs), *TRIAL_SAMPLES))
+
+
+def _curves(evidence: Evidence, groups: Sequence[ChannelGroup], choices: Mapping[str, Choice]) -> dict[str, Curve]:
+    """The curve of every group, by name, along the order of its choice."""
+    assert evidence.curves is not None
+    holds = max((evidence.curves.holds(g.name) for g in groups), default=0)
+    found = parallel.each(lambda g: evidence.curve(g, choices[g.name].order), groups, holds=holds)
+    return dict(zip((g.name for g in groups), found, strict=True))
 
 
 def _prices(
@@ -215,60 +173,20 @@ def _prices(
     return dict(zip((g.name for g in ordered), tried, strict=True))
 
 
-def _others(curves: Curves, energies: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-    """(width,) share of what readers without second moments read, for the groups that have any."""
-    asked = {g.name: bool(curves.others[g.name]) or not curves.readings[g.name] for g in curves.channels.groups}
-    return {name: energies[name] if wanted else None for name, wanted in asked.items()}
-
-
-def _curves(
-    model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples, threads: int | None, seed: int
-) -> Curves:
-    designs = reader_designs(graph, channels)
-    found = second_moments(model, list(designs.values()), channels.shapes, samples.batches, threads=threads, seed=seed)
-    return Curves(graph, channels, designs, found)
-
-
-def _energies_read(
-    model: onnx.ModelProto, graph: Graph, channels: Channels, samples: Samples | None, threads: int | None
-) -> dict[str, Moments]:
-    """One streamed pass: moments of everything that a reader reads."""
-    if samples is None:
-        return {}
-    read = {s.reads for g in channels.groups for s in g.readers if s.reads}
-    taps = {
-        a.tensor: (a.axis, len(channels.shapes[a.tensor]))
-        for g in channels.groups
-        for a in g.activations
-        if a.tensor in read
-    }
-    zeros: dict[str, float] = {}  # of what has no squares of its own
-    for tensor, use in ((s.reads, s.use) for g in channels.groups for s in g.readers if s.reads):
-        node, weight = graph.nodes[use[0]], graph.value(use)
-        if node.op_type in INTEGER:
-            zero = graph.constant(node.input[2]) if len(node.input) > 2 else None
-            zeros[tensor] = 0.0 if zero is None else float(np.ravel(zero)[0])
-        elif weight is not None and weight.dtype == np.float16:
-            zeros[tensor] = 0.0
-    return moments(model, taps, samples.batches(32), zeros=zeros, threads=threads)
-
-
-CHOICES = (*SAMPLED, *CRITERIA)
-
-
 def trials_of(
-    model: onnx.ModelProto,
-    graph: Graph,
-    channels: Channels,
-    samples: Samples,
-    count: int,
-    *,
-    threads: int | None = None,
-    seed: int = 0,
+    net: Analysed, learn: Calibration, judge: Calibration, count: int, *, threads: int | None = None, seed: int = 0
 ) -> tuple[dict[str, Curve], Trials]:
-    """(the curve of every group by elimination, trials on the first `count` samples): to try any width of any group."""
-    curves = _curves(model, graph, channels, samples, threads, seed)
-    seen = _energies_read(model, graph, channels, samples, threads) if any(curves.others.values()) else {}
-    others = _others(curves, score("activation", channels.groups, graph, seen, seed))
-    found = {g.name: curves.of(g, others[g.name]) for g in channels.groups}
-    return found, Trials(curves, samples.few(count), threads=threads)
+    """(the curve of every group by elimination, trials): to try any width of any group.
+
+    Args:
+        net: the original network.
+        learn: samples that the curves are learnt from.
+        judge: samples that trials are judged on, the first `count` of them.
+        count: how many.
+        threads: ORT threads.
+        seed: for everything random.
+    """
+    evidence = gather(net, learn, {"curves"}, threads=threads, seed=seed)
+    assert evidence.curves is not None
+    found = {g.name: evidence.curve(g) for g in net.channels.groups}
+    return found, Trials(evidence.curves, first_batches(judge, count), threads=threads)

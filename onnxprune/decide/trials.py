@@ -1,29 +1,27 @@
-"""What a cut in one place does to the outputs: each group is cut alone, on paper, and the network is run.
+"""What pruning in one place does to the outputs: each group is pruned alone, on paper, and the network is run.
 
 A curve (`decide.curves`) knows the error where the group is read. How much of it reaches the outputs, only the
-network knows. So every group is cut to a few widths, one at a time: the readers' weights get zeros for what is
+network knows. So every group is brought to a few widths, one at a time: the readers' weights get zeros for what is
 gone and a refit for the rest, and the damage to the outputs is measured on some samples. Between those widths the
-curve gives the shape. That damages of several cuts add up is an assumption.
+curve gives the shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 
 import numpy as np
 import onnx
 
-from onnxprune.channels import ChannelGroup
+from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.decide.curves import Curve, Curves
 from onnxprune.graph.layers import affine, fold, layers, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.damage import damage
-from onnxprune.measure.stepwise import Runner
+from onnxprune.measure.stepwise import Feeds, Runner
 from onnxprune.runtime import sessions
 
-Feeds = Mapping[str, np.ndarray]
 Candidate = Graph | onnx.ModelProto
 SHARES = (0.75, 0.5, 0.25, 0.06)
 """Widths that are tried, as shares of the full width. Below the least one the damage would only be guessed."""
@@ -40,7 +38,7 @@ class Trials:
 
     def __init__(self, curves: Curves, batches: Sequence[Feeds], *, threads: int | None = None):
         self.curves, self.batches, self.threads = curves, batches, threads
-        graph, shapes = curves.graph, curves.channels.shapes
+        graph, shapes = self.net.graph, self.net.shapes
         consumers = graph.consumers()
         found = {layer.key: affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)}
         running = [k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)]
@@ -49,12 +47,10 @@ class Trials:
         self.wanted = self._run(graph.model)
         self._runner: Runner | None = None
 
-    def on(self, batches: Sequence[Feeds]) -> Trials:
-        """The same network, judged by other samples."""
-        other = copy(self)
-        other.batches, other._runner = batches, None
-        other.wanted = other._run(self.curves.graph.model)
-        return other
+    @property
+    def net(self) -> Analysed:
+        """The original network."""
+        return self.curves.net
 
     def _run(self, model: onnx.ModelProto) -> list[list[np.ndarray]]:
         session = sessions.open_session(model, threads=self.threads, name="trial")
@@ -73,9 +69,9 @@ class Trials:
         """What tells the damage of candidates that differ from the original from the node `first` on. It may be asked
         in several threads at a time."""
         start = None
-        if first is not None and only_tensors(self.curves.graph):  # what lies between pieces must be tensors
+        if first is not None and only_tensors(self.net.graph):  # what lies between pieces must be tensors
             if self._runner is None or self._runner.position > self._runner.index[first]:
-                self._runner = Runner(self.curves.graph, self.batches, threads=self.threads)
+                self._runner = Runner(self.net.graph, self.batches, threads=self.threads)
             self._runner.before(first)
             start = self._runner.fork()
 
@@ -89,14 +85,14 @@ class Trials:
         return mean
 
     def first(self, group: ChannelGroup) -> str:
-        """The first node in which the original and a cut of that group differ."""
+        """The first node in which the original and one with channels of that group masked differ."""
         curves = self.curves
         keys = {r.design.key for r in curves.readings[group.name]} | {o.use[0] for o in curves.others[group.name]}
         return min(keys & self.order.keys(), key=self.order.__getitem__, default=next(iter(self.order)))
 
-    def cut_alone(self, group: ChannelGroup, gone: np.ndarray) -> Graph:
+    def masked_alone(self, group: ChannelGroup, gone: np.ndarray) -> Graph:
         """The original with channels `gone` of one group masked where they are read, their readers refit."""
-        graph = self.curves.graph.fork()
+        graph = self.net.graph.fork()
         for r in self.curves.readings[group.name]:
             s = self.curves.solvers[r.design.key]
             W = s.without(r.rows[gone].ravel())
@@ -128,11 +124,17 @@ def damages(
     """(width + 1,) damage to the outputs at every width of a group, measured at some, the curve in between.
 
     At a measured width the ratio of damage to error is known; between two it is interpolated over log error.
-    `judge`: of candidates from the group's first reader on, if there is one already.
+
+    Args:
+        group: the group.
+        curve: its curve.
+        trials: runs candidates.
+        widths: those to measure at.
+        judge: of candidates from the group's first reader on, if there is one already.
     """
     judge = judge or trials.judge(trials.first(group))
     measured = {
-        w: judge(trials.cut_alone(group, curve.order[: len(curve.order) - w])) for w in widths if curve.errors[w] > 0
+        w: judge(trials.masked_alone(group, curve.order[: len(curve.order) - w])) for w in widths if curve.errors[w] > 0
     }
     out = between(curve.errors, measured)
     return np.maximum.accumulate(out[::-1])[::-1]

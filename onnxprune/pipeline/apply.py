@@ -10,13 +10,14 @@ import onnx
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
+from onnxprune.decide.criteria import CRITERIA
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.seeds import without_seeds
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import Cost, count_macs, count_params, shares_weights
-from onnxprune.measure.likeness import distances
+from onnxprune.measure.likeness import likeness
 from onnxprune.measure.surgery import check_fidelity
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import edit_of
@@ -39,8 +40,6 @@ from onnxprune.timing.latency import bench as time_models
 
 PROBED = 8
 """Samples on which the cut is proven."""
-MERGED = "similarity"
-"""The criterion whose removed channels are merged before a repair of statistics; a refit gains nothing from it."""
 
 
 @one_blas_thread
@@ -89,8 +88,8 @@ def apply_plan(
             f"no calibration data: scores are from weights alone, {done}, and accuracy will suffer; "
             "give --calib with a few hundred unlabelled samples"
         )
-    start = cut.graph
-    if repair.merges_likest and parts is not None and plan.settings.get("criterion") == MERGED:
+    start, criterion = cut.graph, CRITERIA.get(str(plan.settings.get("criterion")))
+    if repair.merges_likest and parts is not None and criterion is not None and criterion.merges:
         start = _merged(net, plan, parts, settings)
     graph = apply_edits(net, plan.edits, _mending(subject, repair, parts, settings, tune, progress), start=start)
     pruned = graph.model
@@ -132,7 +131,8 @@ def apply_plan(
 def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings) -> Graph:
     """The cut network with every removed channel merged into the likest kept one: where a repair of statistics starts
     from."""
-    far = distances(net.model, net.graph, net.channels, parts.fit.batches, threads=settings.threads, seed=settings.seed)
+    seen = likeness(net, parts.fit.batches, threads=settings.threads, seed=settings.seed)
+    far = {g.name: seen.distance(g) for g in net.channels.groups}
     return drop_blocks(cut_merged(net, alive_after(net, plan.edits), far), plan.drops())
 
 

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from onnxprune.channels import Analysed, ChannelGroup, Channels, common_reasons
-from onnxprune.decide.allocation import Limits
 from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
+from onnxprune.decide.limits import Limits
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.layers import products
 from onnxprune.pipeline.settings import Settings

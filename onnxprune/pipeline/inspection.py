@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import CutSizes, removed_cuts
-from onnxprune.decide.allocation import Limits
+from onnxprune.decide.limits import Limits
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from onnxprune.channels import Analysed, ChannelGroup
-from onnxprune.decide.allocation import Limits
+from onnxprune.decide.limits import Limits
 from onnxprune.decide.redundancy import Lossless, find_lossless
 from onnxprune.measure.surgery import EQUAL_TOLERANCE, Surgery, check_equal
 from onnxprune.plan import KeepChannels, MergeColumns

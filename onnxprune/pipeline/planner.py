@@ -16,11 +16,15 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from onnxprune.decide.allocation import TOLERANCE, Allocation, BlockMove, Limits
+from onnxprune.decide.adaptive import BlockMove
+from onnxprune.decide.allocation import TOLERANCE, Allocation
+from onnxprune.decide.criteria import CRITERIA
+from onnxprune.decide.limits import Limits
 from onnxprune.decide.ranks import RankMove, find_ranks
 from onnxprune.decide.staged import three_stages
-from onnxprune.decide.study import GRADIENT, Samples, Study, study
+from onnxprune.decide.study import Study, study
 from onnxprune.errors import OutOfReachError
+from onnxprune.measure.gradients import Gradients
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import block_damages, edit_of
 from onnxprune.pipeline.candidates import find_candidates, why_not
@@ -30,7 +34,9 @@ from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
 from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
+from onnxprune.samples import partition
 from onnxprune.samples.calibration import Calibration
+from onnxprune.samples.partition import Partition, first_batches
 from onnxprune.timing.pair_times import PairTimes, Way
 
 BATCH = 32
@@ -92,34 +98,32 @@ class Planner:
 
     def _look(self) -> Study:
         """What the samples, or the weights alone, say about the channels."""
-        settings, net = self.settings, self.candidates.net
+        settings = self.settings
         return study(
-            net.model,
-            net.graph,
-            net.channels,
-            _samples(self.subject, settings, self.progress),
+            self.candidates.net,
+            self.subject.partition(settings.seed),
             criterion=self.criterion,
             adaptive=self.how == "adaptive",
             limits=self.candidates.limits,
             threads=settings.threads,
             seed=settings.seed,
-            given=self._gradients(),
+            gradients=self._gradients(),
+            learning=self._report("calibrate"),
             progress=self._report("decide"),
         )
 
-    def _gradients(self) -> dict[str, np.ndarray] | None:
-        """Scores by a backward pass, where the criterion is one of those."""
-        if self.criterion not in GRADIENT:
+    def _gradients(self) -> dict[str, Gradients] | None:
+        """What a backward pass says of the channels, where the criterion needs it."""
+        if "gradients" not in CRITERIA[self.criterion].needs:
             return None
-        from onnxprune.train.gradients import gradient_scores
+        from onnxprune.train.gradients import channel_gradients
         from onnxprune.train.recipe import Recipe
 
         subject, settings = self.subject, self.settings
         labelled = None if settings.recipe is None else Recipe(settings.recipe, subject.graph.inputs)
-        return gradient_scores(
+        return channel_gradients(
             self.candidates.net,
-            self._fitting().few(GRADIENT_SAMPLES),
-            self.criterion,
+            first_batches(self._samples().judge, GRADIENT_SAMPLES),
             labelled=labelled,
             seed=settings.seed,
             threads=settings.threads,
@@ -133,7 +137,7 @@ class Planner:
         found = block_damages(
             self.candidates.net,
             blocks,
-            self._fitting().some(BLOCK_SAMPLES),
+            first_batches(self._samples().learn, BLOCK_SAMPLES),
             trials.judge,
             threads=settings.threads,
             seed=settings.seed,
@@ -148,9 +152,7 @@ class Planner:
             return ()
         _, shapes = timed_run(subject, settings.batch)
         return find_ranks(
-            subject.graph,
-            subject.channels.shapes,
-            self._fitting().batches,
+            self._samples().learn,
             trials,
             settings.allows,
             PairTimes(subject.graph, dict(shapes), settings.engine),
@@ -164,10 +166,11 @@ class Planner:
         progress = self.progress
         return None if progress is None else lambda k, n: progress(phase, k, n)
 
-    def _fitting(self) -> Samples:
-        found = _samples(self.subject, self.settings, None)
-        assert found is not None
-        return found
+    def _samples(self) -> Partition:
+        """The samples, where it is known that there are some."""
+        parts = self.subject.partition(self.settings.seed)
+        assert parts is not None
+        return parts
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -249,10 +252,10 @@ class Planner:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
         if len(plans) == 1:
             return plans[0]
-        settings, samples = self.settings, self._fitting()
+        settings, samples = self.settings, self._samples()
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
-        mending = Mending(repair, samples.some(COMPARED), threads=settings.threads, seed=settings.seed)
-        judges, report = samples.few(COMPARED), self._report("compare")
+        mending = Mending(repair, first_batches(samples.learn, COMPARED), threads=settings.threads, seed=settings.seed)
+        judges, report = first_batches(samples.judge, COMPARED), self._report("compare")
         return least_damage(self.subject.net, plans, mending, judges, threads=settings.threads, progress=report)
 
     def unrepaired(self, plan: PrunePlan) -> onnx.ModelProto:
@@ -290,21 +293,9 @@ class Planner:
         return [(name, way) for name, way in ways.items() if name not in gone]
 
 
-def _samples(subject: Subject, settings: Settings, progress: Progress | None) -> Samples | None:
-    """What plans are learnt from and judged by."""
-    parts = subject.partition(settings.seed)
-    if parts is None:
-        return None
-    return Samples(lambda size: counted(parts.learn, "calibrate", progress, size), parts.judge.batches)
-
-
 def counted(
     data: Calibration, phase: str, progress: Progress | None, size: int = BATCH
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """The samples in batches, with word of how many are done."""
-    done = 0
-    for feeds in data.batches(size):
-        yield feeds
-        done += len(next(iter(feeds.values())))
-        if progress:
-            progress(phase, done, len(data))
+    report = None if progress is None else lambda k, n: progress(phase, k, n)
+    return partition.counted(data, size, report)

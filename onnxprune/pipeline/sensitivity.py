@@ -21,10 +21,10 @@ import numpy as np
 
 from onnxprune import __version__
 from onnxprune.channels import ChannelGroup
-from onnxprune.decide.allocation import Limits
 from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.curves import Curve
-from onnxprune.decide.study import TRIAL_MACS, TRIAL_SAMPLES, Samples, trials_of
+from onnxprune.decide.limits import Limits
+from onnxprune.decide.study import trial_samples, trials_of
 from onnxprune.decide.trials import SHARES, Trials
 from onnxprune.errors import FileError, UnsupportedError, UsageError
 from onnxprune.files.write import atomic_write_text, ensure_writable
@@ -208,7 +208,7 @@ class _Trial:
         each = count_macs(subject.graph, subject.channels.shapes) * len(subject.channels.groups) * len(SHARES)
         parts = Partition.of(data, seed)
         self.fit, self.judges = parts.fit, parts.held  # what was learnt is judged on other samples
-        self.count = int(min(np.clip(TRIAL_MACS / max(1.0, each), *TRIAL_SAMPLES), len(self.judges)))
+        self.count = min(trial_samples(each), len(self.judges))
         self.cost = CostModel(subject.graph, subject.channels)
 
     def nothing(self) -> Sensitivity:
@@ -227,8 +227,7 @@ class _Trial:
     def _ready(self) -> tuple[dict[str, Curve], Trials]:
         if self.progress:
             self.progress("calibrate", 0, len(self.fit))
-        s, samples = self.subject, Samples(self.fit.batches, self.judges.batches)
-        return trials_of(s.model, s.graph, s.channels, samples, self.count, threads=self.threads, seed=self.seed)
+        return trials_of(self.subject.net, self.fit, self.judges, self.count, threads=self.threads, seed=self.seed)
 
     def point(self, place: _Place, kept: int) -> Point:
         """One cut: the group alone, to the width `kept`, or the block alone."""
@@ -239,7 +238,7 @@ class _Trial:
     def _group(self, group: ChannelGroup, width: int) -> tuple[float, float]:
         curves, trials = self._ready
         curve = curves[group.name]
-        damage = trials.damage(trials.cut_alone(group, curve.order[: group.width - width]))
+        damage = trials.damage(trials.masked_alone(group, curve.order[: group.width - width]))
         return damage, self.cost.removed(self.subject.channels.alive({group.name: curve.kept(width)}))
 
     def _block(self, block: AnyBlock) -> tuple[float, float]:

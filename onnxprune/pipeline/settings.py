@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Analysed, Channels
-from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import CHOICES, GRADIENT, SAMPLED
+from onnxprune.decide.allocation import ALLOCATIONS
+from onnxprune.decide.criteria import BY_DEFAULT, named
+from onnxprune.decide.limits import Limits
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import Cost, count_macs, count_params
@@ -100,14 +101,15 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
             raise UsageError(f"ratio {self.ratio} is not between 0 and 1; 0.5 removes half")
-        _one_of("criterion", self.criterion, CHOICES)
+        criterion = None if self.criterion is None else named(self.criterion)
         _one_of("repair", self.repair, REPAIRS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _one_of("of", self.of, KINDS)
-        trained = [o for o in (self.repair == "distill" and "--repair distill",
-                               self.criterion in GRADIENT and f"--criterion {self.criterion}") if o]  # fmt: skip
-        if trained and find_spec("torch") is None:
-            raise UsageError(f'{trained[0]} needs torch - pip install "onnxprune[train]"')
+        if self.repair == "distill" and find_spec("torch") is None:
+            raise UsageError('--repair distill needs torch - pip install "onnxprune[train]"')
+        if criterion is not None:
+            criterion.check_packages()
+        trained = self.repair == "distill" or (criterion is not None and "gradients" in criterion.needs)
         if self.epochs < 1:
             raise UsageError("distillation takes at least one epoch")
         if (self.recipe and not trained) or (self.augment and self.repair != "distill"):
@@ -161,19 +163,17 @@ class Settings:
         """Criterion and allocation, with or without samples.
 
         Raises:
-            UsageError: one was asked for that needs samples, and there are none; or an extra is missing.
+            UsageError: one was asked for that needs samples, and there are none.
         """
-        criterion = self.criterion or ("elimination" if samples else "activation")
+        criterion = self.criterion or BY_DEFAULT[samples]
         allocation = self.allocation or ("adaptive" if samples else "uniform")
         if not samples:
-            for option, value, needs in (
-                ("criterion", criterion, SAMPLED),
-                ("allocation", allocation, ("adaptive",)),
+            for option, value, needed in (
+                ("criterion", criterion, named(criterion).needs_samples),
+                ("allocation", allocation, allocation == "adaptive"),
             ):
-                if value in needs:
+                if needed:
                     raise UsageError(f"--{option} {value} needs samples; give --calib")
-        if criterion == "lasso" and find_spec("sklearn") is None:
-            raise UsageError('--criterion lasso needs scikit-learn - pip install "onnxprune[lasso]"')
         return criterion, allocation
 
 

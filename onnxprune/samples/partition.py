@@ -8,7 +8,10 @@ all ─┬─ held   a quarter: fidelity is reported on these, and nothing else 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from onnxprune.samples.calibration import Calibration
 
@@ -36,3 +39,26 @@ class Partition:
         fit, held = samples.split(seed=seed)
         learn, judge = fit.split(seed=seed)
         return cls(fit, learn, judge, held)
+
+
+def counted(
+    samples: Calibration, size: int, progress: Callable[[int, int], None] | None
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """The samples in batches of at most `size`; `progress` is told (samples done, samples) behind each."""
+    done = 0
+    for feeds in samples.batches(size):
+        yield feeds
+        done += len(next(iter(feeds.values())))
+        if progress:
+            progress(done, len(samples))
+
+
+def first_batches(samples: Calibration, count: int, size: int = 32) -> list[Mapping[str, np.ndarray]]:
+    """About the first `count` samples, in batches of at most `size`: whole ones, so the last may go beyond."""
+    found: list[Mapping[str, np.ndarray]] = []
+    for feeds in samples.batches(min(count, size)):
+        found.append(feeds)
+        count -= len(next(iter(feeds.values())))
+        if count <= 0:
+            break
+    return found

@@ -1,16 +1,10 @@
-"""Gradient criteria: what the loss says each channel is worth.
+"""What the loss says of each channel: w·g, for the criteria that need it (`decide.criteria`).
 
-Every weight is a parameter of the torch network, so one backward pass a batch gives g = ∂L/∂w of all of them, and a
-criterion adds up w·g over everything that lives and dies with a channel: its own rows, its readers' columns, its BN
-entries. Without labels L is the distillation loss of the network against itself with a little noise on its inputs (at
+Every weight is a parameter of the torch network, so one backward pass a batch gives g = ∂L/∂w of all of them, and w·g
+is added up over everything that lives and dies with a channel: its own rows, its readers' columns, its BN entries.
+Without labels L is the distillation loss of the network against itself with a little noise on its inputs (at
 the original point the loss against itself is 0, and so is its gradient; the noise is ours), with labels it is the
 recipe's.
-
-    taylor:  |Σ_i w_i g_i|           first order, mean over batches of the absolute value (Molchanov et al., CVPR 2019)
-    fisher:  ½ Σ_batches (Σ_i w_i g_i)²   the diagonal of the Fisher matrix along the channel (Theis et al., 2018)
-    obd:     ½ Σ_i w_i² E[g_i²]      Optimal Brain Damage with the empirical Fisher diagonal (LeCun et al., 1990)
-
-All return (width,) scores a group, higher is more important: the same contract as `decide.criteria`.
 """
 
 from __future__ import annotations
@@ -23,6 +17,7 @@ from torch import Tensor
 
 from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.graph.model import Use
+from onnxprune.measure.gradients import Gradients
 from onnxprune.train.distill import SCORES, divergence, relative
 from onnxprune.train.loop import own_device
 from onnxprune.train.network import Network, as_feeds
@@ -35,21 +30,19 @@ Products = Mapping[Use, Tensor]
 """w·g of every learned use."""
 
 
-def gradient_scores(
+def channel_gradients(
     net: Analysed,
     batches: Iterable[Feeds],
-    criterion: str,
     *,
     labelled: Callable[[Network, int, torch.device], Tensor] | None = None,
     seed: int = 0,
     threads: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Scores of every group: {group name: (width,) float64}.
+) -> dict[str, Gradients]:
+    """w·g of every group's channels, by name.
 
     Args:
-        net: the original network; its groups are scored.
+        net: the original network.
         batches: unlabelled samples; the recipe's are used instead where there is one, as many batches.
-        criterion: one of `GRADIENT`.
         labelled: a recipe's loss.
         seed: of the noise.
         threads: of torch; None: one.
@@ -58,17 +51,18 @@ def gradient_scores(
     device = own_device()
     network = Network(net.graph).to(device).eval()
     rng = torch.Generator().manual_seed(seed)
-    totals = {g.name: np.zeros(g.width) for g in net.channels.groups}
-    count = 0
+    sums: dict[str, list[np.ndarray]] = {g.name: [] for g in net.channels.groups}
+    squares: dict[str, list[np.ndarray]] = {g.name: [] for g in net.channels.groups}
     for step, feeds in enumerate(batches):
         network.zero_grad(set_to_none=True)
         loss = labelled(network, step, device) if labelled else _against_itself(network, as_feeds(feeds, device), rng)
         loss.backward()
         products = weight_times_gradient(network)
+        squared = {use: v.square() for use, v in products.items()}
         for group in net.channels.groups:
-            totals[group.name] += GRADIENT[criterion](group, products)
-        count += 1
-    return {name: total / max(1, count) for name, total in totals.items()}
+            sums[group.name].append(per_channel(group, products))
+            squares[group.name].append(per_channel(group, squared))
+    return {name: Gradients(np.stack(sums[name]), np.stack(squares[name])) for name in sums}
 
 
 def _against_itself(network: Network, feeds: dict[str, Tensor], rng: torch.Generator) -> Tensor:
@@ -109,10 +103,3 @@ def per_channel(group: ChannelGroup, values: Mapping[Use, Tensor]) -> np.ndarray
         sums = (value.sum(other) if other else value).cpu().numpy()
         total += np.bincount(s.channel[own], weights=sums[own], minlength=group.width)
     return total
-
-
-GRADIENT: dict[str, Callable[[ChannelGroup, Products], np.ndarray]] = {
-    "taylor": lambda group, wg: np.abs(per_channel(group, wg)),
-    "fisher": lambda group, wg: 0.5 * per_channel(group, wg) ** 2,
-    "obd": lambda group, wg: 0.5 * per_channel(group, {u: v.square() for u, v in wg.items()}),
-}

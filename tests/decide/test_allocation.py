@@ -8,7 +8,8 @@ import pytest
 from onnxprune import api
 from onnxprune.api import open_model
 from onnxprune.channels import find_channels
-from onnxprune.decide.allocation import Ladder, Limits, allocate
+from onnxprune.decide.allocation import allocate
+from onnxprune.decide.limits import Ladder, Limits
 from onnxprune.errors import BudgetError, OutOfReachError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from onnxprune import api
-from onnxprune.decide.allocation import BlockMove, Ladder, Limits, adaptive
+from onnxprune.decide.adaptive import BlockMove, adaptive
 from onnxprune.decide.blocks import all_blocks, find_appended, find_blocks, may_go
+from onnxprune.decide.limits import Ladder, Limits
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.cost import CostModel

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxprune.channels import find_channels
+from onnxprune.channels import Analysed, find_channels
 from onnxprune.decide.curves import Curves, reader_designs
 from onnxprune.decide.trials import Trials, damages, tried_widths
 from onnxprune.graph.model import Graph
@@ -25,10 +25,12 @@ NETS = {
 def prepared(text, samples=40):
     model = model_of(text)
     graph, feeds = Graph(model), feeds_of(model, N=samples)
-    channels = find_channels(graph, observe(graph, {"x": feeds["x"][:1]}))
-    designs = reader_designs(graph, channels)
+    one = {"x": feeds["x"][:1]}
+    channels = find_channels(graph, observe(graph, one))
+    net = Analysed(graph, channels, one)
+    designs = reader_designs(net)
     H = second_moments(model, list(designs.values()), channels.shapes, lambda n: [feeds], positions=1000)
-    return model, graph, feeds, channels, Curves(graph, channels, designs, H)
+    return model, graph, feeds, channels, Curves(net, designs, H)
 
 
 def left_over(curves, model, feeds, group, gone):
@@ -79,25 +81,25 @@ def test_twins_cost_nothing():
     graph.set_constant(("h", 1), w)
     graph.set_constant(("h", 2), b)
     model = graph.export()
-    graph = Graph(model)
-    designs = reader_designs(graph, channels)
+    net = Analysed(Graph(model), channels, {})
+    designs = reader_designs(net)
     H = second_moments(model, list(designs.values()), channels.shapes, lambda n: [feeds], positions=1000)
-    curve = Curves(graph, channels, designs, H).of(channels.groups[0])
+    curve = Curves(net, designs, H).of(channels.groups[0])
     assert curve.order[0] in (1, 4) and curve.errors[5] < 3e-3 * curve.errors[4]
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_group_cut_alone_is_refit_where_it_is_read(name):
+def test_a_group_masked_alone_is_refit_where_it_is_read(name):
     _, _, feeds, channels, curves = prepared(NETS[name])
     group = channels.groups[0]
     trials = Trials(curves, [feeds])
     curve = curves.of(group)
-    assert trials.damage(trials.cut_alone(group, np.array([], int))) < 1e-6
+    assert trials.damage(trials.masked_alone(group, np.array([], int))) < 1e-6
     half = group.width - 1 - group.width // 3
-    measured = [trials.damage(trials.cut_alone(group, curve.order[:k])) for k in (1, half)]
+    measured = [trials.damage(trials.masked_alone(group, curve.order[:k])) for k in (1, half)]
     assert 0 < measured[0] and (half == 1 or measured[0] < measured[1])
-    cut = trials.cut_alone(group, curve.order[:half])
-    whole = trials.damage(trials.cut_alone(group, curve.order))  # only the intercept is left
+    cut = trials.masked_alone(group, curve.order[:half])
+    whole = trials.damage(trials.masked_alone(group, curve.order))  # only the intercept is left
     assert measured[1] < whole
     for r in curves.readings[group.name]:
         weight = cut.value(r.design.weight)
@@ -111,7 +113,7 @@ def test_damages_meet_the_measurements_and_fall_with_the_width():
     found = damages(group, curve, trials, widths)
     assert found[group.width] == 0 and (np.diff(found) <= 0).all()
     for w in widths:
-        measured = trials.damage(trials.cut_alone(group, curve.order[: group.width - w]))
+        measured = trials.damage(trials.masked_alone(group, curve.order[: group.width - w]))
         assert found[w] == pytest.approx(measured, rel=1e-6)
 
 

@@ -8,18 +8,20 @@ import onnx
 import pytest
 
 from onnxprune import api, prune
-from onnxprune.channels import find_channels
-from onnxprune.decide.allocation import ALLOCATIONS, Limits
-from onnxprune.decide.study import LIKENESS, Samples, study
+from onnxprune.channels import Analysed, find_channels
+from onnxprune.decide import criteria
+from onnxprune.decide.allocation import ALLOCATIONS
+from onnxprune.decide.limits import Limits
+from onnxprune.decide.study import study
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
 from onnxprune.measure.damage import damage
-from onnxprune.measure.likeness import distances
-from onnxprune.pipeline import settings as subject
+from onnxprune.measure.likeness import likeness
 from onnxprune.runtime.sessions import open_session
 from tests.channels.surgery import feeds_of, model_of
+from tests.decide import parted
 
 ROOT = Path(__file__).parents[2]
 HEAD = "(float[N,3,6,6] x) => (float[] y) <float[8,3,3,3] w0, float[8] b0, {}> {{ {} }}"
@@ -36,7 +38,7 @@ NETS = {
     "a grouped reader": HEAD.format("float[4,4,3,3] v, float[2,4,1,1] u", "h = Conv<pads=[1,1,1,1]>(x, w0, b0) r = Relu(h) g = Conv<group=2>(r, v) y = Conv(g, u)"),
     "a matrix makes it": "(float[N,6,12] x) => (float[] y) <float[12,8] w0, float[8,5] v> { h = MatMul(x, w0) r = Relu(h) y = MatMul(r, v) }",
 }  # fmt: skip
-CRITERIA = ("lasso", *LIKENESS)
+CRITERIA = ("lasso", "similarity", "similarity-independent")
 
 
 def planted(text, change):
@@ -47,12 +49,16 @@ def planted(text, change):
     return model, feeds_of(model, N=40)
 
 
+def analysed(model, feeds):
+    graph, one = Graph(model), {k: v[:1] for k, v in feeds.items()}
+    return Analysed(graph, find_channels(graph, observe(graph, one)), one)
+
+
 def decided(model, feeds, criterion, *, allocation="uniform", ratio=0.5, of="channels", seed=0):
-    graph = Graph(model)
-    channels = find_channels(graph, observe(graph, {k: v[:1] for k, v in feeds.items()}))
-    known = study(model, graph, channels, Samples(lambda n: [feeds], lambda n: [feeds]), criterion=criterion,
-                  adaptive=allocation == "adaptive", limits=Limits(round_to=1), seed=seed)  # fmt: skip
-    return channels, known.allocate(CostModel(graph, channels, of), ratio, allocation)
+    net = analysed(model, feeds)
+    known = study(net, parted(model, feeds), criterion=criterion, adaptive=allocation == "adaptive",
+                  limits=Limits(round_to=1), seed=seed)  # fmt: skip
+    return net.channels, known.allocate(CostModel(net.graph, net.channels, of), ratio, allocation)
 
 
 def twins(graph):
@@ -121,10 +127,9 @@ def test_one_height_for_all_groups_takes_from_where_the_twins_are():
 
 def test_uncorrelated_channels_are_the_farther_apart():
     model, feeds = planted(NETS["bias"], twins)
-    graph = Graph(model)
-    channels = find_channels(graph, observe(graph, {k: v[:1] for k, v in feeds.items()}))
-    both = [distances(model, graph, channels, lambda n: [feeds], correlated=c) for c in (True, False)]
-    measured, independent = (d[channels.groups[0].name] for d in both)
+    net = analysed(model, feeds)
+    seen = likeness(net, lambda n: [feeds])
+    measured, independent = (seen.distance(net.channels.groups[0], correlated=c) for c in (True, False))
     pairs = np.arange(4), np.arange(4, 8)
     assert (measured[pairs] < 1e-4).all() and (independent[pairs] > 1e-2).all()
     for d in (measured, independent):
@@ -139,7 +144,7 @@ def test_samples_are_needed(criterion):
 
 
 def test_a_missing_solver_is_named(monkeypatch):
-    monkeypatch.setattr(subject, "find_spec", lambda name: None)
+    monkeypatch.setattr(criteria, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r'pip install "onnxprune\[lasso\]"'):
         api.Settings(criterion="lasso").choices(True)
     assert api.Settings(criterion="similarity").choices(True) == ("similarity", "adaptive")

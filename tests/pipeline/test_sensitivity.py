@@ -22,6 +22,7 @@ from onnxprune.pipeline import sensitivity as sensitivities
 from onnxprune.report import plots
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged, render
 from onnxprune.runtime.sessions import open_session
+from onnxprune.samples.partition import first_batches
 
 X = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32)
 
@@ -102,19 +103,21 @@ def test_the_damage_is_that_of_the_outputs_of_a_network_cut_in_this_place():
 
 def test_cuts_are_judged_on_samples_that_nothing_was_learnt_from(monkeypatch):
     seen, real = [], sensitivities.trials_of
-    monkeypatch.setattr(sensitivities, "trials_of", lambda *a, **k: (seen.append(a[3]), real(*a, **k))[1])
+    monkeypatch.setattr(sensitivities, "trials_of", lambda *a, **k: (seen.append(a[1:]), real(*a, **k))[1])
     onnxprune.sensitivity(net(), X, steps=1)
-    learnt = {x.tobytes() for feeds in seen[0].batches(8) for x in feeds["x"]}
-    judges = {x.tobytes() for feeds in seen[0].judges(8) for x in feeds["x"]}
+    learn, judge, _ = seen[0]
+    learnt = {x.tobytes() for feeds in learn.batches(8) for x in feeds["x"]}
+    judges = {x.tobytes() for feeds in judge.batches(8) for x in feeds["x"]}
     assert learnt and judges and not learnt & judges
 
 
 def test_as_many_samples_judge_as_the_result_says(monkeypatch):
     seen, real = [], sensitivities.trials_of
-    monkeypatch.setattr(sensitivities, "trials_of", lambda *a, **k: (seen.append((a[3], a[4])), real(*a, **k))[1])
+    monkeypatch.setattr(sensitivities, "trials_of", lambda *a, **k: (seen.append(a[1:]), real(*a, **k))[1])
     found = onnxprune.sensitivity(net(), np.tile(X, (-(-300 // len(X)), 1, 1, 1)), steps=1)
-    samples, count = seen[0]
-    assert 32 < found.settings["samples"] == count <= sum(len(feeds["x"]) for feeds in samples.few(count)) < count + 32
+    _, judge, count = seen[0]
+    judged = sum(len(feeds["x"]) for feeds in first_batches(judge, count))
+    assert 32 < found.settings["samples"] == count <= judged < count + 32
 
 
 def test_macs_are_those_of_the_cut_alone():

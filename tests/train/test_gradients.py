@@ -5,14 +5,15 @@ import pytest
 
 import onnxprune
 from onnxprune.cli import main
-from onnxprune.decide.study import GRADIENT
+from onnxprune.decide.criteria import CRITERIA
 
+GRADIENT = ("taylor", "fisher", "obd")
 MODEL = "benchmarks/models/resnet20_fmnist.onnx"
 
 
 @pytest.mark.parametrize("criterion", GRADIENT)
 def test_without_torch_the_extra_is_named(criterion, monkeypatch, capsys):
-    monkeypatch.setattr("onnxprune.pipeline.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("onnxprune.decide.criteria.find_spec", lambda name: None)
     assert main([MODEL, "--criterion", criterion, "--dry-run"]) == 2
     assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
 
@@ -22,8 +23,8 @@ pytest.importorskip("torch")
 from onnx import numpy_helper  # noqa: E402
 
 from onnxprune.channels import Analysed  # noqa: E402
-from onnxprune.train.gradients import GRADIENT as TABLE  # noqa: E402
-from onnxprune.train.gradients import gradient_scores  # noqa: E402
+from onnxprune.decide.evidence import gather  # noqa: E402
+from onnxprune.train.gradients import channel_gradients  # noqa: E402
 from onnxprune.train.recipe import Recipe  # noqa: E402
 from tests.synthetic import Net, head  # noqa: E402
 
@@ -44,21 +45,23 @@ def ablated():
     return model
 
 
-def analysed(model):
+def scored(model, criterion, **options):
+    """group -> scores, and the groups."""
     subject = onnxprune.open_model(model)
-    return Analysed(subject.graph, subject.channels, subject.feeds)
+    net = Analysed(subject.graph, subject.channels, subject.feeds)
+    found = channel_gradients(net, BATCHES, **options)
+    evidence = gather(net, None, CRITERIA[criterion].needs - {"gradients"}, gradients=found)
+    return {g.name: CRITERIA[criterion].judge(g, evidence) for g in net.channels.groups}, net.channels.groups
 
 
 def test_the_table_is_the_list():
-    assert tuple(TABLE) == GRADIENT
+    assert tuple(name for name, entry in CRITERIA.items() if "gradients" in entry.needs) == GRADIENT
 
 
 @pytest.mark.parametrize("criterion", GRADIENT)
 def test_what_nobody_reads_is_worth_nothing(criterion):
-    model = ablated()
-    net = analysed(model)
-    scores = gradient_scores(net, BATCHES, criterion)
-    first = scores[net.channels.groups[0].name]
+    scores, groups = scored(ablated(), criterion)
+    first = scores[groups[0].name]
     assert first.shape == (8,) and first[5] == 0 and (np.delete(first, 5) > 0).all()
     assert first[2] > np.median(first)
 
@@ -70,10 +73,8 @@ def test_a_recipe_s_loss_is_differentiated(tmp_path):
         "def batches():\n    yield np.ones((4, 3, 6, 6), np.float32), None\n"
         "def loss(outputs, labels):\n    return next(iter(outputs.values())).sum() * 0\n"
     )
-    model = ablated()
-    net = analysed(model)
-    labelled = Recipe(str(recipe), ["x"])
-    assert all((s == 0).all() for s in gradient_scores(net, BATCHES, "taylor", labelled=labelled).values())
+    scores, _ = scored(ablated(), "taylor", labelled=Recipe(str(recipe), ["x"]))
+    assert scores and all((s == 0).all() for s in scores.values())
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "adaptive"])
