@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -25,6 +24,7 @@ from onnxprune.pipeline.planner import BATCH, Progress, counted
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES, repair_for
 from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.timed import measure_latency
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
 from onnxprune.protobuf.serialize import byte_size
 from onnxprune.report.result import Result
@@ -35,11 +35,13 @@ from onnxprune.rewrite.repair.nearest import cut_merged
 from onnxprune.rewrite.repair.table import NONE, Repair
 from onnxprune.runtime import ports
 from onnxprune.samples.partition import Partition
-from onnxprune.timing.latency import BenchResult
-from onnxprune.timing.latency import bench as time_models
 
 PROBED = 8
 """Samples on which the cut is proven."""
+SHARED = (
+    "there are more parameters than before: weights that several layers share are cut and repaired for each of "
+    "them (--of params counts that)"
+)
 
 
 @one_blas_thread
@@ -76,40 +78,25 @@ def apply_plan(
     net, parts = subject.net, subject.partition(settings.seed)
     cut = cut_and_prove(net, plan, None if parts is None else parts.held.first(PROBED), stop_early=stop_early)
     repair, words = repair_for(
-        settings.repair,
-        sampled=parts is not None,
-        lossless=plan.lossless,
-        has_weights=lambda: any(layer.weight is not None for layer in layers(net.graph, net.shapes)),
+        settings.repair, sampled=parts is not None, lossless=plan.lossless, has_weights=lambda: _has_weights(net)
     )
     warnings = [*subject.warnings, *cut.warnings, *words]
     if parts is None and not plan.lossless and original is None:
-        done = "nothing was repaired" if repair.name == NONE else "the repair went by random inputs"
-        warnings.append(
-            f"no calibration data: scores are from weights alone, {done}, and accuracy will suffer; "
-            "give --calib with a few hundred unlabelled samples"
-        )
-    start, criterion = cut.graph, CRITERIA.get(str(plan.settings.get("criterion")))
-    if repair.merges_likest and parts is not None and criterion is not None and criterion.merges:
-        start = _merged(net, plan, parts, settings)
+        warnings.append(_unsampled(repair))
+    start = _merged(net, plan, parts, settings) if parts is not None and _merges(repair, plan) else cut.graph
     graph = apply_edits(net, plan.edits, _mending(subject, repair, parts, settings, tune, progress), start=start)
-    pruned = graph.model
     if parts is None and repair.name != NONE:
-        check_repaired(net, pruned)
+        check_repaired(net, graph.model)
     fidelity = None
     if parts is not None:
         held = counted(parts.held, "verify", progress)
-        fidelity = check_fidelity(first.model, pruned, held, held_out=not parts.held.shared)
-    after = Cost(count_params(pruned), _macs(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net.feeds), 0)
-    without_seeds(pruned)
-    after, before = replace(after, bytes=byte_size(pruned)), first.cost()
+        fidelity = check_fidelity(first.model, graph.model, held, held_out=not parts.held.shared)
+    before, after = first.cost(), _cost(net, plan, graph)
     if after.params > before.params and shares_weights(net.graph, net.channels):
-        warnings.append(
-            "there are more parameters than before: weights that several layers share are cut and repaired for each of "
-            "them (--of params counts that)"
-        )
+        warnings.append(SHARED)
     keep = plan.keep()
     result = Result(
-        model=pruned,
+        model=graph.model,
         source=first.path,
         before=before,
         after=after,
@@ -126,6 +113,34 @@ def apply_plan(
         feeds=net.feeds,
     )
     return measure_latency(result, subject, settings, progress) if bench else result
+
+
+def _has_weights(net: Analysed) -> bool:
+    """Whether any layer has weights in floating point."""
+    return any(layer.weight is not None for layer in layers(net.graph, net.shapes))
+
+
+def _unsampled(repair: Repair) -> str:
+    """What to expect without samples."""
+    done = "nothing was repaired" if repair.name == NONE else "the repair went by random inputs"
+    return (
+        f"no calibration data: scores are from weights alone, {done}, and accuracy will suffer; "
+        "give --calib with a few hundred unlabelled samples"
+    )
+
+
+def _merges(repair: Repair, plan: PrunePlan) -> bool:
+    """Whether the repair starts from a network whose removed channels were merged into others."""
+    criterion = CRITERIA.get(str(plan.settings.get("criterion")))
+    return repair.merges_likest and criterion is not None and criterion.merges
+
+
+def _cost(net: Analysed, plan: PrunePlan, graph: Graph) -> Cost:
+    """What the outcome costs; what tells random nodes apart while models are compared is taken out of it."""
+    macs = _macs(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net.feeds)
+    params = count_params(graph.model)
+    without_seeds(graph.model)
+    return Cost(params, macs, byte_size(graph.model))
 
 
 def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings) -> Graph:
@@ -188,42 +203,3 @@ def check_plan(subject: Subject, plan: PrunePlan) -> None:
     for e in plan.cuts():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
-
-
-def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
-    """Time the original against the pruned model, interleaved, and add the outcome to the result."""
-    report = (lambda k, n: progress("bench", k, n)) if progress else None
-    timed = paired(subject, [subject.model, result.model], settings, 40, report)
-    warnings = result.warnings
-    if timed.comparisons[0].verdict != "faster":
-        warnings = (*warnings, f"the pruned model is not measurably faster: {timed.comparisons[0].verdict}")
-    before, after = timed.timings[0].p50_ms, timed.timings[1].p50_ms
-    return replace(
-        result,
-        latency=timed,
-        warnings=warnings,
-        before=replace(result.before, latency_ms=before),
-        after=replace(result.after, latency_ms=after),
-    )
-
-
-def paired(
-    subject: Subject,
-    models: Sequence[onnx.ModelProto],
-    settings: Settings,
-    rounds: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> BenchResult:
-    """Models timed side by side."""
-    return time_models(
-        models,
-        names=["original", "pruned"][: len(models)],
-        feeds=subject.timed(settings.batch),
-        providers=settings.providers,
-        provider_options=settings.provider_options,
-        threads=settings.threads or 1,
-        seed=settings.seed,
-        rounds=rounds,
-        time_budget_s=30,
-        progress=progress,
-    )

@@ -8,11 +8,12 @@ from functools import partial
 
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure.metric import Metric, agreement, open_metric
-from onnxprune.pipeline.apply import apply_plan, paired
+from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.planner import BATCH, Planner, Progress
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.pipeline.targets import OPTIONS, UNITS, Target, close_loop, largest
+from onnxprune.pipeline.timed import paired
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.serialize import byte_size
 from onnxprune.report.result import Result
