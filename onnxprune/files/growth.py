@@ -13,7 +13,7 @@ from onnxprune.files import kinds, sandbox
 from onnxprune.files.refuse import refuse
 from onnxprune.files.tensors import MAX_BYTES
 from onnxprune.files.walk import Walk
-from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, described
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, titled
 from onnxprune.protobuf.serialize import BITS
 
 
@@ -33,7 +33,7 @@ def check_growth(model: ModelProto, walk: Walk, label: str) -> None:
         if size is None:
             hidden.append(node)
         elif size > MAX_BYTES:
-            refuse(label, f"{described(node)} would make a tensor of {size:,} bytes; the model cannot be run")
+            refuse(label, f"{titled(node)} would make a tensor of {size:,} bytes; the model cannot be run")
     if hidden:
         part = _constant_part(model, {id(n) for n in hidden})
         if part is not None:

@@ -10,7 +10,7 @@ from onnx import GraphProto, NodeProto
 
 from onnxprune.files.refuse import refuse
 from onnxprune.files.walk import called
-from onnxprune.protobuf.nodes import described
+from onnxprune.protobuf.nodes import titled
 
 
 def check_names(
@@ -33,11 +33,11 @@ def check_names(
     reads: list[list[str]] = []
     for index, node in enumerate(nodes):
         if not all(isinstance(text, str) for text in (node.name, *called(node), *node.input)):
-            refuse(label, f"{described(node)} has a name that is not UTF-8 text; export the model again")
+            refuse(label, f"{titled(node)} has a name that is not UTF-8 text; export the model again")
         for name in filter(None, node.output):
             if name in maker or name in given:
-                other = described(nodes[maker[name]]) if name in maker else "an input or initializer"
-                refuse(label, f"output {name!r} of {described(node)} is also made by {other}; rename one")
+                other = titled(nodes[maker[name]]) if name in maker else "an input or initializer"
+                refuse(label, f"output {name!r} of {titled(node)} is also made by {other}; rename one")
             maker[name] = index
         reads.append(_read_by(node, label, orders))
     # protobuf hands over text that is not UTF-8 as bytes
@@ -99,7 +99,7 @@ def _refuse_unmade(name: str, reader: NodeProto | None, label: str) -> NoReturn:
         refuse(label, f"output {name!r} is made by no node; the model is incomplete, export it again")
     refuse(
         label,
-        f"{described(reader)} reads {name!r}, which no node, input or initializer defines"
+        f"{titled(reader)} reads {name!r}, which no node, input or initializer defines"
         "; the model is incomplete, export it again",
     )
 
@@ -134,7 +134,7 @@ def _sorted(nodes: list[NodeProto], reads: list[list[str]], maker: dict[str, int
             seen.append(at)
             at = min(waits[at] - placed)
         around = seen[seen.index(at) :]
-        names = ", ".join(described(nodes[i]) for i in around[:3]) + (", …" if len(around) > 3 else "")
+        names = ", ".join(titled(nodes[i]) for i in around[:3]) + (", …" if len(around) > 3 else "")
         refuse(label, f"the graph has a cycle through {names}; export the model again")
     return order
 

@@ -10,7 +10,7 @@ from onnxprune.files import kinds
 from onnxprune.files.refuse import refuse
 from onnxprune.files.tensors import MAX_DIM
 from onnxprune.files.walk import Walk
-from onnxprune.protobuf.nodes import described
+from onnxprune.protobuf.nodes import titled
 
 
 def check_nodes(walk: Walk, label: str) -> None:
@@ -21,7 +21,7 @@ def check_nodes(walk: Walk, label: str) -> None:
     for node, kind in walk.nodes:
         if kinds.product(kind):
             if len(node.input) > 1 and 0 in stored.get(node.input[1], ()):
-                refuse(label, f"{described(node)} has an empty weight {node.input[1]!r}; export the model again")
+                refuse(label, f"{titled(node)} has an empty weight {node.input[1]!r}; export the model again")
             continue
         if not kinds.windowed(kind):
             continue
@@ -30,12 +30,12 @@ def check_nodes(walk: Walk, label: str) -> None:
             if attribute.name in ("strides", "dilations", "kernel_shape") and min(attribute.ints, default=1) < 1:
                 refuse(
                     label,
-                    f"{described(node)} has {attribute.name} {list(attribute.ints)}; each must be at least 1",
+                    f"{titled(node)} has {attribute.name} {list(attribute.ints)}; each must be at least 1",
                 )
             if attribute.name == "group":
                 group = attribute.i
                 if group < 1:
-                    refuse(label, f"{described(node)} has group {group}; it must be at least 1")
+                    refuse(label, f"{titled(node)} has group {group}; it must be at least 1")
         at = kinds.weight_at(kind)
         if at is None or len(node.input) <= at or node.input[at] not in stored:
             continue
@@ -43,13 +43,13 @@ def check_nodes(walk: Walk, label: str) -> None:
         if 0 in dims:
             refuse(
                 label,
-                f"{described(node)} has a weight {node.input[at]!r} of shape {dims}, with zero channels"
+                f"{titled(node)} has a weight {node.input[at]!r} of shape {dims}, with zero channels"
                 "; export the model again",
             )
         if dims and dims[0] % group:
             refuse(
                 label,
-                f"{described(node)} splits {dims[0]} channels of weight {node.input[at]!r} into {group} groups"
+                f"{titled(node)} splits {dims[0]} channels of weight {node.input[at]!r} into {group} groups"
                 "; they do not divide, export the model again",
             )
 

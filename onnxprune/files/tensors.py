@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.files import kinds
 from onnxprune.files.refuse import first_line, refuse
 from onnxprune.files.walk import Walk
-from onnxprune.protobuf.nodes import described
+from onnxprune.protobuf.nodes import titled
 from onnxprune.protobuf.serialize import BITS, nbytes
 
 MAX_DIM = 2**31 - 1
@@ -59,7 +59,7 @@ def check_tensors(walk: Walk, label: str) -> None:
             if name in strange and not _has_meaning(strange[name], kind):
                 refuse(
                     label,
-                    f"tensor {name!r}, read by {described(node)}, has Inf; train or export the model again",
+                    f"tensor {name!r}, read by {titled(node)}, has Inf; train or export the model again",
                 )
 
 

@@ -27,8 +27,8 @@ from onnxprune.runtime import ports, sessions
 from onnxprune.runtime.providers import check_providers
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import Partition
+from onnxprune.timing.bench_inputs import batch_of
 from onnxprune.timing.engine import Engine
-from onnxprune.timing.latency import batch_of
 
 REPAIRS = ("none", "merge", "statistics", "refit", "distill")
 METHODS = ("channels", "blocks", "rank")

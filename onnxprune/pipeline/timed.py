@@ -10,7 +10,7 @@ import onnx
 from onnxprune.pipeline.planner import Progress
 from onnxprune.pipeline.settings import Settings, Subject
 from onnxprune.report.result import Result
-from onnxprune.timing.latency import BenchResult
+from onnxprune.timing.bench_result import BenchResult
 from onnxprune.timing.latency import bench as time_models
 
 ROUNDS = 40

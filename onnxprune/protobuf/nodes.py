@@ -23,7 +23,7 @@ def node_key(node: onnx.NodeProto) -> str:
     return next((o for o in node.output if o), "")
 
 
-def described(node: onnx.NodeProto) -> str:
+def titled(node: onnx.NodeProto) -> str:
     """`node 'conv1' (Conv)`; a node without a name goes by its first output."""
     return f"node {node.name or node_key(node)!r} ({node.op_type})"
 

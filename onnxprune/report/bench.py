@@ -11,7 +11,7 @@ from rich.text import Text
 
 from onnxprune.report.terminal import plain
 from onnxprune.runtime.providers import spread_in_words
-from onnxprune.timing.latency import BenchResult, Comparison
+from onnxprune.timing.bench_result import BenchResult, Comparison
 
 COLOURS = {"faster": "green", "slower": "red", "no measurable change": "yellow"}
 TOLD = ("cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph")

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.report import plots
 from onnxprune.report.bench import heading
-from onnxprune.timing.latency import BenchResult
+from onnxprune.timing.bench_result import BenchResult
 from onnxprune.timing.statistics import noise_floor
 
 if TYPE_CHECKING:

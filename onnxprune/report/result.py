@@ -22,7 +22,7 @@ from onnxprune.measure.cost import Cost
 from onnxprune.measure.surgery import Fidelity, Surgery
 from onnxprune.plan import PrunePlan
 from onnxprune.runtime import sessions
-from onnxprune.timing.latency import BenchResult
+from onnxprune.timing.bench_result import BenchResult
 
 SCHEMA = 1
 MANY_NODES = 5000

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from onnxprune.measure.surgery import Surgery
     from onnxprune.report.result import Result
-    from onnxprune.timing.latency import BenchResult
+    from onnxprune.timing.bench_result import BenchResult
 
 
 def plain(text: str) -> str:

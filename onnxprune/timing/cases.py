@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.timing.latency import BenchResult, Model, bench
+from onnxprune.timing.bench_inputs import Model
+from onnxprune.timing.bench_result import BenchResult
+from onnxprune.timing.latency import bench
 
 BATCH = "N"
 """Stands for the batch size in a shape."""

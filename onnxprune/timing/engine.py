@@ -17,7 +17,7 @@ from onnx import helper
 from onnxprune.runtime import sessions
 from onnxprune.runtime.providers import CPU, RECORDED, provider_name, provider_of
 from onnxprune.timing.accelerators import accelerators
-from onnxprune.timing.latency import BoundRun
+from onnxprune.timing.bound_run import BoundRun
 
 Feeds = Mapping[str, np.ndarray]
 WARM = 3

@@ -38,8 +38,8 @@ from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
 from onnxprune.graph.model import Graph
 from onnxprune.protobuf.nodes import attr, attributes, node_key
 from onnxprune.runtime import install
+from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.engine import IDLE, ON_CPU, Engine, idle_chain, repeats, typical
-from onnxprune.timing.latency import BoundRun
 
 Feeds = Mapping[str, np.ndarray]
 FUSED = 6

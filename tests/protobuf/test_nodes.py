@@ -3,7 +3,7 @@
 import pytest
 from onnx import helper
 
-from onnxprune.protobuf.nodes import attr, described, node_key, set_attr
+from onnxprune.protobuf.nodes import attr, node_key, set_attr, titled
 
 
 def test_set_attr_stays_in_its_place():
@@ -24,4 +24,4 @@ def test_set_attr_stays_in_its_place():
 )
 def test_what_a_node_goes_by(outputs, name, key, words):
     node = helper.make_node("Conv", ["x", "w"], outputs, name=name)
-    assert (node_key(node), described(node)) == (key, words)
+    assert (node_key(node), titled(node)) == (key, words)

@@ -73,7 +73,7 @@ def test_bench(pruned, options, batch):
 
 def test_a_recorded_graph_computes_the_same(pruned):
     """Replayed runs write where the first one wrote; new inputs are read where the old ones were."""
-    from onnxprune.timing.latency import BoundRun
+    from onnxprune.timing.bound_run import BoundRun
 
     options = {"cuda": {"use_tf32": 0, "enable_cuda_graph": 1}}
     session, cpu = open_session(pruned, providers=["cuda"], provider_options=options), open_session(pruned)

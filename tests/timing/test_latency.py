@@ -15,10 +15,13 @@ from rich.console import Console
 from onnxprune.errors import ModelError, ProviderError, UsageError
 from onnxprune.report import plots
 from onnxprune.report.bench import CSV_COLUMNS, bench_csv, render, render_all
+from onnxprune.runtime import sessions
 from onnxprune.runtime.providers import provider_name
-from onnxprune.timing import cases, latency
+from onnxprune.timing import bound_run, cases, latency, rounds
+from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.cases import bench_cases
-from onnxprune.timing.latency import MIN_ROUNDS, BoundRun, bench
+from onnxprune.timing.latency import bench
+from onnxprune.timing.rounds import MIN_ROUNDS, timed_rounds, timed_sample
 from onnxprune.timing.statistics import RESOLUTION, Interval, noise_floor, paired_ratio, round_orders, verdict
 
 NONE = "no measurable change"
@@ -285,6 +288,7 @@ def fakes(monkeypatch):
     def open_session(model, **options):
         opened.append(options)
         return SimpleNamespace(
+            name=options.get("name"),
             inputs=(SimpleNamespace(name="x", dtype=np.dtype(np.float32), shape=("n", 4)),),
             outputs=("y",),
             raw=FakeRaw(log, clock, float(model)),
@@ -301,19 +305,17 @@ def fakes(monkeypatch):
         def update_inplace(self, array):
             log.append("update")
 
-    monkeypatch.setattr(latency, "open_session", open_session)
-    monkeypatch.setattr(latency, "_lost_turns", lambda: 0)
-    monkeypatch.setattr(latency, "unrecorded", lambda: "unrecorded")
-    monkeypatch.setattr(latency, "to_device", lambda array, device: FakeValue(device))
-    monkeypatch.setattr(
-        latency,
-        "time",
-        SimpleNamespace(
-            perf_counter_ns=lambda: clock.now,
-            perf_counter=lambda: clock.now / 1e9,
-            thread_time_ns=lambda: clock.now - clock.taken,
-        ),
+    time = SimpleNamespace(
+        perf_counter_ns=lambda: clock.now,
+        perf_counter=lambda: clock.now / 1e9,
+        thread_time_ns=lambda: clock.now - clock.taken,
     )
+    monkeypatch.setattr(sessions, "open_session", open_session)
+    monkeypatch.setattr(rounds, "lost_turns", lambda: 0)
+    monkeypatch.setattr(bound_run, "unrecorded", lambda: "unrecorded")
+    monkeypatch.setattr(bound_run, "to_device", lambda array, device: FakeValue(device))
+    for module in (latency, rounds, bound_run):
+        monkeypatch.setattr(module, "time", time)
     return SimpleNamespace(clock=clock, log=log, opened=opened, feeds={"x": np.zeros((1, 4), np.float32)})
 
 
@@ -339,7 +341,7 @@ def test_the_order_of_runs_is_fixed_by_the_seed(fakes):
     def order(seed):
         names = []
         runs = [lambda i=i: names.append(i) for i in range(3)]
-        latency._rounds(runs, [1, 1, 1], round_orders(3, 12, seed), np.inf, None)
+        timed_rounds(runs, [1, 1, 1], round_orders(3, 12, seed), np.inf, None)
         return names
 
     assert order(1) == order(1) != order(2)
@@ -359,8 +361,8 @@ def test_an_interrupted_sample_is_taken_again(fakes, monkeypatch, attempts, lost
     def run():
         fakes.clock.now += int(next(left) * 1e6)
 
-    monkeypatch.setattr(latency, "_lost_turns", lambda: next(turns))
-    assert latency._sample(run, 1) == expected
+    monkeypatch.setattr(rounds, "lost_turns", lambda: next(turns))
+    assert timed_sample(run, 1) == expected
 
 
 @pytest.mark.parametrize(
@@ -379,8 +381,8 @@ def test_what_others_took_of_our_core_is_not_counted(fakes, monkeypatch, alone, 
         fakes.clock.now += int(took * 1e6)
         fakes.clock.taken += int(4e6)
 
-    monkeypatch.setattr(latency, "_lost_turns", lambda: next(turns))
-    assert latency._sample(run, 1, alone=alone) == (ms, False) and len(runs) == attempts
+    monkeypatch.setattr(rounds, "lost_turns", lambda: next(turns))
+    assert timed_sample(run, 1, alone=alone) == (ms, False) and len(runs) == attempts
 
 
 def test_spinning_is_off_with_more_threads_unless_asked_for(fakes):
@@ -422,12 +424,12 @@ def test_a_recorded_graph_writes_where_its_first_run_wrote(fakes, on):
 
 
 def test_the_key_that_keeps_a_run_from_being_recorded_is_one_that_ort_takes():
-    assert latency.unrecorded().get_run_config_entry("gpu_graph_id") == "-1"
+    assert bound_run.unrecorded().get_run_config_entry("gpu_graph_id") == "-1"
 
 
 def test_copies_are_timed_apart(fakes, monkeypatch):
     """Not run on a GPU."""
-    run = BoundRun(latency.open_session("4", providers=("cuda",)), fakes.feeds)
+    run = BoundRun(sessions.open_session("4", providers=("cuda",)), fakes.feeds)
 
     def tick(ms):
         fakes.clock.now += int(ms * 1e6)

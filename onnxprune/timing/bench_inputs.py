@@ -1,0 +1,118 @@
+"""What is timed: models, each under a name, and the one input that fits them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxprune.errors import UsageError, one_line
+from onnxprune.runtime.ports import default_feed
+from onnxprune.runtime.sessions import Session
+
+Model = str | Path | bytes | onnx.ModelProto
+
+
+def labels_of(models: Sequence[Model], names: Sequence[str] | None) -> list[str]:
+    """Given names, or file stems; a name that came before gets a number."""
+    if names is not None:
+        if len(names) != len(models):
+            raise UsageError(f"{len(models)} models but {len(names)} names - give one name a model")
+        if len(set(names)) != len(names):
+            raise UsageError(f"names must differ: {', '.join(names)}")
+        return list(names)
+    labels: list[str] = []
+    for i, model in enumerate(models, 1):
+        stem = Path(model).stem if isinstance(model, str | Path) else f"model {i}"
+        label, n = stem, 2
+        while label in labels:
+            label, n = f"{stem} ({n})", n + 1
+        labels.append(label)
+    return labels
+
+
+def fitting_feeds(
+    opened: Sequence[Session],
+    feeds: Mapping[str, NDArray[Any]] | None,
+    source: str,
+    *,
+    batch: int,
+    shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+) -> dict[str, NDArray[Any]]:
+    """The input, which every model takes.
+
+    Args:
+        opened: the models' sessions.
+        feeds: the input, if there is one already; None: a random one for the first model.
+        source: what it is called where it does not fit.
+        batch, shapes, seed: of a random one.
+
+    Raises:
+        UsageError: a model does not take it, or the batch that was asked for is not what runs.
+    """
+    if feeds is None:
+        feeds = default_feed(opened[0].inputs, batch=batch, shapes=shapes, seed=seed)
+        _check_batch(feeds, batch, opened[0].name)
+    feeds = {name: np.asarray(array, order="C") for name, array in feeds.items()}
+    for session in opened:
+        _check_inputs(session, feeds, source)
+    return feeds
+
+
+def _check_inputs(session: Session, feeds: Mapping[str, NDArray[Any]], source: str) -> None:
+    """The one feed, from `source`, must fit the model: the same names and dtypes, and every fixed axis."""
+    name, specs = session.name, {spec.name: spec for spec in session.inputs}
+    if specs.keys() != feeds.keys():
+        raise UsageError(
+            one_line(
+                f"{name}: its inputs are {_listed(specs)}, but {source}: {_listed(feeds)} - "
+                "models can only be compared on the same inputs"
+            )
+        )
+    for key, spec in specs.items():
+        array, dtype = feeds[key], np.dtype(spec.dtype)
+        if dtype != array.dtype:
+            raise UsageError(
+                one_line(f"{name}: input {key} is {dtype}, but {source}: {array.dtype} - cast one of them")
+            )
+        fits = len(spec.shape) == array.ndim and all(
+            not isinstance(size, int) or size == given for size, given in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise UsageError(
+                one_line(
+                    f"{name}: input {key} is {_shape(spec.shape)}, but {source}: {_shape(array.shape)} - "
+                    "pass a batch, shapes or feeds that fit every model"
+                )
+            )
+
+
+def _check_batch(feeds: Mapping[str, NDArray[Any]], batch: int, name: str) -> None:
+    """A batch that was asked for must be the one that is run."""
+    runs = batch_of(feeds, batch)
+    if batch not in (1, runs):
+        key, array = next((key, array) for key, array in feeds.items() if array.ndim)
+        raise UsageError(
+            one_line(
+                f"{name}: batch {batch} was asked for, but input {key} is {_shape(array.shape)}: its first axis is "
+                "fixed, by the model or by the shape given; drop the batch, or export with a dynamic batch axis"
+            )
+        )
+
+
+def batch_of(feeds: Mapping[str, NDArray[Any]], batch: int) -> int:
+    """What one run really computes: the first axis of the first input that has one."""
+    return next((array.shape[0] for array in feeds.values() if array.ndim), batch)
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _shape(shape: Sequence[Any]) -> str:
+    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"
