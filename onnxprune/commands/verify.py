@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
 
     from onnxprune.files.read import read_model
     from onnxprune.graph.seeds import with_seeds
-    from onnxprune.measure.surgery import check_fidelity
+    from onnxprune.measure.fidelity import check_fidelity
     from onnxprune.pipeline.inspection import recheck
 
     plan = read_plan(args.plan)

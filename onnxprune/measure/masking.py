@@ -8,15 +8,15 @@ means there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from onnxprune.errors import UsageError
-from onnxprune.graph.model import Graph
+from onnxprune.graph.model import Graph, Use
 from onnxprune.protobuf.nodes import captured, element_types, inferred_types, node_key
-from onnxprune.protobuf.serialize import without_initializers
+from onnxprune.protobuf.serialize import copied, without_initializers
 from onnxprune.runtime.weights import EXTERNAL_TYPES, LARGE_BYTES, ModelAndWeights, add_external_weights
 
 ZERO_POINT: Mapping[tuple[str, int], int] = {
@@ -50,42 +50,83 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
     """
     graph = graph or Graph(model)
     result = without_initializers(model)
-    nodes = {node_key(n): n for n in result.graph.node}
-    shields: dict[str, list[onnx.NodeProto]] = {}
-    constants: dict[tuple[str, int], np.ndarray] = {}
-    masks: dict[str, np.ndarray] = {}
-    types = element_types(result)
+    made = _Masks(graph, {node_key(n): n for n in result.graph.node}, element_types(result))
     for k, cut in enumerate(cuts):
-        node = nodes.get(cut["node"])
+        made.add(k, cut)
+    weights = made.weights | _kept_weights(graph, result, made.store_zeroed())
+    ordered = [n for node in result.graph.node for n in (*made.ahead.get(node_key(node), ()), node)]
+    body = list(map(copied, ordered))
+    del result.graph.node[:]
+    result.graph.node.extend(body)
+    return ModelAndWeights(result, add_external_weights(result, weights))
+
+
+@dataclass
+class _Masks:
+    """What is put into the model, cut by cut.
+
+    Attributes:
+        graph: of the original.
+        nodes: those of the masked model, by key.
+        types: the element types of activations, as far as they are known.
+        ahead: node key -> new nodes ahead of it.
+        zeroed: constants with the zeros in them, by use.
+        weights: masks, and constants with zeros, by name.
+    """
+
+    graph: Graph
+    nodes: Mapping[str, onnx.NodeProto]
+    types: dict[str, np.dtype]
+    ahead: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+    zeroed: dict[Use, np.ndarray] = field(default_factory=dict)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, k: int, cut: Mapping) -> None:
+        """Mask what a cut removes: `k` is its number."""
+        use = cut["node"], cut["input"]
+        node = self.nodes.get(cut["node"])
         if node is None or cut["input"] >= len(node.input):
             raise UsageError(f"cut {k} names {cut['node']!r}[{cut['input']}], which the model does not have")
-        use, name = (cut["node"], cut["input"]), node.input[cut["input"]]
         keep = np.ones(cut["length"], bool)
         keep[list(cut["removed"])] = False
         keep = keep.reshape([-1 if a == cut["axis"] else 1 for a in range(cut["rank"])])
-        constant = constants.get(use, graph.constant(name))
+        constant = self.zeroed.get(use, self.graph.constant(node.input[use[1]]))
         if constant is not None and constant.dtype.kind in "iuf":
-            zero = _zero_point(graph, node, use[1]) if constant.dtype.kind in "iu" else 0
-            if use not in constants:
-                constants[use] = constant = constant.copy()
+            zero = _zero_point(self.graph, node, use[1]) if constant.dtype.kind in "iu" else 0
+            constant = self.zeroed.setdefault(use, constant if use in self.zeroed else constant.copy())
             np.copyto(constant, zero, where=~keep, casting="unsafe")  # in place: weights may be large
-            continue
-        if constant is None and name not in types:
-            types = {**inferred_types(model), **types}
-        dtype = constant.dtype if constant is not None else types.get(name, np.dtype(np.float32))
-        mask, types[f"__masked_{k}"] = keep.astype(dtype), dtype
-        masks[f"__mask_{k}"] = mask
-        shield = helper.make_node("Mul", [name, f"__mask_{k}"], [f"__masked_{k}"])
-        shields.setdefault(cut["node"], []).append(shield)
-        node.input[cut["input"]] = f"__masked_{k}"
-    replaced = set()
-    for k, ((key, i), value) in enumerate(constants.items()):
-        masks[f"__zeroed_{k}"] = value
-        replaced.add(nodes[key].input[i])
-        nodes[key].input[i] = f"__zeroed_{k}"
-    read = {i for n in nodes.values() for i in (*n.input, *captured(n))} | set(graph.outputs)
-    listed = {port.name for port in model.graph.input}
-    for tensor in model.graph.initializer:
+        else:
+            self._multiply(k, node, use, keep, None if constant is None else constant.dtype)
+
+    def _multiply(self, k: int, node: onnx.NodeProto, use: Use, keep: np.ndarray, dtype: np.dtype | None) -> None:
+        """Put a product with zeros and ones ahead of the node."""
+        name, masked_name = node.input[use[1]], f"__masked_{k}"
+        if dtype is None:
+            if name not in self.types:
+                self.types = {**inferred_types(self.graph.model), **self.types}
+            dtype = self.types.get(name, np.dtype(np.float32))
+        self.weights[f"__mask_{k}"], self.types[masked_name] = keep.astype(dtype), dtype
+        product = onnx.helper.make_node("Mul", [name, f"__mask_{k}"], [masked_name])
+        self.ahead.setdefault(use[0], []).append(product)
+        node.input[use[1]] = masked_name
+
+    def store_zeroed(self) -> set[str]:
+        """Have the nodes read the constants with zeros; returns the names that they read before."""
+        replaced = set()
+        for k, ((key, i), value) in enumerate(self.zeroed.items()):
+            self.weights[f"__zeroed_{k}"] = value
+            replaced.add(self.nodes[key].input[i])
+            self.nodes[key].input[i] = f"__zeroed_{k}"
+        return replaced
+
+
+def _kept_weights(graph: Graph, result: onnx.ModelProto, replaced: set[str]) -> dict[str, np.ndarray]:
+    """The large weights that are still read, as the graph holds them; small ones and those that are inputs too are
+    stored in the model."""
+    read = {i for n in result.graph.node for i in (*n.input, *captured(n))} | set(graph.outputs)
+    listed = {port.name for port in result.graph.input}
+    weights = {}
+    for tensor in graph.model.graph.initializer:
         if tensor.name in replaced - read - listed:
             continue
         outside = tensor.data_type in EXTERNAL_TYPES and tensor.name not in listed
@@ -93,15 +134,8 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
         if weight is None or weight.nbytes < LARGE_BYTES:
             result.graph.initializer.add().CopyFrom(tensor)
         else:
-            masks[tensor.name] = weight
-    ordered: list[onnx.NodeProto] = []
-    for node in result.graph.node:
-        ordered += shields.get(node_key(node), ())
-        ordered.append(node)
-    body = [onnx.NodeProto.FromString(n.SerializeToString()) for n in ordered]
-    del result.graph.node[:]
-    result.graph.node.extend(body)
-    return ModelAndWeights(result, add_external_weights(result, masks))
+            weights[tensor.name] = weight
+    return weights
 
 
 def _zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.seeds import without_seeds
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import Cost, count_macs, count_params, shares_weights
+from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.likeness import likeness
-from onnxprune.measure.surgery import check_fidelity
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.planner import BATCH, Progress, counted

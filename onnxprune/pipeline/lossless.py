@@ -14,7 +14,8 @@ import numpy as np
 from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.decide.limits import Limits
 from onnxprune.decide.redundancy import Lossless, find_lossless
-from onnxprune.measure.surgery import EQUAL_TOLERANCE, Surgery, check_equal
+from onnxprune.measure.rounding import EQUAL_TOLERANCE
+from onnxprune.measure.surgery import Surgery, check_equal
 from onnxprune.plan import KeepChannels, MergeColumns
 from onnxprune.rewrite.apply import edit_exactly
 

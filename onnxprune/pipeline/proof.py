@@ -15,7 +15,8 @@ from onnxprune.channels import Analysed, CutSizes, ahead_of, removed_cuts
 from onnxprune.errors import BudgetError, ModelError, UnstableError
 from onnxprune.graph.model import Graph
 from onnxprune.measure.decisions import ORDERS, picks
-from onnxprune.measure.surgery import FULL, Surgery, UnstableDecisions, check_equal, check_surgery
+from onnxprune.measure.rounding import FULL
+from onnxprune.measure.surgery import Surgery, UnstableDecisions, check_equal, check_surgery
 from onnxprune.pipeline.lossless import in_words, probing
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import alive_after, edit_exactly

@@ -19,7 +19,8 @@ import onnx
 from onnxprune.channels import Pinned, common_reasons
 from onnxprune.files.write import atomic_write
 from onnxprune.measure.cost import Cost
-from onnxprune.measure.surgery import Fidelity, Surgery
+from onnxprune.measure.fidelity import Fidelity
+from onnxprune.measure.surgery import Surgery
 from onnxprune.plan import PrunePlan
 from onnxprune.runtime import sessions
 from onnxprune.timing.bench_result import BenchResult

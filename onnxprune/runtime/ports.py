@@ -13,6 +13,9 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from onnxprune.errors import ModelError, UnsupportedError, UsageError, one_line
 
+Feeds = Mapping[str, np.ndarray]
+"""Input name -> array: what one run is fed."""
+
 
 @dataclass(frozen=True)
 class InputSpec:

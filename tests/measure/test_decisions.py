@@ -117,8 +117,8 @@ def runs(monkeypatch):
 
 
 @pytest.mark.parametrize("behind", ["y = Identity(t)", "y = MatMul(t, m)"], ids=["nothing", "a layer"])
-def test_a_hasty_check_runs_each_model_once(behind, runs):
-    """The slow way shows that nothing but the decisions differs; the hasty one does not say that it did."""
+def test_a_check_that_stops_early_runs_each_model_once(behind, runs):
+    """The slow way shows that nothing but the decisions differs; the one that stops early does not say that it did."""
     model = surgery.model_of(PARITY.format(f"t, i = TopK(p, k) {behind}"))
     result = check(model)
     assert result.exact and result.turned == ("y",) and len(runs) == 3
@@ -135,6 +135,6 @@ def test_a_hasty_check_runs_each_model_once(behind, runs):
     ],
     ids=["what is picked plays no part", "no more than rounding"],
 )
-def test_a_hasty_check_is_thorough_where_no_choice_explains_it(behind, runs):
+def test_a_check_that_stops_early_is_thorough_where_no_choice_explains_it(behind, runs):
     model = surgery.model_of(PARITY.format(behind))
     assert check(model, stop_early=True) == check(model)
