@@ -146,8 +146,8 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
 def _holds(path: Path, text: bytes) -> bool:
     """Whether `text` stands anywhere in a regular file."""
     try:
-        told = os.stat(path)
-        return stat.S_ISREG(told.st_mode) and _found(path, text, told.st_ino, told.st_size, told.st_mtime_ns)
+        info = os.stat(path)
+        return stat.S_ISREG(info.st_mode) and _found(path, text, info.st_ino, info.st_size, info.st_mtime_ns)
     except OSError:
         return False
 

@@ -22,6 +22,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.sizes_only import MAY_YIELD_SEQUENCES, sizes_only
 from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.weights import ModelAndWeights, add_external_weights
 
 Shape = tuple[int, ...]
@@ -111,7 +112,7 @@ def depends_on_sizes(graph: Graph) -> set[str]:
     return found
 
 
-def observe(graph: Graph, feeds: Mapping[str, np.ndarray]) -> Observed:
+def observe(graph: Graph, feeds: Feeds) -> Observed:
     """Run the model once on `feeds` and note the size of every tensor.
 
     Where all sizes follow from sizes, the run goes without the arithmetic of convolutions and products.
@@ -130,7 +131,7 @@ def observe(graph: Graph, feeds: Mapping[str, np.ndarray]) -> Observed:
     return _observed(graph, feeds, computed, _folded(graph, nodes, set(feeds)))
 
 
-def _observed(graph: Graph, feeds: Mapping[str, np.ndarray], computed: set[str], light: ModelAndWeights) -> Observed:
+def _observed(graph: Graph, feeds: Feeds, computed: set[str], net: ModelAndWeights) -> Observed:
     shapes: dict[str, Shape] = {k: tuple(v.shape) for k, v in feeds.items()}
     shapes |= {t.values.name: tuple(t.dims) for t in graph.model.graph.sparse_initializer}
     for node in graph.nodes.values():
@@ -143,7 +144,7 @@ def _observed(graph: Graph, feeds: Mapping[str, np.ndarray], computed: set[str],
         for n in graph.nodes.values()
         if n.op_type in KEEPS_SIZE and n.domain in DEFAULT_DOMAINS and n.output[0] not in graph.outputs
     }
-    run = partial(_tap, light, _tensors_only(graph, light.model, unseen), feeds)
+    run = partial(_tap, net, _tensors_only(graph, net.model, unseen), feeds)
     shapes |= run([o for o in unseen if o not in computed and o not in like])
     for name in unseen:  # in execution order
         if name in like and name not in computed and like[name] in shapes:
@@ -164,12 +165,12 @@ def only_tensors(graph: Graph) -> bool:
     return all(n.op_type not in MAY_YIELD_SEQUENCES and n.domain in DEFAULT_DOMAINS for n in graph.nodes.values())
 
 
-def _tensors_only(graph: Graph, light: onnx.ModelProto, names: Sequence[str]) -> set[str]:
+def _tensors_only(graph: Graph, model: onnx.ModelProto, names: Sequence[str]) -> set[str]:
     """Without the names whose type is a sequence, an optional or a map. Only models that could have some are
     inferred; a name whose type nobody knows is taken for a tensor."""
     if only_tensors(graph):
         return set(names)
-    inferred = onnx.shape_inference.infer_shapes(light).graph
+    inferred = onnx.shape_inference.infer_shapes(model).graph
     other = {v.name for v in (*inferred.value_info, *inferred.output) if not v.type.HasField("tensor_type")}
     return set(names) - other
 
@@ -182,10 +183,10 @@ def _folded(
 ) -> ModelAndWeights:
     """A model of these nodes, with all that is constant as weights; `further` are constants that the graph has not."""
     source = graph.model
-    light = onnx.ModelProto(ir_version=source.ir_version)
-    light.opset_import.extend(source.opset_import)
-    light.functions.extend(source.functions)
-    out = light.graph
+    model = onnx.ModelProto(ir_version=source.ir_version)
+    model.opset_import.extend(source.opset_import)
+    model.functions.extend(source.functions)
+    out = model.graph
     out.name = source.graph.name or "model"
     out.node.extend(nodes)
     out.input.extend(source.graph.input)
@@ -203,18 +204,16 @@ def _folded(
         if source.ir_version < 4 and name not in present:
             kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
             out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
-    return ModelAndWeights(light, add_external_weights(light, values))
+    return ModelAndWeights(model, add_external_weights(model, values))
 
 
-def _tap(
-    light: ModelAndWeights, tensors: Collection[str], feeds: Mapping[str, np.ndarray], wanted: Sequence[str]
-) -> dict[str, Shape]:
+def _tap(net: ModelAndWeights, tensors: Collection[str], feeds: Feeds, wanted: Sequence[str]) -> dict[str, Shape]:
     """The sizes of what is wanted and a tensor, in one run."""
     names = [name for name in wanted if name in tensors]
     if not names:
         return {}
     model = onnx.ModelProto()
-    model.CopyFrom(light.model)
+    model.CopyFrom(net.model)
     del model.graph.output[:]
     taps = [f"__shape_{k}" for k in range(len(names))]
     # ORT starts with the last leaf: in this order every tap runs as soon as its tensor is there, and no
@@ -222,6 +221,6 @@ def _tap(
     for name, tap in zip(reversed(names), reversed(taps), strict=True):
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
         model.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
-    session = sessions.open_session(model, optimise=False, weights=light.weights, feed=True)
+    session = sessions.open_session(model, optimise=False, weights=net.weights, feed=True)
     values = session.run(feeds, taps)
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}

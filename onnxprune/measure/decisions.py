@@ -119,8 +119,8 @@ class Tail:
         body = helper.make_graph(self._body, "tail", ports, results)
         model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
         model.functions.extend(source.functions)
-        lent = add_external_weights(model, self._constants)
-        return sessions.open_session(model, optimise=False, name="masked original", weights=lent, feed=True)
+        beside = add_external_weights(model, self._constants)
+        return sessions.open_session(model, optimise=False, name="masked original", weights=beside, feed=True)
 
 
 def _following(graph: Graph, names: set[str]) -> set[str]:

@@ -18,8 +18,8 @@ from onnxprune import numerics, parallel
 from onnxprune.graph.model import Graph, Use
 from onnxprune.protobuf.nodes import attr
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import Feeds
 
-Feeds = Mapping[str, np.ndarray]
 WIDEST = 6000
 """Inputs per part from which second moments are not formed: (d, d) float64 would take gigabytes."""
 

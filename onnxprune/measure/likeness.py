@@ -21,8 +21,8 @@ from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import rows_of
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import Feeds
 
-Feeds = Mapping[str, np.ndarray]
 POSITIONS = 64
 """Sampled positions an image."""
 BYTES = 1 << 28

@@ -3,11 +3,12 @@ by a bit or two."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+
+from onnxprune.runtime.ports import Feeds
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def precision_of(model: onnx.ModelProto) -> Precision:
     return HALF if types & half else FULL
 
 
-def stirred(feeds: Mapping[str, np.ndarray], seed: int, stir: float) -> dict[str, np.ndarray]:
+def stirred(feeds: Feeds, seed: int, stir: float) -> dict[str, np.ndarray]:
     """The feeds with every float changed by up to this share of it."""
     rng = np.random.default_rng(seed)
     return {

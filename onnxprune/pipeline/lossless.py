@@ -18,8 +18,8 @@ from onnxprune.measure.rounding import EQUAL_TOLERANCE
 from onnxprune.measure.surgery import Surgery, check_equal
 from onnxprune.plan import KeepChannels, MergeColumns
 from onnxprune.rewrite.apply import edit_exactly
+from onnxprune.runtime.ports import Feeds
 
-Feeds = Mapping[str, np.ndarray]
 SCALES = (1.0, 0.1, 10.0)
 SAMPLES = 4
 """Random inputs a scale."""

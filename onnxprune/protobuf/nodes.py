@@ -1,6 +1,6 @@
 """Nodes as protobuf holds them: their name, their attributes, their bodies, and what a file states of its tensors.
 
-Knows no `Graph`, no operator besides the four that carry bodies, and changes nothing but an attribute it is told to.
+Knows no `Graph` and no operator besides the four that carry bodies.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def in_batches_of(specs: Sequence[InputSpec], batch: int | None) -> tuple[InputS
     return tuple(replace(s, shape=(batch, *s.shape[1:])) if open_batch(s) else s for s in specs)
 
 
-def in_batch(specs: Sequence[InputSpec], feeds: Mapping[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
+def in_batch(specs: Sequence[InputSpec], feeds: Feeds, batch: int) -> dict[str, np.ndarray]:
     """The feeds with so many samples, the first one repeated, in the inputs that leave their batch open."""
     free = {s.name for s in specs if open_batch(s)}
     return {k: np.repeat(v[:1], batch, axis=0) if k in free else v for k, v in feeds.items()}

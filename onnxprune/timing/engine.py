@@ -15,11 +15,11 @@ import onnx
 from onnx import helper
 
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.providers import CPU, RECORDED, provider_name, provider_of
 from onnxprune.timing.accelerators import accelerators
 from onnxprune.timing.bound_run import BoundRun
 
-Feeds = Mapping[str, np.ndarray]
 WARM = 3
 """First runs, that do not count."""
 LEAST = 0.01
@@ -52,7 +52,7 @@ class Engine:
         return provider_of(self.providers[0]).device != "cpu"
 
     @property
-    def told(self) -> list[Any]:
+    def identity(self) -> list[Any]:
         """What makes times of two engines on one machine differ, as JSON has it."""
         known: list[Any] = [self.threads]
         if not self.on_cpu:

@@ -38,10 +38,10 @@ from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
 from onnxprune.graph.model import Graph
 from onnxprune.protobuf.nodes import attr, attributes, node_key
 from onnxprune.runtime import install
+from onnxprune.runtime.ports import Feeds
 from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.engine import IDLE, ON_CPU, Engine, idle_chain, repeats, typical
 
-Feeds = Mapping[str, np.ndarray]
 FUSED = 6
 """Nodes that ORT may have fused behind a layer, at most."""
 MIXED = "mixed"
@@ -376,8 +376,8 @@ class Grids:
         if root == "":
             return cls(None)
         base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxprune"
-        told = json.dumps([_machine(), *engine.told], sort_keys=True)
-        made = cls(base / f"layers-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json")
+        identity = json.dumps([_machine(), *engine.identity], sort_keys=True)
+        made = cls(base / f"layers-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
         made.load()
         return made
 

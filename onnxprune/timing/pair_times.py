@@ -54,12 +54,12 @@ class PairTimes:
         assert weight is not None
         x = self.shapes[node.input[0]]
         kept = {k: v for k, v in attributes(node).items() if isinstance(v, (int, float, list, bytes))}
-        told = f"{node.op_type} x{tuple(x)} w{weight.shape} {sorted(kept.items())} {weight.dtype} as {way}"
-        known = self.grids.get(told)
+        signature = f"{node.op_type} x{tuple(x)} w{weight.shape} {sorted(kept.items())} {weight.dtype} as {way}"
+        known = self.grids.get(signature)
         if known is None:
             times = self._measure(node, tuple(x), weight, way)
             known = {str(k): [[1.0], [t]] for k, t in enumerate(times)}
-            self.grids.put(told, known)
+            self.grids.put(signature, known)
         return tuple(known[str(k)][1][0] for k in range(len(known)))
 
     def save(self) -> None:

@@ -104,14 +104,14 @@ def test_the_model_is_run_once_and_its_weights_stay_outside(monkeypatch):
     tap = shapes._tap
     monkeypatch.setattr(shapes, "sizes_only", lambda *_: None)
 
-    def noted(light, tensors, feeds, wanted):
-        taps.extend([(light.model.ByteSize(), set(light.weights))] if wanted else [])
-        return tap(light, tensors, feeds, wanted)
+    def noted(net, tensors, feeds, wanted):
+        taps.extend([(net.model.ByteSize(), set(net.weights))] if wanted else [])
+        return tap(net, tensors, feeds, wanted)
 
     monkeypatch.setattr(shapes, "_tap", noted)
     seen(CONV, x=x(1, 4, 5, 5))
-    ((size, lent),) = taps
-    assert lent == {"w"} and size < 1000
+    ((size, beside),) = taps
+    assert beside == {"w"} and size < 1000
 
 
 def test_arithmetic_beyond_the_table_is_measured(monkeypatch):

@@ -53,12 +53,14 @@ def gpu(monkeypatch):
 def test_times_are_kept_apart_by_all_that_makes_them_differ(gpu, monkeypatch):
     gpu("NVIDIA A, 580.1\n")
     fast = Engine(("cuda", "cpu"), {"cuda": {"use_tf32": 1}})
-    told = {str(e.told) for e in (Engine(), Engine(threads=2), Engine(("cuda",)), fast, Engine(("openvino",)))}
+    identities = {
+        str(e.identity) for e in (Engine(), Engine(threads=2), Engine(("cuda",)), fast, Engine(("openvino",)))
+    }
     gpu("NVIDIA B, 580.1\n")
-    told.add(str(Engine(("cuda",)).told))
+    identities.add(str(Engine(("cuda",)).identity))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    told.add(str(Engine(("cuda",)).told))
-    assert len(told) == 7 and "NVIDIA B, 580.1" in Engine(("cuda",)).told[3]
+    identities.add(str(Engine(("cuda",)).identity))
+    assert len(identities) == 7 and "NVIDIA B, 580.1" in Engine(("cuda",)).identity[3]
     assert [e.on_gpu for e in (Engine(), Engine(("openvino",)), fast)] == [False, False, True]
     assert Engine(("cpu",)).on_cpu and not Engine(("cuda", "cpu")).on_cpu
 

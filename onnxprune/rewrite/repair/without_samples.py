@@ -26,11 +26,12 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.layers import SUMS, added_behind, with_biases
 from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.cost import count_macs
-from onnxprune.measure.stepwise import Feeds, Runner
+from onnxprune.measure.stepwise import Runner
 from onnxprune.protobuf.nodes import attr
 from onnxprune.rewrite.merge import fold_bias
 from onnxprune.rewrite.repair.statistics import Moments, correct_statistics, correctable, moments
 from onnxprune.rewrite.repair.task import Progress, RepairTask
+from onnxprune.runtime.ports import Feeds
 
 LEAST = 2
 SAMPLES = 64
