@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from onnxprune.channels import ChannelGroup, Channels
+from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.decide.limits import Limits
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import products
@@ -100,28 +100,27 @@ class Appended:
 AnyBlock = Block | Appended
 
 
-def all_blocks(graph: Graph, channels: Channels, keep: str | None = None) -> tuple[AnyBlock, ...]:
+def all_blocks(net: Analysed, keep: str | None = None) -> tuple[AnyBlock, ...]:
     """Every block of both kinds, in execution order of where they end.
 
     Args:
-        graph: the network.
-        channels: its analysis.
+        net: the network.
         keep: blocks with a node whose name matches this regular expression stay.
 
     Raises:
         UsageError: `keep` is no regular expression.
     """
-    order = {key: k for k, key in enumerate(graph.nodes)}
-    found: list[AnyBlock] = [*find_blocks(graph, channels.shapes, keep), *find_appended(graph, channels, keep)]
+    order = {key: k for k, key in enumerate(net.graph.nodes)}
+    found: list[AnyBlock] = [*find_blocks(net, keep), *find_appended(net, keep)]
     return tuple(sorted(found, key=lambda b: order[b.end]))
 
 
-def may_go(block: AnyBlock, graph: Graph, channels: Channels, limits: Limits) -> bool:
-    """Whether a block may be cut: by its own name, or as all may that goes with it, the groups that its layers make and
+def may_go(block: AnyBlock, net: Analysed, limits: Limits) -> bool:
+    """Whether a block may go: by its own name, or as all may that goes with it, the groups that its layers make and
     layers that make none. What is excluded in it keeps it."""
     if limits.include is None and limits.exclude is None:
         return True
-    inside = set(block.nodes)
+    graph, channels, inside = net.graph, net.channels, set(block.nodes)
     made = [g for g in channels.groups if g.name == block.group or any(s.use[0] in inside for s in g.weights)]
     grouped = {s.use for g in made for s in g.weights}
     uses = [layer.weight for layer in products(graph, channels.shapes) if layer.key in inside and layer.weight]
@@ -135,11 +134,12 @@ def may_go(block: AnyBlock, graph: Graph, channels: Channels, limits: Limits) ->
     )
 
 
-def find_appended(graph: Graph, channels: Channels, keep: str | None = None) -> tuple[Appended, ...]:
+def find_appended(net: Analysed, keep: str | None = None) -> tuple[Appended, ...]:
     """Every branch whose channels are a group of their own that only Concats read, in the order of the groups.
 
     Of the branches of one Concat the widest stays: something must be left.
     """
+    graph, channels = net.graph, net.channels
     tensors = {g.name: {s.tensor for s in g.activations if (s.channel >= 0).all()} for g in channels.groups}
     order = {key: k for k, key in enumerate(graph.nodes)}
     consumers = graph.consumers()
@@ -205,17 +205,17 @@ def _appended(
     return Appended(group.name, group.width, tuple(nodes), end, min(nodes[0], end, key=order.__getitem__))
 
 
-def find_blocks(graph: Graph, shapes: Mapping[str, tuple[int, ...]], keep: str | None = None) -> tuple[Block, ...]:
+def find_blocks(net: Analysed, keep: str | None = None) -> tuple[Block, ...]:
     """Every residual block, in execution order.
 
     Args:
-        graph: the network.
-        shapes: sizes of its tensors.
+        net: the network.
         keep: blocks with a node whose name matches this regular expression stay.
 
     Raises:
         UsageError: `keep` is no regular expression.
     """
+    graph, shapes = net.graph, net.shapes
     order = {key: k for k, key in enumerate(graph.nodes)}
     consumers, inner = graph.consumers(), graph.captured()
     found = []

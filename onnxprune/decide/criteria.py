@@ -27,7 +27,7 @@ from onnxprune.measure.gradients import Gradients
 
 Answer = np.ndarray | Choice
 """What a criterion says of one group: scores, or a choice."""
-Judge = Callable[[ChannelGroup, Evidence], Answer]
+Function = Callable[[ChannelGroup, Evidence], Answer]
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,14 @@ class Need:
     package: Package | None = None
 
 
+TORCH = Package("torch", "torch", "train")
 NEEDS = {
     "samples": Need("samples, whatever for"),
     "moments": Need("mean and mean square of what the readers read (`Evidence.moments`)"),
     "curves": Need("second moments of what the readers read (`Evidence.curves`, `Evidence.energies`)"),
     "likeness": Need("how alike channels are as they are made (`Evidence.likeness`)"),
-    "gradients": Need("a backward pass (`Evidence.gradients`)", package=Package("torch", "torch", "train")),
+    "gradients": Need("a backward pass (`Evidence.gradients`)", package=TORCH),
+    "torch": Need("a function in torch", samples=False, package=TORCH),
     "sklearn": Need("a solver", samples=False, package=Package("sklearn", "scikit-learn", "lasso")),
 }
 
@@ -71,7 +73,7 @@ class Criterion:
     Attributes:
         name: as `--criterion` takes it.
         help: what it ranks channels by, in a line.
-        judge: what it says of one group.
+        function: what it says of one group.
         needs: of `NEEDS`.
         without_samples: what stands for what it needs where there are no samples; None: it cannot do without.
         merges: whether what it removes has its like among what stays, into which a repair of statistics may merge it.
@@ -79,7 +81,7 @@ class Criterion:
 
     name: str
     help: str
-    judge: Judge
+    function: Function
     needs: frozenset[str] = frozenset()
     without_samples: str | None = None
     merges: bool = False
@@ -107,7 +109,7 @@ class Criterion:
         Raises:
             UsageError: not one score a channel.
         """
-        return {g.name: self._choice(g, self.judge(g, evidence)) for g in groups}
+        return {g.name: self._choice(g, self.function(g, evidence)) for g in groups}
 
     def _choice(self, group: ChannelGroup, answer: Answer) -> Choice:
         if isinstance(answer, Choice):
@@ -134,7 +136,7 @@ def criterion(
     needs: str | Collection[str] = (),
     without_samples: str | None = None,
     merges: bool = False,
-) -> Callable[[Judge], Judge]:
+) -> Callable[[Function], Function]:
     """Enters a function of a group and the evidence into the table.
 
     Args:
@@ -149,9 +151,9 @@ def criterion(
     for need in sorted(asked - set(NEEDS)):
         raise unknown("need", need, NEEDS)
 
-    def enter(judge: Judge) -> Judge:
-        CRITERIA[name] = Criterion(name, help, judge, asked, without_samples, merges)
-        return judge
+    def enter(function: Function) -> Function:
+        CRITERIA[name] = Criterion(name, help, function, asked, without_samples, merges)
+        return function
 
     return enter
 
@@ -190,7 +192,7 @@ def similarity(group: ChannelGroup, evidence: Evidence) -> Choice:
     return by_likeness(evidence.likeness.distance(group))
 
 
-@criterion("similarity-independent", help="the same, without correlations", needs="likeness")
+@criterion("similarity-independent", help="one of each cluster of like means and deviations", needs="likeness")
 def similarity_independent(group: ChannelGroup, evidence: Evidence) -> Choice:
     """Clusters by means and deviations alone."""
     assert evidence.likeness is not None
@@ -202,19 +204,19 @@ def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(sum(values)) / max(1, len(values))
 
 
-@criterion("taylor", help="what the loss changes without it, to first order", needs="gradients")
+@criterion("taylor", help="change of the loss without it, to first order", needs="gradients")
 def taylor(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
     """|Σ_i w_i g_i|, mean over batches of the absolute value (Molchanov et al., CVPR 2019)."""
     return _mean([np.abs(sums) for sums in _gradients(group, evidence).sums])
 
 
-@criterion("fisher", help="the same, to second order: the Fisher matrix along the channel", needs="gradients")
+@criterion("fisher", help="change of the loss without it, to second order (Fisher matrix)", needs="gradients")
 def fisher(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
     """½ E[(Σ_i w_i g_i)²]: the diagonal of the Fisher matrix along the channel (Theis et al., 2018)."""
     return _mean([0.5 * sums**2 for sums in _gradients(group, evidence).sums])
 
 
-@criterion("obd", help="the same, weight by weight: Optimal Brain Damage", needs="gradients")
+@criterion("obd", help="change of the loss without its weights, one by one (Optimal Brain Damage)", needs="gradients")
 def obd(group: ChannelGroup, evidence: Evidence) -> np.ndarray:
     """½ Σ_i w_i² E[g_i²]: Optimal Brain Damage with the empirical Fisher diagonal (LeCun et al., 1990)."""
     return _mean([0.5 * squares for squares in _gradients(group, evidence).squares])

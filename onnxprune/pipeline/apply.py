@@ -192,7 +192,7 @@ def check_plan(subject: Subject, plan: PrunePlan) -> None:
     if plan.model_digest != subject.digest:
         raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
     known = {g.name: g.width for g in subject.channels.groups}
-    found = all_blocks(subject.graph, subject.channels) if plan.blocks() else ()
+    found = all_blocks(subject.net) if plan.blocks() else ()
     blocks = {edit_of(b, subject.channels) for b in found}
     for e in plan.edits:
         if isinstance(e, DropBlock) and e not in blocks:

@@ -87,9 +87,8 @@ def _blocks(net: Analysed, settings: Settings) -> tuple[AnyBlock, ...]:
     most = LARGEST_BRANCH * sum(macs.values())
     return tuple(
         b
-        for b in all_blocks(net.graph, net.channels, settings.keep_block)
-        if may_go(b, net.graph, net.channels, asked)
-        and (b.group is None or sum(macs.get(k, 0) for k in b.nodes) <= most)
+        for b in all_blocks(net, settings.keep_block)
+        if may_go(b, net, asked) and (b.group is None or sum(macs.get(k, 0) for k in b.nodes) <= most)
     )
 
 

@@ -180,11 +180,11 @@ def _places(subject: Subject, shares: Sequence[float], methods: Collection[str],
         raise UsageError(f"unknown method {''.join(unknown[:1])!r}; any of {', '.join(METHODS)}")
     channels = subject.channels
     groups = channels.groups if "channels" in methods else ()
-    blocks = all_blocks(subject.graph, channels) if "blocks" in methods else ()
+    blocks = all_blocks(subject.net) if "blocks" in methods else ()
     if not groups and not blocks:
         raise UnsupportedError(f"nothing can be cut: {why_not(channels)}")
     found = [_Place("group", g.name, g.width, widths_of(g, shares), g) for g in groups if limits.allows(g)]
-    found += [_Place("block", b.name, 1, (0,), b) for b in blocks if may_go(b, subject.graph, channels, limits)]
+    found += [_Place("block", b.name, 1, (0,), b) for b in blocks if may_go(b, subject.net, limits)]
     if not found:
         raise UsageError("--include and --exclude leave nothing to cut; `onnxprune inspect` lists the groups")
     return found

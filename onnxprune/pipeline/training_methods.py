@@ -240,7 +240,7 @@ def gates(task: TrainingTask) -> Prepared:
     from onnxprune.train.gates import Branch, gates, scales
 
     net, gated = task.net, max(1, int(GATED * task.settings.steps))
-    lasts = {b: scales(net.graph, (b.add, b.branch), b.nodes) for b in find_blocks(net.graph, net.shapes)}
+    lasts = {b: scales(net.graph, (b.add, b.branch), b.nodes) for b in find_blocks(net)}
     blocks = [b for b, last in lasts.items() if last]
     budget = budget_of(task, blocks)
     branches = [Branch(b.add, lasts[b], budget.removed({}, frozenset({b.add}))) for b in blocks]

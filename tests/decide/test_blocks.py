@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxprune import api
+from onnxprune.channels import Analysed
 from onnxprune.decide.adaptive import BlockMove, adaptive
 from onnxprune.decide.blocks import all_blocks, find_appended, find_blocks, may_go
 from onnxprune.decide.limits import Ladder, Limits
@@ -62,7 +63,7 @@ def model_of(name):
 @pytest.mark.parametrize("name", ROWS)
 def test_which_are_found(name):
     graph, channels = surgery.find(model_of(name))
-    assert [(b.add, b.shortcut) for b in find_blocks(graph, channels.shapes)] == ROWS[name][2]
+    assert [(b.add, b.shortcut) for b in find_blocks(Analysed(graph, channels, {}))] == ROWS[name][2]
 
 
 @pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row[2]])
@@ -70,7 +71,7 @@ def test_which_are_found(name):
 def test_a_drop_is_the_masked_original(name, width):
     model = model_of(name)
     subject = api.open_model(model)
-    blocks = find_blocks(subject.graph, subject.channels.shapes)
+    blocks = find_blocks(subject.net)
     stream = next(g for g in subject.channels.groups if any(s.tensor == "w9" for s in g.slices))
     keep = () if width == 8 else (KeepChannels(stream.name, 8, tuple(range(width))),)
     for count in range(1, len(blocks) + 1):
@@ -91,7 +92,7 @@ def test_a_block_that_makes_an_output_keeps_its_name():
         f"(float[N,8,8,8] x) => (float[] z) <float[8,8,3,3] w1, float[8,8,3,3] w2> {{ {F.format('x')} z = Add(b, x) }}"
     )
     subject = api.open_model(model)
-    (block,) = find_blocks(subject.graph, subject.channels.shapes)
+    (block,) = find_blocks(subject.net)
     drop = drop_of(block, subject.channels)
     left = bypass(drop_blocks(model, [drop]), [drop])
     assert [n.op_type for n in left.graph.node] == ["Identity"] and left.graph.output[0].name == "z"
@@ -102,13 +103,13 @@ def test_a_block_that_makes_an_output_keeps_its_name():
 @pytest.mark.parametrize("pattern, left", [("^b$", 0), ("nothing", 1), (None, 1)])
 def test_blocks_to_keep(pattern, left):
     graph, channels = surgery.find(model_of("basic"))
-    assert len(find_blocks(graph, channels.shapes, pattern)) == left
+    assert len(find_blocks(Analysed(graph, channels, {}), pattern)) == left
 
 
 def test_a_bad_pattern_is_refused():
     graph, channels = surgery.find(model_of("basic"))
     with pytest.raises(UsageError, match="keep-block"):
-        find_blocks(graph, channels.shapes, "(")
+        find_blocks(Analysed(graph, channels, {}), "(")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_a_bad_pattern_is_refused():
 )
 def test_a_plan_that_drops_what_is_no_block(change, words):
     subject = api.open_model(model_of("basic"))
-    (block,) = find_blocks(subject.graph, subject.channels.shapes)
+    (block,) = find_blocks(subject.net)
     drop = drop_of(block, subject.channels)
     bad = type(drop)(**{**vars(drop), **change})
     with pytest.raises(UsageError, match=words):
@@ -133,7 +134,7 @@ def test_nothing_is_edited_in_place():
     model = model_of("basic")
     before = model.SerializeToString()
     subject = api.open_model(model)
-    drop = drop_of(find_blocks(Graph(model), subject.channels.shapes)[0], subject.channels)
+    drop = drop_of(find_blocks(Analysed(Graph(model), subject.channels, {}))[0], subject.channels)
     drop_blocks(model, [drop])
     assert model.SerializeToString() == before
 
@@ -142,7 +143,7 @@ def test_nothing_is_edited_in_place():
 def test_no_repair_brings_a_block_back(repair):
     samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(model_of("basic"), calibration=None if repair == "merge" else samples)
-    drop = drop_of(find_blocks(subject.graph, subject.channels.shapes)[0], subject.channels)
+    drop = drop_of(find_blocks(subject.net)[0], subject.channels)
     result = api.apply_plan(subject, PrunePlan(subject.digest, (drop,), {}), api.Settings(repair=repair))
     assert [n.op_type for n in result.model.graph.node] == ["Conv", "Conv"]
 
@@ -201,7 +202,7 @@ def appended(name):
 @pytest.mark.parametrize("name", APPENDED)
 def test_which_appended_branches_are_found(name):
     graph, channels = surgery.find(appended(name))
-    found = [(b.group, len(b.nodes), b.end) for b in find_appended(graph, channels)]
+    found = [(b.group, len(b.nodes), b.end) for b in find_appended(Analysed(graph, channels, {}))]
     assert found == APPENDED[name][3]
 
 
@@ -210,7 +211,7 @@ def test_a_branch_that_goes_is_the_masked_original(name):
     model = appended(name)
     samples = np.random.default_rng(0).standard_normal((32, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(model, calibration=samples)
-    blocks = find_appended(subject.graph, subject.channels)
+    blocks = find_appended(subject.net)
     for gone in [blocks[:1], blocks[-1:], blocks]:
         inside = {key for b in gone for key in b.nodes}
         more = [
@@ -241,8 +242,8 @@ def test_a_plan_that_empties_what_others_read():
 
 def test_branches_to_keep():
     graph, channels = surgery.find(appended("dense layers"))
-    assert [b.name for b in all_blocks(graph, channels, "^d1$")] == ["q2"]
-    assert [b.name for b in all_blocks(graph, channels, "^q2$")] == ["q1"]
+    assert [b.name for b in all_blocks(Analysed(graph, channels, {}), "^d1$")] == ["q2"]
+    assert [b.name for b in all_blocks(Analysed(graph, channels, {}), "^q2$")] == ["q1"]
 
 
 @pytest.mark.parametrize("methods", [("blocks",), ("channels", "blocks")])
@@ -262,7 +263,7 @@ def test_dense_layers_go_where_that_is_asked_for_and_are_counted_rightly(methods
 def test_a_group_that_goes_with_its_block_is_paid_for():
     """Readers of a dense layer get smaller too: the allocation knows it."""
     subject = api.open_model(appended("dense layers"))
-    blocks = find_appended(subject.graph, subject.channels)
+    blocks = find_appended(subject.net)
     cost = CostModel(subject.graph, subject.channels, blocks=[b.nodes for b in blocks])
     ladders = [Ladder(g, np.ones(g.width), Limits(round_to=1)) for g in subject.channels.groups]
     damages = {g.name: np.linspace(1e3, 0, g.width + 1) for g in subject.channels.groups}
@@ -292,7 +293,7 @@ def test_a_trunk_is_no_branch():
       z = Concat<axis=1>(x, b) y = Conv(z, w9) }"""
     samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(surgery.model_of(text), calibration=samples)
-    assert [b.name for b in find_appended(subject.graph, subject.channels)] == ["w2"]
+    assert [b.name for b in find_appended(subject.net)] == ["w2"]
     assert not Planner(subject, api.Settings(ratio=0.5, methods=("channels", "blocks"))).candidates.blocks
 
 
@@ -308,7 +309,7 @@ def test_a_block_inside_a_branch_that_goes_goes_with_it():
     model = surgery.model_of(NESTED)
     samples = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(model, calibration=samples)
-    blocks = {edit_of(b, subject.channels) for b in all_blocks(subject.graph, subject.channels)}
+    blocks = {edit_of(b, subject.channels) for b in all_blocks(subject.net)}
     inner = next(e for e in blocks if isinstance(e, DropBlock) and e.block == "inner")
     outer = next(e for e in blocks if isinstance(e, KeepChannels) and e.width == 6)
     plan = PrunePlan(subject.digest, (inner, outer), {"methods": ["blocks"]})
@@ -340,9 +341,9 @@ def test_include_and_exclude_bind_blocks_too(options, left):
       a2 = Conv<pads=[1,1,1,1]>(s1, v1) r2 = Relu(a2) b2 = Conv<pads=[1,1,1,1]>(r2, v2) s2 = Add(b2, s1) y = Conv(s2, w9) }"""
     subject = api.open_model(surgery.model_of(text))
     limits = Limits(**options)
-    found = all_blocks(subject.graph, subject.channels)
+    found = all_blocks(subject.net)
     assert [b.name for b in found] == ["s1", "s2"]
-    assert [b.name for b in found if may_go(b, subject.graph, subject.channels, limits)] == left
+    assert [b.name for b in found if may_go(b, subject.net, limits)] == left
     samples = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
     sampled = api.open_model(surgery.model_of(text), calibration=samples)
     settings = api.Settings(ratio=0.2, methods=("blocks",), best_effort=True, **options)

@@ -51,7 +51,7 @@ def scored(model, criterion, **options):
     net = Analysed(subject.graph, subject.channels, subject.feeds)
     found = channel_gradients(net, BATCHES, **options)
     evidence = gather(net, None, CRITERIA[criterion].needs - {"gradients"}, gradients=found)
-    return {g.name: CRITERIA[criterion].judge(g, evidence) for g in net.channels.groups}, net.channels.groups
+    return {g.name: CRITERIA[criterion].function(g, evidence) for g in net.channels.groups}, net.channels.groups
 
 
 def test_the_table_is_the_list():
