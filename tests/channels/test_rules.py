@@ -348,6 +348,15 @@ net("group norm with one group",
     "int64[3] a = {0, 1, -1}, int64[4] t = {0, 8, 8, 8}, float[1] one, float[1] zero",
     "r = Reshape(h, a) n = InstanceNormalization(r, one, zero) z = Reshape(n, t)", [],
     "InstanceNormalization")
+net("global response normalization", "float[8,1,1] g, float[8,1,1] b, float tiny = {0.000001}, int64[2] hw = {2, 3}, int64[1] c = {1}",
+    """l = ReduceL2(h, hw) m = ReduceMean(l, c) e = Add(m, tiny) n = Div(l, e) q = Mul(h, n) k = Mul(q, g)
+       r = Add(k, b) z = Add(r, h)""", [8])
+net("global response normalization, NHWC, by attributes", "float[8] g, float[8] b, float tiny = {0.000001}",
+    """f = Transpose<perm=[0,2,3,1]>(h) l = ReduceL2<axes=[1,2], keepdims=1>(f) m = ReduceMean<axes=[-1], keepdims=1>(l)
+       e = Add(m, tiny) n = Div(l, e) q = Mul(f, n) k = Mul(q, g) r = Add(k, b) s = Add(r, f)
+       z = Transpose<perm=[0,3,1,2]>(s)""", [8], opset=13)
+net("mean over channels of what is no norm", "float one = {1.0}, int64[2] hw = {2, 3}, int64[1] c = {1}",
+    "l = ReduceL1(h, hw) m = ReduceMean(l, c) e = Add(m, one) n = Div(l, e) z = Mul(h, n)", [], "ReduceMean mixes")
 net("InstanceNormalization", "float[8] s, float[8] b", "z = InstanceNormalization(h, s, b)", [8])
 net("LayerNormalization over channels", "float[8] s, float[8] b",
     """t = Transpose<perm=[0,2,3,1]>(h) n = LayerNormalization(t, s, b) z = Transpose<perm=[0,3,1,2]>(n)""",

@@ -184,3 +184,24 @@ def test_best_effort_goes_as_far_as_any_plan(shares):
     planner.settings = Settings(ratio=0.5)
     with pytest.raises(OutOfReachError, match="only 60%"):
         planner.plan(0.9)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (1, 1),  # every channel of `a` saves nine times what one of `b` saves
+        (1e4, 1),  # numbers that are large say nothing: a group's own sum is the measure
+        (1, 1e4),
+    ],
+)
+def test_one_threshold_for_all_goes_by_the_share_of_a_score_and_by_what_it_saves(first, second):
+    text = """(float[N,4,12,12] x) => (float[] y) <float[16,4,3,3] a, float[16,16,1,1] b, float[4,16,1,1] c>
+        { h = Conv<pads=[1,1,1,1]>(x, a) p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h) i = Conv(p, b) y = Conv(i, c) }"""
+    model = model_of(text)
+    for t in model.graph.initializer:
+        if t.name in "ab":
+            scores = (first if t.name == "a" else second) * np.linspace(0.5, 1.5, 16)
+            value = np.ones(tuple(t.dims)) * scores.reshape(-1, 1, 1, 1)
+            t.raw_data = value.astype(np.float32).tobytes()
+    settings = Settings(ratio=0.3, criterion="l1", allocation="global", round_to=1)
+    assert set(api.make_plan(open_model(model), settings).keep()) == {"a"}

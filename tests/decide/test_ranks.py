@@ -80,22 +80,43 @@ def test_the_plan_round_trip_and_its_result():
     assert result.after.params == count_params(result.model)
 
 
-@pytest.mark.parametrize("of", ["macs", "params"])
-def test_the_model_prices_what_comes_out(of):
-    """Factors and channels together, against a count of the finished file."""
+@pytest.mark.parametrize(
+    ("of", "ratio", "cuts"),
+    [("macs", 0.3, False), ("macs", 0.8, True), ("params", 0.3, False), ("params", 0.72, True)],
+)
+def test_the_model_prices_what_comes_out(of, ratio, cuts):
+    """Factors, and from some ratio on channels as well, against a count of the finished file."""
     subject = api.open_model(planted("channel", 4), calibration=samples())
-    planner = Planner(subject, api.Settings(methods=("channels", "rank"), of=of, threads=1))
-    for ratio in (0.3, 0.6):
-        plan = planner.propose(ratio, "mix")
-        if plan is None:
-            continue
-        made = planner.unrepaired(plan)
-        shapes = observe(Graph(made), subject.feeds).shapes
-        count = {"macs": lambda m, s=shapes: count_macs(Graph(m), s), "params": count_params}[of]
-        assert abs(planner.gain(plan) - count(subject.model) / count(made)) < 0.02 if of == "params" else True
-        if of == "macs":
-            whole = count_macs(subject.graph, subject.channels.shapes)
-            assert planner.gain(plan) == pytest.approx(whole / count(made), rel=1e-6)
+    planner = Planner(subject, api.Settings(methods=("channels", "rank"), of=of, round_to=1, threads=1))
+    plan = planner.propose(ratio, "mix")
+    assert plan is not None and plan.factorized() and bool(plan.keep()) == cuts
+    made = planner.unrepaired(plan)
+
+    def count(model):
+        return (
+            count_params(model)
+            if of == "params"
+            else count_macs(Graph(model), observe(Graph(model), subject.feeds).shapes)
+        )
+
+    assert planner.gain(plan) == pytest.approx(count(subject.model) / count(made), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "made_of_two"),
+    [
+        ("rank", {}, {"a", "b"}),
+        ("rank", {"exclude": "^w1$"}, {"a"}),
+        ("rank", {"include": "^w1$"}, {"b"}),
+        ("channels rank", {"include": "^w", "exclude": "0$"}, {"b"}),
+        ("3c", {"exclude": "^w0$"}, {"b"}),
+    ],
+    ids=str,
+)
+def test_include_and_exclude_bind_ranks_too(methods, options, made_of_two):
+    subject = api.open_model(planted("spatial", 4), calibration=samples(32))
+    settings = api.Settings(ratio=0.95, methods=tuple(methods.split()), best_effort=True, threads=1, **options)
+    assert {e.node for e in api.make_plan(subject, settings).factorized()} == made_of_two
 
 
 @pytest.mark.parametrize("state, cost", [(0, 20 + 30 + 2), (1, 40 + 60 + 2), (2, 100 + 2)])

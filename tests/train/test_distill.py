@@ -39,6 +39,7 @@ from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.distill import Distillation, block_ends, distill  # noqa: E402
 from onnxprune.train.loop import Training  # noqa: E402
 from onnxprune.train.samples import Samples, augmenter  # noqa: E402
+from tests.pipeline.test_which_samples import HALF, roles  # noqa: E402
 from tests.rewrite.steps import cut  # noqa: E402
 from tests.synthetic import Net, head, residual  # noqa: E402
 
@@ -204,3 +205,8 @@ def test_a_network_of_integers_has_nothing_to_train():
     x = rng.standard_normal((16, 3, 8, 8)).astype(np.float32)
     with pytest.raises(UnsupportedError, match="nothing to train"):
         onnxprune.prune(model, 0.5, calibration=x, repair="distill")
+
+
+def test_it_learns_from_what_was_not_held_back():
+    found, expected = roles("distill", "l1", HALF)
+    assert found == expected
