@@ -20,7 +20,7 @@ from onnxprune.measure.designs import second_moments
 from onnxprune.measure.gradients import Gradients
 from onnxprune.measure.likeness import Likeness, likeness
 from onnxprune.measure.moments import Moments, moments
-from onnxprune.measure.stepwise import Feeds
+from onnxprune.runtime.ports import Feeds
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import counted
 

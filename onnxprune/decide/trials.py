@@ -19,8 +19,9 @@ from onnxprune.graph.layers import affine, fold, layers, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.damage import damage
-from onnxprune.measure.stepwise import Feeds, Runner
+from onnxprune.measure.stepwise import Runner
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import Feeds
 
 Candidate = Graph | onnx.ModelProto
 SHARES = (0.75, 0.5, 0.25, 0.06)

@@ -15,8 +15,7 @@ from onnx import helper
 
 from onnxprune.protobuf.nodes import opset
 from onnxprune.runtime import sessions
-
-Feeds = Mapping[str, np.ndarray]
+from onnxprune.runtime.ports import Feeds
 
 
 @dataclass(frozen=True)

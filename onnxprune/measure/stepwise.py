@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 
 import numpy as np
@@ -20,9 +20,9 @@ from onnx import helper
 from onnxprune.graph.model import Graph
 from onnxprune.protobuf.nodes import captured
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.weights import add_external_weights
 
-Feeds = Mapping[str, np.ndarray]
 MEMORY = 1 << 30
 """Bytes of live activations kept in memory per network; the rest is memory-mapped."""
 AHEAD = 1 << 25

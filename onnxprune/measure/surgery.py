@@ -33,6 +33,7 @@ from onnxprune.measure.decisions import AMPLE, Tail, deciding, picks
 from onnxprune.measure.masking import masked
 from onnxprune.protobuf.nodes import node_key
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.weights import ModelAndWeights, with_external_weights
 
 
@@ -63,7 +64,6 @@ MARGIN = 10.0
 EQUAL_TOLERANCE = 1e-5
 """The same, for a cut that promises the original's outputs."""
 
-Feeds = Mapping[str, np.ndarray]
 Kept = Mapping[str, tuple[int, np.ndarray]]
 """Activation -> (axis, (length,) bool): the channels that a cut leaves."""
 

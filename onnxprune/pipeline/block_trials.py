@@ -7,9 +7,7 @@ dropped alone, the few layers behind it are refitted on some samples, and the ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
 
 from onnxprune import parallel
 from onnxprune.channels import Analysed, Channels
@@ -22,8 +20,8 @@ from onnxprune.plan import DropBlock, KeepChannels
 from onnxprune.rewrite.apply import alive_after, edit_exactly
 from onnxprune.rewrite.repair.refit import REFIT_BYTES, refit
 from onnxprune.rewrite.repair.task import RepairTask
+from onnxprune.runtime.ports import Feeds
 
-Feeds = Mapping[str, np.ndarray]
 Judge = Callable[[Candidate], float]
 """Tells the damage that a candidate does to the outputs."""
 REPAIRED = 3

@@ -20,8 +20,7 @@ from onnxprune.pipeline.lossless import in_words, probing
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import alive_after, edit_exactly
 from onnxprune.runtime import ports, sessions
-
-Feeds = Mapping[str, np.ndarray]
+from onnxprune.runtime.ports import Feeds
 
 
 @dataclass(frozen=True)

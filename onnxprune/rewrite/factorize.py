@@ -18,11 +18,11 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_nodes, pair_sizes
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.designs import Design, design_of, second_moments
-from onnxprune.measure.stepwise import Feeds
 from onnxprune.numerics import low_rank as lowrank
 from onnxprune.plan import Factorize
 from onnxprune.rewrite.repair.refit import refit
 from onnxprune.rewrite.repair.task import RepairTask
+from onnxprune.runtime.ports import Feeds
 
 DEAD = 1e-12
 """A BatchNormalization's slope under which a channel is none."""

@@ -13,6 +13,9 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from onnxprune.errors import ModelError, UnsupportedError, UsageError, one_line
 
+Feeds = Mapping[str, np.ndarray]
+"""What one run of a model is fed: an array by input name."""
+
 
 @dataclass(frozen=True)
 class InputSpec:

@@ -15,11 +15,11 @@ import onnx
 from onnx import helper
 
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.providers import CPU, RECORDED, provider_name, provider_of
 from onnxprune.timing.accelerators import accelerators
 from onnxprune.timing.latency import BoundRun
 
-Feeds = Mapping[str, np.ndarray]
 WARM = 3
 """First runs, that do not count."""
 LEAST = 0.01

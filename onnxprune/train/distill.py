@@ -23,10 +23,11 @@ from torch import Tensor
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.graph.model import Graph
+from onnxprune.runtime.ports import Feeds
 from onnxprune.train.loop import Training, half_precision, process_group, rank, ranks, set_up, train
 from onnxprune.train.network import Network, as_feeds, channels_last
 from onnxprune.train.recipe import Recipe
-from onnxprune.train.samples import Feeds, Samples, augmenter
+from onnxprune.train.samples import Samples, augmenter
 
 MOST_ENDS = 12
 """Block ends that are compared; of more, so many evenly spaced."""

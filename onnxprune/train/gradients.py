@@ -18,10 +18,10 @@ from torch import Tensor
 from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.graph.model import Use
 from onnxprune.measure.gradients import Gradients
+from onnxprune.runtime.ports import Feeds
 from onnxprune.train.distill import SCORES, divergence, relative
 from onnxprune.train.loop import own_device
 from onnxprune.train.network import Network, as_feeds
-from onnxprune.train.samples import Feeds
 
 NOISE = 0.1
 """Spread of the noise on inputs, in units of their own."""

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.errors import UsageError
+from onnxprune.runtime.ports import Feeds
 from onnxprune.train.distill import Compared, Distillation, step_samples
 from onnxprune.train.network import Network
 from onnxprune.train.recipe import Recipe
-from onnxprune.train.samples import Feeds, Samples
+from onnxprune.train.samples import Samples
 
 Objective = Callable[[Network, int], Tensor]
 

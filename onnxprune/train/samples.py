@@ -6,7 +6,7 @@ would have had, and ranks of a data-parallel run need not talk to share an epoch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onnxprune.errors import UsageError
-
-Feeds = Mapping[str, np.ndarray]
+from onnxprune.runtime.ports import Feeds
 
 
 class Samples:
