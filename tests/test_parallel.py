@@ -240,3 +240,17 @@ def test_the_same_bytes_however_many_workers(monkeypatch):
 
 def test_free_memory_is_known_where_the_system_tells():
     assert 1 << 20 < parallel._free_bytes()
+
+
+def test_blas_has_one_thread_while_it_computes_and_its_own_number_afterwards():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    from onnxprune.parallel import one_blas_thread
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        assert set(one_blas_thread(threads)()) == {1}
+        assert threads() == before

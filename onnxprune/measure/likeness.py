@@ -106,5 +106,5 @@ def _second_moments(
         for (t, axis), z in zip(axes.items(), session.run(dict(feeds), list(axes)), strict=True):
             positions = numerics.sample_positions(len(z), z.size // (len(z) * z.shape[axis]), POSITIONS, rng)
             rows = rows_of(z, axis, positions) if axis % z.ndim else z.reshape(len(z), -1).T
-            found[t] += numerics.moments(rows, rows[:, :0]).H
+            found[t] += numerics.SecondMoments.of(rows, rows[:, :0]).H
     return found

@@ -22,55 +22,39 @@ De Pierro, IEEE TMI 1995, and Lange, Hunter, Yang, JCGS 2000 (majorise-minimise;
 from __future__ import annotations
 
 from onnxprune.numerics.elimination import Reader, eliminate
-from onnxprune.numerics.least_squares import FEW, Ridge, inverse, penalty, ridge, rows_of, shrunk_covariance
-from onnxprune.numerics.second_moments import (
-    Moments,
-    covariance,
-    match_statistics,
-    moments,
-    patches,
-    sample_positions,
-    statistics,
-)
+from onnxprune.numerics.least_squares import FEW, Ridge, inverse, penalty, ridge, shrunk_covariance
+from onnxprune.numerics.second_moments import SecondMoments, covariance, patches, sample_positions
 from onnxprune.numerics.selection import (
     Contributions,
     cluster,
     contributions,
     lasso_order,
-    merge_columns,
     merge_order,
     select_lasso,
     similarity,
 )
-from onnxprune.numerics.through_relu import conv_norm2, hidden_target, propagate_target, relu_target
+from onnxprune.numerics.through_relu import propagate_target, relu_target
 
 __all__ = [
     "FEW",
     "Contributions",
-    "Moments",
     "Reader",
     "Ridge",
+    "SecondMoments",
     "cluster",
     "contributions",
-    "conv_norm2",
     "covariance",
     "eliminate",
-    "hidden_target",
     "inverse",
     "lasso_order",
-    "match_statistics",
-    "merge_columns",
     "merge_order",
-    "moments",
     "patches",
     "penalty",
     "propagate_target",
     "relu_target",
     "ridge",
-    "rows_of",
     "sample_positions",
     "select_lasso",
     "shrunk_covariance",
     "similarity",
-    "statistics",
 ]

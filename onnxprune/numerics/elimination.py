@@ -37,7 +37,15 @@ class Reader:
 
     @classmethod
     def of(cls, H: Array, W: Array, taps: int = 1, scale: float = 1.0, *, lam: float = 1e-4) -> Reader:
-        """A reader that the group fills wholly: `H` (c·taps + 1, c·taps + 1), `W` (c·taps + 1, n)."""
+        """A reader that the group fills wholly.
+
+        Args:
+            H: (c·taps + 1, c·taps + 1) second moments of what it reads, intercept last.
+            W: (c·taps + 1, n) its weights.
+            taps: rows of a channel.
+            scale: what a unit of its squared error counts.
+            lam: ridge, relative to the mean of the diagonal.
+        """
         if (len(H) - 1) % taps or len(W) != len(H):
             raise ValueError(f"H {H.shape} and W {W.shape} do not fit channels of {taps} taps and an intercept")
         rows = np.arange(len(H) - 1).reshape(-1, taps)

@@ -1,4 +1,4 @@
-"""Least squares from second moments: ridge, how far few rows are to be believed, which rows are whose."""
+"""Least squares from second moments: ridge, and how far few rows are to be believed."""
 
 from __future__ import annotations
 
@@ -99,19 +99,12 @@ def _plus(H: Array, diagonal: Array | float) -> Array:
     return A
 
 
-def rows_of(channels: np.ndarray, taps: int, inputs: int) -> np.ndarray:
-    """Row indices into a design of `inputs` channels that belong to `channels`, the intercept last."""
-    channels = np.asarray(channels)
-    inside = (channels[:, None] * taps + np.arange(taps)).ravel()
-    return np.append(inside, inputs * taps)
-
-
 FEW = 4
 """Rows per input under which second moments show relations between inputs that other rows would not."""
 
 
 def shrunk_covariance(H: Array) -> Array:
-    """Second moments for conclusions from few rows: correlations between inputs are believed less.
+    """(d + 1, d + 1) `H` with the covariance in it shrunk: from few rows, correlations of inputs are believed less.
 
     With fewer rows than inputs every input is a combination of others, and removing it seems free. So where
     rows < `FEW` · inputs the covariance is drawn towards its own diagonal,

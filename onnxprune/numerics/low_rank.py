@@ -6,7 +6,7 @@ A layer `Y = X̃W` with the covariance `S` of what it reads loses `tr (W − Ŵ)
     spatial  W ≈ Σ_r V U       V: (c·kh, r),   U: (r, kw, n)      kh×1, then 1×kw
 
 `channel` is exact: with `LLᵀ = S`, the SVD of `LᵀW` has its right vectors from `WᵀSW`, and `A = W V_r, B = V_rᵀ`
-(methods.md §5; Zhang, Zou, He, Sun, TPAMI 2016). `spatial` takes its first factor from the covariance of what a
+(Zhang, Zou, He, Sun, TPAMI 2016). `spatial` takes its first factor from the covariance of what a
 column of the kernel sees (the mean over the columns; ours) and the second by least squares under all of `S`; both
 then come out for every rank at once. Grouped convs are `parts` of one common rank.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import scipy.linalg as sl
 from numpy.typing import NDArray
 
-from onnxprune.numerics import covariance
+from onnxprune.numerics.second_moments import covariance
 
 Array = NDArray[np.float64]
 TINY = 1e-7

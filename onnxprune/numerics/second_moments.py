@@ -1,8 +1,8 @@
-"""Second moments of what layers read and write: rows of convs, sums over rows, covariances, means and spreads."""
+"""Second moments of what layers read and write: rows of convs, sums over rows, covariances."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Moments:
+class SecondMoments:
     """Second moments of a design, `H` (d, d) and `G` (d, n), over `count` rows; they add up.
 
     The intercept is the last row of both, so `H[-1, -1] == count` and `H[-1, :-1]` is the sum of the inputs.
@@ -27,8 +27,27 @@ class Moments:
     count: int
     target_sumsq: float = 0.0
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
+    @classmethod
+    def of(cls, x: np.ndarray, target: np.ndarray) -> SecondMoments:
+        """Those of one chunk: inputs `x` (rows, d − 1) without the constant, targets `target` (rows, n).
+
+        Products of a chunk are formed in the chunk's own precision (float32 is 2x faster, and exact enough for
+        chunks up to some 65,000 rows); the sum over chunks is float64. Sum chunks with `+`.
+        """
+        rows = len(x)
+        if len(target) != rows:
+            raise ValueError(f"{rows} rows of inputs but {len(target)} rows of targets")
+        d = x.shape[1] + 1
+        H, G = np.empty((d, d)), np.empty((d, target.shape[1]))
+        H[:-1, :-1] = gram(x)
+        H[:-1, -1] = H[-1, :-1] = x.sum(0, dtype=np.float64)
+        H[-1, -1] = rows
+        G[:-1] = product(x.T, target)
+        G[-1] = target.sum(0, dtype=np.float64)
+        return cls(H, G, rows, float(np.square(target, dtype=np.float64).sum()))
+
+    def __add__(self, other: SecondMoments) -> SecondMoments:
+        return SecondMoments(
             self.H + other.H,
             self.G + other.G,
             self.count + other.count,
@@ -38,25 +57,6 @@ class Moments:
     def error(self, W: Array) -> float:
         """‖T − X̃W‖² = ‖T‖² − 2⟨G, W⟩ + ⟨W, HW⟩, summed over rows and outputs; never below zero."""
         return max(0.0, self.target_sumsq - 2.0 * float(np.vdot(self.G, W)) + float(np.vdot(W, self.H @ W)))
-
-
-def moments(x: np.ndarray, target: np.ndarray) -> Moments:
-    """Moments of one chunk: inputs `x` (rows, d − 1) without the constant, targets `target` (rows, n).
-
-    Products of a chunk are formed in the chunk's own precision (float32 is 2x faster, and exact enough for
-    chunks up to some 65,000 rows); the sum over chunks is float64. Sum chunks with `+`.
-    """
-    rows = len(x)
-    if len(target) != rows:
-        raise ValueError(f"{rows} rows of inputs but {len(target)} rows of targets")
-    d = x.shape[1] + 1
-    H, G = np.empty((d, d)), np.empty((d, target.shape[1]))
-    H[:-1, :-1] = gram(x)
-    H[:-1, -1] = H[-1, :-1] = x.sum(0, dtype=np.float64)
-    H[-1, -1] = rows
-    G[:-1] = product(x.T, target)
-    G[-1] = target.sum(0, dtype=np.float64)
-    return Moments(H, G, rows, float(np.square(target, dtype=np.float64).sum()))
 
 
 def covariance(H: Array) -> Array:
@@ -109,22 +109,3 @@ def sample_positions(images: int, area: int, count: int, rng: np.random.Generato
     if count >= area:
         return None
     return rng.random((images, area)).argpartition(count, axis=1)[:, :count]
-
-
-def statistics(x: np.ndarray, axes: Iterable[int] = (0, 2, 3)) -> tuple[Array, Array]:
-    """Mean and standard deviation over `axes`, float64."""
-    axes = tuple(axes)
-    x = np.asarray(x, dtype=np.float64)
-    return x.mean(axes), x.std(axes)
-
-
-def match_statistics(
-    mean_o: Array, std_o: Array, mean_p: Array, std_p: Array, eps: float = 1e-8
-) -> tuple[Array, Array]:
-    """Per channel `a = σ_o/σ_p`, `b = μ_o − a μ_p`, (c,) each: `a·y + b` has the original's statistics.
-
-    A channel that has died in the pruned net (σ_p below `eps` of σ_o) keeps a = 1 and only its mean is set.
-    """
-    alive = std_p > eps * np.maximum(std_o, 1e-30)
-    a = np.where(alive, std_o / np.where(alive, std_p, 1.0), 1.0)
-    return a, mean_o - a * mean_p

@@ -222,10 +222,3 @@ def _cut(tree: Array, c: int, width: int) -> NDArray[np.int64]:
     while (parent[labels] != labels).any():
         labels = parent[labels]
     return labels
-
-
-def merge_columns(W: np.ndarray, member_of: np.ndarray, medoids: np.ndarray) -> np.ndarray:
-    """(n, w, …) reader weights (n, c, …), each cluster's columns added onto its medoid: exact for twins."""
-    out = np.zeros((len(medoids), W.shape[0], *W.shape[2:]), W.dtype)
-    np.add.at(out, member_of, W.swapaxes(0, 1))
-    return out.swapaxes(0, 1)

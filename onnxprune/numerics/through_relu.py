@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.parallel import pieces
-
-Array = NDArray[np.float64]
 
 
 def relu_target(wanted: np.ndarray, now: np.ndarray, top: float = np.inf) -> np.ndarray:
@@ -28,15 +25,6 @@ def relu_target(wanted: np.ndarray, now: np.ndarray, top: float = np.inf) -> np.
     return target if top == np.inf else np.where(wanted < top, target, np.maximum(now, top))
 
 
-def hidden_target(pre: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Targets before the ReLU of a hidden layer asked to move by `step` after it.
-
-    Units that are on go to `max(relu(pre) + step, 0)`; units that are off stay where they are: moving them
-    changes nothing to first order. Same shape as `pre`.
-    """
-    return np.where(pre > 0, np.maximum(pre + step, 0), pre)
-
-
 def propagate_target(
     residual: np.ndarray,
     kernel: np.ndarray,
@@ -48,14 +36,16 @@ def propagate_target(
 ) -> np.ndarray:
     """Kᵀ(residual): the transposed conv that hands what the reader still lacks back to what it reads.
 
-    With `K` the linear map of the reader and `L ≥ ‖K‖²` (`conv_norm2`), a step of `Kᵀ(r)/L` on the hidden
-    activations minimises a majoriser of `‖r − K·step‖²`: the producer can be refit on
-    `hidden_target(pre, Kᵀ(r)/L)` in closed form. The reader is linear: no network is differentiated.
+    With `K` the linear map of the reader and `L ≥ ‖K‖²`, a step of `Kᵀ(r)/L` on the hidden activations minimises a
+    majoriser of `‖r − K·step‖²`, so the producer can be refit in closed form to the hidden activations so moved. The
+    reader is linear: no network is differentiated.
 
     Args:
         residual: (images, n, h_out, w_out), target − output of the reader.
         kernel: (n, c, kh, kw).
         hidden_hw: (h, w) of the reader's input.
+        strides, dilations: of the reader, by axis.
+        pads: of the reader: top, left, bottom, right.
 
     Returns:
         (images, c, h, w).
@@ -82,14 +72,3 @@ def propagate_target(
 
     pieces(some, images, ho * wo)
     return out[:, :, top : top + h, left : left + w]
-
-
-def conv_norm2(kernel: np.ndarray, size: int = 16) -> float:
-    """‖K‖², the largest squared singular value of a stride-1 conv (an upper bound for larger strides).
-
-    Exact for circular borders (Sedghi, Gupta, Long, ICLR 2019: the SVD of the kernel's Fourier transform at
-    each frequency), which bounds zero-padded ones up to the sampling of `size` × `size` frequencies.
-    `kernel`: (n, c, kh, kw).
-    """
-    spectrum = np.fft.fft2(np.asarray(kernel, dtype=np.float64), (size, size), axes=(2, 3))
-    return float(np.square(np.linalg.norm(spectrum.transpose(2, 3, 0, 1), 2, axis=(2, 3)).max()))

@@ -21,7 +21,7 @@ from onnxprune.rewrite.apply import edit_exactly
 from onnxprune.runtime.ports import Feeds
 
 SCALES = (1.0, 0.1, 10.0)
-SAMPLES = 4
+PROBES_A_SCALE = 4
 """Random inputs a scale."""
 FAST = 4
 """Widths stay multiples of this: ORT's CPU kernels leave their blocked layout where channels % 4 != 0."""
@@ -66,7 +66,7 @@ def probing(feeds: Feeds, seed: int = 0) -> Iterable[Feeds]:
     """Random inputs of several scales, like `feeds`; what is no float stays as it is."""
     rng = np.random.default_rng(seed)
     for scale in SCALES:
-        for _ in range(SAMPLES):
+        for _ in range(PROBES_A_SCALE):
             yield {
                 k: (v if v.dtype.kind != "f" else (scale * rng.standard_normal(v.shape)).astype(v.dtype))
                 for k, v in feeds.items()

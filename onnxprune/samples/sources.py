@@ -70,7 +70,15 @@ SOURCES: list[Source] = []
 def source(
     words: str, place: Place, finds: Find, *, first: bool = False, extra: tuple[str, str] | None = None
 ) -> Callable[[Read], Read]:
-    """Enters the decorated function as what reads a form of samples; `Source` says what the arguments are."""
+    """Enters the decorated function as what reads a form of samples.
+
+    Args:
+        words: what messages and help call it.
+        place: what it is looked for in.
+        finds: what there is to read in it.
+        first: whether it is asked before the others of its place.
+        extra: a module that it takes, and what to say where that is missing.
+    """
 
     def enter(read: Read) -> Read:
         SOURCES.append(Source(words, place, finds, read, first, extra))

@@ -44,8 +44,13 @@ def paired_ratio(
 ) -> Interval:
     """The median over rounds of baseline / candidate (> 1: the candidate is faster), with its interval.
 
-    Both inputs: (rounds,), entry r of each from the same round. The interval is the percentile bootstrap of
-    the median: rounds are drawn with replacement, so a pair is never torn.
+    The interval is the percentile bootstrap of the median: rounds are drawn with replacement, so a pair is never torn.
+
+    Args:
+        baseline_ms, candidate_ms: (rounds,), entry r of each from the same round.
+        seed: of the draws.
+        confidence: that the interval is to have.
+        draws: of as many rounds as there are.
     """
     a, b = np.asarray(baseline_ms, np.float64), np.asarray(candidate_ms, np.float64)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0:

@@ -18,7 +18,6 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
 from onnxprune.measure.damage import damage
-from onnxprune.measure.likeness import likeness
 from onnxprune.runtime.sessions import open_session
 from tests.channels.surgery import feeds_of, model_of
 from tests.decide import parted
@@ -123,18 +122,6 @@ def test_one_height_for_all_groups_takes_from_where_the_twins_are():
     channels, found = decided(model, feeds, "similarity", allocation="global", ratio=0.25)
     assert {g.name for g in channels.groups[:1]} == set(found.keep)
     assert sorted(k % 4 for k in found.keep[channels.groups[0].name]) == [0, 1, 2, 3]
-
-
-def test_uncorrelated_channels_are_the_farther_apart():
-    model, feeds = planted(NETS["bias"], twins)
-    net = analysed(model, feeds)
-    seen = likeness(net, lambda n: [feeds])
-    measured, independent = (seen.distance(net.channels.groups[0], correlated=c) for c in (True, False))
-    pairs = np.arange(4), np.arange(4, 8)
-    assert (measured[pairs] < 1e-4).all() and (independent[pairs] > 1e-2).all()
-    for d in (measured, independent):
-        assert np.allclose(d, d.T) and np.allclose(np.diag(d), 0)
-        assert d.sum() / (8 * 7) == pytest.approx(1)  # relative to the mean distance in the layer
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -8,7 +8,6 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, WidthCost, count_macs, count_params
-from onnxprune.measure.moments import moments
 from tests.channels.surgery import feeds_of, model_of
 from tests.rewrite.steps import cut
 
@@ -104,17 +103,10 @@ def test_products_with_quantized_weights_cost_by_what_they_read_and_write():
 
 @pytest.mark.parametrize("zero", [128, 100])
 def test_integer_layers_are_pruned_with_samples(zero):
-    """What a quantized layer reads is measured from the integer that stands for zero."""
     model = model_of(QUANTIZED.replace("uint8 z = {128}", f"uint8 z = {{{zero}}}"))
     x = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
     result = api.prune(model, 0.5, calibration=x, round_to=1, repair="none")
     assert result.surgery.exact and result.fidelity.equal is not None and 0.49 <= result.macs_removed < 0.51
-    taps = {"h": (1, 4), "p": (1, 4)}
-    found = moments(model, taps, [{"x": x[:1]}, {"x": x[1:2]}], zeros={"h": zero, "p": zero})
-    plain = moments(model, taps, [{"x": x[:1]}, {"x": x[1:2]}], zeros={"h": 0.0, "p": 0.0})
-    for name in taps:
-        np.testing.assert_allclose(found[name].mean, plain[name].mean - zero, rtol=1e-5)
-        np.testing.assert_allclose(found[name].std, plain[name].std, rtol=1e-3, atol=1e-2)
 
 
 def test_sequences_of_tensors_are_repaired():

@@ -10,7 +10,6 @@ from onnx import numpy_helper
 
 from onnxprune import cli
 from onnxprune.channels import Analysed
-from onnxprune.decide.values import classes
 from onnxprune.graph.model import Graph
 from onnxprune.pipeline.lossless import lossless
 from onnxprune.plan import MergeColumns, PrunePlan
@@ -350,9 +349,3 @@ def test_command_line(tmp_path, capsys, argv, code, says):
             t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * np.float32(1.01), "v"))
     onnx.save(other, again)
     assert cli.main(["verify", str(path), str(again), "--plan", str(plan), *shape]) == 6
-
-
-def test_classes_group_what_is_close():
-    rows = np.array([[1.0, 2.0], [1.0, 2.0 + 5e-7], [1.0, 2.1], [1.0, 2.0]])
-    label = classes(np.array([[0], [0], [0], [1]]), rows)
-    assert label[0] == label[1] and len(set(label.tolist())) == 3

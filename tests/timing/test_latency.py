@@ -2,19 +2,15 @@ import csv
 import gc
 import io
 import json
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from rich.console import Console
 
 from onnxprune.errors import ModelError, ProviderError, UsageError
-from onnxprune.report import plots
-from onnxprune.report.bench import CSV_COLUMNS, bench_csv, render, render_all
+from onnxprune.report.bench import bench_csv
 from onnxprune.runtime import sessions
 from onnxprune.runtime.providers import provider_name
 from onnxprune.timing import bound_run, cases, latency, rounds
@@ -22,7 +18,8 @@ from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.cases import bench_cases
 from onnxprune.timing.latency import bench
 from onnxprune.timing.rounds import MIN_ROUNDS, timed_rounds, timed_sample
-from onnxprune.timing.statistics import RESOLUTION, Interval, noise_floor, paired_ratio, round_orders, verdict
+from onnxprune.timing.statistics import Interval, round_orders
+from tests.timing.fakes import fake_sessions, shown
 
 NONE = "no measurable change"
 
@@ -43,100 +40,6 @@ def conv_net(
     y = helper.make_tensor_value_info(last, TensorProto.FLOAT, [batch, width, size, size])
     graph = helper.make_graph(nodes, "net", [x], [y], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def noisy(rng: np.random.Generator, ms: float, rounds: int = 40) -> np.ndarray:
-    return ms * np.exp(np.abs(rng.normal(0, 0.03, rounds)))  # only ever slower than the undisturbed time
-
-
-# ---- statistics on synthetic times -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ratio", [0.5, 0.9, 1.0, 1.1, 2.0, 10.0])
-def test_a_known_ratio_lies_in_its_interval(ratio):
-    inside = 0
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        found = paired_ratio(noisy(rng, ratio), noisy(rng, 1.0), seed=seed)
-        assert found.low <= found.median <= found.high
-        assert found.median == pytest.approx(ratio, rel=0.03)
-        inside += found.low <= ratio <= found.high
-    assert inside >= 17  # 95 % of 20, and three of luck
-
-
-def test_the_pairing_removes_what_disturbs_a_whole_round():
-    rng = np.random.default_rng(0)
-    load = np.exp(rng.normal(0, 0.5, 40))
-    found = paired_ratio(1.2 * load * noisy(rng, 1.0), load * noisy(rng, 1.0))
-    assert 1.17 < found.low <= found.high < 1.23
-
-
-def test_outliers_do_not_move_the_median():
-    rng = np.random.default_rng(0)
-    a, b = noisy(rng, 2.0), noisy(rng, 1.0)
-    clean = paired_ratio(a, b)
-    a[[3, 17, 21]] *= 50
-    b[[5, 30]] *= 80
-    assert paired_ratio(a, b).median == pytest.approx(clean.median, rel=0.01)
-
-
-def test_the_same_samples_and_seed_give_the_same_interval():
-    rng = np.random.default_rng(0)
-    a, b = noisy(rng, 1.0), noisy(rng, 1.0)
-    assert paired_ratio(a, b, seed=3) == paired_ratio(a, b, seed=3)
-
-
-@pytest.mark.parametrize("a, b", [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[1.0]])])
-def test_rows_that_are_not_pairs_are_refused(a, b):
-    with pytest.raises(ValueError, match="equal, non-empty"):
-        paired_ratio(a, b)
-
-
-@pytest.mark.parametrize("scatter", [0.001, 0.01, 0.05, 0.3])
-@pytest.mark.parametrize("offset", [0.0, 0.004])  # a session's own constant offset
-def test_same_against_same_is_no_change_in_19_of_20(scatter, offset):
-    def outcome(seed: int) -> str:
-        rng = np.random.default_rng(seed)
-        first, second, twin = np.exp(rng.normal(rng.normal(0, offset, (3, 1)), scatter, (3, 40)))
-        return verdict(paired_ratio(first, second), noise_floor(paired_ratio(first, twin)))
-
-    assert sum(outcome(seed) == NONE for seed in range(100)) >= 95
-
-
-@pytest.mark.parametrize(
-    "aa, floor",
-    [
-        ((0.999, 1.001), 1 + RESOLUTION),  # never narrower than the resolution
-        ((0.95, 1.01), 1 / 0.95),  # one-sided by chance: taken to both sides
-        ((0.99, 1.2), 1.2),
-    ],
-)
-def test_the_noise_floor_reaches_as_far_on_both_sides(aa, floor):
-    low, high = noise_floor(Interval(1.0, *aa))
-    assert high == pytest.approx(floor) and low == pytest.approx(1 / floor)
-
-
-@pytest.mark.parametrize(
-    "low, high, expected",
-    [
-        (1.06, 1.10, "faster"),
-        (1.04, 1.10, NONE),  # reaches into the floor
-        (0.80, 0.90, "slower"),
-        (0.90, 0.96, NONE),
-        (0.99, 1.01, NONE),
-        (0.50, 2.00, NONE),
-    ],
-)
-def test_verdict(low, high, expected):
-    assert verdict(Interval((low + high) / 2, low, high), (1 / 1.05, 1.05)) == expected
-
-
-def test_orders_are_permutations_fixed_by_the_seed():
-    orders = round_orders(4, 50, seed=7)
-    assert (np.sort(orders, axis=1) == np.arange(4)).all()
-    assert (orders == round_orders(4, 50, seed=7)).all()
-    assert (orders != round_orders(4, 50, seed=8)).any()
-    assert len(np.unique(orders[:, 0])) == 4  # nobody is always first
 
 
 # ---- real sessions on the CPU ----------------------------------------------------------------------------
@@ -256,67 +159,9 @@ def test_an_absent_provider_is_refused_not_replaced():
 # ---- the boundary, with fakes: no session, no clock, no GPU ----------------------------------------------
 
 
-class FakeRaw:
-    """What BoundRun uses of an InferenceSession; a run takes `ms` on the fake clock."""
-
-    def __init__(self, log, clock, ms):
-        self.log, self.clock, self.ms = log, clock, ms
-
-    def io_binding(self):
-        log = self.log
-        return SimpleNamespace(
-            get_outputs=lambda: [SimpleNamespace(device="where it was put")],
-            bind_ortvalue_output=lambda name, value: log.append(("kept", name, value.device)),
-            bind_ortvalue_input=lambda name, value: log.append(("in", name, value.device)),
-            bind_output=lambda name, device: log.append(("out", name, device)),
-            synchronize_inputs=lambda: log.append("synchronize"),
-            copy_outputs_to_cpu=lambda: log.append("fetch"),
-        )
-
-    def run_with_iobinding(self, binding, options=None):
-        if options is not None:
-            self.log.append(options)
-        self.clock.now += int(self.ms * 1e6)
-        self.log.append("run")
-
-
 @pytest.fixture
 def fakes(monkeypatch):
-    """open(ms): a session whose runs take `ms`, on a clock that only runs advance."""
-    clock, log, opened = SimpleNamespace(now=0, taken=0), [], []  # `taken`: while others had our core
-
-    def open_session(model, **options):
-        opened.append(options)
-        return SimpleNamespace(
-            name=options.get("name"),
-            inputs=(SimpleNamespace(name="x", dtype=np.dtype(np.float32), shape=("n", 4)),),
-            outputs=("y",),
-            raw=FakeRaw(log, clock, float(model)),
-            providers=(provider_name(options["providers"][0]), "CPUExecutionProvider"),
-            assignment=None,
-            nodes=None,
-            provider_options={"CUDAExecutionProvider": (options.get("provider_options") or {}).get("cuda", {})},
-        )
-
-    class FakeValue:
-        def __init__(self, device):
-            self.device = device
-
-        def update_inplace(self, array):
-            log.append("update")
-
-    time = SimpleNamespace(
-        perf_counter_ns=lambda: clock.now,
-        perf_counter=lambda: clock.now / 1e9,
-        thread_time_ns=lambda: clock.now - clock.taken,
-    )
-    monkeypatch.setattr(sessions, "open_session", open_session)
-    monkeypatch.setattr(rounds, "lost_turns", lambda: 0)
-    monkeypatch.setattr(bound_run, "unrecorded", lambda: "unrecorded")
-    monkeypatch.setattr(bound_run, "to_device", lambda array, device: FakeValue(device))
-    for module in (latency, rounds, bound_run):
-        monkeypatch.setattr(module, "time", time)
-    return SimpleNamespace(clock=clock, log=log, opened=opened, feeds={"x": np.zeros((1, 4), np.float32)})
+    return fake_sessions(monkeypatch)
 
 
 def test_known_times_come_out_and_samples_are_a_millisecond(fakes):
@@ -483,57 +328,3 @@ def test_a_time_budget_is_for_all_cases(fakes, monkeypatch):
     assert sum(r.elapsed_s for r in found) <= 20 and min(r.rounds for r in found) > MIN_ROUNDS
     with pytest.raises(UsageError, match="time budget"):
         bench_cases(["100"], feeds=fakes.feeds, time_budget_s=-1)
-
-
-# ---- for people ------------------------------------------------------------------------------------------
-
-
-def shown(result) -> str:
-    console = Console(width=140, file=io.StringIO(), color_system=None)
-    console.print(render_all(result) if isinstance(result, tuple) else render(result))
-    return console.file.getvalue()
-
-
-def test_the_table_names_models_verdicts_and_conditions(fakes):
-    result = bench(["4", "0.25", "4.01"], feeds=fakes.feeds, names=["slow", "[fast]", "equal"], time_budget_s=1e3)
-    text = shown(result)
-    rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert "baseline" in rows["slow"] and "16.000x" in rows["[fast]"] and "faster" in rows["[fast]"]
-    assert NONE in rows["equal"] and "40 rounds" in text and "1 thread," in text and "x 1x4" in text
-    assert "CPUExecutionProvider" in text and "interrupted" not in text
-    assert "3 of 160 samples were interrupted by other processes; there," in shown(replace(result, interrupted=3))
-
-
-def test_nodes_left_to_another_provider_are_told(fakes):
-    result = bench(["4"], feeds=fakes.feeds)
-    spread = {"CUDAExecutionProvider": 45, "CPUExecutionProvider": 2}
-    assert "nodes of 4: cuda 45, cpu 2" in shown(replace(result, assignment={"4": spread}))
-    assert "nodes of" not in shown(replace(result, assignment={"4": {"CPUExecutionProvider": 47}}))
-
-
-def test_a_plot_shows_every_model_case_and_the_noise(fakes):
-    pytest.importorskip("matplotlib")
-    from onnxprune.report import bench_plot
-
-    found = bench_cases(["4", "0.25"], batches=(1, 2), feeds=fakes.feeds, names=["$slow", "a<b"])
-    picture = plots.encoded(bench_plot.draw(found), "p.svg")
-    text = picture.decode()
-    assert all(text.count(word) == 2 for word in (">16.000x, faster<", ">$slow again<", ">0.25<"))
-    assert text.count(">a&lt;b<") == 4 and "batch 1, input x 1x4" in text and "grey: noise" in text
-    assert picture == plots.encoded(bench_plot.draw(found), "p.svg")
-    assert plots.encoded(bench_plot.draw(found[:1]), "p.png")[:4] == b"\x89PNG"
-
-
-@pytest.mark.parametrize(("name", "there", "says"), [("p.svg", False, r"onnxprune\[plot\]"), ("p.gif", True, "svg")])
-def test_a_plot_that_cannot_be_made_is_refused_before_the_work(monkeypatch, name, there, says):
-    monkeypatch.setattr(plots, "find_spec", lambda module: there or None)
-    with pytest.raises(UsageError, match=says):
-        plots.require(name)
-
-
-def test_csv_has_one_line_a_model(fakes):
-    text = bench_csv(bench(["4", "0.25"], feeds=fakes.feeds, names=["slow", "a, b"]))
-    rows = list(csv.DictReader(io.StringIO(text)))
-    assert tuple(rows[0]) == tuple(CSV_COLUMNS)
-    assert (rows[0]["name"], rows[0]["speedup"]) == ("slow", "") and rows[1]["name"] == "a, b"
-    assert float(rows[1]["speedup"]) == 16 and rows[1]["verdict"] == "faster"

@@ -16,7 +16,7 @@ from onnxprune.graph.layers import Affine, add_bias, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import Design, design_of
 
-LAMBDA = 1e-4
+REFIT_RIDGE = 1e-4
 """Ridge, relative to the mean square of the inputs, when samples abound."""
 STRONGER = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridges that are tried beside it on rows held back, when rows are few."""
@@ -107,7 +107,7 @@ class Rows:
     def __init__(self, x: np.ndarray, parts: int, target: np.ndarray, anchor: np.ndarray):
         self.x, self.parts = np.split(x, parts, axis=1), parts
         first = np.split(target, parts, axis=1)
-        self.moments = [numerics.moments(a, t) for a, t in zip(self.x, first, strict=True)]
+        self.moments = [numerics.SecondMoments.of(a, t) for a, t in zip(self.x, first, strict=True)]
         self.lam = ridge_for(self.x, first, anchor)
         self.solvers = [numerics.Ridge(m.H, self.lam) for m in self.moments]
         self.anchor = anchor
@@ -146,12 +146,12 @@ def ridge_for(x: Sequence[np.ndarray], target: Sequence[np.ndarray], anchor: np.
     """
     rows, inputs = x[0].shape
     if rows >= ROWS_PER_INPUT * inputs:
-        return LAMBDA
+        return REFIT_RIDGE
     cut = 3 * rows // 4
     errors = np.zeros(1 + len(STRONGER))
     for a, t, w in zip(x, target, anchor, strict=True):
-        m = numerics.moments(a[:cut], t[:cut])
-        for i, lam in enumerate((LAMBDA, *STRONGER)):
+        m = numerics.SecondMoments.of(a[:cut], t[:cut])
+        for i, lam in enumerate((REFIT_RIDGE, *STRONGER)):
             solution = numerics.ridge(m.H, m.G, lam, w).astype(np.float32)
             errors[i] += np.square(parallel.product(a[cut:], solution[:-1]) + solution[-1] - t[cut:]).sum()
-    return (LAMBDA, *STRONGER)[int(np.argmin(errors))]
+    return (REFIT_RIDGE, *STRONGER)[int(np.argmin(errors))]

@@ -125,7 +125,7 @@ class Pair:
 
 def _second(x: np.ndarray) -> np.ndarray:
     """XᵀX with the intercept last, float64."""
-    return numerics.moments(x, x[:, :0]).H
+    return numerics.SecondMoments.of(x, x[:, :0]).H
 
 
 def _products(x: np.ndarray, target: np.ndarray) -> np.ndarray:

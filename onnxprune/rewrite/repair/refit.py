@@ -29,7 +29,13 @@ from onnxprune.measure.stepwise import MEMORY, Runner
 from onnxprune.protobuf.nodes import attr
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.repair.producer import Pair
-from onnxprune.rewrite.repair.statistics import added, correct_statistics, correctable, kept_channels, moments
+from onnxprune.rewrite.repair.statistics import (
+    added,
+    correct_statistics,
+    correctable,
+    kept_channels,
+    mean_and_deviation,
+)
 from onnxprune.rewrite.repair.task import RepairTask
 
 BYTES = 1 << 28
@@ -102,7 +108,7 @@ def refit(
             if after.index[place.key] < after.position:
                 continue  # a statistics correction further on has run it already
             if not walk.refit(place):
-                correct_statistics(graph, cut, place, moments(before.until(place.tensor), place.axis), after)
+                correct_statistics(graph, cut, place, mean_and_deviation(before.until(place.tensor), place.axis), after)
     return graph
 
 

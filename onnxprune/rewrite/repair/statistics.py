@@ -24,7 +24,7 @@ from onnxprune.rewrite.repair.task import RepairTask
 MOST = 10.0
 """A channel is scaled by at most this: what hardly varies any more cannot be brought back by scaling."""
 
-Moments = tuple[np.ndarray, np.ndarray]
+MeanAndDeviation = tuple[np.ndarray, np.ndarray]
 """Mean and standard deviation per channel, in float64."""
 
 
@@ -36,7 +36,7 @@ def repair_statistics(task: RepairTask) -> Graph:
     before = Runner(original, task.batches, threads=task.threads, ahead=wanted)
     after = Runner(graph, task.batches, threads=task.threads)
     for place in correctable(original, graph, cut, task.progress):
-        correct_statistics(graph, cut, place, moments(before.until(place.tensor), place.axis), after)
+        correct_statistics(graph, cut, place, mean_and_deviation(before.until(place.tensor), place.axis), after)
     return graph
 
 
@@ -65,10 +65,10 @@ def _places(graph: Graph, cut: CutSizes) -> list[Affine]:
     return [p for p in found if p is not None]
 
 
-def correct_statistics(graph: Graph, cut: CutSizes, place: Affine, before: Moments, after: Runner) -> None:
+def correct_statistics(graph: Graph, cut: CutSizes, place: Affine, before: MeanAndDeviation, after: Runner) -> None:
     """Give one layer's output the mean and standard deviation it had: `before`, of all its channels."""
     kept = kept_channels(cut, place)
-    mean_p, std_p = moments(after.until(place.tensor), place.axis)
+    mean_p, std_p = mean_and_deviation(after.until(place.tensor), place.axis)
     mean_o, std_o = before[0][kept], before[1][kept]
     a = np.where(std_p > 1e-6 * std_o.max(initial=1e-12), std_o / np.maximum(std_p, 1e-30), 1.0)
     a = np.clip(a, 0.0, MOST)
@@ -88,7 +88,7 @@ def kept_channels(cut: CutSizes, place: Affine) -> np.ndarray:
     return np.arange(cut.shapes[place.tensor][place.axis])
 
 
-def moments(values: Sequence[np.ndarray], axis: int) -> Moments:
+def mean_and_deviation(values: Sequence[np.ndarray], axis: int) -> MeanAndDeviation:
     """Mean and standard deviation per channel over all batches, in float64."""
     count, total, square = 0, np.float64(0), np.float64(0)
     for v in values:

@@ -29,12 +29,12 @@ from onnxprune.measure.cost import count_macs
 from onnxprune.measure.stepwise import Runner
 from onnxprune.protobuf.nodes import attr
 from onnxprune.rewrite.merge import fold_bias
-from onnxprune.rewrite.repair.statistics import Moments, correct_statistics, correctable, moments
+from onnxprune.rewrite.repair.statistics import MeanAndDeviation, correct_statistics, correctable, mean_and_deviation
 from onnxprune.rewrite.repair.task import Progress, RepairTask
 from onnxprune.runtime.ports import Feeds
 
 LEAST = 2
-SAMPLES = 64
+RANDOM_INPUTS = 64
 """Random inputs, fewer where they are large."""
 ELEMENTS = 1 << 22
 """Most numbers in all random inputs together."""
@@ -47,7 +47,7 @@ WIDEST = 4096
 """Wider than this, the regression's matrix does not pay; removed inputs are replaced by their means."""
 ROWS = 16
 """Positions looked at per channel, at least 8192."""
-LAMBDA = 1e-2
+SUBSTITUTE_RIDGE = 1e-2
 """Ridge, relative to the mean variance."""
 
 
@@ -55,7 +55,7 @@ def repair_without_samples(task: RepairTask) -> Graph:
     """The cut network, repaired without samples."""
     net, feeds = task.net, task.net.feeds
     macs = count_macs(net.graph, net.shapes) / max(1, _own(feeds))
-    most = int(np.clip(min(MACS / max(macs, 1.0), NODES / max(1, len(net.graph.nodes))), LEAST, SAMPLES))
+    most = int(np.clip(min(MACS / max(macs, 1.0), NODES / max(1, len(net.graph.nodes))), LEAST, RANDOM_INPUTS))
     batches = random_batches(feeds, repeat=task.any_batch, most=most, seed=task.seed)
     task.pruned.settle()
     try:
@@ -94,7 +94,7 @@ class _Merge:
             if node.op_type == "Add" and key in original.nodes and original.nodes[key].op_type == "MatMul"
         }
         self.behind = {**added_behind(original, channels.shapes), **{key: ((key, 1), 0) for key in self.moved}}
-        self.before: dict[str, Moments] = {}  # of the original's outputs
+        self.before: dict[str, MeanAndDeviation] = {}  # of the original's outputs
         self.norms: list[str] = []
 
     def look(self, batches: Sequence[Feeds], *, random_inputs: bool = False) -> None:
@@ -113,13 +113,13 @@ class _Merge:
         for tensor in sorted(made, key=lambda t: runner.made_at.get(t, -1)):
             values = runner.until(tensor)
             for key in norms.get(tensor, ()):
-                self._set_statistics(seen, key, moments(values, 1))
+                self._set_statistics(seen, key, mean_and_deviation(values, 1))
             if tensor in places:
-                self.before[tensor] = moments(values, places[tensor])
+                self.before[tensor] = mean_and_deviation(values, places[tensor])
             if tensor in readers:
                 self._spread(readers[tensor], values)
 
-    def _set_statistics(self, seen: Graph, key: str, found: Moments) -> None:
+    def _set_statistics(self, seen: Graph, key: str, found: MeanAndDeviation) -> None:
         """Give a BatchNormalization, here and in the cut model, the mean and variance of what it gets."""
         for i, value in ((3, found[0]), (4, found[1] ** 2)):
             like = seen.value((key, i))
@@ -206,7 +206,7 @@ def _own(feeds: Feeds) -> int:
     return max(1, max((len(v) for v in feeds.values() if v.ndim), default=1))
 
 
-def random_batches(feeds: Feeds, *, repeat: bool, most: int = SAMPLES, seed: int = 0) -> list[Feeds]:
+def random_batches(feeds: Feeds, *, repeat: bool, most: int = RANDOM_INPUTS, seed: int = 0) -> list[Feeds]:
     """Standard normal inputs like `feeds`, `most` of them or fewer; what is no float stays as it is."""
     rng = np.random.default_rng(seed)
     own = _own(feeds)
@@ -258,7 +258,9 @@ def _substitutes(
         return None  # a deep network of small numbers overflows on random input: nothing to learn from
     x = np.subtract(x, mean, dtype=np.float32)
     inside, gone = np.ascontiguousarray(x[:, kept]), np.ascontiguousarray(x[:, ~kept])
-    ridge = LAMBDA * max(float(np.einsum("nc,nc->", inside, inside, dtype=np.float64)) / inside.shape[1], 1e-12)
+    ridge = SUBSTITUTE_RIDGE * max(
+        float(np.einsum("nc,nc->", inside, inside, dtype=np.float64)) / inside.shape[1], 1e-12
+    )
     if not np.isfinite(ridge):
         return None
     if len(x) < inside.shape[1]:  # fewer equations than unknowns: the same solution by the smaller matrix

@@ -179,7 +179,7 @@ def test_what_a_repair_breaks_is_not_handed_on(kind, error, words, monkeypatch):
 @pytest.mark.parametrize("text", [GEMM, MATMUL, UNBIASED, NORM.replace("ACT", "Identity").replace("[8,3,3,3]", "[8,3,1,1]")
                                   .replace("pads=[1,1,1,1]", "pads=[0,0,0,0]")])  # fmt: skip
 def test_what_kept_channels_span_is_spread_exactly(text, monkeypatch):
-    monkeypatch.setattr(imagined, "LAMBDA", 1e-6)
+    monkeypatch.setattr(imagined, "SUBSTITUTE_RIDGE", 1e-6)
     model = model_of(text)
     graph, channels = find(model)
     alive = channels.alive({g.name: range(6) for g in channels.groups})
