@@ -7,8 +7,9 @@ import numpy as np
 from rich.console import Console
 
 from onnxprune.report.bench import render, render_all
+from onnxprune.runtime import sessions
 from onnxprune.runtime.providers import provider_name
-from onnxprune.timing import latency
+from onnxprune.timing import bound_run, latency, rounds
 
 
 class FakeRaw:
@@ -42,6 +43,7 @@ def fake_sessions(monkeypatch):
     def open_session(model, **options):
         opened.append(options)
         return SimpleNamespace(
+            name=options.get("name"),
             inputs=(SimpleNamespace(name="x", dtype=np.dtype(np.float32), shape=("n", 4)),),
             outputs=("y",),
             raw=FakeRaw(log, clock, float(model)),
@@ -58,19 +60,17 @@ def fake_sessions(monkeypatch):
         def update_inplace(self, array):
             log.append("update")
 
-    monkeypatch.setattr(latency, "open_session", open_session)
-    monkeypatch.setattr(latency, "_lost_turns", lambda: 0)
-    monkeypatch.setattr(latency, "unrecorded", lambda: "unrecorded")
-    monkeypatch.setattr(latency, "to_device", lambda array, device: FakeValue(device))
-    monkeypatch.setattr(
-        latency,
-        "time",
-        SimpleNamespace(
-            perf_counter_ns=lambda: clock.now,
-            perf_counter=lambda: clock.now / 1e9,
-            thread_time_ns=lambda: clock.now - clock.taken,
-        ),
+    time = SimpleNamespace(
+        perf_counter_ns=lambda: clock.now,
+        perf_counter=lambda: clock.now / 1e9,
+        thread_time_ns=lambda: clock.now - clock.taken,
     )
+    monkeypatch.setattr(sessions, "open_session", open_session)
+    monkeypatch.setattr(rounds, "lost_turns", lambda: 0)
+    monkeypatch.setattr(bound_run, "unrecorded", lambda: "unrecorded")
+    monkeypatch.setattr(bound_run, "to_device", lambda array, device: FakeValue(device))
+    for module in (latency, rounds, bound_run):
+        monkeypatch.setattr(module, "time", time)
     return SimpleNamespace(clock=clock, log=log, opened=opened, feeds={"x": np.zeros((1, 4), np.float32)})
 
 
