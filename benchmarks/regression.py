@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 import onnxprune
 from onnxprune.api import Subject
 from onnxprune.channels import ChannelGroup
-from onnxprune.plan import KeepChannels, PrunePlan
+from onnxprune.plan import KeepChannels, Origin, PrunePlan
 from onnxprune.runtime.sessions import open_session, with_outputs
 
 POSITIONS = 10
@@ -56,7 +56,7 @@ def plan(subject: Subject, share: float) -> PrunePlan:
         left = max(1, round(group.width * (1 - share)))
         keep = np.sort(np.argsort(-score, kind="stable")[:left])
         edits.append(KeepChannels(group.name, group.width, tuple(int(k) for k in keep)))
-    return PrunePlan(subject.digest, tuple(edits), {"criterion": "l1 of the reader", "share": share})
+    return PrunePlan(subject.digest, tuple(edits), Origin(ratio=share, settings={"criterion": "l1 of the reader"}))
 
 
 def cut(subject: Subject, share: float) -> onnx.ModelProto:

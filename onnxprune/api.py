@@ -14,11 +14,11 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.measure.metric import Metric
 from onnxprune.pipeline.apply import apply_plan
-from onnxprune.pipeline.opened import ModelLike, open_model
+from onnxprune.pipeline.opened import ModelLike, Subject, open_model
 from onnxprune.pipeline.planner import Progress
 from onnxprune.pipeline.plans import make_plan, plan_and_apply, sweep
 from onnxprune.pipeline.reach import reach
-from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.settings import Settings
 from onnxprune.pipeline.targets import Target
 from onnxprune.pipeline.timed import measure_latency
 from onnxprune.report.result import Result

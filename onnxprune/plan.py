@@ -1,15 +1,17 @@
 """The plan: which edits make the smaller model. The seam between deciding and rewriting.
 
 A plan names channel groups, so it can be read, changed by hand and replayed: `onnxprune plan` writes one,
-`onnxprune apply` uses it. It belongs to one model, known by its digest.
+`onnxprune apply` uses it. It belongs to one model, known by its digest. What carrying it out must know stands beside
+the edits; how it came about (`Origin`) is for the reader, and nothing is decided by it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from onnxprune.errors import UsageError
 
@@ -145,19 +147,95 @@ KINDS = {
 }
 
 
+Value = str | int | float | bool | Sequence[object] | Mapping[str, object]
+"""What a setting may be."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a plan came about, for the reader. What decides when it is carried out are fields of the plan itself.
+
+    Attributes:
+        ratio: share of the cost that was to go.
+        target: what was to be reached, by its name: {"speedup": 2.0}.
+        lossless: whether only what changes no output was to go.
+        settings: every setting by its name, as it came out: the criterion that was taken, not the one asked for.
+        samples: how many there were.
+        samples_digest: SHA-256 of them all, in order.
+        version: of onnxprune.
+        leading: groups that keep their first channels instead of the best, so that rounding stays the same.
+        trained: the method of training that prepared the cut.
+        steps: of its optimizer.
+        unread, constant, twins: channels that a lossless plan removes, by why they can go.
+        spared: further ones, that would leave widths which run slower.
+        given_up: groups left whole because an output moved.
+
+    None, and not in JSON, where it does not apply.
+    """
+
+    ratio: float | None = None
+    target: Mapping[str, float] | None = None
+    lossless: bool | None = None
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    samples: int | None = None
+    samples_digest: str | None = None
+    version: str | None = None
+    leading: int | None = None
+    trained: str | None = None
+    steps: int | None = None
+    unread: int | None = None
+    constant: int | None = None
+    twins: int | None = None
+    spared: int | None = None
+    given_up: Sequence[str] | None = None
+
+    def to_dict(self) -> dict[str, Value]:
+        """Plain values, the settings among the others; `from_dict` gives it back."""
+        found: dict[str, Value] = {}
+        for own in fields(self):
+            value = getattr(self, own.name)
+            found |= value if own.name == "settings" else {own.name: value}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items() if v is not None}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Origin:
+        """What `to_dict` made, of this version or another: a name that is not an attribute is that of a setting."""
+        own = {f.name for f in fields(cls)} - {"settings"}
+        frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        settings = {k: v for k, v in frozen.items() if k not in own}
+        return cls(**{k: v for k, v in frozen.items() if k in own}, settings=settings)
+
+
 @dataclass(frozen=True)
 class PrunePlan:
-    """All edits to one model.
+    """All edits to one model, and what carrying them out must know.
 
     Attributes:
         model_digest: SHA-256 of the model that the plan was made for.
         edits: the edits, in the order of the graph.
-        settings: how the plan came about (ratio, criterion, seed), for the reader.
+        origin: how the plan came about; two plans that do the same are the same, whatever they remember.
+        lossless: the outputs stay the original's, and nothing is repaired.
+        by_likeness: channels were taken out for being like others: a repair of statistics first adds each to the
+            kept one that is likest.
+        prune_statistics: groups are found under nodes that normalize over channels too; the cut is then inexact.
+        seed: which samples are held out, and everything else that is random.
+        batch, providers: how the outcome is timed unless told otherwise.
     """
 
     model_digest: str
     edits: tuple[Edit, ...]
-    settings: Mapping[str, object]
+    origin: Origin = field(default=Origin(), compare=False)
+    lossless: bool = False
+    by_likeness: bool = False
+    prune_statistics: bool = False
+    seed: int = 0
+    batch: int = 1
+    providers: tuple[str, ...] = ("cpu",)
+
+    @property
+    def settings(self) -> Mapping[str, Value]:
+        """How the plan came about, as JSON has it. For the reader."""
+        return self.origin.to_dict()
 
     def cuts(self) -> tuple[KeepChannels, ...]:
         """The edits that remove channels."""
@@ -183,11 +261,6 @@ class PrunePlan:
         """The edits that hand on what removed channels contributed."""
         return tuple(e for e in self.edits if isinstance(e, MergeColumns))
 
-    @property
-    def lossless(self) -> bool:
-        """Whether the plan promises the original's outputs."""
-        return self.settings.get("lossless") is True
-
     def keep(self) -> dict[str, tuple[int, ...]]:
         """Group name -> kept channels."""
         return {e.group: e.keep for e in self.cuts()}
@@ -201,17 +274,17 @@ class PrunePlan:
                 return replace(e, keep=tuple(range(len(e.keep))))
             return e
 
-        return replace(self, edits=tuple(map(first, self.edits)), settings={**self.settings, "leading": len(groups)})
+        return replace(self, edits=tuple(map(first, self.edits)), origin=replace(self.origin, leading=len(groups)))
 
     def to_json(self) -> str:
         """JSON text; `from_json` gives the plan back."""
-        edits = [{"edit": KINDS[type(e)], **asdict(e)} for e in self.edits]
         content = {
             "schema": SCHEMA,
             "kind": "onnxprune plan",
             "model_digest": self.model_digest,
-            "settings": dict(self.settings),
-            "edits": edits,
+            **{name: getattr(self, name) for name in CARRIED},
+            "settings": self.origin.to_dict(),
+            "edits": [{"edit": KINDS[type(e)], **asdict(e)} for e in self.edits],
         }
         return json.dumps(content, indent=1) + "\n"
 
@@ -228,21 +301,41 @@ class PrunePlan:
                 raise UsageError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
             if content["schema"] > SCHEMA:
                 raise UsageError(f"the plan has schema {content['schema']}, this onnxprune reads {SCHEMA} - upgrade")
-            edits: list[Edit] = []
-            for e in content["edits"]:
-                if e["edit"] == "merge_columns":
-                    edits.append(MergeColumns.from_dict(e))
-                elif e["edit"] == "drop_block":
-                    numbers = (int(e[name]) for name in ("branch", "axis", "rank", "length"))
-                    edits.append(DropBlock(str(e["block"]), *numbers))
-                elif e["edit"] == "factorize":
-                    edits.append(Factorize(str(e["node"]), str(e["kind"]), int(e["rank"])))
-                elif e["edit"] == "keep_channels":
-                    edits.append(KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"])))
-                else:
-                    raise UsageError(f"the plan holds an unknown edit {e['edit']!r} - upgrade onnxprune")
-            return cls(str(content["model_digest"]), tuple(edits), dict(content.get("settings", {})))
+            edits = tuple(map(_edit, content["edits"]))
+            settings = dict(content.get("settings", {}))
+            return cls(str(content["model_digest"]), edits, Origin.from_dict(settings), **_carried(content, settings))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
             raise UsageError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error
+
+
+CARRIED = {"lossless": False, "by_likeness": False, "prune_statistics": False, "seed": 0, "batch": 1,
+           "providers": ("cpu",)}  # fmt: skip
+"""What carrying a plan out must know besides its edits, and what holds where a file says nothing."""
+
+
+def _carried(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, from a file. One of before they were fields has them among its settings."""
+    older = {**settings, "by_likeness": settings.get("criterion") == "similarity"}
+    found: dict[str, Any] = {}
+    for name, usual in CARRIED.items():
+        given = content.get(name, older.get(name, usual))
+        value = tuple(given) if isinstance(given, list) else given
+        if type(value) is not type(usual) or (isinstance(value, tuple) and not all(isinstance(v, str) for v in value)):
+            raise UsageError(f"the plan cannot be read: {name} is {given!r} - see what `onnxprune plan` writes")
+        found[name] = value
+    return found
+
+
+def _edit(e: Mapping[str, Any]) -> Edit:
+    """One edit from a file."""
+    if e["edit"] == "merge_columns":
+        return MergeColumns.from_dict(e)
+    if e["edit"] == "drop_block":
+        return DropBlock(str(e["block"]), *(int(e[name]) for name in ("branch", "axis", "rank", "length")))
+    if e["edit"] == "factorize":
+        return Factorize(str(e["node"]), str(e["kind"]), int(e["rank"]))
+    if e["edit"] == "keep_channels":
+        return KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"]))
+    raise UsageError(f"the plan holds an unknown edit {e['edit']!r} - upgrade onnxprune")

@@ -169,7 +169,7 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
         input_shapes=shapes_given(args),
         samples=args.samples,
         image=image,
-        prune_statistics=args.prune_statistics if plan is None else bool(plan.settings.get("prune_statistics")),
+        prune_statistics=args.prune_statistics if plan is None else plan.prune_statistics,
     )
 
 

@@ -72,19 +72,12 @@ def write_text(text: str, path: str, args: argparse.Namespace) -> None:
 
 def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
     """The plan's seed, so that the same samples are held out; --seed overrides it."""
-    stored = plan.settings.get("seed", 0)
-    return args.seed if args.seed is not None else stored if isinstance(stored, int) else 0
+    return plan.seed if args.seed is None else int(args.seed)
 
 
 def timing_of(given: dict[str, Any], plan: PrunePlan) -> dict[str, Any]:
     """How to time what a plan makes: as was said now, else as when it was made."""
-    stored = plan.settings
-    if isinstance(stored.get("batch"), int):
-        given = {"batch": stored["batch"], **given}
-    providers = stored.get("providers")
-    if isinstance(providers, list) and all(isinstance(p, str) for p in providers):
-        given = {"providers": tuple(providers), **given}
-    return given
+    return {"batch": plan.batch, "providers": plan.providers, **given}
 
 
 def read_plan(path: str) -> PrunePlan:

@@ -9,7 +9,6 @@ import onnx
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
-from onnxprune.decide.criteria import CRITERIA
 from onnxprune.errors import UsageError
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
@@ -20,10 +19,11 @@ from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.likeness import likeness
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import edit_of
+from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Progress, counted
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES, repair_for
-from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.settings import Settings
 from onnxprune.pipeline.timed import measure_latency
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
 from onnxprune.protobuf.serialize import byte_size
@@ -83,7 +83,8 @@ def apply_plan(
     warnings = [*subject.warnings, *cut.warnings, *words]
     if parts is None and not plan.lossless and original is None:
         warnings.append(_unsampled(repair))
-    start = _merged(net, plan, parts, settings) if parts is not None and _merges(repair, plan) else cut.graph
+    merges = repair.merges_likest and plan.by_likeness
+    start = _merged(net, plan, parts, settings) if parts is not None and merges else cut.graph
     graph = apply_edits(net, plan.edits, _mending(subject, repair, parts, settings, tune, progress), start=start)
     if parts is None and repair.name != NONE:
         check_repaired(net, graph.model)
@@ -127,12 +128,6 @@ def _unsampled(repair: Repair) -> str:
         f"no calibration data: scores are from weights alone, {done}, and accuracy will suffer; "
         "give --calib with a few hundred unlabelled samples"
     )
-
-
-def _merges(repair: Repair, plan: PrunePlan) -> bool:
-    """Whether the repair starts from a network whose removed channels were merged into others."""
-    criterion = CRITERIA.get(str(plan.settings.get("criterion")))
-    return repair.merges_likest and criterion is not None and criterion.merges
 
 
 def _cost(net: Analysed, plan: PrunePlan, graph: Graph) -> Cost:

@@ -12,6 +12,7 @@ from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.limits import Limits
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.layers import products
+from onnxprune.pipeline.asked import limits_of
 from onnxprune.pipeline.settings import Settings
 
 LARGEST_BRANCH = 0.75
@@ -73,7 +74,7 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
     kinds, of = set(settings.kinds()), settings.of or "macs"
     if not groups and not {"blocks", "rank", "3c"} & kinds:
         raise UnsupportedError(f"nothing can be pruned: {why_not(net.channels)}")
-    limits, adaptive = settings.limits(), how == "adaptive"
+    limits, adaptive = limits_of(settings), how == "adaptive"
     blocks = _blocks(net, settings) if "blocks" in kinds and adaptive else ()
     ranked = bool({"rank", "3c"} & kinds) and adaptive and of != "channels"
     if not any(map(limits.allows, groups)) and not blocks and not ranked:

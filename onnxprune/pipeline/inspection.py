@@ -19,7 +19,7 @@ from onnxprune.measure.cost import CostModel, Running
 from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
 from onnxprune.pipeline.apply import PROBED, check_plan
 from onnxprune.pipeline.lossless import probing
-from onnxprune.pipeline.settings import Subject
+from onnxprune.pipeline.opened import Subject
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.nodes import opset
 from onnxprune.report.terminal import plain, si, table

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,100 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import find_channels
+from onnxprune.channels import Analysed, Channels, find_channels
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.files.read import check_model, read_model
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
-from onnxprune.pipeline.settings import Subject
+from onnxprune.measure.cost import Cost, count_macs, count_params
+from onnxprune.pipeline.asked import engine_of
+from onnxprune.pipeline.settings import Settings
+from onnxprune.protobuf.serialize import byte_size
 from onnxprune.runtime import ports, sessions
-from onnxprune.samples.calibration import open_calibration
+from onnxprune.samples.calibration import Calibration, open_calibration
+from onnxprune.samples.digest import digest as digest_of
 from onnxprune.samples.images import ImageSpec
+from onnxprune.samples.partition import Partition
+from onnxprune.timing.latency import batch_of
 
 ModelLike = str | PathLike[str] | onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model opened for pruning: checked, run once, analysed.
+
+    `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
+    """
+
+    model: onnx.ModelProto
+    graph: Graph
+    feeds: Mapping[str, np.ndarray]
+    channels: Channels
+    digest: str
+    path: Path | None = None
+    calibration: Calibration | None = None
+    warnings: list[str] = field(default_factory=list)
+    batch: int | None = None
+    parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def net(self) -> Analysed:
+        """The network and its analysis."""
+        return Analysed(self.graph, self.channels, self.feeds)
+
+    def partition(self, seed: int) -> Partition | None:
+        """The samples by what they serve, parted once for a seed; None where there are none."""
+        if self.calibration is None:
+            return None
+        if seed not in self.parts:
+            self.parts[seed] = Partition.of(self.calibration, seed)
+        return self.parts[seed]
+
+    @cached_property
+    def samples_digest(self) -> str | None:
+        """Of the samples, where there are any."""
+        return None if self.calibration is None else digest_of(self.calibration)
+
+    @property
+    def specs(self) -> tuple[ports.InputSpec, ...]:
+        """The inputs, as the model really takes them."""
+        return ports.in_batches_of(ports.input_specs(self.model), self.batch)
+
+    def timed(self, batch: int = 1) -> dict[str, np.ndarray]:
+        """Feeds of so many samples, the first one repeated, for timing.
+
+        Raises:
+            UsageError: the model takes no such batch.
+        """
+        feeds = ports.in_batch(self.specs, self.feeds, batch)
+        own = batch_of(feeds, batch)
+        if batch not in (1, own):
+            raise UsageError(f"a batch of {batch} was asked for, but the model fixes its batch at {own}; drop --batch")
+        return feeds
+
+    def check_timing(self, settings: Settings) -> None:
+        """Find out at once, not after minutes of other work, what would stop a timed run.
+
+        Raises:
+            ProviderError: the provider is not there.
+            UsageError: the model does not take the batch.
+        """
+        engine_of(settings).check()
+        if settings.batch > 1:
+            feeds = self.timed(settings.batch)
+            try:
+                sessions.open_session(self.model, pack=False).run(feeds)
+            except ModelError as error:
+                raise UsageError(
+                    f"the model does not run with a batch of {settings.batch} ({error}); drop --batch"
+                ) from error
+
+    def cost(self) -> Cost:
+        """The original's cost."""
+        macs = count_macs(self.graph, self.channels.shapes)
+        return Cost(count_params(self.model), macs, byte_size(self.model))
 
 
 def open_model(

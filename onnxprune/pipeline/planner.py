@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -26,11 +27,14 @@ from onnxprune.decide.study import Study, study
 from onnxprune.errors import OutOfReachError
 from onnxprune.measure.gradients import Gradients
 from onnxprune.parallel import one_blas_thread
+from onnxprune.pipeline.asked import allows, choices_of, engine_of
 from onnxprune.pipeline.block_trials import block_damages, edit_of
 from onnxprune.pipeline.candidates import find_candidates, why_not
 from onnxprune.pipeline.compare import COMPARED, least_damage
+from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_network, timed_run
-from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
 from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
@@ -84,7 +88,7 @@ class Planner:
         self.subject, self.settings, self.progress = subject, settings, progress
         subject.check_timing(settings)
         self.of = settings.of or "macs"
-        self.criterion, self.how = settings.choices(subject.calibration is not None)
+        self.criterion, self.how = choices_of(settings, subject.calibration is not None)
         self.candidates = find_candidates(subject.net, settings, self.how, leave=leave)
         self.study = self._look()
         self.moves = self._try_blocks()
@@ -154,8 +158,8 @@ class Planner:
         return find_ranks(
             self._samples().learn,
             trials,
-            settings.allows,
-            PairTimes(subject.graph, dict(shapes), settings.engine),
+            partial(allows, settings),
+            PairTimes(subject.graph, dict(shapes), engine_of(settings)),
             twice=self.candidates.staged,
             threads=settings.threads,
             seed=settings.seed,
@@ -274,18 +278,18 @@ class Planner:
             *(edit_of(blocks[name], channels) for name in found.drop),
             *(Factorize(name, kind, rank) for name, way in self._outside(ways, found.drop) for kind, rank in way),
         )
-        decided: Mapping[str, object] = {
-            "ratio": ratio,
-            "of": self.of,
-            "criterion": self.criterion,
-            "allocation": self.how,
-            "methods": list(self.settings.kinds()),
-            "seed": self.settings.seed,
-            "prune_statistics": bool(channels.inexact),
-        }
-        if self.settings.batch > 1 or not self.settings.engine.on_cpu:
-            decided = {**decided, "batch": self.settings.batch, "providers": list(self.settings.providers)}
-        return PrunePlan(self.subject.digest, edits, decided)
+        settings = self.settings
+        came_to = {"of": self.of, "criterion": self.criterion, "allocation": self.how, "methods": settings.kinds()}
+        return PrunePlan(
+            self.subject.digest,
+            edits,
+            origin_of(self.subject, settings.decided(came_to), ratio=ratio),
+            by_likeness=CRITERIA[self.criterion].merges,
+            prune_statistics=bool(channels.inexact),
+            seed=settings.seed,
+            batch=settings.batch,
+            providers=settings.providers,
+        )
 
     def _outside(self, ways: Mapping[str, Way], drop: Collection[str]) -> list[tuple[str, Way]]:
         """The layers that are made of two, without those in blocks that go."""

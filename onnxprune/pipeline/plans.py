@@ -9,10 +9,13 @@ from functools import partial
 from onnxprune.errors import UnstableError, UnsupportedError, UsageError
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.apply import apply_plan
+from onnxprune.pipeline.asked import limits_of
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.lossless import in_words, plan_lossless
+from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.planner import BATCH, Planner, Progress
-from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import PrunePlan
 from onnxprune.report.result import Result
 
@@ -61,12 +64,13 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
     """
     if not subject.channels.groups:
         raise UnsupportedError(f"nothing can be pruned: {why_not(subject.channels)}")
-    limits = settings.limits()
+    limits = limits_of(settings)
     samples = [] if subject.calibration is None else [subject.calibration.first(BATCH)]
     edits, decided = plan_lossless(subject.net, samples, limits)
     if not edits:
         raise UnsupportedError("; ".join(["no channel can go without changing an output", *in_words(decided)]))
-    return PrunePlan(subject.digest, edits, {**decided, "seed": settings.seed})
+    origin = origin_of(subject, settings.decided(), **decided)
+    return PrunePlan(subject.digest, edits, origin, lossless=True, seed=settings.seed)
 
 
 def plan_and_apply(

@@ -14,7 +14,7 @@ from onnxprune.graph.layers import products
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import count_params
-from onnxprune.pipeline.settings import Subject
+from onnxprune.pipeline.opened import Subject
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import apply_edits
 

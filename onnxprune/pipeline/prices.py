@@ -14,7 +14,9 @@ from onnxprune.channels import Analysed
 from onnxprune.decide.ranks import RankMove
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, PairCost, switches
-from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.asked import engine_of
+from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import PrunePlan
 from onnxprune.timing.node_times import NodeTimes, node_times
 from onnxprune.timing.pair_times import Way
@@ -34,7 +36,7 @@ def time_network(subject: Subject, settings: Settings, progress: Report) -> Node
     if settings.of != "latency":
         return None
     feeds, shapes = timed_run(subject, settings.batch)
-    return node_times(subject.graph, feeds, shapes, engine=settings.engine, progress=progress)
+    return node_times(subject.graph, feeds, shapes, engine=engine_of(settings), progress=progress)
 
 
 @dataclass(frozen=True)

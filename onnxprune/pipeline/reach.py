@@ -10,8 +10,9 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure.metric import Metric, agreement, open_metric
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Planner, Progress
-from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.settings import Settings
 from onnxprune.pipeline.targets import OPTIONS, UNITS, Target, close_loop, largest
 from onnxprune.pipeline.timed import paired
 from onnxprune.plan import PrunePlan
@@ -72,7 +73,7 @@ def reach(
         return tried[-1][0]
 
     def finish(plan: PrunePlan) -> tuple[Result, float]:
-        plan = replace(plan, settings={**plan.settings, "target": {target.kind: target.value}})
+        plan = replace(plan, origin=replace(plan.origin, target={target.kind: target.value}))
         result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
         reached = _reached(result, target)
         if settings.of == "latency":
@@ -191,6 +192,6 @@ def _least_drop(
             f"no cut keeps the metric within {target.value:g} of {before:.4g}; allow more, or give more --calib samples"
         )
     (result, after), _ = found
-    decided = {**result.plan.settings, "target": {"max_drop": target.value}}
+    origin = replace(result.plan.origin, target={"max_drop": target.value})
     words = f"metric {before:.4g} before, {after:.4g} after"
-    return replace(result, plan=replace(result.plan, settings=decided), notes=(words,))
+    return replace(result, plan=replace(result.plan, origin=origin), notes=(words,))

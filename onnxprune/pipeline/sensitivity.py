@@ -8,7 +8,6 @@ kind.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -33,11 +32,11 @@ from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import block_damages
 from onnxprune.pipeline.candidates import why_not
-from onnxprune.pipeline.opened import ModelLike, open_model
+from onnxprune.pipeline.opened import ModelLike, Subject, open_model
 from onnxprune.pipeline.planner import BATCH, BLOCK_SAMPLES, Progress
-from onnxprune.pipeline.settings import Subject
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
 from onnxprune.samples.calibration import Calibration
+from onnxprune.samples.digest import digest
 from onnxprune.samples.images import ImageSpec
 from onnxprune.samples.partition import Partition
 
@@ -221,7 +220,7 @@ class _Trial:
             "prune_statistics": bool(self.subject.channels.inexact),
             "inputs": {name: list(array.shape[1:]) for name, array in self.subject.feeds.items()},
         }
-        return Sensitivity(self.subject.digest, _digest(self.data), settings, ())
+        return Sensitivity(self.subject.digest, digest(self.data), settings, ())
 
     @cached_property
     def _ready(self) -> tuple[dict[str, Curve], Trials]:
@@ -253,16 +252,6 @@ class _Trial:
     def _few(self) -> list[Mapping[str, np.ndarray]]:
         """What the layers behind a block are refitted on, as the planner does it."""
         return list(self.fit.take(BLOCK_SAMPLES).batches(min(BLOCK_SAMPLES, BATCH)))
-
-
-def _digest(data: Calibration) -> str:
-    """Of all samples, in order."""
-    found = hashlib.sha256()
-    for feeds in data.batches(BATCH):
-        for name, array in sorted(feeds.items()):
-            found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
 
 
 class _Store:

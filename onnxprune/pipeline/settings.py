@@ -7,28 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-
-from onnxprune.channels import Analysed, Channels
 from onnxprune.decide.allocation import ALLOCATIONS
-from onnxprune.decide.criteria import BY_DEFAULT, named
-from onnxprune.decide.limits import Limits
-from onnxprune.errors import ModelError, UsageError
-from onnxprune.graph.model import Graph
-from onnxprune.measure.cost import Cost, count_macs, count_params
-from onnxprune.protobuf.serialize import byte_size
-from onnxprune.runtime import ports, sessions
+from onnxprune.decide.criteria import named
+from onnxprune.errors import UsageError
+from onnxprune.plan import Value
 from onnxprune.runtime.providers import check_providers
-from onnxprune.samples.calibration import Calibration
-from onnxprune.samples.partition import Partition
-from onnxprune.timing.bench_inputs import batch_of
-from onnxprune.timing.engine import Engine
 
 REPAIRS = ("none", "merge", "statistics", "refit", "distill")
 METHODS = ("channels", "blocks", "rank")
@@ -136,118 +123,18 @@ class Settings:
             except re.error as error:
                 raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
 
+    def decided(self, came_to: Mapping[str, Value] | None = None) -> dict[str, Value]:
+        """All settings by name; `came_to`: what those came to that were left open."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)} | dict(came_to or {})
+        return {name: value for name, value in given.items() if value is not None}
+
     def kinds(self) -> tuple[str, ...]:
         """The kinds of edits that are meant."""
         if self.methods is not None:
             return self.methods
         return METHODS if self.of == "latency" else USUAL
 
-    @property
-    def engine(self) -> Engine:
-        """What timed runs run on."""
-        return Engine(self.providers, self.provider_options, self.threads or 1)
-
-    def limits(self) -> Limits:
-        """The widths that are allowed; none but the full ones where channels are not to be cut."""
-        if not {"channels", "3c"} & set(self.kinds()):
-            return Limits(include=r"(?!)")
-        blind = self.of != "latency" and self.engine.on_gpu  # a latency model has seen the stairs
-        return Limits(self.round_to, self.min_width, self.include, self.exclude, on_gpu=blind)
-
-    def allows(self, weight: str) -> bool:
-        """Whether a layer with a weight of that name may be made of two."""
-        wanted = self.include is None or bool(re.search(self.include, weight))
-        return wanted and not (self.exclude is not None and re.search(self.exclude, weight))
-
-    def choices(self, samples: bool) -> tuple[str, str]:
-        """Criterion and allocation, with or without samples.
-
-        Raises:
-            UsageError: one was asked for that needs samples, and there are none.
-        """
-        criterion = self.criterion or BY_DEFAULT[samples]
-        allocation = self.allocation or ("adaptive" if samples else "uniform")
-        if not samples:
-            for option, value, needed in (
-                ("criterion", criterion, named(criterion).needs_samples),
-                ("allocation", allocation, allocation == "adaptive"),
-            ):
-                if needed:
-                    raise UsageError(f"--{option} {value} needs samples; give --calib")
-        return criterion, allocation
-
 
 def _one_of(what: str, value: str | None, known: Sequence[str] | Mapping[str, Any]) -> None:
     if value is not None and value not in known:
         raise UsageError(f"unknown {what} {value!r}; one of {', '.join(known)}")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model opened for pruning: checked, run once, analysed.
-
-    `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
-    """
-
-    model: onnx.ModelProto
-    graph: Graph
-    feeds: Mapping[str, np.ndarray]
-    channels: Channels
-    digest: str
-    path: Path | None = None
-    calibration: Calibration | None = None
-    warnings: list[str] = field(default_factory=list)
-    batch: int | None = None
-    parts: dict[int, Partition] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @property
-    def net(self) -> Analysed:
-        """The network and its analysis."""
-        return Analysed(self.graph, self.channels, self.feeds)
-
-    def partition(self, seed: int) -> Partition | None:
-        """The samples by what they serve, parted once for a seed; None where there are none."""
-        if self.calibration is None:
-            return None
-        if seed not in self.parts:
-            self.parts[seed] = Partition.of(self.calibration, seed)
-        return self.parts[seed]
-
-    @property
-    def specs(self) -> tuple[ports.InputSpec, ...]:
-        """The inputs, as the model really takes them."""
-        return ports.in_batches_of(ports.input_specs(self.model), self.batch)
-
-    def timed(self, batch: int = 1) -> dict[str, np.ndarray]:
-        """Feeds of so many samples, the first one repeated, for timing.
-
-        Raises:
-            UsageError: the model takes no such batch.
-        """
-        feeds = ports.in_batch(self.specs, self.feeds, batch)
-        own = batch_of(feeds, batch)
-        if batch not in (1, own):
-            raise UsageError(f"a batch of {batch} was asked for, but the model fixes its batch at {own}; drop --batch")
-        return feeds
-
-    def check_timing(self, settings: Settings) -> None:
-        """Find out at once, not after minutes of other work, what would stop a timed run.
-
-        Raises:
-            ProviderError: the provider is not there.
-            UsageError: the model does not take the batch.
-        """
-        settings.engine.check()
-        if settings.batch > 1:
-            feeds = self.timed(settings.batch)
-            try:
-                sessions.open_session(self.model, pack=False).run(feeds)
-            except ModelError as error:
-                raise UsageError(
-                    f"the model does not run with a batch of {settings.batch} ({error}); drop --batch"
-                ) from error
-
-    def cost(self) -> Cost:
-        """The original's cost."""
-        macs = count_macs(self.graph, self.channels.shapes)
-        return Cost(count_params(self.model), macs, byte_size(self.model))

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import onnx
 
+from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import Progress
-from onnxprune.pipeline.settings import Settings, Subject
+from onnxprune.pipeline.settings import Settings
 from onnxprune.report.result import Result
 from onnxprune.timing.bench_result import BenchResult
 from onnxprune.timing.latency import bench as time_models

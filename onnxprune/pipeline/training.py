@@ -13,9 +13,9 @@ import numpy as np
 
 from onnxprune.graph.model import Graph
 from onnxprune.pipeline.apply import apply_plan
+from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Progress
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES
-from onnxprune.pipeline.settings import Subject
 from onnxprune.pipeline.training_settings import TrainSettings
 from onnxprune.pipeline.training_task import Prepared, TrainingRun, TrainingTask
 from onnxprune.report.result import Result

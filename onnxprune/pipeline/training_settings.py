@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import UsageError, unknown
 from onnxprune.pipeline.training_methods import TrainingMethod, method_named
+from onnxprune.plan import Value
 
 if TYPE_CHECKING:
     from onnxprune.pipeline.settings import Settings
@@ -103,11 +104,10 @@ class TrainSettings:
         }  # fmt: skip
         return Settings(**{**own, **settings})
 
-    def decided(self) -> dict[str, object]:
-        """What a plan remembers of how it was made."""
-        return {
-            "trained": self.method, "ratio": self.ratio, "of": self.of, "steps": self.steps, "seed": self.seed,
-        }  # fmt: skip
+    def decided(self) -> dict[str, Value]:
+        """What a plan remembers of the settings, besides method, ratio and steps."""
+        names = ("of", "batch", "lr", "augment", "recipe", "include", "exclude", "options", "seed", "threads")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def read_options(method: str, given: Sequence[str]) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from onnxprune.decide.blocks import Block
 from onnxprune.errors import BudgetError
 from onnxprune.graph.model import Graph, digest
 from onnxprune.measure.cost import CostModel
+from onnxprune.pipeline.asked import limits_of
+from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.planner import Planner, Progress
 from onnxprune.pipeline.plans import make_plan
-from onnxprune.pipeline.settings import Subject
-from onnxprune.plan import Edit, KeepChannels, PrunePlan
+from onnxprune.plan import Edit, KeepChannels, Origin, PrunePlan
 from onnxprune.samples.partition import Partition
 
 if TYPE_CHECKING:
@@ -75,11 +77,17 @@ class TrainingTask(TrainingRun):
     def decide(self, **settings: Any) -> PrunePlan:
         """The plan that would be made without training, from the method's kinds of edits."""
         plan = make_plan(self.subject, self.settings.deciding(**settings), self.progress)
-        return replace(plan, settings={**plan.settings, **self.settings.decided()})
+        own = self._origin()
+        return replace(plan, origin=replace(own, settings={**plan.origin.settings, **own.settings}))
 
     def plan(self, model: onnx.ModelProto, edits: Iterable[Edit]) -> PrunePlan:
         """A plan of those edits for that model."""
-        return PrunePlan(digest(model), tuple(edits), self.settings.decided())
+        return PrunePlan(digest(model), tuple(edits), self._origin(), seed=self.settings.seed)
+
+    def _origin(self) -> Origin:
+        """What a plan remembers of how it was made."""
+        how = self.settings
+        return origin_of(self.subject, how.decided(), ratio=how.ratio, trained=how.method, steps=how.steps)
 
     def keeping(self, model: onnx.ModelProto, keep: Mapping[str, tuple[int, ...]]) -> PrunePlan:
         """A plan that keeps those channels of groups, for that model."""
@@ -116,7 +124,7 @@ def budget_of(task: TrainingTask, blocks: Sequence[Block] = ()) -> Budget:
     from onnxprune.train.budget import Budget
 
     settings, channels = task.settings, task.net.channels
-    limits = settings.deciding().limits()
+    limits = limits_of(settings.deciding())
     groups = [g for g in channels.groups if limits.allows(g)]
     steps = {g.name: min(limits.step(g), g.width) for g in groups}
     cost = CostModel(task.net.graph, channels, settings.of, blocks=[b.nodes for b in blocks])

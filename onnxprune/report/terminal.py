@@ -135,7 +135,7 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     if made:
         more = f" and {len(made) - 4} more" if len(made) > 4 else ""
         lines.append(f"low rank     {len(made)} layers made of two: {', '.join(map(plain, made[:4]))}{more}")
-    label = "trained" if "trained" in result.plan.settings else "measured"
+    label = "trained" if result.plan.origin.trained else "measured"
     lines += [f"{label:<13}{plain(note)}" for note in result.notes]
     top = result.reasons()
     if top:

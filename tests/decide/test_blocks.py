@@ -14,7 +14,7 @@ from onnxprune.measure.cost import CostModel
 from onnxprune.measure.surgery import check_surgery
 from onnxprune.pipeline.block_trials import drop_of, edit_of
 from onnxprune.pipeline.planner import Planner
-from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
+from onnxprune.plan import DropBlock, KeepChannels, Origin, PrunePlan
 from tests.channels import surgery
 from tests.rewrite.steps import bypass, drop_blocks
 
@@ -76,7 +76,7 @@ def test_a_drop_is_the_masked_original(name, width):
     keep = () if width == 8 else (KeepChannels(stream.name, 8, tuple(range(width))),)
     for count in range(1, len(blocks) + 1):
         drops = tuple(drop_of(b, subject.channels) for b in blocks[:count])
-        plan = PrunePlan(subject.digest, (*keep, *drops), {})
+        plan = PrunePlan(subject.digest, (*keep, *drops))
         assert PrunePlan.from_json(plan.to_json()) == plan
         result = api.apply_plan(subject, plan, api.Settings(repair="none"))
         assert result.surgery.exact and result.surgery.worst < 1e-5
@@ -127,7 +127,7 @@ def test_a_plan_that_drops_what_is_no_block(change, words):
     drop = drop_of(block, subject.channels)
     bad = type(drop)(**{**vars(drop), **change})
     with pytest.raises(UsageError, match=words):
-        api.apply_plan(subject, PrunePlan(subject.digest, (bad,), {}), api.Settings(repair="none"))
+        api.apply_plan(subject, PrunePlan(subject.digest, (bad,)), api.Settings(repair="none"))
 
 
 def test_nothing_is_edited_in_place():
@@ -144,7 +144,7 @@ def test_no_repair_brings_a_block_back(repair):
     samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(model_of("basic"), calibration=None if repair == "merge" else samples)
     drop = drop_of(find_blocks(subject.net)[0], subject.channels)
-    result = api.apply_plan(subject, PrunePlan(subject.digest, (drop,), {}), api.Settings(repair=repair))
+    result = api.apply_plan(subject, PrunePlan(subject.digest, (drop,)), api.Settings(repair=repair))
     assert [n.op_type for n in result.model.graph.node] == ["Conv", "Conv"]
 
 
@@ -220,7 +220,7 @@ def test_a_branch_that_goes_is_the_masked_original(name):
             if g.name not in {b.group for b in gone}
         ]
         for rest in ([], more):
-            plan = PrunePlan(subject.digest, (*(edit_of(b, subject.channels) for b in gone), *rest), {})
+            plan = PrunePlan(subject.digest, (*(edit_of(b, subject.channels) for b in gone), *rest))
             assert PrunePlan.from_json(plan.to_json()) == plan and plan.blocks() == tuple(b.group for b in gone)
             result = api.apply_plan(subject, plan, api.Settings(repair="none"))
             assert result.surgery.exact and result.surgery.worst < 1e-5
@@ -236,7 +236,7 @@ def test_a_plan_that_empties_what_others_read():
     subject = api.open_model(appended("branches of one Concat"))
     group = next(g for g in subject.channels.groups if g.name == "w0")
     with pytest.raises(UsageError, match="no channel of group 'w0'"):
-        plan = PrunePlan(subject.digest, (KeepChannels(group.name, group.width, ()),), {})
+        plan = PrunePlan(subject.digest, (KeepChannels(group.name, group.width, ()),))
         api.apply_plan(subject, plan, api.Settings(repair="none"))
 
 
@@ -272,7 +272,7 @@ def test_a_group_that_goes_with_its_block_is_paid_for():
     assert damage == 1.0 and sorted(standing) == [0, 1]
     gone = blocks[int(np.argmin(standing))].group
     assert widths[[ladder.group.name for ladder in ladders].index(gone)] == 0
-    plan = PrunePlan(subject.digest, (KeepChannels(gone, 4, ()),), {})
+    plan = PrunePlan(subject.digest, (KeepChannels(gone, 4, ()),))
     result = api.apply_plan(subject, plan, api.Settings(repair="none"))
     assert result.macs_removed == pytest.approx(cost.removed(subject.channels.alive({gone: ()}), standing), abs=1e-9)
 
@@ -312,7 +312,7 @@ def test_a_block_inside_a_branch_that_goes_goes_with_it():
     blocks = {edit_of(b, subject.channels) for b in all_blocks(subject.net)}
     inner = next(e for e in blocks if isinstance(e, DropBlock) and e.block == "inner")
     outer = next(e for e in blocks if isinstance(e, KeepChannels) and e.width == 6)
-    plan = PrunePlan(subject.digest, (inner, outer), {"methods": ["blocks"]})
+    plan = PrunePlan(subject.digest, (inner, outer), Origin(settings={"methods": ("blocks",)}))
     result = api.apply_plan(subject, plan, api.Settings(ratio=0.5))
     assert result.surgery.exact and [n.op_type for n in result.model.graph.node].count("Conv") == 3
     assert result.fidelity.samples and result.macs_removed > 0.5

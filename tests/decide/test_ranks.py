@@ -142,11 +142,11 @@ def test_a_plan_that_factorises_what_it_cannot(name):
     subject = api.open_model(surgery.model_of(NET))
     edit, words = BAD[name]
     with pytest.raises(UsageError, match=words):
-        api.apply_plan(subject, PrunePlan(subject.digest, (edit,), {}), api.Settings(repair="none"))
+        api.apply_plan(subject, PrunePlan(subject.digest, (edit,)), api.Settings(repair="none"))
 
 
 def test_a_plan_for_another_model_is_refused():
-    plan = PrunePlan("0" * 64, (Factorize("b", "channel", 2),), {})
+    plan = PrunePlan("0" * 64, (Factorize("b", "channel", 2),))
     with pytest.raises(UsageError, match="another model"):
         api.apply_plan(api.open_model(surgery.model_of(NET)), plan)
 
@@ -161,7 +161,7 @@ def test_cut_and_factorised_without_samples():
     """Structure alone: the factors of the cut weights, whatever the samples."""
     subject = api.open_model(planted("channel", 4))
     group = next(g for g in subject.channels.groups if any(s.tensor == "w1" for s in g.weights))
-    plan = PrunePlan(subject.digest, (KeepChannels(group.name, 24, tuple(range(12))), Factorize("b", "channel", 4)), {})
+    plan = PrunePlan(subject.digest, (KeepChannels(group.name, 24, tuple(range(12))), Factorize("b", "channel", 4)))
     result = api.apply_plan(subject, plan, api.Settings(repair="none"))
     assert result.surgery.exact
     sizes = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
@@ -188,7 +188,7 @@ def test_the_recipe_and_what_goes_with_it():
 def test_every_layer_says_what_happens_to_it():
     subject = api.open_model(planted("channel", 4))
     group = next(g for g in subject.channels.groups if any(s.tensor == "w1" for s in g.weights))
-    plan = PrunePlan(subject.digest, (KeepChannels(group.name, 24, tuple(range(12))), Factorize("b", "channel", 4)), {})
+    plan = PrunePlan(subject.digest, (KeepChannels(group.name, 24, tuple(range(12))), Factorize("b", "channel", 4)))
     found = preview(subject, plan)
     assert [(c.layer, c.what) for c in found.layers] == [
         ("a", "as it is"),

@@ -18,6 +18,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
 from onnxprune.measure.damage import damage
+from onnxprune.pipeline.asked import choices_of
 from onnxprune.runtime.sessions import open_session
 from tests.channels.surgery import feeds_of, model_of
 from tests.decide import parted
@@ -127,14 +128,14 @@ def test_one_height_for_all_groups_takes_from_where_the_twins_are():
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_samples_are_needed(criterion):
     with pytest.raises(UsageError, match="needs samples; give --calib"):
-        api.Settings(criterion=criterion).choices(False)
+        choices_of(api.Settings(criterion=criterion), False)
 
 
 def test_a_missing_solver_is_named(monkeypatch):
     monkeypatch.setattr(criteria, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r'pip install "onnxprune\[lasso\]"'):
-        api.Settings(criterion="lasso").choices(True)
-    assert api.Settings(criterion="similarity").choices(True) == ("similarity", "adaptive")
+        choices_of(api.Settings(criterion="lasso"), True)
+    assert choices_of(api.Settings(criterion="similarity"), True) == ("similarity", "adaptive")
 
 
 def left_after_refit(criterion, seed=0):
@@ -162,7 +163,7 @@ def test_merging_helps_the_statistics_and_leaves_the_cut_honest():
     subject = api.open_model(ROOT / "benchmarks/models/resnet20_fmnist.onnx", calibration=calib)
     settings = api.Settings(criterion="similarity", allocation="uniform", repair="statistics")
     plan = api.make_plan(subject, settings)
-    other = replace(plan, settings={**plan.settings, "criterion": "l1"})
+    other = replace(plan, by_likeness=False)
     merged, plain = (api.apply_plan(subject, p, settings) for p in (plan, other))
     assert merged.surgery.exact and merged.surgery.worst == plain.surgery.worst
     assert merged.fidelity.sqnr_db > plain.fidelity.sqnr_db + 1  # measured: 7.9 and 5.4 dB

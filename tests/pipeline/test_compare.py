@@ -29,7 +29,7 @@ def subject():
 
 def plan(channels, *kept):
     (group,) = channels.groups
-    return PrunePlan("", (KeepChannels(group.name, group.width, kept),), {})
+    return PrunePlan("", (KeepChannels(group.name, group.width, kept),))
 
 
 @pytest.mark.parametrize("repair", ["refit", "statistics", "none"])

@@ -309,7 +309,7 @@ def test_widths_stay_multiples_of_the_step():
 
 def test_plan_both_ways():
     merge = MergeColumns("y", 1, 1, (5, 3), (1, -1), (2.5, 0.0), (0.0, 0.25))
-    plan = PrunePlan("d", (merge,), {"lossless": True})
+    plan = PrunePlan("d", (merge,), lossless=True)
     assert PrunePlan.from_json(plan.to_json()) == plan and plan.lossless
 
 

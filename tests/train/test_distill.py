@@ -130,7 +130,7 @@ def test_layers_made_of_two_are_trained_too():
     subject = api.open_model(small(), calibration=batches(3))
     layer = [n for n in subject.graph.nodes.values() if n.op_type == "Conv"][2]
     [key] = [k for k, n in subject.graph.nodes.items() if n is layer]
-    plan = PrunePlan(subject.digest, (Factorize(key, "channel", 3),), {"seed": 0})
+    plan = PrunePlan(subject.digest, (Factorize(key, "channel", 3),), seed=0)
     refit, trained = (
         {
             t.name: t.raw_data
