@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import onnx
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
@@ -51,7 +50,7 @@ def apply_plan(
     settings: Settings | None = None,
     *,
     original: Subject | None = None,
-    tune: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
+    tune: Callable[[Graph], Graph] | None = None,
     bench: bool = False,
     stop_early: bool = False,
     progress: Progress | None = None,
@@ -63,7 +62,7 @@ def apply_plan(
         plan: what to do.
         settings: how to repair, and the seed.
         original: what the subject was trained from, if it was: costs and fidelity are compared with that.
-        tune: what else is done with the repaired model: other weights of the same sizes.
+        tune: what else is done with the repaired network: other weights of the same sizes.
         stop_early: give up as soon as random input seems to decide the outputs: for callers who have another plan.
         bench, progress: as for `prune`.
 
@@ -151,7 +150,7 @@ def _mending(
     repair: Repair,
     parts: Partition | None,
     settings: Settings,
-    tune: Callable[[onnx.ModelProto], onnx.ModelProto] | None,
+    tune: Callable[[Graph], Graph] | None,
     progress: Progress | None,
 ) -> Mending:
     """How the cut network is mended."""
@@ -168,7 +167,7 @@ def _mending(
         {name: getattr(settings, name) for name in repair.options},
         settings.threads,
         settings.seed,
-        (lambda graph: Graph(tune(graph.settle().model))) if tune else None,
+        tune,
         report,
     )
 

@@ -35,7 +35,7 @@ def distill(task: RepairTask) -> Graph:
     how = Distillation(seed=task.seed, **task.options)
     batches = list(task.samples.batches(how.batch))
     return distilled(
-        task.net, task.pruned.settle(), task.alive, batches,
+        task.net, task.pruned, task.alive, batches,
         settings=how, threads=task.threads, progress=task.progress,
     )  # fmt: skip
 

@@ -54,7 +54,7 @@ class TrainingRun:
     @property
     def net(self) -> Analysed:
         """The original."""
-        return Analysed(self.subject.graph, self.subject.channels, self.subject.feeds)
+        return self.subject.net
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ class Prepared:
         model: what is cut.
         plan: how; its digest is that of `model`.
         words: what the method found.
-        tune: what is left to do when the model is cut and refitted: the cut model to a better one.
+        tune: what is left to do when the model is cut and refitted: the cut network to a better one.
     """
 
     trained: onnx.ModelProto
     model: onnx.ModelProto
     plan: PrunePlan
     words: str
-    tune: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
+    tune: Callable[[Graph], Graph] | None = None
 
 
 def budget_of(task: TrainingTask, blocks: Sequence[Block] = ()) -> Budget:
@@ -159,7 +159,7 @@ def tuned(task: TrainingTask, plan: PrunePlan, done: int, words: str) -> Prepare
     settings, samples = task.settings, task.samples
     assert samples is not None  # what is cut first says that it needs them
 
-    def tune(cut: onnx.ModelProto) -> onnx.ModelProto:
+    def tune(cut: Graph) -> Graph:
         from onnxprune.train.distill import Distillation, distill
 
         beside = task.training.checkpoint and task.training.checkpoint.with_name(f"{task.training.checkpoint.name}.cut")
@@ -168,8 +168,8 @@ def tuned(task: TrainingTask, plan: PrunePlan, done: int, words: str) -> Prepare
             epochs=None, batch=settings.batch, augment=settings.augment, recipe=settings.recipe, seed=settings.seed,
         )  # fmt: skip
         return distill(
-            task.net, Graph(cut), task.net.channels.alive(plan.keep()), list(samples.fit.batches(settings.batch)),
+            task.net, cut, task.net.channels.alive(plan.keep()), list(samples.fit.batches(settings.batch)),
             settings=how, threads=settings.threads, progress=task.report(done),
-        ).export()  # fmt: skip
+        )  # fmt: skip
 
     return Prepared(task.subject.model, task.subject.model, plan, words, tune)

@@ -82,7 +82,7 @@ def distill(
 
     Args:
         net: the network before the cut.
-        pruned: the network after it, repaired already; left as it is.
+        pruned: the network after it, repaired already; its edits are carried out.
         alive: (unit_count + 1,) bool, what was kept.
         batches: unlabelled samples.
         settings: how.
@@ -97,7 +97,7 @@ def distill(
     fit, held = _parted(batches, how)
     with process_group() as device:
         teacher = Network(net.graph).to(device).eval()
-        student = channels_last(Network(Graph(pruned.export()), batch_norm=how.batch_norm)).to(device)
+        student = channels_last(Network(pruned.settle(), batch_norm=how.batch_norm)).to(device)
         compared = Compared.of(net.graph, student.graph, CutSizes(net.channels, alive), device)
         training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
         early = int(how.blockwise * training.steps)

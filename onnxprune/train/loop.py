@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from onnxprune.errors import FileError, UsageError
+from onnxprune.errors import FileError, UsageError, unknown
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 """step -> (what is minimised, figures to log)."""
@@ -157,7 +157,7 @@ def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
         UsageError: there is none.
     """
     if training.optimizer not in OPTIMIZERS:
-        raise UsageError(f"unknown optimizer {training.optimizer!r}; one of {', '.join(OPTIMIZERS)}")
+        raise unknown("optimizer", training.optimizer, OPTIMIZERS)
     kernels = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": training.decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, unknown
 from onnxprune.runtime.ports import Feeds
 
 
@@ -119,7 +119,7 @@ def augmenter(specs: Sequence[str], seed: int) -> Augment:
     for spec in specs:
         name, _, text = spec.partition("=")
         if name not in AUGMENTATIONS:
-            raise UsageError(f"unknown augmentation {name!r}; any of {', '.join(AUGMENTATIONS)}")
+            raise unknown("augmentation", name, AUGMENTATIONS)
         function, amount = AUGMENTATIONS[name]
         try:
             chosen.append((function, float(text) if text else amount))

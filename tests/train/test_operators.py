@@ -11,6 +11,7 @@ from onnxprune.errors import UnsupportedError  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.runtime import sessions  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
+from onnxprune.train.operators import OPERATORS, op  # noqa: E402
 
 IMAGE = (2, 4, 6, 7)
 
@@ -147,7 +148,10 @@ for mode, coordinates, nearest in (
 
 @pytest.mark.parametrize("name", ROWS)
 def test_forward_as_onnx_runtime(name):
-    model = ROWS[name]
+    as_onnx_runtime(ROWS[name])
+
+
+def as_onnx_runtime(model):
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     x = (2 * f32(*shape, seed=1)).astype(np.float32)
     if model.graph.node[0].op_type == "Where":
@@ -165,6 +169,25 @@ def helper_where(model):
     del model.graph.node[0].input[:]
     model.graph.node[0].input.extend(["c0", "x", "c1"])
     return model
+
+
+def test_an_operator_of_one_s_own():
+    """One decorated function; a second one for the same name is refused."""
+    model = one("ThresholdedRelu", alpha=0.3)
+    with pytest.raises(UnsupportedError, match="ThresholdedRelu"):
+        Network(Graph(model))({"x": torch.zeros(*IMAGE)})
+
+    @op("ThresholdedRelu")
+    def thresholded(a, x):
+        return torch.where(x > a.get("alpha", 1.0), x, 0.0)
+
+    try:
+        as_onnx_runtime(model)
+        with pytest.raises(ValueError, match="ThresholdedRelu: in the table already"):
+            op("Gelu2", "ThresholdedRelu")(thresholded)
+    finally:
+        del OPERATORS["ThresholdedRelu"]
+    assert "Gelu2" not in OPERATORS
 
 
 def test_unknown_operator_is_named():
