@@ -85,7 +85,15 @@ class Engine:
     def each_ms(
         self, model: onnx.ModelProto, feeds: Feeds, copies: int, budget_ms: float, least_most: tuple[int, int]
     ) -> float:
-        """What one of several equal parts of a model takes, by the clock; not less than the clock can tell."""
+        """What one of several equal parts of a model takes, by the clock; not less than the clock can tell.
+
+        Args:
+            model: what is run.
+            feeds: its inputs.
+            copies: how many equal parts it has.
+            budget_ms: after which there are no more runs.
+            least_most: numbers of runs, the first `WARM` not counted.
+        """
         idle = idle_ms(self)
         return max((self.run_ms(model, feeds, budget_ms, least_most) - idle) / copies, LEAST * idle)
 
