@@ -83,6 +83,7 @@ class Operator:
     decides: bool = False  # the output jumps where the input moves by the last bit
     orders: bool = False  # such a decision after which nothing is comparable: what is picked, and how many
     random: bool = False  # draws
+    reads_maps: bool = False  # what it reads may be the end of a block
     probabilities: bool = False  # makes probabilities of scores
     numpy: Callable[..., Any] | None = None  # computes it, element by element (others: `graph.evaluate`)
 
@@ -100,7 +101,8 @@ class Operator:
     spells: tuple[int, ...] = ()  # operands that spell sizes
     spells_batch: bool = False  # a graph may spell with it the batch that it was exported with
     spreads: bool = False  # makes something as large as an operand spells, the same everywhere
-    grows: bool = False  # a few bytes may become gigabytes
+    grows: str = ""  # a few bytes may become gigabytes, by "fill", "expand", "tile" or "range"
+    stores: bool = False  # holds a constant
 
     # weights
     product: Product | None = None

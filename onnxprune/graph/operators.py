@@ -174,8 +174,8 @@ op("BitwiseXor", BROADCAST)
 
 # -- weights -----------------------------------------------------------------------------------------------------
 
-op("Conv", LAYER, conv(bias=2), learned=(1, 2))
-op("ConvTranspose", LAYER, "windowed", channels=1, kernel=1, learned=(1, 2),
+op("Conv", LAYER, conv(bias=2), "reads_maps", learned=(1, 2))
+op("ConvTranspose", LAYER, "windowed", "reads_maps", channels=1, kernel=1, learned=(1, 2),
    product=Product(scattered, writes=1, reads=0, bias=2, kernel=True, transposed=True),
    unfit="it is a transposed convolution; its statistics are mended, its weight stays")
 op("Gemm", LAYER, matrix(bias=2, turned="transB"), channels=1, learned=(1, 2))
@@ -212,17 +212,17 @@ op("Hardmax", MIXING, "decides")
 op("CumSum", MIXING)
 op("CumProd", MIXING)
 
-op("MaxPool", POOL, POSITIVE, KEEPS_CONSTANTS, "windowed")
-op("AveragePool", POOL, LINEAR, "windowed", keeps_constants="inside")
+op("MaxPool", POOL, "reads_maps", POSITIVE, KEEPS_CONSTANTS, "windowed")
+op("AveragePool", POOL, "reads_maps", LINEAR, "windowed", keeps_constants="inside")
 op("LpPool", POOL, "windowed")
 op("GlobalMaxPool", POOL, POSITIVE, KEEPS_CONSTANTS)
-op("GlobalAveragePool", POOL, LINEAR, KEEPS_CONSTANTS)
+op("GlobalAveragePool", POOL, "reads_maps", LINEAR, KEEPS_CONSTANTS)
 op("GlobalLpPool", POOL)
 op("MaxUnpool", "counts", "windowed")
 op("MaxRoiPool")
 op("RoiAlign")
 
-op("ReduceMean", REDUCTION, LINEAR, KEEPS_CONSTANTS, "statistics")
+op("ReduceMean", REDUCTION, "reads_maps", LINEAR, KEEPS_CONSTANTS, "statistics")
 op("ReduceSum", REDUCTION, LINEAR)
 op("ReduceMax", REDUCTION, POSITIVE, KEEPS_CONSTANTS)
 op("ReduceMin", REDUCTION)
@@ -253,8 +253,8 @@ op("ScatterElements", "bounds")
 op("ScatterND", "bounds")
 op("DepthToSpace", LAYOUT)
 op("SpaceToDepth", LAYOUT)
-op("Expand", LAYOUT, "takes_constants", "bounds", "spells_batch", "spreads", "grows", sized_by=1, spells=(1,))
-op("Tile", LAYOUT, "bounds", "spells_batch", "grows", sized_by=1, spells=(1,))
+op("Expand", LAYOUT, "takes_constants", "bounds", "spells_batch", "spreads", sized_by=1, spells=(1,), grows="expand")
+op("Tile", LAYOUT, "bounds", "spells_batch", sized_by=1, spells=(1,), grows="tile")
 op("Pad", LINEAR, "fills", "bounds", sized_by=1, spells=(1, 3))
 op("Resize", LINEAR, sized_by=1, spells=(3,))
 op("Upsample", LINEAR, sized_by=1)
@@ -267,9 +267,9 @@ op("AffineGrid", sized_by=1)
 
 # -- what makes tensors, and what counts -------------------------------------------------------------------------
 
-op("Constant")
-op("ConstantOfShape", "takes_constants", "bounds", "spells_batch", "spreads", "grows", sized_by=0, spells=(0,))
-op("Range", "grows", sized_by=0)
+op("Constant", "stores")
+op("ConstantOfShape", "takes_constants", "bounds", "spells_batch", "spreads", sized_by=0, spells=(0,), grows="fill")
+op("Range", sized_by=0, grows="range")
 op("Shape", "measures", "bounds")
 op("Size", "measures")
 op("RandomNormal", "random", sized_by=0)
