@@ -1,7 +1,8 @@
 """Why something cannot be done to a layer: one table of reasons, each with what would help.
 
-Who decides (`layers.correction`, `measure.designs.as_design`, `pairs.splits`, `timing.node_times`) returns what was
-asked for or a `Refusal`; who only wants to do it drops the refusal, who reports collects it.
+Who decides (`layers.affine_or_why`, `measure.designs.design_or_why`, `pairs.why_not`, the probes of
+`timing.node_times`) returns what was asked for or a `Refusal`; who only wants to do it drops the refusal, who reports
+collects it (`measure.designs.refusals`, `measure.designs.split_refusals`, `timing.node_times.refusals`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ REASONS = {
     "odd bias": ("the bias of {op} is no float constant with one value per channel (axis {axis})", "make it one"),
     "no bias": ("{op} has no bias, and no Add of a constant per channel (axis {axis}) behind it", "add one of zeros"),
     "thin": ("{op} is depthwise with a kernel along one axis: no two layers are smaller", ""),
+    "wide": ("{op} reads {inputs} inputs at once, more than the {most} that least squares is worth for", ""),
     "unseen": ("the size of what {op} reads is not known, or it is empty", ""),
 }
 """Reason -> (words, remedy): `{op}` is the operator."""

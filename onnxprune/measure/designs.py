@@ -17,7 +17,7 @@ import onnx
 from onnxprune import numerics, parallel
 from onnxprune.graph import operators, pairs
 from onnxprune.graph.facts import Operator
-from onnxprune.graph.layers import products, unscaled, weight_axes
+from onnxprune.graph.layers import Layer, affine_or_why, lacks_bias, products, unscaled, weight_axes
 from onnxprune.graph.model import Graph, Use
 from onnxprune.graph.refusals import Refusal, refuse, unless_refused
 from onnxprune.protobuf.nodes import attr
@@ -161,7 +161,8 @@ def design_or_why(graph: Graph, key: str) -> Design | Refusal:
         return refuse(key, "unfit" if line.unfit else "no layer", op=line.name or "it", why=line.unfit)
     weight = graph.value((key, product.weight))
     if graph.constant(node.input[0]) is not None:
-        return refuse(key, "reads a constant" if weight is not None else "on the left", op=line.name)
+        left = weight is None and product.either
+        return refuse(key, "on the left" if left else "reads a constant", op=line.name)
     if weight is None:
         return refuse(key, "two activations" if product.either else "computed", op=line.name)
     if weight.dtype not in (np.float32, np.float16):
@@ -177,18 +178,39 @@ def design_or_why(graph: Graph, key: str) -> Design | Refusal:
 
 def refusals(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Layer -> why it is not refitted, in words, for the layers that are not."""
-    found = ((layer.key, design_or_why(graph, layer.key)) for layer in products(graph, shapes))
-    return {key: str(why) for key, why in found if isinstance(why, Refusal)}
+    consumers = graph.consumers()
+    found = {layer.key: _not_refitted(graph, layer, consumers, shapes) for layer in products(graph, shapes)}
+    return {key: str(why) for key, why in found.items() if why is not None}
 
 
 def split_refusals(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Layer -> why it is not made of two, in words, for the layers that cannot be."""
-    found = refusals(graph, shapes)
-    for layer in products(graph, shapes):
-        weight = graph.value(layer.weight) if layer.weight is not None and layer.key not in found else None
-        why = None if weight is None else pairs.why_not(layer.key, graph.nodes[layer.key], weight.shape)
-        found |= {} if why is None else {layer.key: str(why)}
-    return found
+    found = {layer.key: _not_split(graph, layer.key) for layer in products(graph, shapes)}
+    return {key: str(why) for key, why in found.items() if why is not None}
+
+
+def _not_refitted(
+    graph: Graph, layer: Layer, consumers: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...]]
+) -> Refusal | None:
+    made = design_or_why(graph, layer.key)
+    if isinstance(made, Refusal):
+        return made
+    if made.inputs > WIDEST:
+        return refuse(layer.key, "wide", op=layer.op, inputs=made.inputs, most=WIDEST)
+    place = affine_or_why(graph, layer, consumers, shapes)
+    # what has no operand for a bias is given an Add
+    return place if isinstance(place, Refusal) and not lacks_bias(graph.nodes[layer.key]) else None
+
+
+def _not_split(graph: Graph, key: str) -> Refusal | None:
+    made = design_or_why(graph, key)
+    if isinstance(made, Refusal):
+        return made
+    weight = graph.value(made.weight)
+    assert weight is not None
+    if made.inputs > WIDEST:
+        return refuse(key, "wide", op=made.op, inputs=made.inputs, most=WIDEST)
+    return pairs.why_not(key, graph.nodes[key], weight.shape)
 
 
 @design("Conv")
@@ -206,7 +228,8 @@ def _conv(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design:
         conv["pads"] = tuple(attr(node, "pads", [0] * (2 * n))) if mode == "NOTSET" else (0,) * (2 * n)
     taps = int(np.prod(weight.shape[2:]))
     inputs, outputs = weight.shape[1] * taps, weight.shape[0] // parts
-    return Design(key, "Conv", node.input[0], (key, 1), 1, parts, inputs, outputs, taps, True, conv=conv)
+    name, reads = operators.of(node).name, node.input[0]
+    return Design(key, name, reads, (key, 1), 1, parts, inputs, outputs, taps, True, conv=conv)
 
 
 @design("Gemm", "MatMul")

@@ -9,6 +9,7 @@ from onnxprune.channels.rules import registry
 from onnxprune.channels.size_rules import SIZE_RULES, size_rule_of
 from onnxprune.graph import evaluate, operators
 from onnxprune.measure import designs
+from onnxprune.protobuf.nodes import WITH_BODIES
 
 WEIGHTED = list(operators.lines(lambda line: line.weighted))
 
@@ -44,6 +45,10 @@ def test_a_weighted_operator_says_all_about_its_weight(line):
 
 def test_what_spells_sizes_has_a_rule_for_them():
     assert all(size_rule_of(line) for line in operators.lines(lambda line: line.spells))
+
+
+def test_bodies_are_those_that_protobuf_looks_for():
+    assert {line.name for line in operators.lines() if line.bodies} == WITH_BODIES
 
 
 def test_facts_agree():
