@@ -2,8 +2,9 @@
 
 from onnxprune.channels.analysed import Analysed
 from onnxprune.channels.analysis import find_channels
+from onnxprune.channels.cut_sizes import CutSizes
 from onnxprune.channels.groups import ChannelGroup, Channels, Pinned, Slice, ahead_of, common_reasons, removed_cuts
-from onnxprune.channels.sizes import CutSizes, adapt_sizes
+from onnxprune.channels.sizes import adapt_sizes
 
 __all__ = [
     "Analysed",

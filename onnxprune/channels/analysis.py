@@ -12,8 +12,9 @@ from math import comb
 
 import numpy as np
 
+from onnxprune.channels.cut_sizes import CutSizes
 from onnxprune.channels.groups import Channels, read_off, walk_graph
-from onnxprune.channels.sizes import CutSizes, adapt_sizes
+from onnxprune.channels.sizes import adapt_sizes
 from onnxprune.channels.ties import Ties
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed

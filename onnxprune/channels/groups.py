@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from onnxprune.channels import rules
-from onnxprune.channels.rules import quantized
 from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, carrying_axis, distinct
+from onnxprune.graph import operators
 from onnxprune.graph.model import Graph, Use, body_weights
 from onnxprune.graph.shapes import Observed
 from onnxprune.protobuf.nodes import node_key
@@ -176,7 +176,7 @@ def _operand(walk: rules.Walk, i: int, name: str, flow: dict[str, Ids], made: di
     if name in flow:
         return flow[name]
     if name in made:
-        if walk.node.op_type not in quantized.QUANTIZERS:
+        if not operators.of(walk.node).quantizer:
             made[name].seen.append((walk.key, i))
         return made[name]
     if (constant := walk.graph.constant(name)) is not None:

@@ -8,17 +8,18 @@ constant that feeds it is mended, and anything else is a `Conflict`: those chann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxprune.channels.groups import Channels
-from onnxprune.channels.rules import ELEMENTWISE
+from onnxprune.channels.cut_sizes import CutSizes
+from onnxprune.channels.size_rules import SizeRule, size_rule_of
+from onnxprune.graph import operators
 from onnxprune.graph.model import Graph, Use
-from onnxprune.graph.shapes import UNARY, Observed, follow
+from onnxprune.graph.shapes import Observed, follow
 from onnxprune.protobuf.nodes import attr
 
 
@@ -38,38 +39,6 @@ class Conflict:
     node: str
     tensors: tuple[str, ...]
     reason: str
-
-
-class CutSizes:
-    """The sizes of every activation once the units that are not alive have gone."""
-
-    def __init__(self, channels: Channels, alive: np.ndarray):
-        self.channels, self.alive, self.before = channels, alive, channels.derived
-        self.lines: dict[str, tuple[int, np.ndarray]] = {}
-        self.shapes = dict(channels.shapes)
-        for name, kept in zip(channels.lines, self._kept_counts(), strict=True):
-            axis, line = channels.lines[name]
-            if kept < len(line):
-                self.lines[name] = (axis, line)
-                shape = list(self.shapes[name])
-                shape[axis] = kept
-                self.shapes[name] = tuple(shape)
-
-    def _kept_counts(self) -> list[int]:
-        """How many channels of every line stay."""
-        lines = [line for _, line in self.channels.lines.values()]
-        if not lines:
-            return []
-        ends = np.cumsum([len(line) for line in lines])
-        total = np.concatenate([[0], np.cumsum(self.alive[np.concatenate(lines)])])
-        return np.diff(total[np.concatenate([[0], ends])]).tolist()  # type: ignore[no-any-return]
-
-    def changed(self, name: str) -> bool:
-        return name in self.lines
-
-    def kept(self) -> dict[str, tuple[int, np.ndarray]]:
-        """Activation -> (axis, (length,) bool: what stays), for those that lose channels."""
-        return {name: (axis, self.alive[line]) for name, (axis, line) in self.lines.items()}
 
 
 def adapt_sizes(graph: Graph, cut: CutSizes) -> tuple[list[SizeEdit], list[Conflict]]:
@@ -93,7 +62,7 @@ def adapt_sizes(graph: Graph, cut: CutSizes) -> tuple[list[SizeEdit], list[Confl
             else:
                 wanted[key, where] = value
         for i, name in enumerate(node.input):
-            if name in cut.before and (node.op_type, i) in TAKES_SIZES:
+            if name in cut.before and i in operators.of(node).spells:
                 wanted.setdefault((key, i), cut.before[name])
     if not cut.before:
         return mends, []
@@ -103,9 +72,9 @@ def adapt_sizes(graph: Graph, cut: CutSizes) -> tuple[list[SizeEdit], list[Confl
 def _spelling(graph: Graph) -> list[tuple[str, onnx.NodeProto, SizeRule, tuple[str, ...]]]:
     """The nodes that may spell sizes, with all their tensors."""
     return [
-        (key, node, SIZE_RULES[node.op_type], (*node.input, *node.output))
+        (key, node, spell, (*node.input, *node.output))
         for key, node in graph.nodes.items()
-        if node.op_type in SIZE_RULES
+        if (spell := size_rule_of(operators.of(node))) is not None
     ]
 
 
@@ -134,7 +103,7 @@ def _follow(
     unheard = [
         asked[made]
         for key, i, name in (_readers(graph, cut) if asked else ())
-        if (graph.nodes[key].op_type, i) in TAKES_SIZES
+        if i in operators.of(graph.nodes[key]).spells
         for made in _makers(graph, cut, name) & asked.keys()
         if (key, i) not in asked[made]
     ]
@@ -178,7 +147,7 @@ def _readers(graph: Graph, cut: CutSizes) -> list[tuple[str, int, str]]:
 def _is_fill(graph: Graph, cut: CutSizes, name: str) -> bool:
     """Whether this is one number everywhere that carries channels: its size is wanted where it is made."""
     producer = graph.producer.get(name)
-    return cut.changed(name) and producer is not None and graph.nodes[producer].op_type in ("ConstantOfShape", "Expand")
+    return cut.changed(name) and producer is not None and operators.of(graph.nodes[producer]).spreads
 
 
 def _value_readers(graph: Graph, derived: Mapping[str, np.ndarray]) -> list[tuple[str, int, str]]:
@@ -202,25 +171,20 @@ def _stirred(graph: Graph, cut: CutSizes) -> dict[str, tuple[int, ...]]:
     return stirred
 
 
-ALIGNED = frozenset((*UNARY, *ELEMENTWISE, "LayerNormalization"))
-"""Operators whose operands and output line up at their last axes."""
-FIXES = {"Conv": 1, "BatchNormalization": 1, "Gemm": 1, "MatMul": -1}
-"""Operator with a constant second operand -> the axis of the first operand and of the output that it fixes."""
-
-
 def _fixed_axes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[int]]:
     """Activation -> axes that can have no other size, because a constant meets them."""
     found: dict[str, set[int]] = {}
     for node in graph.nodes.values():
         out = node.output[0]
-        rank = len(shapes.get(out, ()))
-        if node.op_type in FIXES and len(node.input) > 1 and graph.constant(node.input[1]) is not None:
-            axis, before = FIXES[node.op_type], len(shapes.get(node.input[0], ()))
+        rank, line = len(shapes.get(out, ())), operators.of(node)
+        meets = (line.layer or line.stored_statistics) and len(node.input) > 1
+        if meets and graph.constant(node.input[1]) is not None:
+            axis, before = line.channels or 0, len(shapes.get(node.input[0], ()))
             if attr(node, "transA", 0) or before < 2 or before != rank:
                 continue
             found.setdefault(node.input[0], set()).add(axis % rank)
             found.setdefault(out, set()).add(axis % rank)
-        elif node.op_type in ALIGNED:
+        elif line.aligned:
             for name in node.input:
                 size, whole = shapes.get(name, ()), graph.constant(name) is not None if name else False
                 axes = [k for k, d in enumerate(size) if whole and d > 1] or list(found.get(name, ()))
@@ -308,207 +272,3 @@ def _roots(graph: Graph, name: str, derived: Mapping[str, np.ndarray], cut: CutS
         elif top in derived and top in graph.producer:
             stack.extend(graph.nodes[graph.producer[top]].input)
     return tuple(found)
-
-
-# -- operators that spell sizes -------------------------------------------------------------------------------
-
-NewSizes = list[tuple[int | str, Any]]
-SizeRule = Callable[[Graph, CutSizes, str, onnx.NodeProto], NewSizes]
-SIZE_RULES: dict[str, SizeRule] = {}
-TAKES_SIZES: set[tuple[str, int]] = set()
-
-
-def size_operands(op: str, *operands: int) -> Callable:
-    def enter(function: Callable) -> Callable:
-        SIZE_RULES[op] = function
-        TAKES_SIZES.update((op, i) for i in operands)
-        return function
-
-    return enter
-
-
-def _operand(graph: Graph, cut: CutSizes, node: onnx.NodeProto, i: int) -> np.ndarray | None:
-    """The operand's value before the cut, constant or computed from sizes."""
-    if i >= len(node.input) or not node.input[i]:
-        return None
-    return cut.before.get(node.input[i], graph.constant(node.input[i]))
-
-
-def _target(graph: Graph, cut: CutSizes, node: onnx.NodeProto, i: int, leave: tuple[int, ...]) -> NewSizes:
-    """A list of sizes, one per output axis; entries in `leave` mean themselves."""
-    old, new = cut.channels.shapes[node.output[0]], cut.shapes[node.output[0]]
-    given = _operand(graph, cut, node, i)
-    if given is None:
-        return [(i, None)]
-    if len(given) != len(new):
-        return []
-    source = cut.shapes[node.input[0]]
-    target = given.copy()
-    for k, entry in enumerate(given):
-        if entry == 0 and 0 in leave:
-            if k < len(source) and source[k] == new[k]:
-                continue
-        elif entry in leave:
-            continue
-        elif old[k] == new[k]:
-            continue
-        target[k] = new[k]
-    return [] if np.array_equal(target, given) else [(i, target)]
-
-
-@size_operands("Reshape", 1)
-def _reshape(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    if len(node.input) < 2:
-        return []
-    leave = (-1,) if attr(node, "allowzero", 0) else (0, -1)
-    return _target(graph, cut, node, 1, leave)
-
-
-@size_operands("ConstantOfShape", 0)
-def _filled(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    return _target(graph, cut, node, 0, ())
-
-
-@size_operands("Expand", 1)
-def _expand(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    given = _operand(graph, cut, node, 1)
-    if given is not None and len(given) < len(cut.shapes[node.output[0]]):
-        lead = len(cut.shapes[node.output[0]]) - len(given)
-        old, new = cut.channels.shapes[node.output[0]][lead:], cut.shapes[node.output[0]][lead:]
-        target = np.where((np.array(old) != np.array(new)) & (given != 1), new, given)
-        return [] if np.array_equal(target, given) else [(1, target.astype(given.dtype))]
-    return _target(graph, cut, node, 1, (1,))
-
-
-@size_operands("Resize", 3)
-def _resize(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    if len(node.input) < 4 or not node.input[3]:
-        return []
-    axes = attr(node, "axes")
-    if axes is None:
-        return _target(graph, cut, node, 3, ())
-    given, new = _operand(graph, cut, node, 3), cut.shapes[node.output[0]]
-    old = cut.channels.shapes[node.output[0]]
-    if given is None:
-        return [(3, None)]
-    target = np.array([new[a] if new[a] != old[a] else s for a, s in zip(axes, given, strict=True)], given.dtype)
-    return [] if np.array_equal(target, given) else [(3, target)]
-
-
-@size_operands("Slice", 1, 2, 3, 4)
-def _slice(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    name = node.input[0]
-    if not cut.changed(name):
-        return []
-    axis, line = cut.lines[name]
-    rank, length = len(cut.shapes[name]), len(line)
-    by_input = len(node.input) > 1
-    read = lambda i, word: _operand(graph, cut, node, i) if by_input else attr(node, word)  # noqa: E731
-    starts, ends, axes = read(1, "starts"), read(2, "ends"), read(3, "axes")
-    if starts is None or ends is None:  # computed from data
-        return [(1, None)]
-    axes = list(range(len(starts if starts is not None else ends))) if axes is None else [int(a) % rank for a in axes]
-    if axis not in axes:
-        return []
-    k = axes.index(axis)
-    first, stop, _ = slice(int(starts[k]), int(ends[k])).indices(length)
-    alive = cut.alive[line]
-    new_first = int(alive[:first].sum())
-    new_stop = new_first + int(alive[first:stop].sum())
-    begins, stops = np.array(starts), np.array(ends)
-    if begins[k] != 0 or first != 0:
-        begins[k] = new_first
-    if int(ends[k]) < length:
-        stops[k] = new_stop
-    found: NewSizes = []
-    for where, word, new, old in ((1, "starts", begins, starts), (2, "ends", stops, ends)):
-        if not np.array_equal(new, old):
-            found.append((where if by_input else word, new if by_input else [int(v) for v in new]))
-    return found
-
-
-@size_operands("Split", 1)
-def _split(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    if not cut.changed(node.input[0]):
-        return []
-    axis = attr(node, "axis", 0) % len(cut.shapes[node.input[0]])
-    if cut.lines[node.input[0]][0] != axis:
-        return []
-    sizes = [cut.shapes[o][axis] for o in node.output]
-    if len(node.input) > 1 and node.input[1]:
-        return [(1, np.array(sizes, np.int64))]
-    if attr(node, "split") is not None or graph.opset < 13:
-        return [("split", sizes)]
-    return [] if len(set(sizes)) == 1 else [("+split", np.array(sizes, np.int64))]
-
-
-@size_operands("Gather", 1)
-def _gather(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    name = node.input[0]
-    if not cut.changed(name) or cut.lines[name][0] != attr(node, "axis", 0) % len(cut.shapes[name]):
-        return []
-    _, line = cut.lines[name]
-    given = _operand(graph, cut, node, 1)
-    if given is None:
-        return [(1, None)]
-    alive = cut.alive[line]
-    index = np.asarray(given) % len(line)
-    return [(1, (np.cumsum(alive) - 1)[index[alive[index]]].astype(given.dtype))]
-
-
-@size_operands("ReduceMean")
-def _reduce_mean(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    """A mean over channels that were cut still divides by their old number."""
-    read = cut.channels.reads.get((key, 0))
-    if read is None or cut.alive[read[1]].all():
-        return []
-    return [("*scale", float(cut.alive[read[1]].mean()))]
-
-
-@size_operands("Attention")
-def _attention(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    """The default scale is one over the root of a head's width, as it was."""
-    if attr(node, "scale") is not None or not cut.changed(node.input[0]):
-        return []
-    shape = cut.channels.shapes[node.input[0]]
-    return [("scale", float((shape[-1] / (attr(node, "q_num_heads", 1) if len(shape) == 3 else 1)) ** -0.5))]
-
-
-@size_operands("Tile", 1)
-@size_operands("Pad", 1, 3)
-def _nothing(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    return []
-
-
-@size_operands("Conv")
-@size_operands("ConvInteger")
-@size_operands("QLinearConv")
-def _conv(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    groups = attr(node, "group", 1)
-    if groups == 1 or not cut.changed(node.input[0]):
-        return []
-    width = cut.shapes[node.input[0]][1]
-    per_group = cut.channels.params.get((key, 3 if node.op_type == "QLinearConv" else 1), {}).get(1)
-    before = cut.channels.shapes[node.input[0]][1] // groups
-    now = before if per_group is None else int(cut.alive[per_group].sum())
-    return [] if width // now == groups else [("group", width // now)]
-
-
-@size_operands("ConvTranspose")
-def _conv_transpose(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    groups = attr(node, "group", 1)
-    if groups == 1:
-        return []
-    out, width = cut.shapes[node.output[0]][1], cut.channels.shapes[node.output[0]][1] // groups
-    per_group = cut.channels.params.get((key, 1), {}).get(1)
-    now = width if per_group is None else int(cut.alive[per_group].sum())
-    return [] if out // now == groups else [("group", out // now)]
-
-
-@size_operands("GroupNormalization")
-def _group_norm(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    groups = attr(node, "num_groups")
-    if not cut.changed(node.input[0]) or key in cut.channels.inexact:
-        return []
-    size = cut.channels.shapes[node.input[0]][1] // groups
-    return [("num_groups", cut.shapes[node.input[0]][1] // size)]

@@ -17,19 +17,13 @@ from typing import ClassVar
 from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.decide.limits import Limits
 from onnxprune.errors import UsageError
-from onnxprune.graph.layers import products
+from onnxprune.graph import operators
+from onnxprune.graph.layers import is_add, products
 from onnxprune.graph.model import Graph
-from onnxprune.graph.shapes import UNARY
 from onnxprune.protobuf.nodes import captured
 
 LONGEST = 400
 """Nodes that a branch may have."""
-
-PLAIN = frozenset(UNARY) | {
-    *("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu", "Add", "Sub", "Mul", "Div"),
-    *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Concat"),
-}
-"""What may make or carry channels that go whole: operators that spell no count of channels."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ def find_appended(net: Analysed, keep: str | None = None) -> tuple[Appended, ...
     width = {block.group: block.width for block in found}
     stay: set[str] = set()
     for node in graph.nodes.values():
-        if node.op_type == "Concat" and node.output[0] not in owner and all(i in owner for i in node.input):
+        if operators.of(node).joins and node.output[0] not in owner and all(i in owner for i in node.input):
             groups = dict.fromkeys(owner[i] for i in node.input)
             if stay.isdisjoint(groups):
                 stay.add(max(groups, key=lambda g: width[g]))
@@ -172,13 +166,13 @@ def _appended(
 ) -> Appended | None:
     """The nodes that serve nothing but the group's place in Concats; None where the group has other readers."""
     makers = {graph.producer.get(name, "") for name in own}
-    if "" in makers or any(graph.nodes[key].op_type not in PLAIN for key in makers):
+    if "" in makers or not all(operators.of(graph.nodes[key]).plain for key in makers):
         return None
     joins = {
         key
         for name in own
         for key, _ in consumers.get(name, ())
-        if key not in makers and graph.nodes[key].op_type == "Concat"
+        if key not in makers and operators.of(graph.nodes[key]).joins
     }
     inside: set[str] = set()
     stack = sorted(makers, key=order.__getitem__)
@@ -220,7 +214,7 @@ def find_blocks(net: Analysed, keep: str | None = None) -> tuple[Block, ...]:
     consumers, inner = graph.consumers(), graph.captured()
     found = []
     for key, node in graph.nodes.items():
-        if node.op_type != "Add" or graph.constant(node.output[0]) is not None or len(set(node.input)) < 2:
+        if not is_add(graph, key) or graph.constant(node.output[0]) is not None or len(set(node.input)) < 2:
             continue
         sizes = [shapes.get(i) for i in node.input]
         if sizes[0] is None or sizes[0] != sizes[1] or len(sizes[0]) < 2:

@@ -14,7 +14,8 @@ import numpy as np
 from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.decide.curves import Curve, Curves, reader_designs
 from onnxprune.decide.norms import Weight, energies
-from onnxprune.graph.layers import INTEGER
+from onnxprune.graph import operators
+from onnxprune.graph.behaviour import zero_point
 from onnxprune.graph.model import Use
 from onnxprune.measure.designs import second_moments
 from onnxprune.measure.gradients import Gradients
@@ -115,8 +116,8 @@ def _moments_read(net: Analysed, batches: Iterator[Feeds], threads: int | None) 
     zeros: dict[str, float] = {}  # of what has no squares of its own
     for tensor, use in ((s.reads, s.use) for g in groups for s in g.readers if s.reads):
         node, weight = graph.nodes[use[0]], graph.value(use)
-        if node.op_type in INTEGER:
-            zero = graph.constant(node.input[2]) if len(node.input) > 2 else None
+        if operators.of(node).integer:
+            zero = zero_point(graph, node, 0)
             zeros[tensor] = 0.0 if zero is None else float(np.ravel(zero)[0])
         elif weight is not None and weight.dtype == np.float16:
             zeros[tensor] = 0.0

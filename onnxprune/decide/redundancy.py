@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxprune.channels import ChannelGroup, Channels, Slice
-from onnxprune.decide.values import NOTHING, SAME, ZERO, Line, Numbering, unpadded
-from onnxprune.graph.layers import SUMS, added_behind
+from onnxprune.decide.values import NOTHING, SAME, ZERO, Line, Numbering
+from onnxprune.graph.behaviour import unpadded
+from onnxprune.graph.layers import added_behind, adds_columns, takes_constants
 from onnxprune.graph.model import Graph, Use
 from onnxprune.plan import KeepChannels, MergeColumns
-from onnxprune.protobuf.nodes import attr
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _readers(graph: Graph, channels: Channels, numbers: Numbering) -> list[_Read
             line = None
             if s.reads is not None and s.reads in channels.lines:
                 line = numbers.read(s.reads, channels.lines[s.reads][0])
-            sums = node.op_type in SUMS and attr(node, "group", 1) == 1 and s.use not in channels.unlisted
+            sums = adds_columns(node) and s.use not in channels.unlisted
             if value is None or value.dtype.kind != "f" or line is None or len(line.atom) != len(units):
                 n = len(units)
                 line, sums = Line(0, np.arange(2, n + 2), np.ones(n), np.zeros(n)), False
@@ -224,10 +224,6 @@ def _readers(graph: Graph, channels: Channels, numbers: Numbering) -> list[_Read
             if value is not None and value.dtype.kind == "f":
                 size = np.abs(value).max(axis=tuple(a for a in range(value.ndim) if a != s.axis), initial=0.0)
                 needed = ~(size <= ZERO * size.max(initial=0.0))
-            folds = {
-                "Conv": unpadded(node),
-                "Gemm": attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0,
-                "MatMul": s.use[1] == 1 and key in behind,
-            }.get(node.op_type, False)
+            folds = takes_constants(graph, key, behind) and unpadded(node)
             found[s.use, s.axis] = _Reader(s, units, needed, line, folds, sums)
     return list(found.values())

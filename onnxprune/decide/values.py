@@ -24,10 +24,13 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Channels
+from onnxprune.graph import operators
+from onnxprune.graph.behaviour import keeps_constants, scaling, sees_borders
+from onnxprune.graph.facts import Operator
 from onnxprune.graph.fold import run_node
+from onnxprune.graph.layers import bias_of, filters_of, keeps_statistics
 from onnxprune.graph.model import Graph
-from onnxprune.graph.shapes import UNARY
-from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attr
+from onnxprune.protobuf.nodes import attr
 
 NOTHING, ONE = 0, 1
 """Atoms with a meaning: no dependence on the input; one inside a map and zero in its padding."""
@@ -35,20 +38,6 @@ SAME = 1e-6
 """Normalised constants closer than this are equal: float32 rounding, also after BN was folded."""
 ZERO = 1e-12
 """A filter below this share of its layer's largest is no filter."""
-
-LAYOUT = frozenset(
-    "Reshape Flatten Squeeze Unsqueeze Transpose Identity Dropout Concat Split Slice Gather DepthToSpace SpaceToDepth "
-    "Expand Tile".split()
-)
-LINEAR = LAYOUT | frozenset("GlobalAveragePool AveragePool ReduceMean ReduceSum Resize Upsample Pad Neg Sum".split())
-"""f(s·x) = s·f(x)."""
-POSITIVE = frozenset("Relu LeakyRelu PRelu MaxPool GlobalMaxPool ReduceMax Abs".split())
-"""f(s·x) = s·f(x) for s > 0."""
-KEEPS_CONSTANTS = LAYOUT | frozenset("GlobalAveragePool ReduceMean MaxPool GlobalMaxPool ReduceMax".split())
-"""A constant goes in, the same constant comes out, at the borders too."""
-KEEPS_ZERO = LINEAR | POSITIVE
-POINTWISE = (frozenset(UNARY) | frozenset("PRelu Pow Min Max".split())) - {"Dropout"}
-"""Element by element, so a constant gives a constant: ONNX Runtime says which."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ class Numbering:
         for key, node in graph.nodes.items():
             outputs = [o for o in node.output if o in channels.lines and graph.constant(o) is None]
             if outputs:
-                rule = RULES.get(node.op_type) if node.domain in DEFAULT_DOMAINS else None
+                rule = rule_of(operators.of(node))
                 made = rule(self, key, node) if rule and len(outputs) == 1 else None
                 if made is not None:
                     self.lines[outputs[0]] = made
@@ -167,7 +156,7 @@ class Numbering:
         """Write the atoms and scales of units that have equally many inputs and outputs."""
         atom, scale, offset = ins[0].astype(int), ins[1], ins[2]
         first = np.take_along_axis(scale, (scale != 0).argmax(axis=1)[:, None], 1) if scale.shape[1] else None
-        scales = _degree(self.graph, node, constants.shape[1])
+        scales = scaling(self.graph, node, constants=constants.shape[1] > 0)
         keys = atom
         if first is not None and scales:
             unit = np.where(first == 0, 1.0, np.abs(first) if scales == "positive" else first)
@@ -178,9 +167,9 @@ class Numbering:
         label, (count, outs) = classes(keys, spread(rows)), places.shape
         fresh = self.fresh(count * outs).reshape(count, outs)
         line.atom[places] = fresh[label]
-        if scale.shape[1] and node.op_type in KEEPS_ZERO:
+        if scale.shape[1] and operators.of(node).scales:  # zero stays zero
             still = (ins[0] == NOTHING).all(axis=1) & (ins[2] == ins[2][:, :1]).all(axis=1)
-            if not _keeps_constants(self.graph, node):
+            if not keeps_constants(node):
                 still &= (ins[2] == 0).all(axis=1)
             rows_of = places[still]
             line.atom[rows_of], line.scale[rows_of], line.offset[rows_of] = NOTHING, 0.0, ins[2][still][:, :1]
@@ -188,7 +177,7 @@ class Numbering:
     def _constants(self, node: onnx.NodeProto, line: Line, names: list[str]) -> Line:
         """Put constants through an operator that works element by element, by running it on them."""
         x = self.lines.get(node.input[0])
-        if node.op_type not in POINTWISE or node.domain not in DEFAULT_DOMAINS or x is None or len(names) != 1:
+        if not operators.of(node).pointwise or x is None or len(names) != 1:
             return line
         if names != [node.input[0]] or x.axis != line.axis or not x.constant.any() or len(x.atom) != len(line.atom):
             return line
@@ -231,36 +220,6 @@ def _slices(value: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray:
     return moved[places].reshape(len(places), -1).astype(np.float64)
 
 
-def _degree(graph: Graph, node: onnx.NodeProto, constants: int) -> str:
-    """How an operator scales: "linear", "positive" or "" (not at all)."""
-    op = node.op_type
-    if node.domain not in DEFAULT_DOMAINS or (constants and op != "PRelu"):
-        return ""
-    if op == "Pad" and not _pads_with_zero(graph, node) and attr(node, "mode", "constant") == "constant":
-        return ""
-    if op == "Resize" and attr(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
-        return ""
-    return "linear" if op in LINEAR else "positive" if op in POSITIVE else ""
-
-
-def _pads_with_zero(graph: Graph, node: onnx.NodeProto) -> bool:
-    if len(node.input) > 2 and node.input[2]:
-        value = graph.constant(node.input[2])
-        return value is not None and not value.any()
-    return attr(node, "value", 0.0) == 0
-
-
-def _keeps_constants(graph: Graph, node: onnx.NodeProto) -> bool:
-    if node.op_type == "AveragePool":
-        return not attr(node, "count_include_pad", 0) or unpadded(node)
-    return node.op_type in KEEPS_CONSTANTS
-
-
-def unpadded(node: onnx.NodeProto) -> bool:
-    """Whether a conv or a pooling reads nothing beyond the border."""
-    return not any(attr(node, "pads", [])) and attr(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
-
-
 def classes(keys: np.ndarray, rows: np.ndarray, tolerance: float = SAME) -> np.ndarray:
     """(n,) the index of an equal row: equal keys (n, k), rows (n, d) that differ nowhere by more than `tolerance`."""
     n = len(keys)
@@ -291,32 +250,32 @@ def spread(values: np.ndarray) -> np.ndarray:
 # -- operators that scale --------------------------------------------------------------------------------------
 
 Rule = Callable[[Numbering, str, onnx.NodeProto], Line | None]
-RULES: dict[str, Rule] = {}
 
 
-def rule(*ops: str) -> Callable[[Rule], Rule]:
-    def enter(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(ops, function))
-        return function
+def rule_of(line: Operator) -> Rule | None:
+    """How an operator that scales is followed; None for others."""
+    if line.layer:
+        return layer
+    if line.stored_statistics:
+        return batch_norm
+    if line.arithmetic:
+        return arithmetic
+    return identity if line.hands_on else None
 
-    return enter
 
-
-@rule("Conv", "ConvTranspose", "Gemm", "MatMul")
 def layer(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
     """A weighted sum over inputs: filters are compared once the inputs that are twins have been added up."""
-    graph, op = numbers.graph, node.op_type
+    graph, line = numbers.graph, operators.of(node)
     axis, width = numbers.channels.lines[node.output[0]][0], len(numbers.channels.lines[node.output[0]][1])
-    groups = attr(node, "group", 1) if op.startswith("Conv") else 1
-    w = _filters(graph, key, node, groups)
+    groups, w = attr(node, "group", 1), filters_of(graph, key)
     rank = len(numbers.channels.shapes[node.output[0]])
-    if w is None or len(w) != width or axis != (1 if op != "MatMul" else rank - 1):
+    if w is None or len(w) != width or line.channels is None or axis != line.channels % rank:
         return None
     x = numbers.read(node.input[0], axis)
-    bias = _bias(graph, key, node, width)
+    bias = bias_of(graph, key, width)
     if x is None or bias is None or len(x.atom) != groups * w.shape[1]:
         return None
-    if op in ("Conv", "ConvTranspose") and not (op == "Conv" and unpadded(node)):
+    if sees_borders(node):
         x = numbers.reified(x)
     w = w.reshape(groups, width // groups, w.shape[1], -1).astype(np.float64)
     atom, scale, offset = (v.reshape(groups, -1) for v in (x.atom, x.scale, x.offset))
@@ -332,30 +291,6 @@ def layer(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
     return _normalised(numbers, axis, np.repeat(keys, width // groups), rows, shift)
 
 
-def _filters(graph: Graph, key: str, node: onnx.NodeProto, groups: int) -> np.ndarray | None:
-    """The weight as (out, in, ...), a layer's constants only."""
-    w = graph.value((key, 1))
-    if w is None or w.dtype.kind != "f" or graph.constant(node.input[0]) is not None:
-        return None
-    if node.op_type == "ConvTranspose":
-        return w.swapaxes(0, 1) if groups == 1 else None
-    if node.op_type == "Gemm":
-        if attr(node, "transA", 0):
-            return None
-        return (w if attr(node, "transB", 0) else w.T) * attr(node, "alpha", 1.0)
-    return w if node.op_type == "Conv" else w.T if w.ndim == 2 else None
-
-
-def _bias(graph: Graph, key: str, node: onnx.NodeProto, width: int) -> np.ndarray | None:
-    """(width,), zeros when there is none; None when it is no constant per channel."""
-    if node.op_type == "MatMul" or len(node.input) < 3 or not node.input[2]:
-        return np.zeros(width)
-    b = graph.value((key, 2))
-    if b is None or b.size not in (1, width):
-        return None
-    return np.broadcast_to(b.reshape(-1).astype(np.float64), (width,)) * attr(node, "beta", 1.0)
-
-
 def _normalised(numbers: Numbering, axis: int, keys: np.ndarray, rows: np.ndarray, offset: np.ndarray) -> Line:
     norm = np.linalg.norm(rows, axis=1)
     none = norm <= ZERO * norm.max(initial=0.0)
@@ -365,16 +300,14 @@ def _normalised(numbers: Numbering, axis: int, keys: np.ndarray, rows: np.ndarra
     return Line(axis, np.where(none, NOTHING, atom), np.where(none, 0.0, norm * sign), offset)
 
 
-@rule("Identity")
 def identity(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
     return numbers.read(node.input[0], numbers.channels.lines[node.output[0]][0])
 
 
-@rule("BatchNormalization")
 def batch_norm(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
     x = numbers.read(node.input[0], 1)
     params = [numbers.graph.value((key, i)) for i in range(1, 5)]
-    if x is None or any(p is None or p.dtype.kind != "f" for p in params) or attr(node, "training_mode", 0):
+    if x is None or any(p is None or p.dtype.kind != "f" for p in params) or not keeps_statistics(node):
         return None
     gamma, beta, mean, var = (np.asarray(p, np.float64) for p in params)
     gamma = np.where(np.abs(gamma) <= ZERO * np.abs(gamma).max(initial=0.0), 0.0, gamma)
@@ -385,7 +318,6 @@ def batch_norm(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | Non
     return x.affine(a, beta - mean * a)
 
 
-@rule("Add", "Sub", "Mul", "Div")
 def arithmetic(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
     """Two operands, each an activation or a constant per channel."""
     axis, width = numbers.channels.lines[node.output[0]][0], len(numbers.channels.lines[node.output[0]][1])
@@ -393,13 +325,14 @@ def arithmetic(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | Non
     x, y = (_operand(numbers, (key, i), name, axis, rank, width) for i, name in enumerate(node.input))
     if x is None or y is None:
         return None
-    if node.op_type == "Div":
+    sign = operators.of(node).arithmetic
+    if sign == "/":
         if not y.constant.all() or not y.offset.all():
             return None
         y = replace(y, offset=1 / y.offset)
-    return _product(numbers, x, y) if node.op_type in ("Mul", "Div") else _total(
-        numbers, x, y if node.op_type == "Add" else y.affine(-1.0)
-    )  # fmt: skip
+    if sign in "*/":
+        return _product(numbers, x, y)
+    return _total(numbers, x, y if sign == "+" else y.affine(-1.0))
 
 
 def _operand(numbers: Numbering, use: tuple[str, int], name: str, axis: int, rank: int, width: int) -> Line | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from onnxprune.files import kinds, sandbox
+from onnxprune.files import sandbox
 from onnxprune.files.refuse import refuse
 from onnxprune.files.tensors import MAX_BYTES
 from onnxprune.files.walk import Walk
@@ -23,7 +23,7 @@ def check_growth(model: ModelProto, walk: Walk, label: str) -> None:
     Where the size is written in the model, it is read there; where it is computed from constants, the
     computation runs in a child process.
     """
-    growers = [(n, way) for n, kind in walk.nodes if (way := kinds.grows(kind)) and n.domain in DEFAULT_DOMAINS]
+    growers = [(n, line.grows) for n, line in walk.nodes if line.grows and n.domain in DEFAULT_DOMAINS]
     if not growers:
         return
     known = _small_constants(walk)
@@ -47,8 +47,8 @@ def _small_constants(walk: Walk) -> dict[str, np.ndarray]:
         if math.prod(tensor.dims) <= 64 and tensor.data_type != TensorProto.STRING:
             with contextlib.suppress(ValueError, TypeError, OverflowError):  # then its value is not known
                 known[name] = numpy_helper.to_array(tensor)
-    for node, kind in walk.nodes:
-        if kinds.stored(kind):
+    for node, line in walk.nodes:
+        if line.stores:
             for attribute in node.attribute:
                 if attribute.name in ("value_int", "value_ints"):
                     value = attribute.i if attribute.name == "value_int" else list(attribute.ints)

@@ -6,7 +6,6 @@ import math
 
 from onnx import GraphProto
 
-from onnxprune.files import kinds
 from onnxprune.files.refuse import refuse
 from onnxprune.files.tensors import MAX_DIM
 from onnxprune.files.walk import Walk
@@ -18,12 +17,12 @@ def check_nodes(walk: Walk, label: str) -> None:
     stored: dict[str, list[int]] = {}
     for name, tensor in walk.tensors:
         stored.setdefault(name, list(tensor.dims))
-    for node, kind in walk.nodes:
-        if kinds.product(kind):
+    for node, line in walk.nodes:
+        if line.layer and not line.windowed:
             if len(node.input) > 1 and 0 in stored.get(node.input[1], ()):
                 refuse(label, f"{titled(node)} has an empty weight {node.input[1]!r}; export the model again")
             continue
-        if not kinds.windowed(kind):
+        if not line.windowed:
             continue
         group = 1
         for attribute in node.attribute:
@@ -36,7 +35,7 @@ def check_nodes(walk: Walk, label: str) -> None:
                 group = attribute.i
                 if group < 1:
                     refuse(label, f"{titled(node)} has group {group}; it must be at least 1")
-        at = kinds.weight_at(kind)
+        at = line.kernel
         if at is None or len(node.input) <= at or node.input[at] not in stored:
             continue
         dims = stored[node.input[at]]

@@ -7,9 +7,9 @@ import math
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.files import kinds
 from onnxprune.files.refuse import first_line, refuse
 from onnxprune.files.walk import Walk
+from onnxprune.graph.facts import Operator
 from onnxprune.protobuf.nodes import titled
 from onnxprune.protobuf.serialize import BITS, nbytes
 
@@ -54,9 +54,9 @@ def check_tensors(walk: Walk, label: str) -> None:
                 )
     if not strange:
         return
-    for node, kind in walk.nodes:
+    for node, line in walk.nodes:
         for name in node.input:
-            if name in strange and not _has_meaning(strange[name], kind):
+            if name in strange and not _has_meaning(strange[name], line):
                 refuse(
                     label,
                     f"tensor {name!r}, read by {titled(node)}, has Inf; train or export the model again",
@@ -112,11 +112,11 @@ def _unusual(tensor: TensorProto, raw: bytes | None) -> np.ndarray | None:
     return None if np.isfinite(values).all() else values
 
 
-def _has_meaning(values: np.ndarray, kind: str) -> bool:
-    """Whether an operator of this kind may read these infinities."""
-    if kinds.takes_mask(kind):
+def _has_meaning(values: np.ndarray, line: Operator) -> bool:
+    """Whether such an operator may read these infinities. What none has a meaning for is a broken weight."""
+    if line.masks:
         return bool(np.all(np.isinf(values) | (values == 0)))
-    return kinds.takes_infinity(kind)
+    return line.bounds
 
 
 def in_words(tensor: TensorProto) -> str:

@@ -8,6 +8,8 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxprune.files.refuse import refuse
+from onnxprune.graph import operators
+from onnxprune.graph.facts import Operator
 
 MAX_DEPTH = 16
 """Subgraphs inside subgraphs."""
@@ -21,7 +23,7 @@ class Walk:
     """Everything in a model, seen once. Subgraphs follow the graph they are in."""
 
     graphs: list[GraphProto] = field(default_factory=list)
-    nodes: list[tuple[NodeProto, str]] = field(default_factory=list)  # with its operator
+    nodes: list[tuple[NodeProto, Operator]] = field(default_factory=list)  # with what is known of such a name
     tensors: list[tuple[str, TensorProto]] = field(default_factory=list)  # the name it goes by, the tensor
 
 
@@ -45,7 +47,8 @@ def walk_model(model: ModelProto, label: str) -> Walk:
             for sparse in body.sparse_initializer:
                 walk.tensors.append((sparse.values.name, sparse.values))
                 walk.tensors.append((f"indices of {sparse.values.name}", sparse.indices))
-        walk.nodes.extend((node, called(node)[1]) for node in body.node)
+        # whatever the domain: what others call Conv has strides as well
+        walk.nodes.extend((node, operators.named(called(node)[1])) for node in body.node)
         if len(walk.nodes) > MAX_NODES:
             refuse(label, f"has more than {MAX_NODES:,} nodes; simplify the model first")
         for node in body.node:

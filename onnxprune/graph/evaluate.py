@@ -2,7 +2,8 @@
 
 Exporters hide parameters behind Identity, Transpose and Reshape, and compute shapes with Shape, Gather,
 Concat and integer arithmetic. This table evaluates those nodes, nothing heavier: no convolution, nothing
-random. An operator that is not in the table is simply not constant.
+random. What is one numpy function has it on its line in `graph.operators`; an operator with neither is simply not
+constant.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+from onnxprune.graph import operators
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS
 
 LIMIT = 1 << 27
 """Largest folded value in elements: a ConstantOfShape bomb stays unfolded."""
@@ -38,8 +42,8 @@ def op(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def foldable(node: onnx.NodeProto) -> bool:
-    """Whether the table knows the operator."""
-    return node.domain in ("", "ai.onnx") and node.op_type in TABLE
+    """Whether the operator can be evaluated."""
+    return operators.of(node).numpy is not None or (node.domain in DEFAULT_DOMAINS and node.op_type in TABLE)
 
 
 def evaluate(node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
@@ -51,7 +55,8 @@ def evaluate(node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset:
         attrs["outputs"] = len(node.output)
     try:
         with np.errstate(all="ignore"):
-            result = TABLE[node.op_type](attrs, *operands, opset=opset)
+            plain = operators.of(node).numpy
+            result = plain(*operands) if plain else TABLE[node.op_type](attrs, *operands, opset=opset)
     except _CANNOT:
         return None
     return result if isinstance(result, list) else [np.asarray(result)]
@@ -227,46 +232,14 @@ def _tile(attrs, x, repeats, *, opset):
     return np.tile(x, repeats)
 
 
-def _divide(a, b):
+@op("Div")
+def _divide(attrs, a, b, *, opset):
     if a.dtype.kind in "iu":  # rounds towards zero, exactly
         if not np.all(b):
             raise _Unsupported
         floor = np.floor_divide(a, b)
         return (floor + ((floor < 0) & (floor * b != a))).astype(a.dtype)
     return np.divide(a, b)
-
-
-for _name, _function in {
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "Div": _divide,
-    "Equal": np.equal,
-    "Less": np.less,
-    "Greater": np.greater,
-    "LessOrEqual": np.less_equal,
-    "GreaterOrEqual": np.greater_equal,
-    "And": np.logical_and,
-    "Or": np.logical_or,
-    "Xor": np.logical_xor,
-    "Not": np.logical_not,
-    "Where": np.where,
-    "Neg": np.negative,
-    "Abs": np.abs,
-    "Floor": np.floor,
-    "Ceil": np.ceil,
-    "Sqrt": np.sqrt,
-    "Reciprocal": np.reciprocal,
-    "Exp": np.exp,
-    "Log": np.log,
-    "Sin": np.sin,
-    "Cos": np.cos,
-}.items():
-
-    def _call(attrs, *xs, opset, function=_function):
-        return function(*xs)
-
-    TABLE[_name] = _call
 
 
 @op("Mod")

@@ -2,41 +2,30 @@
 
 Conv, ConvTranspose, Gemm and MatMul hold nearly all of a CNN's arithmetic. This module describes each as a
 linear map (multiply-accumulates, weight, bias, the tensor behind which a channel-wise affine correction can be
-folded), so that cost, statistics and repair need no operator types.
+folded), so that cost, statistics and repair need no operator types. What is true of an operator it reads off its line
+in `graph.operators`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
+from onnxprune.graph import operators
+from onnxprune.graph.facts import Operator, stepwise
 from onnxprune.graph.model import Graph, Use
-from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, WITH_BODIES, attr, subgraphs
-
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-PRODUCTS: Mapping[tuple[str, str], tuple[int, int]] = {
-    **{("", op): (0, 1) for op in (*LINEAR, "ConvInteger", "MatMulInteger")},
-    **{("", op): (0, 3) for op in ("QLinearConv", "QLinearMatMul")},
-    ("com.microsoft", "QGemm"): (0, 3),
-}
-"""(domain, operator) -> which operands it multiplies."""
-INTEGER = frozenset(op for _, op in PRODUCTS) - set(LINEAR)
-"""Those that read integers, and as their third operand the integer that stands for zero."""
-RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
-SUMS = frozenset((*LINEAR, "Einsum", *RECURRENT))
-"""Nodes whose output is a sum over what they read, column by column of a weight."""
-WORK = SUMS | INTEGER | {"Loop", "Scan"}
-"""Operators whose work matters, or is not known."""
+from onnxprune.graph.refusals import Refusal, refuse, unless_refused
+from onnxprune.protobuf.nodes import attr, attributes, subgraphs
 
 
 def has_layers(node: onnx.NodeProto) -> bool:
-    """Whether a node is a layer, or its bodies have one."""
-    if node.op_type in WORK or node.op_type not in WITH_BODIES:
-        return node.op_type in WORK
+    """Whether a node's work matters or is not known: it is a layer, or its bodies have one."""
+    line = operators.of(node)
+    if line.weighted or line.works or not line.bodies:
+        return line.weighted or line.works
     return any(has_layers(n) for body in subgraphs(node) for n in body.node)
 
 
@@ -46,15 +35,20 @@ class Layer:
 
     Attributes:
         key: the node.
-        op: its operator.
+        operator: its operator.
         weight: the use of its weight, None when both operands are activations.
         macs: multiply-accumulates for the sizes observed.
     """
 
     key: str
-    op: str
+    operator: Operator
     weight: Use | None
     macs: float
+
+    @property
+    def op(self) -> str:
+        """Its operator's name, to be shown."""
+        return self.operator.name
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ class Affine:
 
 def layers(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
     """The multiplying nodes that compute in floats, with their cost, in execution order."""
-    return [layer for layer in products(graph, shapes) if layer.op in LINEAR]
+    return [layer for layer in products(graph, shapes) if layer.operator.layer]
 
 
 def products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
@@ -94,29 +88,29 @@ def products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]
 def _products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
     found = []
     for key, node in graph.nodes.items():
-        sides = PRODUCTS.get((node.domain.removeprefix("ai.onnx"), node.op_type))
-        if node.op_type in RECURRENT and node.domain in DEFAULT_DOMAINS:
-            found.append(Layer(key, node.op_type, None, sum(recurrent_macs(graph, key, shapes))))
-        if sides is None or node.output[0] not in shapes or graph.constant(node.output[0]) is not None:
+        line = operators.of(node)
+        product = line.product
+        if product is None:
             continue
-        x, w, out = (_size(graph, key, i, shapes) for i in (*sides, None))
+        if line.recurrent:
+            found.append(Layer(key, line, None, sum(recurrent_macs(graph, key, shapes))))
+            continue
+        if node.output[0] not in shapes or graph.constant(node.output[0]) is not None:
+            continue
+        x, w, out = (_size(graph, key, i, shapes) for i in (0, product.weight, None))
         if x is None or w is None or out is None:
             continue
-        if "Conv" in node.op_type:
-            macs = _volume(x if node.op_type == "ConvTranspose" else out) * _volume(w[1:])
-        else:
-            macs = _volume(out) * (x[0] if attr(node, "transA", 0) else x[-1] if x else 1)
-        either = sides if "Conv" not in node.op_type else sides[1:]  # a convolution of a constant has no weight
-        side = next((i for i in reversed(either) if graph.constant(node.input[i]) is not None), None)
-        found.append(Layer(key, node.op_type, None if side is None else (key, side), float(macs)))
+        macs = product.macs(x[::-1] if attr(node, "transA", 0) else x, w, out)
+        sides = (product.weight, 0) if product.either else (product.weight,)  # a convolution of a constant has none
+        side = next((i for i in sides if graph.constant(node.input[i]) is not None), None)
+        found.append(Layer(key, line, None if side is None else (key, side), float(macs)))
     return found
 
 
 def recurrent_macs(graph: Graph, key: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[float, float]:
     """(for what an LSTM, GRU or RNN reads, for its own state)."""
     x, w, r = (_size(graph, key, i, shapes) or () for i in range(3))
-    steps = _volume(x[:-1])
-    return steps * _volume(w), steps * _volume(r)
+    return stepwise(x, w, ()), stepwise(x, r, ())
 
 
 def _size(graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
@@ -131,19 +125,13 @@ def _size(graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int,
     return value.shape if value is not None else shapes.get(node.input[i])
 
 
-def _volume(shape: tuple[int, ...]) -> float:
-    return math.prod((float(d) for d in shape), start=1.0)
-
-
-def writes_axis(node: onnx.NodeProto, side: int) -> int:
-    """The weight axis of a layer's output channels (ungrouped ConvTranspose; others always)."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if attr(node, "transB", 0) else 1
-    return 1 if side == 1 else 0
+def weight_axes(node: onnx.NodeProto) -> tuple[int, int]:
+    """The axes of a layer's weight, that count the channels it makes and those it reads (a grouped
+    ConvTranspose makes more than its axis counts)."""
+    product = operators.of(node).product
+    assert product is not None
+    turned = product.turned and attr(node, product.turned, 0)
+    return (product.reads, product.writes) if turned else (product.writes, product.reads)
 
 
 def affine(
@@ -151,42 +139,122 @@ def affine(
 ) -> Affine | None:
     """Where a correction of the layer's output can be folded, or None (grouped ConvTranspose, quantized,
     activations on both sides, a product with its weight on the left)."""
-    node = graph.nodes[layer.key]
-    if layer.weight is None or (node.op_type == "ConvTranspose" and attr(node, "group", 1) > 1):
-        return None
-    if node.op_type in ("MatMul", "Gemm") and layer.weight[1] == 0:
-        return None
+    return unless_refused(affine_or_why(graph, layer, consumers, shapes))
+
+
+def affine_or_why(
+    graph: Graph, layer: Layer, consumers: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...]]
+) -> Affine | Refusal:
+    """The same, or why there is no such place."""
+    node, product, op = graph.nodes[layer.key], layer.operator.product, layer.op
+    assert product is not None and layer.operator.channels is not None
+    if layer.operator.unfit and not layer.operator.layer:
+        return refuse(layer.key, "unfit", why=layer.operator.unfit)
+    if layer.weight is None:
+        return refuse(layer.key, "two activations" if product.either else "computed", op=op)
+    if product.transposed and attr(node, "group", 1) > 1:
+        return refuse(layer.key, "grouped, transposed", op=op)
+    if layer.weight[1] != product.weight:
+        return refuse(layer.key, "on the left", op=op)
     weight = graph.value(layer.weight)
     out = shapes[node.output[0]]
-    if weight is None or weight.dtype.kind != "f" or (node.op_type == "MatMul" and weight.ndim != 2):
-        return None
-    axis = 1 if node.op_type in ("Conv", "ConvTranspose", "Gemm") else len(out) - 1
+    if weight is None or weight.dtype.kind != "f":
+        return refuse(layer.key, "integers", op=op, dtype=None if weight is None else weight.dtype)
+    if not product.kernel and weight.ndim != 2:
+        return refuse(layer.key, "stacked", op=op, rank=weight.ndim)
+    axis = layer.operator.channels % len(out)
     width = out[axis]
-    scales = [(layer.weight, writes_axis(node, layer.weight[1]))]
-    tensor = node.output[0]
-    follower = _only_reader(graph, consumers, tensor)
-    if follower is not None:
-        key, position = follower
-        reader = graph.nodes[key]
-        if reader.op_type == "BatchNormalization" and position == 0 and not attr(reader, "training_mode", 0):
-            if all(_floats(graph, (key, i), width) for i in (1, 2)):
-                return Affine(layer.key, reader.output[0], axis, (((key, 1), 0),), ((key, 2), 0))
-        has_bias = len(node.input) > 2 and bool(node.input[2])
-        if reader.op_type == "Add" and not has_bias:
-            other = (key, 1 - position)
-            at = _channel_axis(graph.value(other), axis, len(out), width)
-            if at is not None and shapes.get(reader.output[0]) == out:
-                return Affine(layer.key, reader.output[0], axis, tuple(scales), (other, at))
-    if node.op_type == "MatMul":
+    scales = ((layer.weight, weight_axes(node)[0]),)
+    behind = _behind(graph, Affine(layer.key, node.output[0], axis, scales, None), consumers, shapes)
+    if behind is not None:
+        return behind
+    if product.bias is None:
+        return refuse(layer.key, "no bias", op=op, axis=axis)
+    if not has_bias(node):
+        return Affine(layer.key, node.output[0], axis, scales, None)
+    bias = graph.value((layer.key, product.bias))
+    if bias is None or bias.dtype.kind != "f" or bias.size != width:
+        return refuse(layer.key, "odd bias", op=op, axis=axis)
+    if not unscaled(node):
+        return refuse(layer.key, "scaled", op=op)
+    return Affine(layer.key, node.output[0], axis, scales, ((layer.key, product.bias), bias.ndim - 1))
+
+
+def _behind(
+    graph: Graph, layer: Affine, consumers: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...]]
+) -> Affine | None:
+    """The place in what alone reads the layer: a BatchNormalization, or an Add where the layer has no bias."""
+    follower, out = _only_reader(graph, consumers, layer.tensor), shapes[layer.tensor]
+    if follower is None:
         return None
-    if len(node.input) > 2 and node.input[2]:
-        bias = graph.value((layer.key, 2))
-        if bias is None or bias.dtype.kind != "f" or bias.size != width:
-            return None
-        if node.op_type == "Gemm" and (attr(node, "beta", 1.0) != 1.0 or attr(node, "alpha", 1.0) != 1.0):
-            return None
-        return Affine(layer.key, tensor, axis, tuple(scales), ((layer.key, 2), bias.ndim - 1))
-    return Affine(layer.key, tensor, axis, tuple(scales), None)
+    key, position = follower
+    reader, width = graph.nodes[key], out[layer.axis]
+    if keeps_statistics(reader) and position == 0 and all(_floats(graph, (key, i), width) for i in (1, 2)):
+        return Affine(layer.key, reader.output[0], layer.axis, (((key, 1), 0),), ((key, 2), 0))
+    if is_add(graph, key) and not has_bias(graph.nodes[layer.key]):
+        other = (key, 1 - position)
+        at = _channel_axis(graph.value(other), layer.axis, len(out), width)
+        if at is not None and shapes.get(reader.output[0]) == out:
+            return Affine(layer.key, reader.output[0], layer.axis, layer.scales, (other, at))
+    return None
+
+
+def keeps_statistics(node: onnx.NodeProto) -> bool:
+    """Whether it is a BatchNormalization that uses the statistics it stores, not those of the batch."""
+    return operators.of(node).stored_statistics and not attr(node, "training_mode", 0)
+
+
+def has_bias(node: onnx.NodeProto) -> bool:
+    """Whether a layer has a bias of its own."""
+    product = operators.of(node).product
+    at = None if product is None else product.bias
+    return at is not None and len(node.input) > at and bool(node.input[at])
+
+
+def unscaled(node: onnx.NodeProto) -> bool:
+    """Whether a layer is its weight and its bias, with no further factor (of Gemm)."""
+    return attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0  # type: ignore[no-any-return]
+
+
+def filters_of(graph: Graph, key: str) -> np.ndarray | None:
+    """The weight of a layer as (out, in, ...); None where it is no float constant, where what it reads is turned or a
+    constant, and for transposed convolutions in groups."""
+    node, product = graph.nodes[key], operators.of(graph.nodes[key]).product
+    assert product is not None
+    w = graph.value((key, product.weight))
+    if w is None or w.dtype.kind != "f" or graph.constant(node.input[0]) is not None or attr(node, "transA", 0):
+        return None
+    if (product.transposed and attr(node, "group", 1) > 1) or (not product.kernel and w.ndim != 2):
+        return None
+    scale = attr(node, "alpha", 1.0)
+    writes, reads = weight_axes(node)
+    w = w if writes < reads else w.swapaxes(0, 1)
+    return w if scale == 1.0 else w * scale
+
+
+def bias_of(graph: Graph, key: str, width: int) -> np.ndarray | None:
+    """(width,) float64, zeros where a layer has no bias; None where that is no constant per channel."""
+    node, product = graph.nodes[key], operators.of(graph.nodes[key]).product
+    if product is None or product.bias is None or not has_bias(node):
+        return np.zeros(width)
+    b = graph.value((key, product.bias))
+    if b is None or b.size not in (1, width):
+        return None
+    return np.broadcast_to(b.reshape(-1).astype(np.float64), (width,)) * attr(node, "beta", 1.0)
+
+
+def adds_columns(node: onnx.NodeProto) -> bool:
+    """Whether an input of a node may stand in for another by adding up the weight's columns."""
+    return operators.of(node).sums and attr(node, "group", 1) == 1
+
+
+def takes_constants(graph: Graph, key: str, behind: Mapping[str, tuple[Use, int]]) -> bool:
+    """Whether what a constant input contributes can go into the bias of a layer, or into the Add behind it
+    (`added_behind`); at the border of a padded convolution it contributes less."""
+    product = operators.of(graph.nodes[key]).product
+    if product is None or not operators.of(graph.nodes[key]).layer or product.transposed:
+        return False
+    return key in behind if product.bias is None else unscaled(graph.nodes[key])
 
 
 def added_behind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Use, int]]:
@@ -194,14 +262,25 @@ def added_behind(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     consumers, found = graph.consumers(), {}
     for layer in layers(graph, shapes):
         place = affine(graph, layer, consumers, shapes)
-        if place is not None and place.shift is not None and graph.nodes[place.shift[0][0]].op_type == "Add":
+        if place is not None and place.shift is not None and is_add(graph, place.shift[0][0]):
             found[layer.key] = place.shift
     return found
+
+
+def is_add(graph: Graph, key: str) -> bool:
+    """Whether a node is the sum of two tensors."""
+    return operators.of(graph.nodes[key]).arithmetic == "+"
 
 
 def _only_reader(graph: Graph, consumers: Mapping[str, list[Use]], tensor: str) -> Use | None:
     uses = consumers.get(tensor, [])
     return uses[0] if len(uses) == 1 and tensor not in graph.outputs else None
+
+
+def lacks_bias(node: onnx.NodeProto) -> bool:
+    """Whether it is a layer that has no operand for a bias: a MatMul."""
+    line = operators.of(node)
+    return line.layer and line.product is not None and line.product.bias is None
 
 
 def _floats(graph: Graph, use: Use, width: int) -> bool:
@@ -215,6 +294,32 @@ def _channel_axis(value: np.ndarray | None, axis: int, rank: int, width: int) ->
         return None
     at = axis - (rank - value.ndim)
     return at if at >= 0 and value.shape[at] == width else None
+
+
+def gains(graph: Graph, key: str) -> tuple[Use, ...]:
+    """The constants that scale all that a node writes: weight and bias of a layer, slope and shift of a
+    BatchNormalization; none where there are others, or none."""
+    node = graph.nodes[key]
+    line = operators.of(node)
+    if not line.stored_statistics and (not line.layer or lacks_bias(node)):
+        return ()
+    uses = tuple((key, i) for i in (1, 2) if i < len(node.input) and node.input[i])
+    return uses if all(graph.value(use) is not None for use in uses) else ()
+
+
+def signature_of(
+    node: onnx.NodeProto, x: Sequence[int], weight: Sequence[int], dtype: np.dtype, *, but: Collection[str] = ()
+) -> str:
+    """What layers that take the same time have in common, in words.
+
+    Args:
+        node: the layer.
+        x, weight: sizes of what it reads and of its weight.
+        dtype: of both.
+        but: attributes that are left out.
+    """
+    kept = {k: v for k, v in attributes(node).items() if k not in but and isinstance(v, (int, float, list, bytes))}
+    return f"{node.op_type} x{tuple(x)} w{tuple(weight)} {sorted(kept.items())} {dtype}"
 
 
 def scale_along(value: np.ndarray, factor: np.ndarray, axis: int) -> np.ndarray:
@@ -242,11 +347,11 @@ def with_biases(graph: Graph, reads: Callable[[str], bool]) -> Graph:
     graph.settle()
     consumers = graph.consumers()
     for key, node in list(graph.nodes.items()):
-        weight = graph.value((key, 1)) if node.op_type == "MatMul" else None
+        weight = graph.value((key, 1)) if lacks_bias(node) else None
         if weight is None or weight.ndim != 2 or weight.dtype.kind != "f" or not reads(node.input[0]):
             continue
         readers = consumers.get(node.output[0], [])
-        adds = [graph.value((k, 1 - i)) for k, i in readers if graph.nodes[k].op_type == "Add"]
+        adds = [graph.value((k, 1 - i)) for k, i in readers if is_add(graph, k)]
         if any(v is not None and v.size == weight.shape[1] for v in adds):
             continue
         own = graph.own(key)
@@ -254,6 +359,14 @@ def with_biases(graph: Graph, reads: Callable[[str], bool]) -> Graph:
         zeros = graph.add_constant(f"{key}_bias", np.zeros(weight.shape[1], weight.dtype))
         graph.insert_after(key, onnx.helper.make_node("Add", [own.output[0], zeros], [name]))
     return graph.settle()
+
+
+def hand_on(graph: Graph, key: str, tensor: str) -> None:
+    """Let a node do nothing but hand on a tensor, under the name that its output had."""
+    node = graph.own(key)
+    node.op_type = "Identity"
+    del node.input[:], node.attribute[:]
+    node.input.append(tensor)
 
 
 def add_bias(graph: Graph, key: str, bias: np.ndarray) -> None:

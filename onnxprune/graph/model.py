@@ -25,9 +25,18 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import evaluate, fold
+from onnxprune.graph import evaluate, fold, operators
 from onnxprune.graph.export import exported
-from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, FLOATS, captured, inferred_types, node_key, opset, subgraphs
+from onnxprune.protobuf.nodes import (
+    DEFAULT_DOMAINS,
+    FLOATS,
+    captured,
+    inferred_types,
+    node_key,
+    opset,
+    stored_tensors,
+    subgraphs,
+)
 from onnxprune.protobuf.serialize import copied, serialized
 
 Use = tuple[str, int]
@@ -45,11 +54,10 @@ def body_weights(graph: Graph, node: onnx.NodeProto) -> dict[str, tuple[int, ...
         found = {k: v.shape for k, v in values.items() if v is not None and v.dtype.kind == "f" and v.ndim > 1}
     while stack:
         body = stack.pop()
-        held = [(t.name, t) for t in body.initializer]
-        for n in body.node:
-            held += [(n.output[0], a.t) for a in n.attribute if n.op_type == "Constant" and a.name == "value"]
-            stack.extend(subgraphs(n))
+        held = stored_tensors(body)
         found.update({k: tuple(t.dims) for k, t in held if t.data_type in FLOATS and len(t.dims) > 1})
+        for n in body.node:
+            stack.extend(subgraphs(n))
     return found
 
 
@@ -61,13 +69,9 @@ def digest(model: onnx.ModelProto) -> str:
     return found.hexdigest()
 
 
-RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
-NEVER_CONSTANT = RANDOM | set("DequantizeLinear QuantizeLinear If Loop Scan".split())
-
-
 def _computable(node: onnx.NodeProto) -> bool:
     """Whether the node is a constant once its operands are. Quantized constants stay quantized."""
-    return node.domain in DEFAULT_DOMAINS and node.op_type not in NEVER_CONSTANT
+    return (node.domain in DEFAULT_DOMAINS or evaluate.foldable(node)) and not operators.of(node).runs
 
 
 @dataclass

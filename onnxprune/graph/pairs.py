@@ -14,17 +14,26 @@ from collections.abc import Mapping
 
 import onnx
 
+from onnxprune.graph import operators
+from onnxprune.graph.layers import weight_axes
+from onnxprune.graph.refusals import Refusal, refuse
 from onnxprune.protobuf.nodes import attr, set_attr
 
 
 def kinds_of(node: onnx.NodeProto, weight: tuple[int, ...]) -> tuple[str, ...]:
     """The kinds of pairs that a layer with such a weight can become."""
-    if node.op_type != "Conv":
+    product = operators.of(node).product
+    if product is None or not product.kernel:
         return ("matrix",)
     kernel = weight[2:]
     both = len(kernel) == 2 and min(kernel) > 1
     depthwise = attr(node, "group", 1) > 1 and weight[1] == 1
     return (() if depthwise else ("channel",)) + (("spatial",) if both else ())
+
+
+def why_not(key: str, node: onnx.NodeProto, weight: tuple[int, ...]) -> Refusal | None:
+    """Why a layer with such a weight cannot become a pair; None where it can."""
+    return None if kinds_of(node, weight) else refuse(key, "thin", op=operators.of(node).name)
 
 
 def highest(node: onnx.NodeProto, weight: tuple[int, ...], kind: str) -> int:
@@ -48,7 +57,7 @@ def pair_sizes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The sizes of the two weights, as they are stored."""
     if kind == "matrix":
-        turned = node.op_type == "Gemm" and bool(attr(node, "transB", 0))
+        turned = weight_axes(node)[0] == 0
         inputs, outputs = weight[::-1] if turned else weight
         return (inputs, rank), ((outputs, rank) if turned else (rank, outputs))
     n, c, *kernel = weight

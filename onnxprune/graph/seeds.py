@@ -10,8 +10,8 @@ import zlib
 
 import onnx
 
-from onnxprune.graph.model import RANDOM
-from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attr, node_key
+from onnxprune.graph import operators
+from onnxprune.protobuf.nodes import attr, node_key
 
 
 def with_seeds(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -28,18 +28,14 @@ def with_seeds(model: onnx.ModelProto) -> onnx.ModelProto:
 def without_seeds(model: onnx.ModelProto) -> None:
     """Take the seeds out that `with_seeds` has put in, in place."""
     for node in model.graph.node:
-        if _random(node) and attr(node, "seed") == _seed(node):
+        if operators.of(node).random and attr(node, "seed") == _seed(node):
             kept = [a for a in node.attribute if a.name != "seed"]
             del node.attribute[:]
             node.attribute.extend(kept)
 
 
-def _random(node: onnx.NodeProto) -> bool:
-    return node.op_type in RANDOM and node.domain in DEFAULT_DOMAINS
-
-
 def _seedless(node: onnx.NodeProto) -> bool:
-    return _random(node) and attr(node, "seed") is None
+    return operators.of(node).random and attr(node, "seed") is None
 
 
 def _seed(node: onnx.NodeProto) -> float:

@@ -17,24 +17,15 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import evaluate
+from onnxprune.graph import evaluate, operators
 from onnxprune.graph.model import Graph
-from onnxprune.graph.sizes_only import MAY_YIELD_SEQUENCES, sizes_only
+from onnxprune.graph.sizes_only import sizes_only
 from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.weights import ModelAndWeights, add_external_weights
 
 Shape = tuple[int, ...]
-
-UNARY = (
-    "Relu LeakyRelu Elu Celu Selu Sigmoid HardSigmoid HardSwish Swish Mish Tanh Softplus Softsign Gelu Erf Exp "
-    "Log Sqrt Reciprocal Abs Neg Floor Ceil Round Sign Sin Cos Tan Asin Acos Atan Sinh Cosh Asinh Acosh Atanh "
-    "Not IsNaN IsInf ThresholdedRelu Shrink Identity Cast Dropout Clip BitwiseNot QuickGelu"
-).split()
-"""Element-wise operators of one activation."""
-KEEPS_SIZE = frozenset((*UNARY, *"BatchNormalization InstanceNormalization LayerNormalization PRelu Softmax".split()))
-"""Operators whose first output has the size of the first operand."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ def follow(graph: Graph, shapes: Mapping[str, Shape], known: Observed | None = N
     """
     derived: dict[str, np.ndarray] = {}
     for node, inputs, outputs in graph.once("followed", graph, lambda: _followed(graph)):
-        if node.op_type in ("Shape", "Size"):
+        if operators.of(node).measures:
             shape = shapes.get(inputs[0])
             if shape is None:
                 shape = np.shape(derived[inputs[0]]) if inputs[0] in derived else None
@@ -94,7 +85,7 @@ def _followed(graph: Graph) -> list[tuple[onnx.NodeProto, tuple[str, ...], tuple
         if node.op_type == "Constant" or not evaluate.foldable(node):
             continue
         inputs = tuple(node.input)
-        if node.op_type in ("Shape", "Size") or any(i in made for i in inputs):
+        if operators.of(node).measures or any(i in made for i in inputs):
             found.append((node, inputs, tuple(node.output)))
             made.update(node.output)
     return found
@@ -104,7 +95,7 @@ def depends_on_sizes(graph: Graph) -> set[str]:
     """Tensors that depend on nothing but sizes and constants (no sizes known yet)."""
     found: set[str] = set()
     for node in graph.nodes.values():
-        if node.op_type in ("Shape", "Size") and evaluate.foldable(node):
+        if operators.of(node).measures and evaluate.foldable(node):
             found.update(node.output)
         elif evaluate.foldable(node) and any(i in found for i in node.input):
             if all(i in found or graph.constant(i) is not None for i in node.input if i):
@@ -142,7 +133,7 @@ def _observed(graph: Graph, feeds: Feeds, computed: set[str], net: ModelAndWeigh
     like = {
         n.output[0]: n.input[0]
         for n in graph.nodes.values()
-        if n.op_type in KEEPS_SIZE and n.domain in DEFAULT_DOMAINS and n.output[0] not in graph.outputs
+        if operators.of(n).keeps_size and n.output[0] not in graph.outputs
     }
     run = partial(_tap, net, _tensors_only(graph, net.model, unseen), feeds)
     shapes |= run([o for o in unseen if o not in computed and o not in like])
@@ -162,7 +153,7 @@ def _observed(graph: Graph, feeds: Feeds, computed: set[str], net: ModelAndWeigh
 
 def only_tensors(graph: Graph) -> bool:
     """Whether every value surely is a tensor: no sequence, no map, and no operator that nobody knows."""
-    return all(n.op_type not in MAY_YIELD_SEQUENCES and n.domain in DEFAULT_DOMAINS for n in graph.nodes.values())
+    return all(not operators.of(n).sequences and n.domain in DEFAULT_DOMAINS for n in graph.nodes.values())
 
 
 def _tensors_only(graph: Graph, model: onnx.ModelProto, names: Sequence[str]) -> set[str]:

@@ -7,35 +7,20 @@ gone. Only where sizes follow from sizes: a detector that counts what it finds m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.graph.layers import has_layers
+from onnxprune.graph import operators
+from onnxprune.graph.layers import has_layers, weight_axes
 from onnxprune.graph.model import Graph
 from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attr
 
 Shape = tuple[int, ...]
 
-COUNTING = frozenset("NonZero NonMaxSuppression Unique Compress MaxUnpool".split())
-"""Operators whose output has a size that depends on values."""
-MAY_YIELD_SEQUENCES = frozenset(
-    "If Loop Scan SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceMap SplitToSequence Optional "
-    "OptionalGetElement StringSplit".split()
-)
-SIZED_BY_FIRST = frozenset(
-    "Range ConstantOfShape BlackmanWindow HammingWindow HannWindow RandomNormal RandomUniform".split()
-)
-"""Operators whose output is sized by the values of all operands."""
-SIZED = SIZED_BY_FIRST | frozenset(
-    "Reshape Expand Tile Slice Split Pad Resize Upsample OneHot TopK Squeeze Unsqueeze CenterCropPad Col2Im AffineGrid "
-    "STFT DFT MelWeightMatrix SplitToSequence ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 "
-    "ReduceLogSum ReduceLogSumExp ReduceSumSquare".split()
-)
-"""Operators whose output is sized by the values of the operands after the first."""
 OLDEST = 10
 """The first opset whose Slice takes its bounds as operands."""
 
@@ -74,8 +59,7 @@ def sizes_only(graph: Graph, nodes: Sequence[onnx.NodeProto], computed: Collecti
         return None
     made = SizesOnly([], {}, [])
     for node in nodes:
-        empty = _EMPTIED.get(node.op_type)
-        made.nodes += (empty(graph, node, made) if empty else None) or [node]
+        made.nodes += _emptied(graph, node, made) or [node]
     return made if made.needs else None
 
 
@@ -83,19 +67,26 @@ def _by_sizes(graph: Graph, nodes: Sequence[onnx.NodeProto], computed: Collectio
     """Whether the sizes of all layers follow from sizes."""
     counted: set[str] = set()
     for node in nodes:
-        branches = node.op_type == "If" and not has_layers(node)
-        if node.domain not in DEFAULT_DOMAINS or (node.op_type in MAY_YIELD_SEQUENCES and not branches):
+        line = operators.of(node)
+        branches = line.branches and not has_layers(node)
+        if node.domain not in DEFAULT_DOMAINS or (line.sequences and not branches):
             return False
         behind = branches or not counted.isdisjoint(node.input)
         if behind and has_layers(node):
             return False
-        operands = node.input if node.op_type in SIZED_BY_FIRST else node.input[1:]
-        by_value = node.op_type in SIZED and any(
-            i and i not in computed and graph.constant(i) is None for i in operands
-        )
-        if behind or by_value or node.op_type in COUNTING:
+        operands = () if line.sized_by is None else node.input[line.sized_by :]
+        by_value = any(i and i not in computed and graph.constant(i) is None for i in operands)
+        if behind or by_value or line.counts:
             counted.update(o for o in node.output if o)
     return True
+
+
+def _emptied(graph: Graph, node: onnx.NodeProto, made: SizesOnly) -> list[onnx.NodeProto] | None:
+    """What a layer becomes; None for what stays as it is."""
+    line = operators.of(node)
+    if not line.layer or line.product is None:
+        return None
+    return (_convolution if line.product.kernel else _product)(graph, node, made)
 
 
 def _convolution(graph: Graph, node: onnx.NodeProto, made: SizesOnly) -> list[onnx.NodeProto] | None:
@@ -104,7 +95,7 @@ def _convolution(graph: Graph, node: onnx.NodeProto, made: SizesOnly) -> list[on
         return None
     group, kernel = int(attr(node, "group", 1)), weight.shape[2:]
     before, after = weight.shape[1] * group, weight.shape[0]
-    if node.op_type == "ConvTranspose":
+    if weight_axes(node) == (1, 0):
         before, after = weight.shape[0], weight.shape[1] * group
     bias = _bias(graph, node)
     fits = weight.shape[0] % group == 0 and tuple(attr(node, "kernel_shape", kernel)) == kernel
@@ -156,11 +147,3 @@ def _constant(made: SizesOnly, value: np.ndarray) -> str:
     name = f"::{value.dtype}{value.shape}" + ("" if value.dtype.kind == "f" else str(value.tolist()))
     made.constants[name] = value
     return name
-
-
-_EMPTIED: Mapping[str, Callable[[Graph, onnx.NodeProto, SizesOnly], list[onnx.NodeProto] | None]] = {
-    "Conv": _convolution,
-    "ConvTranspose": _convolution,
-    "MatMul": _product,
-    "Gemm": _product,
-}

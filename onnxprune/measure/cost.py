@@ -18,9 +18,9 @@ import onnx
 from scipy.sparse import csr_array, diags_array
 
 from onnxprune.channels import ChannelGroup, Channels
-from onnxprune.graph.layers import RECURRENT, Layer, products, recurrent_macs, writes_axis
+from onnxprune.graph.layers import Layer, products, recurrent_macs, weight_axes
 from onnxprune.graph.model import Graph, Use
-from onnxprune.protobuf.nodes import attr
+from onnxprune.protobuf.nodes import attr, stored_tensors
 from onnxprune.timing.node_times import NodeTimes, Stairs
 
 
@@ -43,11 +43,7 @@ class Cost:
 
 def count_params(model: onnx.ModelProto) -> int:
     """Floating-point and quantized parameters in initializers and Constant nodes of two or more elements."""
-    total = sum(_size(t) for t in model.graph.initializer)
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            total += sum(_size(a.t) for a in node.attribute if a.name == "value")
-    return int(total)
+    return sum(_size(t) for _, t in stored_tensors(model.graph))
 
 
 def _size(tensor: onnx.TensorProto) -> int:
@@ -357,7 +353,7 @@ def _paired(
     out = [replace(t, factors=[*t.factors, alone]) if t.node == pair.node and t.weight else t for t in terms]
     axes = channels.params.get((pair.node, 1), {})
     steps = {} if times is None else times.stairs.get(pair.node, {})
-    writes = writes_axis(graph.nodes[pair.node], 1)
+    writes, _ = weight_axes(graph.nodes[pair.node])
     reads = next((a for a in axes if a != writes), None)
     tied = attr(graph.nodes[pair.node], "group", 1) > 1 and reads is None  # depthwise: one line for both
     for k, axis in enumerate((writes if tied else reads, None, writes)):
@@ -371,7 +367,7 @@ def _paired(
 def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
     terms = []
     for layer in products(graph, channels.shapes):
-        if layer.op in RECURRENT:  # only what it reads gets smaller
+        if layer.operator.recurrent:  # only what it reads gets smaller
             reading, rest = recurrent_macs(graph, layer.key, channels.shapes)
             lines = channels.params.get((layer.key, 1), {}).values()
             terms += [Term(reading, [(line, None) for line in lines], layer.key), Term(rest, (), layer.key)]
@@ -389,7 +385,7 @@ def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
 
 def _weight(layer: Layer, channels: Channels) -> Use | None:
     """The operand that a layer's channels are cut in; a quantized weight comes through DequantizeLinear."""
-    through = ((layer.key, i) for i in (1, 0) if layer.op not in RECURRENT)
+    through = ((layer.key, i) for i in (1, 0) if not layer.operator.recurrent)
     return layer.weight or next((use for use in through if use in channels.params), None)
 
 

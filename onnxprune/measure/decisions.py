@@ -7,12 +7,13 @@ seen to differ by, larger and with other signs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
 from onnx import helper
 
+from onnxprune.graph import operators
 from onnxprune.graph.layers import has_layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import depends_on_sizes
@@ -20,13 +21,6 @@ from onnxprune.protobuf.nodes import captured, node_key
 from onnxprune.runtime import sessions
 from onnxprune.runtime.weights import add_external_weights
 
-DECISIONS = frozenset(
-    "TopK NonMaxSuppression NonZero ArgMax ArgMin Unique Hardmax Round Floor Ceil Sign Greater GreaterOrEqual Less "
-    "LessOrEqual Equal Cast QuantizeLinear DynamicQuantizeLinear".split()
-)
-"""Operators whose output jumps when their input moves by the last bit."""
-ORDERS = frozenset("TopK NonMaxSuppression NonZero ArgMax ArgMin Unique".split())
-"""Decisions after which nothing is comparable: what is picked, and how many. The others move single values."""
 AMPLE = 3.0
 """Rounding is enlarged by this much when it is played through again."""
 DRAWS = 4
@@ -36,12 +30,17 @@ Values = Mapping[str, np.ndarray]
 
 def picks(model: onnx.ModelProto) -> bool:
     """Whether anything is picked by order, so that a cut model may rightly differ."""
-    return any(n.op_type in ORDERS for n in model.graph.node)
+    return any(operators.of(n).orders for n in model.graph.node)
+
+
+def ordering(graph: Graph, keys: Iterable[str]) -> list[str]:
+    """Those of the nodes that pick by order: what follows them is not comparable. The others move single values."""
+    return [key for key in keys if operators.of(graph.nodes[key]).orders]
 
 
 def deciding(graph: Graph) -> tuple[list[onnx.NodeProto], set[str]]:
     """The nodes that may decide, and the tensors that they read."""
-    nodes = [n for n in graph.nodes.values() if n.op_type in DECISIONS and not _constant(graph, n)]
+    nodes = [n for n in graph.nodes.values() if operators.of(n).decides and not _constant(graph, n)]
     return nodes, {i for n in nodes for i in n.input if i and graph.constant(i) is None and i not in graph.inputs}
 
 
@@ -67,7 +66,7 @@ class Tail:
         sizes = depends_on_sizes(graph)
         nodes = [n for n in nodes if sizes.isdisjoint(n.output)]
         self.decisions = tuple(map(node_key, nodes))
-        orders = {o for n in nodes if n.op_type in ORDERS for o in n.output if o}
+        orders = {o for n in nodes if operators.of(n).orders for o in n.output if o}
         self.picked = (_following(graph, orders) | orders) & set(graph.outputs)
         behind = _following(graph, {o for n in nodes for o in n.output if o})
         first = {i for n in nodes for i in n.input if i in read} - behind - sizes

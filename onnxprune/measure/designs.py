@@ -3,7 +3,7 @@
 A conv of any number of spatial axes, stride, dilation and group, a Gemm and a MatMul all compute `Y = X̃W` row by
 row (a row is one output position of one sample). `Design` says how to get `X̃` and `W` out of activations and
 constants and back; `second_moments` collects `H = X̃ᵀX̃` of many layers in one streamed pass over the samples.
-Nothing here knows channel groups, and nothing here decides or edits.
+A new layer is one more function under `@design`. Nothing here knows channel groups, and nothing here decides or edits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import numpy as np
 import onnx
 
 from onnxprune import numerics, parallel
+from onnxprune.graph import operators, pairs
+from onnxprune.graph.facts import Operator
+from onnxprune.graph.layers import Layer, affine_or_why, lacks_bias, products, unscaled, weight_axes
 from onnxprune.graph.model import Graph, Use
+from onnxprune.graph.refusals import Refusal, refuse, unless_refused
 from onnxprune.protobuf.nodes import attr
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
@@ -39,6 +43,7 @@ class Design:
         outputs: columns of a part's matrix.
         taps: kernel positions.
         turned: the weight is stored (outputs, inputs).
+        flat: what it reads has two axes, samples and channels.
         conv: kernel, strides, pads and dilations of a conv.
     """
 
@@ -52,6 +57,7 @@ class Design:
     outputs: int
     taps: int
     turned: bool
+    flat: bool = False
     conv: Mapping[str, tuple[int, ...]] | None = None
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
@@ -113,19 +119,101 @@ class Design:
         return self.parts > 1 and self.inputs == self.taps
 
 
+Maker = Callable[[onnx.NodeProto, str, np.ndarray], Design]
+MAKERS: dict[tuple[str, str], Maker] = {}
+"""(domain, operator) -> what makes its design out of node, key and weight."""
+
+
+def design(*names: str, domain: str = "") -> Callable[[Maker], Maker]:
+    """Enter how designs of operators are made: (node, its key, the weight as it is stored) -> design.
+
+    Raises:
+        LookupError: an operator without a line, or whose line says no weight.
+    """
+
+    def enter(function: Maker) -> Maker:
+        for name in names:
+            if operators.named(name, domain).product is None:
+                raise LookupError(f"{name} has a design, but no line with a weight in graph/operators.py")
+            MAKERS[domain, name] = function
+        return function
+
+    return enter
+
+
+def maker_of(line: Operator) -> Maker | None:
+    """What makes an operator's design; None: its line says why there is none (`unfit`)."""
+    return MAKERS.get((line.domain, line.name))
+
+
 def design_of(graph: Graph, key: str) -> Design | None:
     """The layer as a least squares problem; None when it is not one that we can refit: quantized, weights computed at
     run time, a weight on the left, scaled or with a turned input."""
+    return unless_refused(design_or_why(graph, key))
+
+
+def design_or_why(graph: Graph, key: str) -> Design | Refusal:
+    """The same, or why it is not one."""
     node = graph.nodes[key]
-    maker = _MAKERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if maker is None or len(node.input) < 2:
-        return None
-    weight = graph.value((key, 1))
-    if weight is None or weight.dtype not in (np.float32, np.float16) or graph.constant(node.input[0]) is not None:
-        return None
+    line = operators.of(node)
+    maker, product = maker_of(line), line.product
+    if maker is None or product is None or len(node.input) < 2:
+        return refuse(key, "unfit" if line.unfit else "no layer", op=line.name or "it", why=line.unfit)
+    weight = graph.value((key, product.weight))
+    if graph.constant(node.input[0]) is not None:
+        left = weight is None and product.either
+        return refuse(key, "on the left" if left else "reads a constant", op=line.name)
+    if weight is None:
+        return refuse(key, "two activations" if product.either else "computed", op=line.name)
+    if weight.dtype not in (np.float32, np.float16):
+        return refuse(key, "integers", op=line.name, dtype=weight.dtype)
+    if attr(node, "transA", 0):
+        return refuse(key, "turned", op=line.name)
+    if not unscaled(node):
+        return refuse(key, "scaled", op=line.name)
+    if not product.kernel and weight.ndim != 2:
+        return refuse(key, "stacked", op=line.name, rank=weight.ndim)
     return maker(node, key, weight)
 
 
+def refusals(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Layer -> why it is not refitted, in words, for the layers that are not."""
+    consumers = graph.consumers()
+    found = {layer.key: _not_refitted(graph, layer, consumers, shapes) for layer in products(graph, shapes)}
+    return {key: str(why) for key, why in found.items() if why is not None}
+
+
+def split_refusals(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Layer -> why it is not made of two, in words, for the layers that cannot be."""
+    found = {layer.key: _not_split(graph, layer.key) for layer in products(graph, shapes)}
+    return {key: str(why) for key, why in found.items() if why is not None}
+
+
+def _not_refitted(
+    graph: Graph, layer: Layer, consumers: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...]]
+) -> Refusal | None:
+    made = design_or_why(graph, layer.key)
+    if isinstance(made, Refusal):
+        return made
+    if made.inputs > WIDEST:
+        return refuse(layer.key, "wide", op=layer.op, inputs=made.inputs, most=WIDEST)
+    place = affine_or_why(graph, layer, consumers, shapes)
+    # what has no operand for a bias is given an Add
+    return place if isinstance(place, Refusal) and not lacks_bias(graph.nodes[layer.key]) else None
+
+
+def _not_split(graph: Graph, key: str) -> Refusal | None:
+    made = design_or_why(graph, key)
+    if isinstance(made, Refusal):
+        return made
+    weight = graph.value(made.weight)
+    assert weight is not None
+    if made.inputs > WIDEST:
+        return refuse(key, "wide", op=made.op, inputs=made.inputs, most=WIDEST)
+    return pairs.why_not(key, graph.nodes[key], weight.shape)
+
+
+@design("Conv")
 def _conv(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design:
     parts, n = attr(node, "group", 1), weight.ndim - 2
     conv = {
@@ -140,7 +228,16 @@ def _conv(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design:
         conv["pads"] = tuple(attr(node, "pads", [0] * (2 * n))) if mode == "NOTSET" else (0,) * (2 * n)
     taps = int(np.prod(weight.shape[2:]))
     inputs, outputs = weight.shape[1] * taps, weight.shape[0] // parts
-    return Design(key, "Conv", node.input[0], (key, 1), 1, parts, inputs, outputs, taps, True, conv)
+    name, reads = operators.of(node).name, node.input[0]
+    return Design(key, name, reads, (key, 1), 1, parts, inputs, outputs, taps, True, conv=conv)
+
+
+@design("Gemm", "MatMul")
+def _matrix(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design:
+    line, (writes, reads) = operators.of(node), weight_axes(node)
+    flat = line.channels == 1
+    sizes = weight.shape[reads], weight.shape[writes]
+    return Design(key, line.name, node.input[0], (key, 1), 1 if flat else -1, 1, *sizes, 1, writes == 0, flat)
 
 
 def _same_pads(conv: Mapping[str, tuple[int, ...]], size: Sequence[int], upper: int) -> tuple[int, ...]:
@@ -152,28 +249,6 @@ def _same_pads(conv: Mapping[str, tuple[int, ...]], size: Sequence[int], upper: 
         begins.append(small if upper else large)
         ends.append(large if upper else small)
     return (*begins, *ends)
-
-
-def _gemm(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design | None:
-    if attr(node, "transA", 0) or attr(node, "alpha", 1.0) != 1.0 or attr(node, "beta", 1.0) != 1.0:
-        return None
-    turned = bool(attr(node, "transB", 0))
-    inputs, outputs = weight.shape[::-1] if turned else weight.shape
-    return Design(key, "Gemm", node.input[0], (key, 1), 1, 1, inputs, outputs, 1, turned)
-
-
-def _matmul(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design | None:
-    if weight.ndim != 2:
-        return None
-    inputs, outputs = weight.shape
-    return Design(key, "MatMul", node.input[0], (key, 1), -1, 1, inputs, outputs, 1, False)
-
-
-_MAKERS: Mapping[str, Callable[[onnx.NodeProto, str, np.ndarray], Design | None]] = {
-    "Conv": _conv,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-}
 
 
 def rows_of(z: np.ndarray, axis: int, positions: np.ndarray | None) -> np.ndarray:

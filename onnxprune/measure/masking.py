@@ -14,26 +14,11 @@ import numpy as np
 import onnx
 
 from onnxprune.errors import UsageError
+from onnxprune.graph.behaviour import zero_axis, zero_point
 from onnxprune.graph.model import Graph, Use
 from onnxprune.protobuf.nodes import captured, element_types, inferred_types, node_key
 from onnxprune.protobuf.serialize import copied, without_initializers
 from onnxprune.runtime.weights import EXTERNAL_TYPES, LARGE_BYTES, ModelAndWeights, add_external_weights
-
-ZERO_POINT: Mapping[tuple[str, int], int] = {
-    ("DequantizeLinear", 0): 2,
-    ("QLinearConv", 3): 5,
-    ("QLinearMatMul", 3): 5,
-    ("QLinearAdd", 0): 2,
-    ("QLinearAdd", 3): 5,
-    ("QLinearMul", 0): 2,
-    ("QLinearMul", 3): 5,
-    ("QGemm", 3): 5,
-    ("ConvInteger", 1): 3,
-    ("MatMulInteger", 1): 3,
-}
-"""(operator, operand) -> the operand that says which integer stands for zero."""
-ROWS_FIRST = ("QLinearConv", "ConvInteger")
-"""Operators whose zero points, one per output channel, belong to the weight's first axis; else the last."""
 
 
 def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | None = None) -> ModelAndWeights:
@@ -140,17 +125,12 @@ def _kept_weights(graph: Graph, result: onnx.ModelProto, replaced: set[str]) -> 
 
 def _zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray:
     """The integer that stands for zero in operand i, shaped to broadcast against it."""
-    at = ZERO_POINT.get((node.op_type, i))
-    zero = graph.constant(node.input[at]) if at is not None and at < len(node.input) and node.input[at] else None
+    zero = zero_point(graph, node, i)
     if zero is None:
         return np.zeros((), np.int8)
     if zero.size == 1:
         return zero.reshape(())
     value = graph.constant(node.input[i])
     rank = 1 if value is None else value.ndim
-    axis = 0 if node.op_type in ROWS_FIRST else rank - 1
-    if node.op_type == "QGemm":
-        axis = 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
-    if node.op_type == "DequantizeLinear":
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % rank
+    axis = zero_axis(node, rank)
     return zero.reshape([-1 if a == axis else 1 for a in range(rank)])

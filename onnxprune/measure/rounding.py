@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnxprune.protobuf.nodes import stored_tensors
 from onnxprune.runtime.ports import Feeds
 
 
@@ -68,9 +69,7 @@ def magnitude(a: np.ndarray) -> float:
 def precision_of(model: onnx.ModelProto) -> Precision:
     """By the types of what the model stores."""
     half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    types = {t.data_type for t in model.graph.initializer} | {
-        a.t.data_type for n in model.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
-    }
+    types = {t.data_type for _, t in stored_tensors(model.graph)}
     return HALF if types & half else FULL
 
 

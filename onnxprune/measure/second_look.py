@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
+from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
 from onnxprune.measure.decisions import Tail, deciding, picks
 from onnxprune.measure.given import open_given, values_of
@@ -30,7 +31,6 @@ from onnxprune.runtime.weights import ModelAndWeights
 
 Kept = Mapping[str, tuple[int, np.ndarray]]
 """Activation -> (axis, (length,) bool): the channels that a cut leaves."""
-LINEAR = frozenset("Conv ConvTranspose Gemm MatMul BatchNormalization Einsum QLinearConv".split())
 
 
 def front(graph: Graph, name: str, cut_nodes: set[str], kept: Kept) -> str:
@@ -40,7 +40,7 @@ def front(graph: Graph, name: str, cut_nodes: set[str], kept: Kept) -> str:
         key = graph.producer[name]
         node = graph.nodes[key]
         operands = [i for i in node.input if i and graph.constant(i) is None]
-        if key in cut_nodes or len(operands) != 1 or node.op_type in LINEAR or operands[0] in graph.inputs:
+        if key in cut_nodes or len(operands) != 1 or operators.of(node).affine or operands[0] in graph.inputs:
             return name
         name = operands[0]
     return name

@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import UsageError
+from onnxprune.graph import operators
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.seeds import without_seeds
@@ -177,7 +178,7 @@ def _macs(graph: Graph, cut: CutSizes, feeds: Mapping[str, np.ndarray]) -> float
     layers that were made of two, what gives a MatMul a bias, and weights behind DequantizeLinear."""
     nodes = graph.nodes.values()
     known = all(o in cut.shapes for n in nodes for o in n.output if o and graph.constant(o) is None)
-    known = known and not any(n.op_type == "DequantizeLinear" for n in nodes)
+    known = known and not any(operators.of(n).dequantizes for n in nodes)
     return count_macs(graph, cut.shapes if known else observe(graph, feeds).shapes)
 
 

@@ -16,6 +16,7 @@ import onnx
 from onnxprune.channels import Analysed, Channels, find_channels
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.files.read import check_model, read_model
+from onnxprune.graph import operators
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
@@ -161,8 +162,6 @@ def open_model(
 
 BATCHES = (2, 4, 8, 16, 32, 64)
 """Batches to try where a model that declares any batch does not run with one sample."""
-SPELLING = {"Reshape", "Expand", "Tile", "Gather", "GatherElements", "GatherND", "Slice", "Split", "ConstantOfShape"}
-"""Operators by which a graph may spell the batch that it was exported with."""
 
 
 def _other_batch(
@@ -189,7 +188,7 @@ def _only_batch(
     Only looked at where other batches would be used, and where the graph may spell one.
     """
     own = next((len(feeds[s.name]) for s in specs if ports.open_batch(s)), None)
-    if own is None or (own == 1 and not sampled) or SPELLING.isdisjoint(n.op_type for n in graph.nodes.values()):
+    if own is None or (own == 1 and not sampled) or not any(operators.of(n).spells_batch for n in graph.nodes.values()):
         return None
     other = ports.in_batch(specs, feeds, 2 if own == 1 else 1)
     try:

@@ -14,7 +14,7 @@ import onnx
 from onnxprune.channels import Analysed, CutSizes, ahead_of, removed_cuts
 from onnxprune.errors import BudgetError, ModelError, UnstableError
 from onnxprune.graph.model import Graph
-from onnxprune.measure.decisions import ORDERS, picks
+from onnxprune.measure.decisions import ordering, picks
 from onnxprune.measure.rounding import FULL
 from onnxprune.measure.surgery import Surgery, UnstableDecisions, check_equal, check_surgery
 from onnxprune.pipeline.lossless import in_words, probing
@@ -83,7 +83,7 @@ def cut_and_prove(net: Analysed, plan: PrunePlan, held: Feeds | None, *, stop_ea
         raise BudgetError(_not_exact(surgery))
     warnings = tuple(in_words(plan.settings)) if plan.lossless else ()
     if surgery.turned:
-        orders = [key for key in surgery.decisions if graph.nodes[key].op_type in ORDERS]
+        orders = ordering(graph, surgery.decisions)
         if held is None and orders:
             raise _unstable(net, surgery)
         words = (
@@ -140,7 +140,7 @@ def _not_exact(surgery: Surgery) -> str:
 
 def _unstable(net: Analysed, surgery: Surgery) -> UnstableError:
     """Random input often leaves a detector with equal scores, whose order is up to the last bit."""
-    orders = [key for key in surgery.decisions if net.graph.nodes[key].op_type in ORDERS]
+    orders = ordering(net.graph, surgery.decisions)
     return UnstableError(
         f"on random input, rounding alone turns over what nodes {_some(orders)} pick, so the outputs "
         f"{_some(surgery.turned)} cannot show that the cut is right (up to these nodes it is, error "

@@ -1,6 +1,6 @@
 """Nodes as protobuf holds them: their name, their attributes, their bodies, and what a file states of its tensors.
 
-Knows no `Graph` and no operator besides the four that carry bodies.
+Knows no `Graph` and no operator besides `Constant` and the four that carry bodies.
 """
 
 from __future__ import annotations
@@ -76,6 +76,14 @@ def captured(node: onnx.NodeProto) -> set[str]:
             stack.extend(subgraphs(n))
         names.update(o.name for o in body.output if o.name not in inside)
     return names
+
+
+def stored_tensors(body: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The constants that a graph or body holds itself, by name: initializers, then those of `Constant` nodes."""
+    yield from ((t.name, t) for t in body.initializer)
+    for node in body.node:
+        if node.op_type == "Constant":
+            yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value")
 
 
 def opset(model: onnx.ModelProto) -> int:

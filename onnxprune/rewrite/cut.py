@@ -12,7 +12,9 @@ import onnx
 
 from onnxprune.channels import Analysed, CutSizes, adapt_sizes
 from onnxprune.errors import UnsupportedError
+from onnxprune.graph import operators
 from onnxprune.graph.export import write_sizes
+from onnxprune.graph.layers import hand_on
 from onnxprune.graph.model import Graph
 from onnxprune.protobuf.nodes import set_attr
 
@@ -73,15 +75,14 @@ def _empties(sizes: CutSizes, name: str) -> bool:
 def _leave_out(graph: Graph, empty: set[str]) -> None:
     """Take out tensors that have no channels left, and all that only made them."""
     for key, node in list(graph.nodes.items()):
-        if node.op_type != "Concat" or not empty.intersection(node.input) or empty.intersection(node.output):
+        if not operators.of(node).joins or not empty.intersection(node.input) or empty.intersection(node.output):
             continue
         own = graph.own(key)
         left = [i for i in own.input if i not in empty]
         del own.input[:]
         own.input.extend(left)
         if len(left) == 1:
-            own.op_type = "Identity"
-            del own.attribute[:]
+            hand_on(graph, key, left[0])
     graph.settle()
     for key, node in graph.nodes.items():
         if empty.intersection(node.input) or empty.intersection(node.output):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from onnxprune.graph import operators
+from onnxprune.graph.layers import hand_on
 from onnxprune.graph.model import Graph
 from onnxprune.plan import DropBlock
 
@@ -21,23 +23,19 @@ def drop_blocks(graph: Graph, drops: Iterable[DropBlock]) -> Graph:
     for drop in drops:
         if drop.block not in graph.nodes:
             continue
-        own = graph.own(drop.block)
-        left = own.input[1 - drop.branch]
-        own.op_type = "Identity"
-        del own.input[:], own.attribute[:]
-        own.input.append(left)
+        hand_on(graph, drop.block, graph.nodes[drop.block].input[1 - drop.branch])
     return graph.settle()
 
 
 def bypass(graph: Graph, drops: Iterable[DropBlock]) -> Graph:
     """The graph, edited: without the Identities that `drop_blocks` left; those that make an output stay."""
     graph.settle()
-    inner = graph.captured()
+    stays = set(graph.outputs) | set(graph.captured())
     consumers = graph.consumers()
     instead: dict[str, str] = {}
     for drop in drops:
         node = graph.nodes.get(drop.block)
-        if node is not None and node.op_type == "Identity" and not {node.output[0]} & (set(graph.outputs) | set(inner)):
+        if node is not None and operators.of(node).hands_on and node.output[0] not in stays:
             instead[node.output[0]] = node.input[0]
     for gone in instead:
         source = instead[gone]

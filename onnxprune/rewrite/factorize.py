@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.graph.layers import Affine, affine, layers, normalization, shift_along
+from onnxprune.graph.layers import Affine, affine, has_bias, layers, normalization, shift_along
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_nodes, pair_sizes
 from onnxprune.graph.shapes import observe
@@ -131,7 +131,7 @@ def _replace(graph: Graph, d: Design, edit: Factorize, H: np.ndarray | None, pla
     split = split_of(d, edit.kind, W * safe, S, rank)
     left, right = split.factors(rank)
     right = right / safe
-    bias = graph.value((d.key, 2)) if node.op_type != "MatMul" and len(node.input) > 2 and node.input[2] else None
+    bias = graph.value((d.key, 2)) if has_bias(node) else None
     if H is not None and place is not None:
         mean = H[:, :-1, -1:].transpose(0, 2, 1) / H[:, -1:, -1:]
         missing = (mean @ (W - split.product(rank) / safe) * slope).ravel()

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.channels import Analysed
 from onnxprune.errors import UsageError
-from onnxprune.graph.layers import add_bias, added_behind, shift_along
+from onnxprune.graph.layers import add_bias, added_behind, has_bias, lacks_bias, shift_along
 from onnxprune.graph.model import Graph, Use
 from onnxprune.plan import MergeColumns
 
@@ -86,15 +86,17 @@ def fold_bias(
     """
     rest = [a for a in range(outputs.ndim + 1) if a != inputs]  # the weight's axes that `outputs` has
     key, node = use[0], net.graph.nodes[use[0]]
-    rows = 0 if node.op_type == "Conv" else next(a for a in (0, 1) if a != inputs)
+    rows = next(a for a in (0, 1) if a != inputs)
     delta = outputs.sum(axis=tuple(i for i, a in enumerate(rest) if a != rows))
     units = net.channels.params[use].get(rows)
     if units is not None:
         delta = delta.compress(alive[units])
-    if node.op_type == "MatMul" or key in behind:
+    if key in behind:
         bias, axis = behind[key]
-    elif len(node.input) > 2 and node.input[2]:
+    elif has_bias(node):
         bias, axis = (key, 2), -1
+    elif lacks_bias(node):
+        raise UsageError(f"plan: the merge at {key!r} needs a constant added behind it - write a new plan")
     else:
         weight = graph.value(use)
         assert weight is not None

@@ -34,9 +34,11 @@ from onnx import helper, numpy_helper
 
 from onnxprune.errors import ProviderError
 from onnxprune.files.write import atomic_write_text
-from onnxprune.graph.layers import LINEAR, Layer, layers, writes_axis
+from onnxprune.graph import operators
+from onnxprune.graph.layers import Layer, layers, products, signature_of, weight_axes
 from onnxprune.graph.model import Graph
-from onnxprune.protobuf.nodes import attr, attributes, node_key
+from onnxprune.graph.refusals import Refusal, refuse
+from onnxprune.protobuf.nodes import attr, node_key
 from onnxprune.runtime import install
 from onnxprune.runtime.ports import Feeds
 from onnxprune.timing.bound_run import BoundRun
@@ -120,7 +122,7 @@ def node_times(
         if progress:
             progress(k, len(found))
         probe = _Probe.of(graph, layer, shapes)
-        if probe is not None:
+        if not isinstance(probe, Refusal):
             known = grids.get(probe.signature)
             if known is None:
                 try:
@@ -137,6 +139,12 @@ def node_times(
     grids.save()
     nodes, total, loose = _in_place(graph, feeds, engine, alone)
     return NodeTimes(nodes, stairs, mixed, total, loose)
+
+
+def refusals(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Layer -> why its widths are not timed, in words, for the layers whose time is taken to go with their channels."""
+    found = ((layer.key, _Probe.of(graph, layer, shapes)) for layer in products(graph, shapes))
+    return {key: str(why) for key, why in found if isinstance(why, Refusal)}
 
 
 # ---- where they stand ------------------------------------------------------------------------------------
@@ -176,12 +184,12 @@ def profiler_ms(engine: Engine) -> float:
 def _owner(graph: Graph, name: str, op: str) -> str | None:
     """The node that an event's name stands for: a fused layer goes by the last output that was fused into it."""
     key = name if name in graph.nodes else graph.producer.get(name)
-    layer = op.removeprefix("Fused")
-    if layer not in LINEAR:
+    layer = operators.named(op.removeprefix("Fused"))
+    if not layer.layer:
         return key
     at = key
     for _ in range(FUSED):
-        if at is None or graph.nodes[at].op_type == layer:
+        if at is None or operators.of(graph.nodes[at]) is layer:
             return at
         at = next((graph.producer[i] for i in graph.nodes[at].input if i in graph.producer), None)
     return key
@@ -237,30 +245,37 @@ class _Probe:
     opset: int
 
     @classmethod
-    def of(cls, graph: Graph, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> _Probe | None:
-        """None for what is taken to be linear: grouped convs, weights on the left, products of activations."""
-        node = graph.nodes[layer.key]
-        if layer.weight is None or layer.weight[1] != 1 or node.input[0] not in shapes:
-            return None
+    def of(cls, graph: Graph, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> _Probe | Refusal:
+        """A refusal for what is taken to be linear: grouped convs, weights on the left, products of activations."""
+        node, product, op = graph.nodes[layer.key], layer.operator.product, layer.op
+        if product is None or not layer.operator.layer:
+            return refuse(layer.key, "unfit", why=layer.operator.unfit)
+        if layer.weight is None:
+            return refuse(layer.key, "two activations" if product.either else "computed", op=op)
+        if layer.weight[1] != product.weight:
+            return refuse(layer.key, "on the left", op=op)
         weight = graph.value(layer.weight)
-        if weight is None or weight.dtype not in (np.float32, np.float16) or 0 in shapes[node.input[0]]:
-            return None
+        if weight is None or weight.dtype not in (np.float32, np.float16):
+            return refuse(layer.key, "integers", op=op, dtype=None if weight is None else weight.dtype)
+        if node.input[0] not in shapes or 0 in shapes[node.input[0]]:
+            return refuse(layer.key, "unseen", op=op)
         x, w = shapes[node.input[0]], weight.shape
-        group = attr(node, "group", 1) if node.op_type.startswith("Conv") else 1
-        tied = group > 1 and node.op_type == "Conv" and w[1] == 1 and group == x[1] == w[0]
-        if (group > 1 and not tied) or (node.op_type == "MatMul" and len(w) != 2) or node.op_type == "ConvTranspose":
-            return None
-        out = writes_axis(node, 1)
+        group = attr(node, "group", 1)
+        tied = group > 1 and not product.transposed and w[1] == 1 and group == x[1] == w[0]
+        if group > 1 and not tied:
+            return refuse(layer.key, "grouped", op=op, groups=group)
+        if product.transposed:
+            return refuse(layer.key, "transposed", op=op)
+        if not product.kernel and len(w) != 2:
+            return refuse(layer.key, "stacked", op=op, rank=len(w))
+        out, _ = weight_axes(node)
         axes = {0: w[0]} if tied else {out: w[out], 1 - out: w[1 - out]}
         return cls(node, x, w, {a: n for a, n in axes.items() if n > 1}, tied, weight.dtype, graph.opset)
 
     @property
     def signature(self) -> str:
         """What layers that take the same time have in common."""
-        kept = {
-            k: v for k, v in attributes(self.node).items() if k != "group" and isinstance(v, (int, float, list, bytes))
-        }
-        return f"{self.node.op_type} x{self.x} w{self.w} {sorted(kept.items())} {self.dtype} {self.tied}"
+        return f"{signature_of(self.node, self.x, self.w, self.dtype, but=('group',))} {self.tied}"
 
     def sweeps(self, engine: Engine) -> dict[str, list[list[float]]]:
         """Axis -> [shares, relative times] with the other axis full; κ; by the clock also what the full layer takes."""
@@ -295,7 +310,8 @@ class _Probe:
         if not engine.on_cpu:
             return engine.each_ms(model, feeds, COPIES, POINT_MS, (6, 40))
         events, _ = profiled(model, feeds, engine, POINT_MS, (6, 40))
-        own = [ms for ms, op in events.values() if op.removeprefix("Fused") == self.node.op_type]
+        line = operators.of(self.node)
+        own = [ms for ms, op in events.values() if operators.named(op.removeprefix("Fused")) is line]
         ms = float(np.median(own)) if own else sum(ms for ms, _ in events.values()) / COPIES
         return max(ms - profiler_ms(engine), ms / 10, 1e-4)
 
@@ -311,7 +327,7 @@ class _Probe:
                 for a in node.attribute:
                     if a.name == "group":
                         a.i = count
-            elif axis != writes_axis(self.node, 1):
+            elif axis != weight_axes(self.node)[0]:
                 x[self._contracted()] = count
         rng = np.random.default_rng(0)
         value = rng.standard_normal(w).astype(self.dtype)
@@ -336,9 +352,8 @@ class _Probe:
 
     def _contracted(self) -> int:
         """The axis of what is read that the weight contracts."""
-        if self.node.op_type == "Conv":
-            return 1
-        return 0 if attr(self.node, "transA", 0) else len(self.x) - 1
+        channels = operators.of(self.node).channels or 0
+        return 0 if attr(self.node, "transA", 0) else channels % len(self.x)
 
 
 def _third(shares: list[float]) -> int:

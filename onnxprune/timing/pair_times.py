@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from onnxprune.graph.layers import signature_of
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import pair_nodes, pair_sizes
-from onnxprune.protobuf.nodes import attributes
 from onnxprune.timing.engine import ON_CPU, Engine
 from onnxprune.timing.node_times import COPIES, Grids, profiled, profiler_ms
 
@@ -53,8 +53,7 @@ class PairTimes:
         node, weight = self.graph.nodes[key], self.graph.value((key, 1))
         assert weight is not None
         x = self.shapes[node.input[0]]
-        kept = {k: v for k, v in attributes(node).items() if isinstance(v, (int, float, list, bytes))}
-        signature = f"{node.op_type} x{tuple(x)} w{weight.shape} {sorted(kept.items())} {weight.dtype} as {way}"
+        signature = f"{signature_of(node, x, weight.shape, weight.dtype)} as {way}"
         known = self.grids.get(signature)
         if known is None:
             times = self._measure(node, tuple(x), weight, way)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onnxprune.channels import Analysed, CutSizes
+from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
 from onnxprune.runtime.ports import Feeds
 from onnxprune.train.loop import Training, half_precision, process_group, rank, ranks, set_up, train
@@ -31,10 +32,6 @@ from onnxprune.train.samples import Samples, augmenter
 
 MOST_ENDS = 12
 """Block ends that are compared; of more, so many evenly spaced."""
-SCORES = ("Softmax", "LogSoftmax", "Sigmoid")
-"""Where an output ends in one of these, what goes into it is compared."""
-READS = ("Conv", "GlobalAveragePool", "ReduceMean", "AveragePool", "MaxPool", "ConvTranspose")
-"""Readers of a tensor that is a block end."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ class Compared:
         outputs = {}
         for name in teacher.outputs:
             node = teacher.nodes.get(teacher.producer.get(name, ""))
-            inside = node.input[0] if node is not None and node.op_type in SCORES else name
+            inside = scores_of(teacher, name)
             shape = cut.shapes.get(name, ())
             outputs[inside] = len(shape) == 2 and shape[1] > 1 and (node is None or node.op_type != "Sigmoid")
         return cls(ends, outputs)
@@ -232,6 +229,12 @@ def divergence(got: Tensor, goal: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(p, q, reduction="batchmean", log_target=True)
 
 
+def scores_of(graph: Graph, output: str) -> str:
+    """What is compared of an output: where it ends in a softmax or a sigmoid, what goes into that."""
+    node = graph.nodes.get(graph.producer.get(output, ""))
+    return node.input[0] if node is not None and operators.of(node).probabilities else output
+
+
 def block_ends(graph: Graph) -> Sequence[str]:
     """The float activations that the whole computation passes through, where a convolution or a pooling reads them.
 
@@ -249,6 +252,6 @@ def block_ends(graph: Graph) -> Sequence[str]:
         live = {t for t in live if last.get(t, -1) > k}
         if len(live) == 1:
             tensor = next(iter(live))
-            if any(graph.nodes[key].op_type in READS for key, _ in readers.get(tensor, ())):
+            if any(operators.of(graph.nodes[key]).reads_maps for key, _ in readers.get(tensor, ())):
                 found.append(tensor)
     return found

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.channels import ChannelGroup
+from onnxprune.graph.layers import gains
 from onnxprune.graph.model import Graph, Use
 from onnxprune.train.budget import Budget, indices, most_valuable
 from onnxprune.train.csgd import MAKERS, learned_slices
@@ -42,8 +43,6 @@ ASCENT = 0.1
 """How fast λ follows the budget: its logarithm moves by so much times what is missing."""
 BETA1, BETA2 = 0.9, 0.98
 """How long gradients and their squares are remembered, as in Adam."""
-SCALING = ("Conv", "Gemm", "BatchNormalization")
-"""Operators whose weight and bias, their operands 1 and 2, scale all that they write."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,7 @@ class Gated:
 def scales(graph: Graph, use: Use, inside: Collection[str]) -> tuple[Use, ...]:
     """The constants that scale all that a use reads, where a node `inside` writes it that has such; else none."""
     key = graph.producer.get(graph.nodes[use[0]].input[use[1]], "")
-    node = graph.nodes.get(key)
-    if node is None or key not in inside or node.op_type not in SCALING:
-        return ()
-    uses = tuple((key, i) for i in (1, 2) if i < len(node.input) and node.input[i])
-    return uses if all(graph.value(use) is not None for use in uses) else ()
+    return gains(graph, key) if key in inside and key in graph.nodes else ()
 
 
 def gates(

@@ -19,7 +19,7 @@ from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.graph.model import Use
 from onnxprune.measure.gradients import Gradients
 from onnxprune.runtime.ports import Feeds
-from onnxprune.train.distill import SCORES, divergence, relative
+from onnxprune.train.distill import divergence, relative, scores_of
 from onnxprune.train.loop import own_device
 from onnxprune.train.network import Network, as_feeds
 
@@ -68,10 +68,7 @@ def channel_gradients(
 def _against_itself(network: Network, feeds: dict[str, Tensor], rng: torch.Generator) -> Tensor:
     """The distillation loss of noisy samples against clean ones."""
     graph = network.graph
-    wanted = {}
-    for name in graph.outputs:
-        node = graph.nodes.get(graph.producer.get(name, ""))
-        wanted[node.input[0] if node is not None and node.op_type in SCORES else name] = True
+    wanted = {scores_of(graph, name): True for name in graph.outputs}
     with torch.no_grad():
         goal = network(feeds, list(wanted))
     noisy = {

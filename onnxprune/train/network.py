@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph import evaluate
+from onnxprune.graph import evaluate, operators
 from onnxprune.graph.model import Graph, Use
 from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attributes
 from onnxprune.train.operators import OPERATORS, Refused
@@ -28,23 +28,6 @@ from onnxprune.train.operators import OPERATORS, Refused
 Value: TypeAlias = "Tensor | np.ndarray"
 BATCH_NORM = ("frozen", "batch")
 """What BatchNormalization does in `train()`: use the stored statistics, or the batch's (and learn the stored)."""
-
-LEARNED: dict[str, tuple[int, ...]] = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (1, 2),
-    "MatMul": (0, 1),
-    "BatchNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "GroupNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "PRelu": (1,),
-    "Add": (0, 1),
-    "Mul": (0, 1),
-}
-"""Operands that are parameters where they are float constants."""
-ELEMENTWISE = ("Add", "Mul")
-"""Of these only a vector along one axis is learned (a bias, a scale): a scalar spells an activation function."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +85,7 @@ class Network(nn.Module):
                 use = (key, i)
                 if _is_learned(node, i, value):
                     self.names[use] = self._enter(use, value, owners, learned=True)
-                elif node.op_type == "BatchNormalization" and i in (3, 4):
+                elif operators.of(node).stored_statistics and i in (3, 4):
                     self.moving[use] = self._enter(use, value, owners, learned=False)
                 else:
                     self._constants[use] = value
@@ -172,7 +155,7 @@ class Network(nn.Module):
             done = evaluate.evaluate(step.node, operands, self.graph.opset)  # type: ignore[arg-type]
             if done is not None:
                 return done
-        if step.node.op_type in ("Shape", "Size"):
+        if operators.of(step.node).measures:
             assert operands[0] is not None
             shape = np.array(operands[0].shape, np.int64)
             whole = step.node.op_type == "Size"
@@ -189,7 +172,7 @@ class Network(nn.Module):
             else:
                 args.append(value)
         attrs = step.attrs
-        if step.node.op_type == "BatchNormalization":
+        if operators.of(step.node).stored_statistics:
             attrs = {**attrs, "training": self.training and self.batch_norm == "batch"}
         result = operator.run(attrs, *args)
         return result if isinstance(result, tuple) else (result,)
@@ -270,10 +253,12 @@ def _tensor(value: Value, device: torch.device) -> Tensor:
 
 
 def _is_learned(node: onnx.NodeProto, i: int, value: np.ndarray) -> bool:
-    if node.domain not in DEFAULT_DOMAINS or i not in LEARNED.get(node.op_type, ()) or value.dtype.kind != "f":
+    line = operators.of(node)
+    if i not in line.learned or value.dtype.kind != "f":
         return False
-    if node.op_type not in ELEMENTWISE:
+    if not line.arithmetic:
         return True
+    # only a vector along one axis is learned (a bias, a scale): a scalar spells an activation function
     return value.size > 1 and value.size == max(value.shape)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from onnxprune import api
-from onnxprune.graph.seeds import RANDOM, with_seeds
+from onnxprune.graph import operators
+from onnxprune.graph.seeds import with_seeds
 from onnxprune.protobuf.nodes import attr
 from tests.channels.surgery import model_of
 
@@ -23,10 +24,10 @@ def noisy(node: str):
 def test_the_cut_is_compared_under_the_same_noise(node):
     model = noisy(node)
     x = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
-    seed = attr(next(n for n in model.graph.node if n.op_type in RANDOM), "seed")
+    seed = attr(next(n for n in model.graph.node if operators.of(n).random), "seed")
     for samples in (None, x):
         result = api.prune(model, 0.3, calibration=samples, round_to=1)
-        (left,) = [n for n in result.model.graph.node if n.op_type in RANDOM]
+        (left,) = [n for n in result.model.graph.node if operators.of(n).random]
         assert result.surgery.exact and attr(left, "seed") == seed
     assert result.fidelity.sqnr_db > 8, "the noise itself is several times as large as what the repair leaves"
     again = api.prune(model, 0.3, calibration=x, round_to=1)

@@ -9,30 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.channels.rules import (
-    CONTRIB,
-    TAKES_CONSTANTS,
-    Value,
-    Walk,
-    concat,
-    conv,
-    elementwise,
-    gemm,
-    matmul_weight,
-    pin_all,
-    pool,
-    rule,
-    unary,
-)
+from onnxprune.channels.rules.elementwise import elementwise, unary
+from onnxprune.channels.rules.layout import concat
+from onnxprune.channels.rules.linear import conv, gemm, matmul_weight
+from onnxprune.channels.rules.registry import Value, Walk, pin_all, rule
+from onnxprune.channels.rules.statistics import pool
 from onnxprune.channels.ties import Ids, Param
-
-QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
-TAKES_CONSTANTS.update((*QUANTIZERS, "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearMatMul", "MatMulInteger"))
-CONTRIB.update(
-    ("com.microsoft", f"QLinear{op}")
-    for op in ("Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "GlobalAveragePool", "AveragePool")
-)
-CONTRIB.add(("com.microsoft", "QGemm"))
+from onnxprune.graph.operators import MICROSOFT
 
 
 def _quantizers(walk: Walk, ids: Ids, *params: Value) -> None:
@@ -45,7 +28,7 @@ def _quantizers(walk: Walk, ids: Ids, *params: Value) -> None:
             pin_all(walk, f"{walk.node.op_type} has scales in blocks or computed at run time", p, ids)
 
 
-@rule(*QUANTIZERS)
+@rule("QuantizeLinear", "DequantizeLinear")
 def quantize(walk: Walk, x: Value, scale: Value, zero: Value = None, *rest: Value) -> Value:
     rank = len(walk.dims(0))
     if all(int(np.prod(walk.dims(i))) == 1 for i in range(1, len(walk.node.input))):
@@ -109,7 +92,7 @@ def _integer_product(walk: Walk, a: Value, b: Value, *params: Value) -> Ids:
     return y
 
 
-@rule("QGemm")
+@rule("QGemm", domain=MICROSOFT)
 def qgemm(
     walk: Walk, a: Value, as_: Value, az: Value, b: Value, bs: Value, bz: Value, c: Value = None, *out: Value
 ) -> Ids:
@@ -118,23 +101,23 @@ def qgemm(
     return y
 
 
-@rule("QLinearAdd", "QLinearMul")
+@rule("QLinearAdd", "QLinearMul", domain=MICROSOFT)
 def qlinear_elementwise(walk: Walk, *values: Value) -> Ids:
     return elementwise(walk, values[0], values[3], at=(0, 3))
 
 
-@rule("QLinearConcat")
+@rule("QLinearConcat", domain=MICROSOFT)
 def qlinear_concat(walk: Walk, *values: Value) -> Ids:
     at = range(2, len(values), 3)
     return concat(walk, *(values[i] for i in at), at=at)
 
 
-@rule("QLinearSigmoid", "QLinearLeakyRelu")
+@rule("QLinearSigmoid", "QLinearLeakyRelu", domain=MICROSOFT)
 def qlinear_unary(walk: Walk, x: Value, *params: Value) -> list[Ids]:
     return unary(walk, x)
 
 
-@rule("QLinearGlobalAveragePool", "QLinearAveragePool")
+@rule("QLinearGlobalAveragePool", "QLinearAveragePool", domain=MICROSOFT)
 def qlinear_pool(walk: Walk, x: Value, *params: Value) -> list[Ids]:
     if walk.attr("channels_last", 0):
         pin_all(walk, "channels come last", x)

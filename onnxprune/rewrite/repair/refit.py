@@ -22,11 +22,11 @@ import numpy as np
 
 from onnxprune import numerics, parallel
 from onnxprune.channels import CutSizes
-from onnxprune.graph.layers import Affine, with_biases
+from onnxprune.graph.behaviour import clipping
+from onnxprune.graph.layers import Affine, is_add, with_biases
 from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.designs import WIDEST, rows_of
 from onnxprune.measure.stepwise import MEMORY, Runner
-from onnxprune.protobuf.nodes import attr
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import (
@@ -150,7 +150,7 @@ class _Walk:
         key = self.graph.producer.get(fit.design.tensor)
         if key is None or self._only_reader(fit.design.tensor) is None:
             return None
-        clip, hidden = _bounds(self.graph, key), self.graph.nodes[key].input[0]
+        clip, hidden = clipping(self.graph, key), self.graph.nodes[key].input[0]
         front = self.fits.get(hidden)
         if key in self.fronts:  # the first of a factorised layer's two
             clip, front, hidden = (-np.inf, np.inf), LayerFit.of(self.graph, self.fronts[key]), fit.design.tensor
@@ -162,7 +162,7 @@ class _Walk:
     def _shortcut(self, tensor: str) -> Shortcut | None:
         """The Add of two activations that alone reads the tensor."""
         use = self._only_reader(tensor)
-        if use is None or self.graph.nodes[use[0]].op_type != "Add":
+        if use is None or not is_add(self.graph, use[0]):
             return None
         node = self.graph.nodes[use[0]]
         other = node.input[1 - use[1]]
@@ -277,26 +277,14 @@ class _Walk:
         readers = self.consumers.get(tensor, [])
         if not readers or tensor in self.graph.outputs:
             return None
-        bounds = {_bounds(self.graph, key) for key, _ in readers}
+        bounds = {clipping(self.graph, key) for key, _ in readers}
         return bounds.pop() if len(bounds) == 1 else None
 
 
 def _plain(fit: LayerFit) -> bool:
     """Whether what the layer reads can be handed back: a 2-d conv with pads written out, or a Gemm."""
     conv = fit.design.conv
-    return fit.design.op == "Gemm" if conv is None else len(conv["kernel"]) == 2 and "pads" in conv
-
-
-def _bounds(graph: Graph, key: str) -> tuple[float, float] | None:
-    node = graph.nodes[key]
-    if node.op_type == "Relu":
-        return 0.0, np.inf
-    if node.op_type != "Clip":
-        return None
-    low, high = (attr(node, w) if len(node.input) < 2 else graph.value((key, i)) for i, w in ((1, "min"), (2, "max")))
-    if low is None or np.size(low) != 1 or float(np.ravel(low)[0]) != 0.0:
-        return None
-    return 0.0, float(np.ravel(high)[0]) if high is not None else np.inf
+    return fit.design.flat if conv is None else len(conv["kernel"]) == 2 and "pads" in conv
 
 
 def _solve(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from onnxprune.channels import CutSizes
-from onnxprune.graph.layers import Affine, affine, fold, layers, with_biases
+from onnxprune.graph.layers import Affine, affine, fold, is_add, layers, with_biases
 from onnxprune.graph.model import Graph
 from onnxprune.measure.stepwise import Runner
 from onnxprune.rewrite.repair.task import RepairTask
@@ -58,8 +58,8 @@ def added(original: Graph, graph: Graph, cut: CutSizes) -> list[Affine]:
 
 def _places(graph: Graph, cut: CutSizes) -> list[Affine]:
     consumers, shapes = graph.consumers(), dict(cut.shapes)
-    for node in graph.nodes.values():  # what `with_biases` has put in between has no size yet
-        if node.op_type == "Add" and node.output[0] in shapes and node.input[0] in graph.producer:
+    for key, node in graph.nodes.items():  # what `with_biases` has put in between has no size yet
+        if is_add(graph, key) and node.output[0] in shapes and node.input[0] in graph.producer:
             shapes.setdefault(node.input[0], shapes[node.output[0]])
     found = [affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)]
     return [p for p in found if p is not None]

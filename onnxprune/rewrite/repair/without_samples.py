@@ -23,11 +23,18 @@ import scipy.linalg as sl
 
 from onnxprune.channels import CutSizes, Slice
 from onnxprune.errors import ModelError
-from onnxprune.graph.layers import SUMS, added_behind, with_biases
+from onnxprune.graph.layers import (
+    added_behind,
+    adds_columns,
+    is_add,
+    keeps_statistics,
+    lacks_bias,
+    takes_constants,
+    with_biases,
+)
 from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.cost import count_macs
 from onnxprune.measure.stepwise import Runner
-from onnxprune.protobuf.nodes import attr
 from onnxprune.rewrite.merge import fold_bias
 from onnxprune.rewrite.repair.statistics import MeanAndDeviation, correct_statistics, correctable, mean_and_deviation
 from onnxprune.rewrite.repair.task import Progress, RepairTask
@@ -91,7 +98,7 @@ class _Merge:
         self.moved = {
             key: node.input[0]
             for key, node in self.graph.nodes.items()
-            if node.op_type == "Add" and key in original.nodes and original.nodes[key].op_type == "MatMul"
+            if is_add(self.graph, key) and key in original.nodes and lacks_bias(original.nodes[key])
         }
         self.behind = {**added_behind(original, channels.shapes), **{key: ((key, 1), 0) for key in self.moved}}
         self.before: dict[str, MeanAndDeviation] = {}  # of the original's outputs
@@ -156,8 +163,7 @@ class _Merge:
             node, value = self.original.nodes[s.use[0]], self.original.value(s.use)
             if (
                 s.use[0] in self.graph.nodes
-                and node.op_type in SUMS
-                and attr(node, "group", 1) == 1
+                and adds_columns(node)
                 and s.use not in channels.unlisted
                 and s.reads is not None
                 and s.reads in channels.lines
@@ -177,7 +183,7 @@ class _Merge:
             return
         K, d = found
         for s in sites:
-            node, value = self.original.nodes[s.use[0]], self.original.value(s.use)
+            value = self.original.value(s.use)
             assert value is not None
             kept = self.alive[self.channels.params[s.use][s.axis]]
             columns = np.moveaxis(value, s.axis, 0)
@@ -190,9 +196,7 @@ class _Merge:
                 precise = np.result_type(value.dtype, np.float32)
                 new = own[kept] + np.tensordot(K.T.astype(precise), own[~kept].astype(precise), 1)
                 self.graph.set_constant(self._now(s.use), np.moveaxis(new, 0, s.axis).astype(value.dtype))
-            if node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and s.use[0] in self.behind):
-                if node.op_type == "Gemm" and not attr(node, "alpha", 1.0) == attr(node, "beta", 1.0) == 1.0:
-                    continue
+            if takes_constants(self.original, s.use[0], self.behind):
                 outputs = np.tensordot(d, columns[~kept].astype(np.float64), 1)
                 fold_bias(self.net, self.graph, self.alive, s.use, s.axis, outputs, self.behind)
 
@@ -232,8 +236,7 @@ def _norms(graph: Graph) -> list[str]:
     return [
         key
         for key, node in graph.nodes.items()
-        if node.op_type == "BatchNormalization"
-        and not attr(node, "training_mode", 0)
+        if keeps_statistics(node)
         and graph.constant(node.input[0]) is None
         and all(graph.value((key, i)) is not None for i in (3, 4))
     ]

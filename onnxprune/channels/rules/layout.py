@@ -1,0 +1,258 @@
+"""Rules of what moves indices about: numpy is the index map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxprune.channels.rules.elementwise import lift
+from onnxprune.channels.rules.registry import Value, Walk, pin_all, rule
+from onnxprune.channels.ties import LIMIT, WRITES, Ids, Param
+from onnxprune.graph import evaluate
+
+
+@rule("Transpose")
+def transpose(walk: Walk, x: Ids | Param) -> Ids | Param:
+    return x.turned(walk.attr("perm")) if isinstance(x, Param) else np.transpose(x, walk.attr("perm"))
+
+
+@rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshape(walk: Walk, x: Value, *rest: Value) -> Ids:
+    if not isinstance(x, np.ndarray):
+        return walk.dead()
+    before, after = walk.dims(0), walk.out()
+    if x.size == 1:
+        return x.reshape((1,) * len(after))
+    if 0 in before:
+        walk.fixed(x, "an empty tensor is reshaped")
+        return walk.dead()
+    full, target = list(x.shape), [1] * len(after)
+    for ins, outs in blocks(before, after):
+        if any(x.shape[k] > 1 for k in ins):
+            for k in ins:
+                full[k] = before[k]
+            for k in outs:
+                target[k] = after[k]
+    if math.prod(full) > LIMIT:
+        return _spread_too_wide(walk, x, full, target)
+    ids = np.broadcast_to(x, full).reshape(target)
+    for k in range(ids.ndim):  # an axis along which the ids repeat carries none
+        if ids.shape[k] > 1 and ids.size > ids.shape[k] and (ids == ids.take([0], k)).all():
+            ids = ids.take([0], k)
+    walk.ties.joints.append(ids)
+    return ids
+
+
+def _spread_too_wide(walk: Walk, x: Ids, full: list[int], target: list[int]) -> Ids:
+    walk.fixed(x, f"{walk.node.op_type} mixes channels with {math.prod(full) // x.size} positions")
+    return walk.dead()
+
+
+def blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The least runs of axes that a reshape turns into each other: [(axes before, axes after), …]."""
+    found: list[tuple[list[int], list[int]]] = []
+    i, j = 0, 0
+    while i < len(before) or j < len(after):
+        ins: list[int] = []
+        outs: list[int] = []
+        p = q = 1
+        while not (ins or outs) or p != q:
+            if (p <= q and i < len(before)) or j >= len(after):
+                p *= before[i]
+                ins.append(i)
+                i += 1
+            else:
+                q *= after[j]
+                outs.append(j)
+                j += 1
+        found.append((ins, outs))
+    # axes of size 1 fall into blocks of their own or at the head of the next: both are right
+    return found
+
+
+@rule("Concat")
+def concat(walk: Walk, *values: Value, at: Sequence[int] | None = None) -> Ids:
+    """`at`: the input positions of the values, when not the first ones."""
+    ties, rank = walk.ties, len(walk.out())
+    axis = walk.attr("axis", 1) % rank
+    why = "Concat joins it with an axis that cannot be cut"
+    carrying = {k for v in values if isinstance(v, np.ndarray) for k in range(rank) if v.shape[k] > 1}
+    ids, sizes = [], []
+    for i, v in zip(range(len(values)) if at is None else at, values, strict=True):
+        if v is None or walk.dims(i)[axis] == 0:
+            continue
+        sizes.append(walk.dims(i)[axis])
+        if isinstance(v, Param):
+            ids.append(v.joint(sorted(carrying)) if carrying else ties.dead_end(rank, "constant"))
+        else:
+            ids.append(v)
+    if not ids:
+        return walk.dead()
+    for k in range(rank):
+        if k != axis and walk.out()[k] > 1:
+            stiff = [v for v in ids if v.shape[k] == 1]
+            if stiff:
+                ids = [ties.whole(v, k, why, stiff[0]) for v in ids]
+    if all(v.shape[axis] == 1 for v in ids):  # joined along positions: the channels of all are the same
+        return ids[0] if all(v.size == 1 for v in ids) else ties.same(*ids)
+    wide = [
+        np.broadcast_to(v, [s if k == axis else d for k, d in enumerate(v.shape)])
+        for v, s in zip(ids, sizes, strict=True)
+    ]
+    joined = np.concatenate(wide, axis)
+    ties.joints.append(joined)
+    return joined
+
+
+@rule("Split")
+def split(walk: Walk, x: Value, *rest: Value) -> list[Ids]:
+    if not isinstance(x, np.ndarray):
+        return []
+    axis = walk.attr("axis", 0) % x.ndim
+    if x.shape[axis] == 1:
+        return [x] * len(walk.node.output)
+    sizes = [walk.out(i)[axis] for i in range(len(walk.node.output))]
+    return np.split(x, np.cumsum(sizes)[:-1], axis)
+
+
+@rule("Slice")
+def slice_(walk: Walk, x: Value, *rest: Value) -> Ids:
+    if not isinstance(x, np.ndarray):
+        return walk.dead()
+    given = [walk.value(i) for i in range(1, len(walk.node.input))]
+    missing = any(v is None and walk.node.input[i + 1] for i, v in enumerate(given))
+    if missing:
+        return _resized(walk, x, "Slice has bounds that are computed from data")
+    attrs = {k: walk.attr(k) for k in ("starts", "ends", "axes") if walk.attr(k) is not None}
+    cut = evaluate.slices(attrs, walk.dims(0), *given)
+    for k, piece in enumerate(cut):
+        if x.shape[k] == 1 or piece == slice(None):
+            continue
+        if (piece.step or 1) != 1:
+            x = walk.ties.whole(x, k, "Slice takes every n-th or reverses")
+        elif walk.out()[k] == 1 and x.size > x.shape[k]:  # q, k or v of a packed tensor
+            x = walk.ties.whole(x, k, "Slice takes one of them")
+        else:
+            x = x[(slice(None),) * k + (piece,)]
+            if x.shape[k] == 1:
+                walk.fixed(x, "Slice takes a single channel out, which must stay")
+    return x
+
+
+def _resized(walk: Walk, x: Ids, why: str, out: int = 0) -> Ids:
+    """Keep whole every axis whose size changes; without the same rank, every axis."""
+    before, after = walk.dims(0), walk.out(out)
+    if len(before) != len(after):
+        walk.fixed(x, why)
+        return walk.dead(out, why)
+    for k in range(x.ndim):
+        if before[k] != after[k]:
+            x = walk.ties.whole(x, k, why)
+    return x
+
+
+@rule("Gather")
+def gather(walk: Walk, x: Value, indices: Value) -> Ids:
+    axis, index = walk.attr("axis", 0), walk.value(1)
+    if isinstance(x, Param):  # an embedding: its columns are channels
+        if isinstance(indices, Param) or len(x.shape) != 2 or axis % 2 != 0:
+            pin_all(walk, "Gather of a constant", x)
+            return walk.dead()
+        rank = len(walk.out())
+        walk.ties.pin(x.axis(0, WRITES), "rows of an embedding are looked up by the model's input", 0)
+        return walk.place(x.axis(1, WRITES), rank - 1, rank)
+    if not isinstance(x, np.ndarray):
+        return walk.dead()
+    axis %= x.ndim
+    pin_all(walk, "used as an index", indices)
+    shape = np.shape(index) if index is not None else walk.dims(1)
+    if x.shape[axis] > 1 and index is not None and len(shape) == 1 and x.size == x.shape[axis]:
+        return x.take(np.asarray(index), axis)  # picks or reorders channels: the index is mended at the cut
+    x = walk.ties.whole(x, axis, "Gather picks along this axis")
+    return x.reshape(x.shape[:axis] + (1,) * len(shape) + x.shape[axis + 1 :])
+
+
+@rule("ConstantOfShape")
+def _filled(walk: Walk, *shape: Value) -> Ids:
+    """One number everywhere (a first hidden state): it has as many channels as whatever it meets."""
+    out = walk.out()
+    carried = [d if len(out) <= 3 or k == 1 else 1 for k, d in enumerate(out)]
+    if not 1 < math.prod(carried) <= FILLED or len(out) < 2:
+        return walk.dead(0, "a constant")
+    ids = walk.ties.fresh(math.prod(carried)).reshape(carried)
+    walk.ties.joints.append(ids)
+    return ids
+
+
+FILLED = 1 << 16
+"""Largest id array of a constant that is one number everywhere."""
+
+
+@rule("Expand")
+def expand(walk: Walk, x: Value, shape: Value) -> Ids:
+    if isinstance(x, Param):  # a class token, one for every image
+        wide = [k for k, d in enumerate(x.shape) if d > 1]
+        if not wide:
+            return _filled(walk)
+        if math.prod(x.shape) > LIMIT:
+            return walk.dead(0, "Expand of a constant")
+        x = x.joint(wide)
+    return lift(x, len(walk.out())) if isinstance(x, np.ndarray) else walk.dead()
+
+
+@rule("Tile")
+def tile(walk: Walk, x: Value, repeats: Value) -> Ids:
+    if not isinstance(x, np.ndarray):
+        return walk.dead()
+    times = [b // a if a else 1 for a, b in zip(walk.dims(0), walk.out(), strict=True)]
+    return np.tile(x, [n if x.shape[k] > 1 else 1 for k, n in enumerate(times)])
+
+
+@rule("Pad")
+def pad(walk: Walk, x: Value, *rest: Value) -> Ids:
+    if not isinstance(x, np.ndarray):
+        return walk.dead()
+    pin_all(walk, "used as padding", *rest)
+    pads = walk.attr("pads") if walk.value(1) is None else walk.value(1)
+    if walk.attr("mode", "constant") != "constant" or pads is None or walk.value(3) is not None:
+        return _resized(walk, x, "Pad changes this axis")
+    for k in range(x.ndim):
+        before, after = int(pads[k]), int(pads[k + x.ndim])
+        if x.shape[k] == 1 or (before == 0 and after == 0):
+            continue
+        if x.size != x.shape[k] or before < 0 or after < 0:
+            x = walk.ties.whole(x, k, "Pad changes this axis")
+            continue
+        frame = walk.ties.dead_end(x.ndim, "channels that Pad adds")
+        x = np.concatenate([*[frame] * before, x, *[frame] * after], k)
+    return x
+
+
+@rule("Resize", "Upsample")
+def resize(walk: Walk, x: Value, *rest: Value) -> Ids:
+    return _resized(walk, x, "resized along this axis") if isinstance(x, np.ndarray) else walk.dead()
+
+
+@rule("DepthToSpace")
+def depth_to_space(walk: Walk, x: Ids) -> Ids:
+    r, ids = walk.attr("blocksize"), walk.channels(x, 1)
+    if walk.attr("mode", "DCR") == "DCR":
+        grid = ids.reshape(r * r, -1)
+        walk.ties.same(grid, grid[:1])
+        return walk.place(grid[0], 1, 4)
+    grid = ids.reshape(-1, r * r)
+    walk.ties.same(grid, grid[:, :1])
+    return walk.place(grid[:, 0], 1, 4)
+
+
+@rule("SpaceToDepth")
+def space_to_depth(walk: Walk, x: Ids) -> Ids:
+    square, ids = walk.attr("blocksize") ** 2, walk.channels(x, 1)
+    return walk.place(np.tile(ids, square) if walk.attr("mode", "DCR") == "DCR" else np.repeat(ids, square), 1, 4)
+
+
+@rule("Shape", "Size")
+def shape(walk: Walk, x: Value) -> Ids:
+    return walk.dead(0, "a size")

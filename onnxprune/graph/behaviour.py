@@ -1,0 +1,88 @@
+"""How a node behaves: what is true of its operator, where its attributes and constants decide as well.
+
+Layers have a module of their own (`graph.layers`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from onnxprune.graph import operators
+from onnxprune.graph.layers import weight_axes
+from onnxprune.graph.model import Graph
+from onnxprune.protobuf.nodes import attr
+
+
+def unpadded(node: onnx.NodeProto) -> bool:
+    """Whether a conv or a pooling reads nothing beyond the border."""
+    return not any(attr(node, "pads", [])) and attr(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID")
+
+
+def sees_borders(node: onnx.NodeProto) -> bool:
+    """Whether some outputs of a layer are sums over fewer inputs than others."""
+    product = operators.of(node).product
+    return product is not None and product.kernel and (product.transposed or not unpadded(node))
+
+
+def scaling(graph: Graph, node: onnx.NodeProto, *, constants: bool) -> str:
+    """How a node scales: "linear", f(s·x) = s·f(x), "positive", for s > 0, or "" (not at all).
+
+    Args:
+        graph: where its operands are looked up.
+        node: the node.
+        constants: whether some of what it reads is constant.
+    """
+    line = operators.of(node)
+    if (constants and not line.slopes) or _fills(graph, node) or _crops(node):
+        return ""
+    return line.scales
+
+
+def _fills(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether it is a Pad with anything but zeros, or with what is there already."""
+    if not operators.of(node).fills or attr(node, "mode", "constant") != "constant":
+        return False
+    if len(node.input) > 2 and node.input[2]:
+        value = graph.constant(node.input[2])
+        return value is None or bool(value.any())
+    return attr(node, "value", 0.0) != 0  # type: ignore[no-any-return]
+
+
+def _crops(node: onnx.NodeProto) -> bool:
+    """Whether it is a Resize that puts a number of its own beyond the border."""
+    return attr(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
+
+
+def keeps_constants(node: onnx.NodeProto) -> bool:
+    """Whether a constant goes in and the same constant comes out, at the borders too."""
+    kept = operators.of(node).keeps_constants
+    return kept == "everywhere" or (kept == "inside" and (not attr(node, "count_include_pad", 0) or unpadded(node)))
+
+
+def clipping(graph: Graph, key: str) -> tuple[float, float] | None:
+    """The bounds of a ReLU, or of a Clip from 0 to a constant; None for others."""
+    node = graph.nodes[key]
+    clips = operators.of(node).clips
+    if clips == "zero":
+        return 0.0, np.inf
+    if clips != "given":
+        return None
+    low, high = (attr(node, w) if len(node.input) < 2 else graph.value((key, i)) for i, w in ((1, "min"), (2, "max")))
+    if low is None or np.size(low) != 1 or float(np.ravel(low)[0]) != 0.0:
+        return None
+    return 0.0, float(np.ravel(high)[0]) if high is not None else np.inf
+
+
+def zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray | None:
+    """The integers that stand for zero in operand i, constants, as they are stored; None where nothing says so."""
+    at = operators.of(node).zero_points.get(i)
+    return graph.constant(node.input[at]) if at is not None and at < len(node.input) and node.input[at] else None
+
+
+def zero_axis(node: onnx.NodeProto, rank: int) -> int:
+    """The axis of a quantized constant along which it has zero points of its own."""
+    line = operators.of(node)
+    if line.dequantizes:
+        return attr(node, "axis", 1) % rank  # type: ignore[no-any-return]
+    return weight_axes(node)[0] if line.product is not None else rank - 1

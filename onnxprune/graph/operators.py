@@ -1,0 +1,321 @@
+"""The table of operators: one line an operator, with what is true of it.
+
+What an operator is stands here and nowhere else. Whoever has to know asks a line (`of(node).decides`), or
+`graph.layers` where attributes and constants of the node decide as well; after the analysis nobody asks for a name.
+What *does* something for an operator is a function in a table of its own, entered under names that have a line here:
+channels (`channels.rules`), sizes that are spelled out (`channels.size_rules`), numpy (`graph.evaluate`), least squares
+(`measure.designs`), torch (`train.operators`). Families (`UNARY`, `BROADCAST`, …) share one function.
+
+    a new element-wise operator    one line
+    a new operator with a weight   one line with a `product`, a rule for its channels, a design or (`unfit`) why not
+
+An operator without a line is `UNKNOWN`: nothing is true of it, and its channels stay. `graph.facts` explains the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxprune.graph.facts import Facts, Operator, Product, contracted, facts, gathered, scattered, stepwise
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS
+
+MICROSOFT = "com.microsoft"
+
+UNKNOWN = Operator("")
+"""What is known of an operator without a line."""
+TABLE: dict[tuple[str, str], Operator] = {}
+"""(domain, name) -> line."""
+
+
+def named(name: str, domain: str = "") -> Operator:
+    """The line of an operator; `UNKNOWN` where there is none."""
+    return TABLE.get(("" if domain in DEFAULT_DOMAINS else domain, name), UNKNOWN)
+
+
+def of(node: onnx.NodeProto) -> Operator:
+    """The line of a node's operator; `UNKNOWN` where there is none."""
+    return named(node.op_type, node.domain)
+
+
+def lines(fact: Callable[[Operator], object] = lambda line: True) -> Iterator[Operator]:
+    """The lines of which a fact is true."""
+    return (line for line in TABLE.values() if fact(line))
+
+
+def op(name: str, *true: str | Facts, domain: str = "", **more: Any) -> Operator:
+    """Enter a line.
+
+    Raises:
+        TypeError: no such fact.
+        ValueError: there is a line already.
+    """
+    if (domain, name) in TABLE:
+        raise ValueError(f"{name} has a line already")
+    line = TABLE[domain, name] = Operator(name, domain, **facts(*true, **more))
+    return line
+
+
+# -- families: what their operators have in common ---------------------------------------------------------------
+
+LINEAR, POSITIVE = facts(scales="linear"), facts(scales="positive")
+KEEPS_CONSTANTS = facts(keeps_constants="everywhere")
+LAYOUT = facts("layout", LINEAR, KEEPS_CONSTANTS)
+ORDERS = facts("decides", "orders")
+COUNTS = facts(ORDERS, "counts")
+
+UNARY = facts("keeps_size", "aligned", "plain", family="unary")
+"""Element by element, of one activation."""
+BROADCAST = facts("aligned", "takes_constants", family="broadcast")
+"""Element by element, of several that are broadcast."""
+MIXING = facts("keeps_size", family="mixing")
+"""What mixes the elements of an axis, which stays whole."""
+POOL = facts("plain", family="pool")
+REDUCTION = facts(sized_by=1, family="reduction")
+
+LAYER = facts("sums", "plain", "takes_constants")
+QUANTIZED = facts(unfit="its weight is quantized; prune the model before it is quantized")
+RECURRENT = facts(
+    "sums", "recurrent", channels=2, product=Product(stepwise, writes=1, reads=2, bias=3),
+    unfit="it mixes its hidden state over time, so no single product gives its weights",
+)  # fmt: skip
+
+
+def conv(weight: int = 1, **more: Any) -> Facts:
+    """A convolution by the operand `weight`."""
+    return facts("windowed", channels=1, kernel=weight, product=Product(gathered, weight, kernel=True, **more))
+
+
+def matrix(weight: int = 1, **more: Any) -> Facts:
+    """A product of what is read with a matrix, the operand `weight`."""
+    return facts(product=Product(contracted, weight, writes=1, reads=0, either=True, **more))
+
+
+# fmt: off
+# -- element by element ------------------------------------------------------------------------------------------
+
+op("Relu", UNARY, POSITIVE, clips="zero")
+op("LeakyRelu", UNARY, POSITIVE)
+op("ThresholdedRelu", UNARY)
+op("Elu", UNARY)
+op("Celu", UNARY)
+op("Selu", UNARY)
+op("Gelu", UNARY)
+op("Gelu", UNARY, domain=MICROSOFT)
+op("QuickGelu", UNARY, domain=MICROSOFT)
+op("Swish", UNARY)
+op("Mish", UNARY)
+op("HardSwish", UNARY)
+op("HardSigmoid", UNARY)
+op("Sigmoid", UNARY, "probabilities")
+op("Tanh", UNARY)
+op("Softplus", UNARY)
+op("Softsign", UNARY)
+op("Shrink", UNARY)
+op("Erf", UNARY)
+op("Exp", UNARY, numpy=np.exp)
+op("Log", UNARY, numpy=np.log)
+op("Sqrt", UNARY, numpy=np.sqrt)
+op("Reciprocal", UNARY, numpy=np.reciprocal)
+op("Abs", UNARY, POSITIVE, numpy=np.abs)
+op("Neg", UNARY, LINEAR, numpy=np.negative)
+op("Sign", UNARY, "decides")
+op("Floor", UNARY, "decides", numpy=np.floor)
+op("Ceil", UNARY, "decides", numpy=np.ceil)
+op("Round", UNARY, "decides")
+op("Sin", UNARY, numpy=np.sin)
+op("Cos", UNARY, numpy=np.cos)
+op("Tan", UNARY)
+op("Asin", UNARY)
+op("Acos", UNARY)
+op("Atan", UNARY)
+op("Sinh", UNARY)
+op("Cosh", UNARY)
+op("Asinh", UNARY)
+op("Acosh", UNARY)
+op("Atanh", UNARY)
+op("Not", UNARY, numpy=np.logical_not)
+op("BitwiseNot", UNARY)
+op("IsNaN", UNARY)
+op("IsInf", UNARY, "bounds")
+op("Clip", UNARY, "bounds", clips="given")
+op("Cast", UNARY, "decides", "bounds")
+op("CastLike", "keeps_size", "bounds")
+op("Identity", UNARY, LAYOUT, "hands_on", "bounds")
+op("Dropout", UNARY, LAYOUT)
+
+op("Add", BROADCAST, "plain", "masks", arithmetic="+", learned=(0, 1), numpy=np.add)
+op("Sub", BROADCAST, "plain", "masks", arithmetic="-", numpy=np.subtract)
+op("Mul", BROADCAST, "plain", arithmetic="*", learned=(0, 1), numpy=np.multiply)
+op("Div", BROADCAST, "plain", arithmetic="/")
+op("Pow", BROADCAST)
+op("Mod", BROADCAST)
+op("Min", BROADCAST, "bounds")
+op("Max", BROADCAST, "bounds")
+op("Sum", BROADCAST, LINEAR)
+op("Mean", BROADCAST)
+op("PRelu", BROADCAST, POSITIVE, "slopes", "keeps_size", "plain", learned=(1,))
+op("Where", BROADCAST, "bounds", numpy=np.where)
+op("Equal", BROADCAST, "decides", "bounds", numpy=np.equal)
+op("Less", BROADCAST, "decides", "bounds", numpy=np.less)
+op("LessOrEqual", BROADCAST, "decides", "bounds", numpy=np.less_equal)
+op("Greater", BROADCAST, "decides", "bounds", numpy=np.greater)
+op("GreaterOrEqual", BROADCAST, "decides", "bounds", numpy=np.greater_equal)
+op("And", BROADCAST, numpy=np.logical_and)
+op("Or", BROADCAST, numpy=np.logical_or)
+op("Xor", BROADCAST, numpy=np.logical_xor)
+op("BitShift", BROADCAST)
+op("BitwiseAnd", BROADCAST)
+op("BitwiseOr", BROADCAST)
+op("BitwiseXor", BROADCAST)
+
+# -- weights -----------------------------------------------------------------------------------------------------
+
+op("Conv", LAYER, conv(bias=2), "reads_maps", learned=(1, 2))
+op("ConvTranspose", LAYER, "windowed", "reads_maps", channels=1, kernel=1, learned=(1, 2),
+   product=Product(scattered, writes=1, reads=0, bias=2, kernel=True, transposed=True),
+   unfit="it is a transposed convolution; its statistics are mended, its weight stays")
+op("Gemm", LAYER, matrix(bias=2, turned="transB"), channels=1, learned=(1, 2))
+op("MatMul", LAYER, matrix(), channels=-1, learned=(0, 1))
+op("Einsum", "sums", "takes_constants", unfit="it is an Einsum; write the product as a MatMul",
+   uncounted="its equation says how it multiplies")
+op("LSTM", RECURRENT)
+op("GRU", RECURRENT)
+op("RNN", RECURRENT)
+op("DeformConv", "windowed", kernel=1)
+op("ConvInteger", conv(floats=False), QUANTIZED, zero_points={0: 2, 1: 3})
+op("MatMulInteger", matrix(floats=False), QUANTIZED, "takes_constants", channels=-1, zero_points={0: 2, 1: 3})
+op("QLinearConv", conv(3, bias=8, floats=False), QUANTIZED, zero_points={0: 2, 3: 5})
+op("QLinearMatMul", matrix(3, floats=False), QUANTIZED, "takes_constants", channels=-1, zero_points={0: 2, 3: 5})
+op("QGemm", matrix(3, bias=6, turned="transB", floats=False), QUANTIZED, channels=1, zero_points={0: 2, 3: 5},
+   domain=MICROSOFT)
+op("Attention")
+op("RotaryEmbedding")
+op("RotaryEmbedding", domain=MICROSOFT)
+
+# -- normalization, pooling, reduction ---------------------------------------------------------------------------
+
+op("BatchNormalization", "keeps_size", "stored_statistics", "plain", channels=1, learned=(1, 2))
+op("InstanceNormalization", "keeps_size", channels=1, learned=(1, 2))
+op("GroupNormalization", "keeps_size", channels=1, learned=(1, 2))
+op("LayerNormalization", MIXING, "aligned", "statistics", learned=(1, 2))
+op("RMSNormalization", MIXING, "aligned", "statistics")
+op("MeanVarianceNormalization", MIXING, "statistics")
+op("LpNormalization", MIXING)
+op("LRN", "keeps_size")
+op("Softmax", MIXING, "probabilities")
+op("LogSoftmax", MIXING, "probabilities")
+op("Hardmax", MIXING, "decides")
+op("CumSum", MIXING)
+op("CumProd", MIXING)
+
+op("MaxPool", POOL, "reads_maps", POSITIVE, KEEPS_CONSTANTS, "windowed")
+op("AveragePool", POOL, "reads_maps", LINEAR, "windowed", keeps_constants="inside")
+op("LpPool", POOL, "windowed")
+op("GlobalMaxPool", POOL, POSITIVE, KEEPS_CONSTANTS)
+op("GlobalAveragePool", POOL, "reads_maps", LINEAR, KEEPS_CONSTANTS)
+op("GlobalLpPool", POOL)
+op("MaxUnpool", "counts", "windowed")
+op("MaxRoiPool")
+op("RoiAlign")
+
+op("ReduceMean", REDUCTION, "reads_maps", LINEAR, KEEPS_CONSTANTS, "statistics")
+op("ReduceSum", REDUCTION, LINEAR)
+op("ReduceMax", REDUCTION, POSITIVE, KEEPS_CONSTANTS)
+op("ReduceMin", REDUCTION)
+op("ReduceProd", REDUCTION)
+op("ReduceL1", REDUCTION)
+op("ReduceL2", REDUCTION, "statistics")
+op("ReduceSumSquare", REDUCTION)
+op("ReduceLogSum", REDUCTION)
+op("ReduceLogSumExp", REDUCTION)
+op("ArgMax", ORDERS)
+op("ArgMin", ORDERS)
+op("TopK", ORDERS, sized_by=1)
+
+# -- layout ------------------------------------------------------------------------------------------------------
+
+op("Transpose", LAYOUT, "takes_constants")
+op("Reshape", LAYOUT, "bounds", "spells_batch", sized_by=1, spells=(1,))
+op("Flatten", LAYOUT)
+op("Squeeze", LAYOUT, "bounds", sized_by=1)
+op("Unsqueeze", LAYOUT, "bounds", sized_by=1)
+op("Concat", LAYOUT, "joins", "plain", "takes_constants", "bounds")
+op("Split", LAYOUT, "spells_batch", sized_by=1, spells=(1,))
+op("Slice", LAYOUT, "bounds", "spells_batch", sized_by=1, spells=(1, 2, 3, 4))
+op("Gather", LAYOUT, "takes_constants", "bounds", "spells_batch", spells=(1,))
+op("GatherElements", "spells_batch")
+op("GatherND", "spells_batch")
+op("ScatterElements", "bounds")
+op("ScatterND", "bounds")
+op("DepthToSpace", LAYOUT)
+op("SpaceToDepth", LAYOUT)
+op("Expand", LAYOUT, "takes_constants", "bounds", "spells_batch", "spreads", sized_by=1, spells=(1,), grows="expand")
+op("Tile", LAYOUT, "bounds", "spells_batch", sized_by=1, spells=(1,), grows="tile")
+op("Pad", LINEAR, "fills", "bounds", sized_by=1, spells=(1, 3))
+op("Resize", LINEAR, sized_by=1, spells=(3,))
+op("Upsample", LINEAR, sized_by=1)
+op("CenterCropPad", sized_by=1)
+op("Trilu")
+op("OneHot", sized_by=1)
+op("Col2Im", sized_by=1)
+op("GridSample")
+op("AffineGrid", sized_by=1)
+
+# -- what makes tensors, and what counts -------------------------------------------------------------------------
+
+op("Constant", "stores")
+op("ConstantOfShape", "takes_constants", "bounds", "spells_batch", "spreads", sized_by=0, spells=(0,), grows="fill")
+op("Range", sized_by=0, grows="range")
+op("Shape", "measures", "bounds")
+op("Size", "measures")
+op("RandomNormal", "random", sized_by=0)
+op("RandomUniform", "random", sized_by=0)
+op("RandomNormalLike", "random")
+op("RandomUniformLike", "random")
+op("Multinomial", "random")
+op("Bernoulli", "random")
+op("NonZero", COUNTS)
+op("NonMaxSuppression", COUNTS)
+op("Unique", COUNTS)
+op("Unique", ORDERS, domain=MICROSOFT)
+op("Compress", "counts")
+op("BlackmanWindow", sized_by=0)
+op("HammingWindow", sized_by=0)
+op("HannWindow", sized_by=0)
+op("MelWeightMatrix", sized_by=1)
+op("DFT", sized_by=1)
+op("STFT", sized_by=1)
+
+# -- integers ----------------------------------------------------------------------------------------------------
+
+op("QuantizeLinear", "quantizer", "takes_constants", "decides")
+op("QuantizeLinear", "quantizer", "decides", domain=MICROSOFT)
+op("DequantizeLinear", "quantizer", "dequantizes", "takes_constants", zero_points={0: 2})
+op("DequantizeLinear", "quantizer", "dequantizes", domain=MICROSOFT)
+op("DynamicQuantizeLinear", "decides")
+op("QLinearAdd", "takes_constants", domain=MICROSOFT, zero_points={0: 2, 3: 5})
+op("QLinearMul", "takes_constants", domain=MICROSOFT, zero_points={0: 2, 3: 5})
+op("QLinearConcat", "takes_constants", domain=MICROSOFT)
+op("QLinearSigmoid", domain=MICROSOFT)
+op("QLinearLeakyRelu", domain=MICROSOFT)
+op("QLinearAveragePool", domain=MICROSOFT)
+op("QLinearGlobalAveragePool", domain=MICROSOFT)
+
+# -- bodies and sequences ----------------------------------------------------------------------------------------
+
+op("If", "bodies", "branches", "sequences", "bounds")
+op("Loop", "bodies", "works", "sequences", "bounds")
+op("Scan", "bodies", "works", "sequences")
+op("SequenceMap", "bodies", "sequences")
+op("SequenceConstruct", "sequences")
+op("SequenceEmpty", "sequences")
+op("SequenceInsert", "sequences")
+op("SequenceErase", "sequences")
+op("SplitToSequence", "sequences", sized_by=1)
+op("Optional", "sequences")
+op("OptionalGetElement", "sequences")
+op("StringSplit", "sequences")
