@@ -29,7 +29,7 @@ from onnxprune.samples.calibration import Calibration, open_calibration
 from onnxprune.samples.digest import digest as digest_of
 from onnxprune.samples.images import ImageSpec
 from onnxprune.samples.partition import Partition
-from onnxprune.timing.latency import batch_of
+from onnxprune.timing.bench_inputs import batch_of
 
 ModelLike = str | PathLike[str] | onnx.ModelProto
 

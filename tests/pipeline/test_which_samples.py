@@ -61,7 +61,7 @@ def roles(repair, criterion, edits, seed=3):
 
     def outcome(samples):
         subject = api.open_model(model, calibration=samples)
-        plan = PrunePlan(subject.digest, edits, {"criterion": criterion})
+        plan = PrunePlan(subject.digest, edits, by_likeness=criterion == "similarity")
         result = api.apply_plan(subject, plan, api.Settings(repair=repair, seed=seed, epochs=1, threads=1))
         assert result.fidelity.samples == 1 and result.fidelity.held_out
         return result.model.SerializeToString(), result.fidelity
@@ -156,7 +156,7 @@ def test_damage_is_what_the_judges_see(twins, methods):
 def narrowed(subject, trunk, width=2):
     """A plan that narrows the block of one trunk."""
     group = next(g for g in subject.channels.groups if any(s.tensor == f"a{trunk}" for s in g.weights))
-    return PrunePlan(subject.digest, (KeepChannels(group.name, group.width, tuple(range(width))),), {})
+    return PrunePlan(subject.digest, (KeepChannels(group.name, group.width, tuple(range(width))),))
 
 
 @pytest.mark.parametrize("repair", ["refit", "statistics", "none"])
