@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "prune": "api", "open_model": "api", "make_plan": "api", "apply_plan": "api", "Settings": "api",
     "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "timing.latency",
-    "ImageSpec": "samples.images", "sweep": "api", "reach": "api", "Target": "pipeline.goals", "Goal": "pipeline.goals",
+    "ImageSpec": "samples.images", "sweep": "api", "reach": "api", "Target": "pipeline.targets",
     "sensitivity": "pipeline.sensitivity", "bench_cases": "timing.cases",
     "TrainSettings": "pipeline.training_settings", "train_and_prune": "pipeline.training",
 }  # fmt: skip
 
 __all__ = [
-    "Goal", "ImageSpec", "PruneError", "PrunePlan", "Result", "Settings", "Target", "TrainSettings", "apply_plan",
-    "bench", "bench_cases", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep", "train_and_prune",
+    "ImageSpec", "PruneError", "PrunePlan", "Result", "Settings", "Target", "TrainSettings", "apply_plan", "bench",
+    "bench_cases", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep", "train_and_prune",
 ]  # fmt: skip
 
 

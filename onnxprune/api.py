@@ -14,12 +14,12 @@ from onnxprune.channels import ChannelGroup
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.measure.metric import Metric
 from onnxprune.pipeline.apply import apply_plan
-from onnxprune.pipeline.goals import Goal, Target
 from onnxprune.pipeline.opened import ModelLike, Subject, open_model
 from onnxprune.pipeline.planner import Progress
 from onnxprune.pipeline.plans import make_plan, plan_and_apply, sweep
 from onnxprune.pipeline.reach import reach
 from onnxprune.pipeline.settings import Settings
+from onnxprune.pipeline.targets import Target
 from onnxprune.pipeline.timed import measure_latency
 from onnxprune.report.result import Result
 from onnxprune.samples.images import ImageSpec
@@ -35,7 +35,6 @@ def prune(
     samples: int | None = None,
     image: ImageSpec | None = None,
     target: Target | None = None,
-    lossless: bool = False,
     metric: str | Metric | None = None,
     progress: Progress | None = None,
     **settings: Any,
@@ -55,7 +54,6 @@ def prune(
         samples: use at most so many samples.
         image: how to read a folder of images.
         target: what to reach instead of a ratio: `Target("speedup", 2.0)`, "latency_ms", "size_mb" or "max_drop".
-        lossless: remove only what changes no output; the ratio plays no part then.
         metric: for "max_drop", see `reach`.
         progress: called with (phase, done, total).
         **settings: the other fields of `Settings`.
@@ -67,11 +65,9 @@ def prune(
         PruneError: see `onnxprune.errors`.
     """
     try:
-        chosen = Settings(**settings)
+        chosen = Settings(ratio=ratio, **settings)
     except TypeError as error:
         raise UsageError(f"prune(): {str(error).removeprefix('Settings.__init__() ')}") from error
-    goal = Goal(ratio, target, lossless)
-    goal.check_repair(chosen.repair)
     subject = open_model(
         model,
         calibration=calibration,
@@ -82,12 +78,11 @@ def prune(
     )
     if target is not None:
         return reach(subject, chosen, target, metric=metric, progress=progress)
-    return plan_and_apply(subject, goal, chosen, bench=bench, progress=progress)
+    return plan_and_apply(subject, chosen, bench=bench, progress=progress)
 
 
 __all__ = [
     "ChannelGroup",
-    "Goal",
     "ModelError",
     "Settings",
     "Subject",

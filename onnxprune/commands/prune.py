@@ -38,11 +38,11 @@ from onnxprune.commands.results import (
     write_text,
 )
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.pipeline.goals import TARGETS, Goal, Target
 from onnxprune.report.terminal import Status, change, plain, si, table
 
 if TYPE_CHECKING:
     from onnxprune.api import Settings, Subject
+    from onnxprune.pipeline.targets import Target
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
 
@@ -86,8 +86,10 @@ def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
     if several:
         add("--ratios", type=numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
-        for kind in TARGETS.values():
-            add(kind.option, type=float, metavar=kind.metavar, help=kind.help)
+        add("--speedup", type=float, metavar="X", help="instead: X times as fast, measured here")
+        add("--latency-ms", type=float, metavar="T", help="instead: a run takes T ms, measured here")
+        add("--size-mb", type=float, metavar="S", help="instead: the file has S megabytes (10^6 bytes)")
+        add("--max-drop", type=float, metavar="D", help="instead: cut until the metric of --eval drops by D")
         add("--eval", metavar="SPEC", help="file.py:function of a model's path, or .npz with labels (top-1 %%)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
     add("--of", metavar="WHAT", help="of macs (default), params, channels or latency")
@@ -183,23 +185,22 @@ def run(args: argparse.Namespace, status: Status) -> None:
         return
     from onnxprune import api
 
-    settings, goal = _settings(args), _goal(args)
-    goal.check_repair(settings.repair)
+    settings, target = _settings(args), _target(args)
     output = output_of(args)
-    if goal.target is not None and args.dry_run:
+    if target is not None and args.dry_run:
         raise UsageError("a target is reached by measuring what was cut; --dry-run goes with --ratio")
     if not args.dry_run:
         check_outputs(args, output, args.plan_out, args.report)
     subject = open_subject(args, status)
     status.phase("plan")
     if args.dry_run:
-        plan = api.make_plan(subject, goal, settings, status.progress)
+        plan = api.make_plan(subject, settings, status.progress)
         _show_plan(args, subject, plan, "dry run, nothing written")
         return
-    if goal.target is None:
-        result = api.plan_and_apply(subject, goal, settings, bench=wants_bench(args), progress=status.progress)
+    if target is None:
+        result = api.plan_and_apply(subject, settings, bench=wants_bench(args), progress=status.progress)
     else:
-        result = api.reach(subject, settings, goal.target, metric=args.eval, progress=status.progress)
+        result = api.reach(subject, settings, target, metric=args.eval, progress=status.progress)
         if result.latency is None and wants_bench(args):
             result = api.measure_latency(result, subject, settings, status.progress)
     _check_faster(args, result)
@@ -265,12 +266,12 @@ def run_plan(args: argparse.Namespace, status: Status) -> None:
     check_samples(args)
     from onnxprune import api
 
-    settings, goal = _settings(args), _goal(args)
+    settings = _settings(args)
     if args.output:
         check_outputs(args, args.output)
     subject = open_subject(args, status)
     status.phase("plan")
-    plan = api.make_plan(subject, goal, settings, status.progress)
+    plan = api.make_plan(subject, settings, status.progress)
     status.close()
     if args.output:
         write_text(plan.to_json(), args.output, args)
@@ -283,7 +284,11 @@ def run_plan(args: argparse.Namespace, status: Status) -> None:
 def _settings(args: argparse.Namespace) -> Settings:
     from onnxprune.api import Settings
 
+    if args.lossless and args.ratio is not None:
+        raise UsageError("--lossless takes no --ratio; what can go without changing an output is what it is")
     return Settings(
+        ratio=0.5 if args.ratio is None else args.ratio,
+        lossless=args.lossless,
         of=args.of,
         criterion=args.criterion,
         allocation=args.allocation,
@@ -317,23 +322,17 @@ def _training(args: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k in ("epochs", "augment", "recipe") if (v := getattr(args, k, None)) is not None}
 
 
-def _goal(args: argparse.Namespace) -> Goal:
-    """What was asked for: a ratio, a target instead, or no change of any output."""
-    if args.lossless and args.ratio is not None:
-        raise UsageError("--lossless takes no --ratio; what can go without changing an output is what it is")
-    target = _target(args)
-    return Goal(0.5 if args.ratio is None else args.ratio, target, args.lossless)
-
-
 def _target(args: argparse.Namespace) -> Target | None:
     """The target that was asked for instead of a ratio."""
-    given = [kind for kind in TARGETS.values() if getattr(args, kind.name, None) is not None]
+    from onnxprune.pipeline.targets import OPTIONS, Target
+
+    given = [kind for kind in OPTIONS if getattr(args, kind) is not None]
     if len(given) > 1 or (given and args.ratio is not None):
-        names = [kind.option for kind in given] + (["--ratio"] if args.ratio is not None else [])
+        names = [OPTIONS[kind] for kind in given] + (["--ratio"] if args.ratio is not None else [])
         raise UsageError(f"{' and '.join(names)}: one target at a time")
-    if getattr(args, "eval", None) is not None and not any(kind.judged for kind in given):
+    if args.eval is not None and given != ["max_drop"]:
         raise UsageError("--eval says what --max-drop measures; give --max-drop too")
-    return Target(given[0].name, getattr(args, given[0].name)) if given else None
+    return Target(given[0], getattr(args, given[0])) if given else None
 
 
 def _check_faster(args: argparse.Namespace, result: Result) -> None:

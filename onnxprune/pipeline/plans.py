@@ -11,7 +11,6 @@ from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.asked import limits_of
 from onnxprune.pipeline.candidates import why_not
-from onnxprune.pipeline.goals import Goal
 from onnxprune.pipeline.lossless import in_words, plan_lossless
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
@@ -22,34 +21,38 @@ from onnxprune.report.result import Result
 
 
 def make_plan(
-    subject: Subject,
-    goal: Goal | float = 0.5,
-    settings: Settings | None = None,
-    progress: Progress | None = None,
-    *,
-    leave: Collection[str] = (),
+    subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
 ) -> PrunePlan:
-    """Decide what goes.
+    """Decide which channels go.
 
     Args:
         subject: the model.
-        goal: a ratio, or a `Goal` that is one or lossless; a target takes measuring: see `reach`.
-        settings: everything else that decides.
+        settings: how much, and by which criterion.
         progress: called with (phase, done, total).
         leave: names of groups to leave alone.
 
     Raises:
-        UsageError: the goal is a target.
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
         BudgetError: the ratio cannot be reached (unless `best_effort`).
     """
-    goal, settings = Goal.of(goal), settings or Settings()
-    if goal.target is not None:
-        raise UsageError(f"{goal.target} is reached by measuring what was cut; make_plan takes a ratio, reach a target")
-    goal.check_repair(settings.repair)
-    if goal.lossless:
-        return _lossless_plan(subject, settings)
-    return Planner(subject, settings, progress, leave=leave).plan(goal.ratio)
+    return next(make_plans(subject, settings, [settings.ratio], progress, leave=leave))
+
+
+def make_plans(
+    subject: Subject,
+    settings: Settings,
+    ratios: Sequence[float],
+    progress: Progress | None = None,
+    *,
+    leave: Collection[str] = (),
+) -> Iterator[PrunePlan]:
+    """One plan a ratio, all from one look at the samples. `settings.ratio` plays no part."""
+    if settings.lossless:
+        yield _lossless_plan(subject, settings)
+        return
+    planner = Planner(subject, settings, progress, leave=leave)
+    for ratio in ratios:
+        yield planner.plan(ratio)
 
 
 @one_blas_thread
@@ -71,27 +74,16 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
 
 
 def plan_and_apply(
-    subject: Subject,
-    goal: Goal | float,
-    settings: Settings | None = None,
-    *,
-    bench: bool = False,
-    progress: Progress | None = None,
+    subject: Subject, settings: Settings, *, bench: bool = False, progress: Progress | None = None
 ) -> Result:
     """Decide and carry out. With `best_effort`, what cannot be proven on random input is cut so that it can be, or
     left alone.
 
-    Args:
-        subject: the model.
-        goal, settings, progress: as for `make_plan`.
-        bench: as for `prune`.
-
     Raises:
         UnstableError: rounding decides the outputs on random input, and nothing else could be cut.
     """
-    settings = settings or Settings()
     run = partial(apply_plan, subject, settings=settings, bench=bench, progress=progress)
-    plan = make_plan(subject, goal, settings, progress)
+    plan = make_plan(subject, settings, progress)
     try:
         return run(plan, stop_early=settings.best_effort)
     except UnstableError as error:
@@ -105,7 +97,7 @@ def plan_and_apply(
     except UnstableError:
         if len(unstable.groups) == groups:
             raise unstable from None
-        result = run(make_plan(subject, goal, settings, progress, leave=unstable.groups))
+        result = run(make_plan(subject, settings, progress, leave=unstable.groups))
         done = f"{count} were left alone"
     return replace(result, warnings=(*result.warnings, f"{done}: {unstable}"))
 
@@ -126,7 +118,7 @@ def sweep(
     Args:
         subject: from `open_model`.
         ratios: shares to remove, each between 0 and 1.
-        settings: everything else that decides.
+        settings: everything else that decides; its `ratio` plays no part.
         bench, progress: as for `prune`.
 
     Raises:
@@ -135,7 +127,6 @@ def sweep(
     settings = settings or Settings()
     if not ratios:
         raise UsageError("no ratios given; --ratios 0.3,0.5,0.7 makes three models")
-    goals = list(map(Goal, ratios))  # checks every ratio before the work starts
-    planner = Planner(subject, settings, progress)
-    for goal in goals:
-        yield apply_plan(subject, planner.plan(goal.ratio), settings, bench=bench, progress=progress)
+    chosen = [replace(settings, ratio=ratio) for ratio in ratios]  # checks every ratio before the work starts
+    for plan, own in zip(make_plans(subject, settings, ratios, progress), chosen, strict=True):
+        yield apply_plan(subject, plan, own, bench=bench, progress=progress)

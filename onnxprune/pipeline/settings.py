@@ -32,6 +32,7 @@ class Settings:
     """Everything that decides the outcome besides the model and the samples.
 
     Attributes:
+        ratio: share of the cost to remove, between 0 and 1.
         of: what counts: "macs", "params", "channels" or "latency" (of a run on this machine); None: MACs, or what
             serves a target.
         criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
@@ -51,6 +52,7 @@ class Settings:
             factorisation, channel factorisation and channels in turn. None: all kinds where times count, else channels
             and blocks: which factors are faster has to be timed, and then two runs may differ.
         keep_block: blocks with a node whose name matches this regular expression stay.
+        lossless: remove only what changes no output; the ratio does not count then.
         best_effort: take what can be reached instead of failing when the ratio cannot.
         prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
         seed: for everything random.
@@ -60,6 +62,7 @@ class Settings:
         provider_options: options of theirs, by provider.
     """
 
+    ratio: float = 0.5
     of: str | None = None
     criterion: str | None = None
     allocation: str | None = None
@@ -70,6 +73,7 @@ class Settings:
     exclude: str | None = None
     methods: tuple[str, ...] | None = None
     keep_block: str | None = None
+    lossless: bool = False
     best_effort: bool = False
     prune_statistics: bool = False
     epochs: int = 40
@@ -82,6 +86,8 @@ class Settings:
     provider_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UsageError(f"ratio {self.ratio} is not between 0 and 1; 0.5 removes half")
         criterion = None if self.criterion is None else named(self.criterion)
         _one_of("repair", self.repair, REPAIRS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
@@ -109,6 +115,8 @@ class Settings:
         if self.batch < 1:
             raise UsageError(f"the batch is at least 1, not {self.batch}")
         check_providers(self.providers, self.provider_options)
+        if self.lossless and self.repair not in (None, "none"):
+            raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
         for pattern in filter(None, (self.include, self.exclude, self.keep_block)):
             try:
                 re.compile(pattern)

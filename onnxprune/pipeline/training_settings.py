@@ -99,7 +99,7 @@ class TrainSettings:
         from onnxprune.pipeline.settings import Settings
 
         own: dict[str, Any] = {
-            "of": self.of, "methods": self.how.edits, "include": self.include,
+            "ratio": self.ratio, "of": self.of, "methods": self.how.edits, "include": self.include,
             "exclude": self.exclude, "seed": self.seed, "threads": self.threads, "repair": "none",
         }  # fmt: skip
         return Settings(**{**own, **settings})

@@ -76,7 +76,7 @@ class TrainingTask(TrainingRun):
 
     def decide(self, **settings: Any) -> PrunePlan:
         """The plan that would be made without training, from the method's kinds of edits."""
-        plan = make_plan(self.subject, self.settings.ratio, self.settings.deciding(**settings), self.progress)
+        plan = make_plan(self.subject, self.settings.deciding(**settings), self.progress)
         own = self._origin()
         return replace(plan, origin=replace(own, settings={**plan.origin.settings, **own.settings}))
 

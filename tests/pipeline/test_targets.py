@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.pipeline.goals import Target
-from onnxprune.pipeline.loops import SLACK, STEPS, close_loop, largest
+from onnxprune.pipeline.targets import SLACK, STEPS, Target, close_loop, largest
 
 MACHINES = {  # ratio of the cost that goes -> gain that is measured
     "as promised": lambda r: 1 / (1 - r),
