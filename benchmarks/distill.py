@@ -90,8 +90,8 @@ def measure(cache: Cache, path: Path, data: Fashion, ratio: float, seed: int, ar
 
     def make() -> dict[str, Any]:
         subject = onnxprune.open_model(path, calibration=data.calibration(seed, IMAGES))
-        settings = {"ratio": ratio, "seed": seed, "threads": 1, "methods": args.methods}
-        plan = api.make_plan(subject, Settings(**settings))
+        settings = {"seed": seed, "threads": 1, "methods": args.methods}
+        plan = api.make_plan(subject, onnxprune.Ratio(ratio), Settings(**settings))
         refitted = api.apply_plan(subject, plan, Settings(**settings, repair="refit")).model
         began = time.process_time()
         how = Settings(**settings, repair="distill", epochs=args.epochs, augment=tuple(args.augment))

@@ -69,7 +69,9 @@ def measure(source: Path, target: Path, ratio: float, repair: str | None) -> tup
     with clocked(opening, "find_channels") as analysing, clocked(surgery, "check_surgery") as proving:
         subject = onnxprune.open_model(source)
         opened = time.perf_counter()
-        result = api.plan_and_apply(subject, onnxprune.Settings(ratio=ratio, best_effort=True, repair=repair))
+        result = api.plan_and_apply(
+            subject, onnxprune.Ratio(ratio), onnxprune.Settings(best_effort=True, repair=repair)
+        )
         pruned = time.perf_counter()
     result.save(target, force=True)
     done = time.perf_counter()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onnxprune.api import Settings, Target, apply_plan, make_plan, open_model, prune, reach, sweep
+    from onnxprune.api import Lossless, Ratio, Settings, Target, apply_plan, make_plan, open_model, prune, reach, sweep
     from onnxprune.errors import PruneError
     from onnxprune.pipeline.sensitivity import sensitivity
     from onnxprune.pipeline.training import train_and_prune
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 # Imported when first asked for: `onnxprune --help` must not wait for onnx and numpy.
 _HOMES = {
-    "prune": "api", "open_model": "api", "make_plan": "api", "apply_plan": "api", "Settings": "api",
+    "prune": "api", "open_model": "api", "make_plan": "api", "apply_plan": "api", "Settings": "pipeline.settings",
     "PrunePlan": "plan", "PruneError": "errors", "Result": "report.result", "bench": "timing.latency",
-    "ImageSpec": "samples.images", "sweep": "api", "reach": "api", "Target": "pipeline.targets",
+    "ImageSpec": "samples.images", "sweep": "api", "reach": "api", "Lossless": "pipeline.goals",
+    "Ratio": "pipeline.goals", "Target": "pipeline.goals",
     "sensitivity": "pipeline.sensitivity", "bench_cases": "timing.cases",
     "TrainSettings": "pipeline.training_settings", "train_and_prune": "pipeline.training",
 }  # fmt: skip
 
 __all__ = [
-    "ImageSpec", "PruneError", "PrunePlan", "Result", "Settings", "Target", "TrainSettings", "apply_plan", "bench",
-    "bench_cases", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep", "train_and_prune",
+    "ImageSpec", "Lossless", "PruneError", "PrunePlan", "Ratio", "Result", "Settings", "Target", "TrainSettings",
+    "apply_plan", "bench", "bench_cases", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep",
+    "train_and_prune",
 ]  # fmt: skip
 
 

@@ -11,33 +11,55 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxprune.channels import ChannelGroup
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import ModelError
 from onnxprune.measure.metric import Metric
 from onnxprune.pipeline.apply import apply_plan
+from onnxprune.pipeline.goals import Goal, Lossless, Ratio, Target, goal_of
 from onnxprune.pipeline.opened import ModelLike, Subject, open_model
+from onnxprune.pipeline.options import hinting
 from onnxprune.pipeline.planner import Progress
 from onnxprune.pipeline.plans import make_plan, plan_and_apply, sweep
 from onnxprune.pipeline.reach import reach
 from onnxprune.pipeline.settings import Settings
-from onnxprune.pipeline.targets import Target
 from onnxprune.pipeline.timed import measure_latency
 from onnxprune.report.result import Result
 from onnxprune.samples.images import ImageSpec
 
 
+@hinting
 def prune(
     model: ModelLike,
     ratio: float = 0.5,
     *,
+    target: Target | None = None,
+    lossless: bool = False,
+    metric: str | Metric | None = None,
     calibration: Any = None,
-    bench: bool = False,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
-    target: Target | None = None,
-    metric: str | Metric | None = None,
+    bench: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
+    of: str | None = None,
+    criterion: str | None = None,
+    allocation: str | None = None,
+    round_to: int | str = "auto",
+    min_width: int = 1,
+    include: str | None = None,
+    exclude: str | None = None,
+    methods: tuple[str, ...] | None = None,
+    keep_block: str | None = None,
+    best_effort: bool = False,
+    prune_statistics: bool = False,
+    repair: str | None = None,
+    epochs: int = 40,
+    augment: tuple[str, ...] = (),
+    recipe: str | None = None,
+    batch: int = 1,
+    providers: tuple[str, ...] = ("cpu",),
+    provider_options: Mapping[str, Mapping[str, object]] | None = None,
+    threads: int | None = None,
+    seed: int = 0,
 ) -> Result:
     """A smaller model that computes nearly the same: the whole pipeline.
 
@@ -47,16 +69,17 @@ def prune(
     Args:
         model: a path or a ModelProto (left untouched).
         ratio: share of the multiply-accumulates to remove (or of what `of` names).
+        target: what to reach instead of a ratio: `Target("speedup", 2.0)`, "latency_ms", "size_mb" or "max_drop".
+        lossless: instead of a ratio, remove only what changes no output.
+        metric: for "max_drop", see `reach`.
         calibration: unlabelled samples: arrays, dicts of arrays, an iterable or function giving them, a path,
             or an ORT `CalibrationDataReader`. A quarter is held out for the fidelity check.
-        bench: also measure latency, original against pruned.
         input_shapes: sizes for dynamic axes, by input name.
         samples: use at most so many samples.
         image: how to read a folder of images.
-        target: what to reach instead of a ratio: `Target("speedup", 2.0)`, "latency_ms", "size_mb" or "max_drop".
-        metric: for "max_drop", see `reach`.
+        bench: also measure latency, original against pruned.
         progress: called with (phase, done, total).
-        **settings: the other fields of `Settings`.
+        of, criterion, and all others: as in `Settings`.
 
     Returns:
         The pruned model with costs, fidelity, the plan and the cuts. Nothing is printed or written.
@@ -64,26 +87,29 @@ def prune(
     Raises:
         PruneError: see `onnxprune.errors`.
     """
-    try:
-        chosen = Settings(ratio=ratio, **settings)
-    except TypeError as error:
-        raise UsageError(f"prune(): {str(error).removeprefix('Settings.__init__() ')}") from error
+    settings = Settings(
+        of=of, criterion=criterion, allocation=allocation, round_to=round_to, min_width=min_width, include=include,
+        exclude=exclude, methods=methods, keep_block=keep_block, best_effort=best_effort,
+        prune_statistics=prune_statistics, repair=repair, epochs=epochs, augment=augment, recipe=recipe, batch=batch,
+        providers=providers, provider_options=provider_options, threads=threads, seed=seed,
+    )  # fmt: skip
+    goal = goal_of(ratio, target, lossless)
+    settings = goal.serve(settings)
     subject = open_model(
-        model,
-        calibration=calibration,
-        input_shapes=input_shapes,
-        samples=samples,
-        image=image,
-        prune_statistics=chosen.prune_statistics,
-    )
-    if target is not None:
-        return reach(subject, chosen, target, metric=metric, progress=progress)
-    return plan_and_apply(subject, chosen, bench=bench, progress=progress)
+        model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image,
+        prune_statistics=prune_statistics,
+    )  # fmt: skip
+    if isinstance(goal, Target):
+        return reach(subject, goal, settings, metric=metric, progress=progress)
+    return plan_and_apply(subject, goal, settings, bench=bench, progress=progress)
 
 
 __all__ = [
     "ChannelGroup",
+    "Goal",
+    "Lossless",
     "ModelError",
+    "Ratio",
     "Settings",
     "Subject",
     "Target",

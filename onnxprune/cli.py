@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NoReturn
 
-from onnxprune.commands import bench, inspect, prune, report, sensitivity, train, verify
-from onnxprune.commands.common import Parser
-from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError
+from onnxprune.commands import bench, help, inspect, prune, report, sensitivity, train, verify
+from onnxprune.commands.options import Parser
+from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError, nearest
 from onnxprune.report.terminal import Status
 
 COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, Status], None]]] = {
@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, St
     "sensitivity": (sensitivity.parser, sensitivity.run),
     "bench": (bench.parser, bench.run),
     "report": (report.parser, report.run),
+    "help": (help.parser, help.run),
 }
 
 
@@ -79,10 +80,19 @@ def _dispatch(argv: list[str], status: Status) -> None:
         make_parser, command = COMMANDS[argv[0]]
         parser, rest = make_parser(), argv[1:]
     else:
+        _check_command(argv)
         parser, command, rest = prune.parser(), prune.run, argv
-    args = parser.parse_intermixed_args(rest)
+    args = parser.read(rest)
     status.set(quiet=args.quiet, verbose=args.verbose)
     command(args, status)
+
+
+def _check_command(argv: Sequence[str]) -> None:
+    """Refuse a word that is no file, and nearly a command: it would be taken for the model."""
+    word = argv[0]
+    near = nearest(word, COMMANDS)
+    if near and word.isalpha() and not os.path.exists(word):
+        raise UsageError(f"no command or file {word!r}; did you mean `onnxprune {near}`?")
 
 
 def _explain(error: BaseException, phase: str) -> tuple[int, str]:

@@ -25,13 +25,18 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
-    """That there is no such provider, criterion or the like; with the nearest name, and with all."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant; empty where none is near."""
     import difflib  # only here: nobody wants it where names are right
 
+    return next(iter(difflib.get_close_matches(name.lower(), list(known), n=1)), "")
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> UsageError:
+    """That there is no such provider, criterion or the like; with the nearest name, and with all."""
     names = list(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    near = nearest(str(name), names)
+    hint = f"did you mean {near}? " if near else ""
     return UsageError(one_line(f"unknown {what} {name!r}; {hint}choose from {', '.join(names)}"))
 
 

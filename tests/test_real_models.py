@@ -40,7 +40,7 @@ def test_every_channel_that_stays_has_its_reason(file: str, size: tuple[int, ...
 @pytest.mark.parametrize(("file", "size", "other"), FILES, ids=[f[0] for f in FILES])
 def test_half_goes_exactly(file: str, size: tuple[int, ...] | None, other: tuple[int, ...] | None) -> None:
     subject = api.open_model(FOLDER / file, input_shapes={"x": size} if size else None)
-    result = api.plan_and_apply(subject, api.Settings(ratio=0.5))
+    result = api.plan_and_apply(subject, api.Ratio(0.5))
     assert result.surgery.exact and abs(result.macs_removed - 0.5) < 0.05
     if other is None:
         return

@@ -24,7 +24,7 @@ def cpu_seconds(model: onnx.ModelProto, path, repair: str | None = None) -> floa
     subject = api.open_model(model)
     inspection(subject)
     settings = api.Settings(best_effort=True, repair=repair)
-    result = api.apply_plan(subject, api.make_plan(subject, settings), settings)
+    result = api.apply_plan(subject, api.make_plan(subject, api.Ratio(), settings), settings)
     result.to_json()
     result.save(path, force=True)
     assert result.surgery.exact and result.macs_removed > 0.4

@@ -6,8 +6,11 @@ import argparse
 import sys
 from typing import Any
 
-from onnxprune.commands.common import Parser, add_general, add_providers, as_json, print_out, words
+from onnxprune.commands.common import as_json, print_out
+from onnxprune.commands.options import Parser, add_general, add_settings, given
 from onnxprune.errors import UsageError
+from onnxprune.pipeline.options import words
+from onnxprune.pipeline.settings import TIMING
 from onnxprune.report.terminal import Status
 
 
@@ -52,7 +55,7 @@ def parser() -> Parser:
     )
     add("--rounds", type=int, default=40, metavar="N", help="at least 10 (default 40)")
     add("--time-budget", type=float, metavar="S", help="stop after so many seconds")
-    add_providers(add)
+    add_settings(add, "bench", TIMING)
     add("--csv", metavar="FILE", help="write a line a model and case")
     add("--plot", metavar="FILE", help='draw times and speed-ups: .svg or .png (needs "onnxprune[plot]")')
     add("--force", action="store_true", help="replace existing files")
@@ -64,11 +67,10 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.files.read import read_model
     from onnxprune.files.write import atomic_write_bytes, atomic_write_text
     from onnxprune.report.bench import bench_csv
-    from onnxprune.runtime.providers import parse_provider_options
     from onnxprune.timing.cases import bench_cases
 
     _check_files(args)
-    options = parse_provider_options(args.provider_option)
+    settings = {"threads": 1, **given(args, "bench")}
     shapes = _cases(args.input_shape)
     for path in args.models:
         status.phase(f"read {path}")
@@ -78,13 +80,10 @@ def run(args: argparse.Namespace, status: Status) -> None:
         args.models,
         batches=args.batch,
         shapes=shapes,
-        providers=("cpu",) if args.providers is None else args.providers,
-        provider_options=options,
-        threads=1 if args.threads is None else args.threads,
         rounds=args.rounds,
         time_budget_s=args.time_budget,
-        seed=args.seed or 0,
         progress=lambda done, total: status.progress("bench", done, total),
+        **settings,
     )
     status.phase("write")
     if args.csv:

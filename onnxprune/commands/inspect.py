@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from onnxprune.commands.common import (
-    Parser,
-    add_general,
-    add_samples,
-    add_statistics,
-    as_json,
-    check_samples,
-    columns,
-    open_subject,
-    print_out,
-)
+from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out
+from onnxprune.commands.options import Parser, add_general, add_samples, add_settings
 from onnxprune.commands.results import ROWS
+from onnxprune.pipeline.settings import REMOVE
 from onnxprune.report.terminal import Status
 
 
 def parser() -> Parser:
     parser = Parser("inspect", "inspect MODEL [options]", "What can be pruned, and why the rest cannot.")
     parser.add_argument("model", metavar="MODEL")
-    add_statistics(parser.add_argument_group("analysis").add_argument)
+    add_settings(parser.add_argument_group("analysis").add_argument, "inspect", REMOVE)
     add_samples(parser)
     add_general(parser)
     return parser

@@ -5,25 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from onnxprune.commands.common import (
+from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out
+from onnxprune.commands.options import (
     Add,
     Parser,
     add_general,
-    add_names,
     add_output,
-    add_providers,
     add_report,
     add_samples,
-    add_statistics,
-    as_json,
-    check_samples,
-    columns,
+    add_settings,
+    given,
     numbers,
-    open_subject,
-    print_out,
-    words,
 )
 from onnxprune.commands.results import (
     ROWS,
@@ -31,24 +25,22 @@ from onnxprune.commands.results import (
     output_of,
     read_plan,
     save,
-    seed_of,
     show_result,
-    timing_of,
     wants_bench,
     write_text,
 )
 from onnxprune.errors import BudgetError, UsageError
+from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
+from onnxprune.pipeline.settings import REMOVE, REPAIR, TIMING, Settings
 from onnxprune.report.terminal import Status, change, plain, si, table
 
 if TYPE_CHECKING:
-    from onnxprune.api import Settings, Subject
-    from onnxprune.pipeline.targets import Target
+    from onnxprune.api import Subject
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
 
 ABOUT = """\
 Prune a CNN given as an ONNX file (never changed): a smaller, faster file with nearly the same outputs.
-
   onnxprune MODEL --ratio 0.5 --calib samples.npz [-o OUT]     the main job
   onnxprune inspect MODEL                                      what can be pruned, and why not the rest
   onnxprune plan MODEL ... -o plan.json                        decide, and write the decision down
@@ -58,7 +50,7 @@ Prune a CNN given as an ONNX file (never changed): a smaller, faster file with n
   onnxprune bench A [B ...]                                    latency side by side
   onnxprune train MODEL --method csgd --recipe FILE.py         prune while training (needs torch)
   onnxprune report RESULT.json [-o OUT.html]                   a result as a page
-`onnxprune COMMAND --help` tells the options of a command; those of the main job are:
+`onnxprune COMMAND --help` tells a command's options, `onnxprune help` the names they take; the main job's:
 """
 EXITS = """\
 exit codes: 0 done, 1 our bug, 2 usage, 3 bad model, 4 bad samples, 5 nothing to prune, 6 ratio or check
@@ -66,59 +58,18 @@ missed, 7 reading or writing failed, 8 provider not available, 130 interrupted, 
 """
 
 
-def _round_to(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number") from None
-
-
-def _rare(text: str, brief: bool) -> str:
-    """Help that the main help leaves to `onnxprune prune --help`."""
-    return argparse.SUPPRESS if brief else text
-
-
-def _add_decisions(parser: Parser, *, several: bool = False, brief: bool = False) -> None:
-    """What decides; `brief` leaves the rarer ones to `onnxprune prune --help`."""
-    add = parser.add_argument_group("what to remove").add_argument
+def _add_goals(add: Add, *, several: bool = False) -> None:
+    """What to aim at; `several`: also ratios in a row and what is reached by measuring."""
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
     if several:
         add("--ratios", type=numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
-        add("--speedup", type=float, metavar="X", help="instead: X times as fast, measured here")
-        add("--latency-ms", type=float, metavar="T", help="instead: a run takes T ms, measured here")
-        add("--size-mb", type=float, metavar="S", help="instead: the file has S megabytes (10^6 bytes)")
-        add("--max-drop", type=float, metavar="D", help="instead: cut until the metric of --eval drops by D")
+        for kind in TARGETS.values():
+            add(kind.option, dest=kind.name, type=float, metavar=kind.metavar, help=f"instead: {kind.help}")
         add("--eval", metavar="SPEC", help="file.py:function of a model's path, or .npz with labels (top-1 %%)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
-    add("--of", metavar="WHAT", help="of macs (default), params, channels or latency")
-    add("--criterion", metavar="NAME", help="elimination (default with --calib), lasso, similarity, l1, ...")
-    add("--allocation", metavar="NAME", help="adaptive (default with --calib), uniform or global")
-    add("--round-to", type=_round_to, default="auto", metavar="N", help="widths are multiples of N (or auto)")
-    add("--min-width", type=int, default=1, metavar="N", help=_rare("no group gets narrower than N", brief))
-    add_names(add)
-    add(
-        "--methods",
-        type=words,
-        metavar="LIST",
-        help="of channels,blocks,rank (default: rank only where time counts); or 3c",
-    )
-    add("--keep-block", metavar="REGEX", help=_rare("never drop blocks with a node whose name matches", brief))
-    add("--best-effort", action="store_true", help="get as far as possible when R is out of reach")
-    add_statistics(add)
 
 
-def _add_making(add: Add, *, brief: bool = False) -> None:
-    add("--repair", metavar="NAME", help="refit (default with --calib), distill, statistics, merge (else), none")
-    more = {  # the main help leaves these to `onnxprune prune --help`
-        "epochs": "of --repair distill: passes over the samples (default 40)",
-        "augment": "of --repair distill: flip,shift=2,mixup=0.5,cutmix (default none)",
-        "recipe": "of --repair distill: file.py with labelled data and a loss",
-    }
-    kinds = {"epochs": ("N", int), "augment": ("LIST", words), "recipe": ("FILE", str)}
-    for name, text in more.items():
-        add(f"--{name}", metavar=kinds[name][0], type=kinds[name][1], help=_rare(text, brief))
+def _add_bench(add: Add) -> None:
     add(
         "--bench",
         action=argparse.BooleanOptionalAction,
@@ -127,21 +78,19 @@ def _add_making(add: Add, *, brief: bool = False) -> None:
     )
 
 
-def _add_timing(add: Add, *, brief: bool = False) -> None:
-    add("--batch", type=int, metavar="N", help=_rare("samples in a run that is timed (default 1)", brief))
-    add_providers(add, lambda text: _rare(text, brief))
-
-
 def parser(name: str = "") -> Parser:
     about = "The main job: decide, cut, repair, check, measure, write." if name else ABOUT
     usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
     parser = Parser(name, usage, about, EXITS)
     parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)  # the usage line says it
-    _add_decisions(parser, several=True, brief=not name)
+    add, brief = parser.add_argument_group("what to remove").add_argument, not name
+    _add_goals(add, several=True)
+    add_settings(add, "prune", REMOVE, brief=brief)
     add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument
-    _add_making(add, brief=not name)
-    _add_timing(add, brief=not name)
+    add_settings(add, "prune", REPAIR, brief=brief)
+    _add_bench(add)
+    add_settings(add, "prune", TIMING, brief=brief)
     add_output(add)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
@@ -154,9 +103,11 @@ def plan_parser() -> Parser:
     about = "Decide which channels go, and write that down as JSON (without -o: on standard output)."
     parser = Parser("plan", "plan MODEL [--ratio R] [--calib SAMPLES] [-o plan.json] [options]", about)
     parser.add_argument("model", metavar="MODEL")
-    _add_decisions(parser)
+    add = parser.add_argument_group("what to remove").add_argument
+    _add_goals(add)
+    add_settings(add, "plan", REMOVE)
     add_samples(parser)
-    _add_timing(parser.add_argument_group("timing").add_argument)
+    add_settings(parser.add_argument_group("timing").add_argument, "plan", TIMING)
     add_output(parser.add_argument_group("result").add_argument, "standard output")
     add_general(parser, json_help="print the plan, also when -o writes it")
     return parser
@@ -169,8 +120,9 @@ def apply_parser() -> Parser:
     parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out")
     add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument
-    _add_making(add)
-    _add_timing(add)
+    add_settings(add, "apply", REPAIR)
+    _add_bench(add)
+    add_settings(add, "apply", TIMING)
     add_output(add)
     add_general(parser)
     return parser
@@ -185,24 +137,25 @@ def run(args: argparse.Namespace, status: Status) -> None:
         return
     from onnxprune import api
 
-    settings, target = _settings(args), _target(args)
+    goal = _goal(args)
+    settings = goal.serve(Settings(**given(args, "prune")))
     output = output_of(args)
-    if target is not None and args.dry_run:
+    if isinstance(goal, Target) and args.dry_run:
         raise UsageError("a target is reached by measuring what was cut; --dry-run goes with --ratio")
     if not args.dry_run:
         check_outputs(args, output, args.plan_out, args.report)
     subject = open_subject(args, status)
     status.phase("plan")
     if args.dry_run:
-        plan = api.make_plan(subject, settings, status.progress)
+        plan = api.make_plan(subject, goal, settings, status.progress)
         _show_plan(args, subject, plan, "dry run, nothing written")
         return
-    if target is None:
-        result = api.plan_and_apply(subject, settings, bench=wants_bench(args), progress=status.progress)
-    else:
-        result = api.reach(subject, settings, target, metric=args.eval, progress=status.progress)
+    if isinstance(goal, Target):
+        result = api.reach(subject, goal, settings, metric=args.eval, progress=status.progress)
         if result.latency is None and wants_bench(args):
             result = api.measure_latency(result, subject, settings, status.progress)
+    else:
+        result = api.plan_and_apply(subject, goal, settings, bench=wants_bench(args), progress=status.progress)
     _check_faster(args, result)
     save(args, result, status)
     if args.plan_out:
@@ -220,7 +173,7 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     from onnxprune import api
     from onnxprune.report.terminal import sweep_table
 
-    settings = _settings(args)
+    settings = Settings(**given(args, "prune"))
     base = Path(output_of(args))
     outputs = [str(base.with_name(f"{base.stem}-{ratio:g}{base.suffix}")) for ratio in args.ratios]
     check_outputs(args, *outputs)
@@ -248,13 +201,8 @@ def run_apply(args: argparse.Namespace, status: Status) -> None:
     output = output_of(args)
     check_outputs(args, output, sources=[args.plan])
     plan = read_plan(args.plan)
-    settings = api.Settings(
-        repair=args.repair,
-        **_training(args),
-        seed=seed_of(args, plan),
-        threads=args.threads,
-        **timing_of(_timing(args), plan),
-    )
+    carried = {"seed": plan.seed, "batch": plan.batch, "providers": plan.providers}  # unless told otherwise
+    settings = Settings(**{**carried, **given(args, "apply")})
     subject = open_subject(args, status, plan)
     status.phase("cut")
     result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
@@ -266,12 +214,13 @@ def run_plan(args: argparse.Namespace, status: Status) -> None:
     check_samples(args)
     from onnxprune import api
 
-    settings = _settings(args)
+    goal = _goal(args)
+    settings = goal.serve(Settings(**given(args, "plan")))
     if args.output:
         check_outputs(args, args.output)
     subject = open_subject(args, status)
     status.phase("plan")
-    plan = api.make_plan(subject, settings, status.progress)
+    plan = api.make_plan(subject, goal, settings, status.progress)
     status.close()
     if args.output:
         write_text(plan.to_json(), args.output, args)
@@ -281,58 +230,24 @@ def run_plan(args: argparse.Namespace, status: Status) -> None:
         _show_plan(args, subject, plan, f"wrote {plain(args.output)}")
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    from onnxprune.api import Settings
-
+def _goal(args: argparse.Namespace) -> Goal:
+    """What was asked for."""
     if args.lossless and args.ratio is not None:
         raise UsageError("--lossless takes no --ratio; what can go without changing an output is what it is")
-    return Settings(
-        ratio=0.5 if args.ratio is None else args.ratio,
-        lossless=args.lossless,
-        of=args.of,
-        criterion=args.criterion,
-        allocation=args.allocation,
-        repair=getattr(args, "repair", None),
-        **_training(args),
-        round_to=args.round_to,
-        min_width=args.min_width,
-        include=args.include,
-        exclude=args.exclude,
-        **({} if args.methods is None else {"methods": args.methods}),
-        keep_block=args.keep_block,
-        best_effort=args.best_effort,
-        prune_statistics=args.prune_statistics,
-        seed=args.seed or 0,
-        threads=args.threads,
-        **_timing(args),
-    )
-
-
-def _timing(args: argparse.Namespace) -> dict[str, Any]:
-    """What was said about runs that are timed."""
-    from onnxprune.runtime.providers import parse_provider_options
-
-    given: dict[str, Any] = {"batch": args.batch, "providers": args.providers}
-    given["provider_options"] = parse_provider_options(args.provider_option) or None
-    return {k: v for k, v in given.items() if v is not None}
-
-
-def _training(args: argparse.Namespace) -> dict[str, Any]:
-    """What was said about training."""
-    return {k: v for k in ("epochs", "augment", "recipe") if (v := getattr(args, k, None)) is not None}
+    target = _target(args) if hasattr(args, "eval") else None
+    return goal_of(0.5 if args.ratio is None else args.ratio, target, args.lossless)
 
 
 def _target(args: argparse.Namespace) -> Target | None:
     """The target that was asked for instead of a ratio."""
-    from onnxprune.pipeline.targets import OPTIONS, Target
-
-    given = [kind for kind in OPTIONS if getattr(args, kind) is not None]
-    if len(given) > 1 or (given and args.ratio is not None):
-        names = [OPTIONS[kind] for kind in given] + (["--ratio"] if args.ratio is not None else [])
+    asked = [Target(name, value) for name in TARGETS if (value := getattr(args, name)) is not None]
+    if len(asked) > 1 or (asked and args.ratio is not None):
+        names = [t.entry.option for t in asked] + (["--ratio"] if args.ratio is not None else [])
         raise UsageError(f"{' and '.join(names)}: one target at a time")
-    if args.eval is not None and given != ["max_drop"]:
-        raise UsageError("--eval says what --max-drop measures; give --max-drop too")
-    return Target(given[0], getattr(args, given[0])) if given else None
+    if args.eval is not None and not any(t.entry.by_metric for t in asked):
+        by_metric = " or ".join(kind.option for kind in TARGETS.values() if kind.by_metric)
+        raise UsageError(f"--eval says what {by_metric} measures; give {by_metric} too")
+    return asked[0] if asked else None
 
 
 def _check_faster(args: argparse.Namespace, result: Result) -> None:

@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from onnxprune.commands.common import Parser, add_words, print_out, read_text
+from onnxprune.commands.common import print_out, read_text
+from onnxprune.commands.options import Parser, add_words
 from onnxprune.errors import UsageError
 from onnxprune.report.terminal import Status, plain
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxprune.commands.common import columns, print_out, read_text
 from onnxprune.errors import FileError, UsageError
@@ -73,11 +73,6 @@ def write_text(text: str, path: str, args: argparse.Namespace) -> None:
 def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
     """The plan's seed, so that the same samples are held out; --seed overrides it."""
     return plan.seed if args.seed is None else int(args.seed)
-
-
-def timing_of(given: dict[str, Any], plan: PrunePlan) -> dict[str, Any]:
-    """How to time what a plan makes: as was said now, else as when it was made."""
-    return {"batch": plan.batch, "providers": plan.providers, **given}
 
 
 def read_plan(path: str) -> PrunePlan:

@@ -6,19 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from onnxprune.commands.common import (
-    Parser,
-    add_general,
-    add_samples,
-    add_statistics,
-    as_json,
-    check_samples,
-    numbers,
-    open_subject,
-    print_out,
-    words,
-)
+from onnxprune.commands.common import as_json, check_samples, open_subject, print_out
+from onnxprune.commands.options import Parser, add_general, add_samples, add_settings, numbers
 from onnxprune.errors import UsageError
+from onnxprune.pipeline.options import words
+from onnxprune.pipeline.settings import REMOVE
 from onnxprune.report.terminal import Status, plain
 
 ROWS = 40  # of the table, without -v
@@ -38,7 +30,7 @@ def parser() -> Parser:
     add("--methods", type=words, metavar="LIST", help="kinds of cuts (default channels,blocks)")
     add("--include", metavar="REGEX", help="only groups whose name or weights match, blocks whose nodes do")
     add("--exclude", metavar="REGEX", help="none whose name, weights or nodes match")
-    add_statistics(made.add_argument_group("analysis").add_argument)
+    add_settings(made.add_argument_group("analysis").add_argument, "sensitivity", REMOVE)
     add_samples(made)
     add = made.add_argument_group("result").add_argument
     add("-o", "--output", metavar="FILE", help="where results are kept (default NAME.sensitivity.json by the input)")

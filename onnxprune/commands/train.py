@@ -5,19 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onnxprune.commands.common import (
-    Parser,
-    add_general,
-    add_names,
-    add_output,
-    add_report,
-    add_samples,
-    add_statistics,
-    check_samples,
-    open_subject,
-    words,
-)
+from onnxprune.commands.common import check_samples, open_subject
+from onnxprune.commands.options import Parser, add_general, add_output, add_report, add_samples, add_settings
 from onnxprune.commands.results import check_outputs, output_of, save, show_result, write_text
+from onnxprune.pipeline.options import words
+from onnxprune.pipeline.settings import REMOVE
 from onnxprune.pipeline.training_methods import METHODS
 from onnxprune.report.terminal import Status
 
@@ -36,8 +28,7 @@ def parser() -> Parser:
         help="an option of the method's own, see above (repeatable)")  # fmt: skip
     add("--ratio", type=float, default=0.5, metavar="R", help="share to remove (default 0.5)")
     add("--of", default="macs", metavar="WHAT", help="of macs (default), params or channels")
-    add_names(add)
-    add_statistics(add)
+    add_settings(add, "train", REMOVE)
     add = parser.add_argument_group("training").add_argument
     add("--recipe", metavar="FILE", help="file.py with batches() of (samples, labels) and loss(outputs, labels)")
     add("--steps", type=int, default=2000, metavar="N", help="of the optimizer (default 2000)")

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from onnxprune.commands.common import Parser, add_general, add_samples, as_json, check_samples, open_subject, print_out
+from onnxprune.commands.common import as_json, check_samples, open_subject, print_out
+from onnxprune.commands.options import Parser, add_general, add_samples
 from onnxprune.commands.results import read_plan, seed_of
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.report.terminal import Status, plain, surgery_words

@@ -59,7 +59,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Planner:
-    """Plans for one model under one set of settings. `settings.ratio` plays no part.
+    """Plans for one model under one set of settings.
 
     Making one takes as long as all the looking and trying does; where times count, minutes of measuring. Proposing
     plans is quick afterwards.

@@ -11,6 +11,7 @@ from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.asked import limits_of
 from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.goals import Goal, Lossless, Ratio, Target
 from onnxprune.pipeline.lossless import in_words, plan_lossless
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
@@ -21,38 +22,36 @@ from onnxprune.report.result import Result
 
 
 def make_plan(
-    subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
+    subject: Subject,
+    goal: Goal,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    *,
+    leave: Collection[str] = (),
 ) -> PrunePlan:
     """Decide which channels go.
 
+        subject = onnxprune.open_model("model.onnx", calibration=batches)
+        plan = onnxprune.make_plan(subject, Ratio(0.5))
+
     Args:
         subject: the model.
-        settings: how much, and by which criterion.
+        goal: `Ratio(0.5)` or `Lossless()`; a target is reached by `reach`.
+        settings: everything else that decides.
         progress: called with (phase, done, total).
         leave: names of groups to leave alone.
 
     Raises:
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
         BudgetError: the ratio cannot be reached (unless `best_effort`).
+        UsageError: the goal is a target.
     """
-    return next(make_plans(subject, settings, [settings.ratio], progress, leave=leave))
-
-
-def make_plans(
-    subject: Subject,
-    settings: Settings,
-    ratios: Sequence[float],
-    progress: Progress | None = None,
-    *,
-    leave: Collection[str] = (),
-) -> Iterator[PrunePlan]:
-    """One plan a ratio, all from one look at the samples. `settings.ratio` plays no part."""
-    if settings.lossless:
-        yield _lossless_plan(subject, settings)
-        return
-    planner = Planner(subject, settings, progress, leave=leave)
-    for ratio in ratios:
-        yield planner.plan(ratio)
+    settings = goal.serve(settings or Settings())
+    if isinstance(goal, Lossless):
+        return _lossless_plan(subject, settings)
+    if isinstance(goal, Target):
+        raise UsageError(f"{goal}: a target is reached by measuring what was cut; a plan alone is made for a ratio")
+    return Planner(subject, settings, progress, leave=leave).plan(goal.share)
 
 
 @one_blas_thread
@@ -70,20 +69,39 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
     if not edits:
         raise UnsupportedError("; ".join(["no channel can go without changing an output", *in_words(decided)]))
     origin = origin_of(subject, settings.decided(), **decided)
-    return PrunePlan(subject.digest, edits, origin, lossless=True, seed=settings.seed)
+    return PrunePlan(
+        subject.digest,
+        edits,
+        origin,
+        lossless=True,
+        prune_statistics=bool(subject.channels.inexact),
+        seed=settings.seed,
+        batch=settings.batch,
+        providers=settings.providers,
+    )
 
 
 def plan_and_apply(
-    subject: Subject, settings: Settings, *, bench: bool = False, progress: Progress | None = None
+    subject: Subject,
+    goal: Goal,
+    settings: Settings | None = None,
+    *,
+    bench: bool = False,
+    progress: Progress | None = None,
 ) -> Result:
     """Decide and carry out. With `best_effort`, what cannot be proven on random input is cut so that it can be, or
     left alone.
 
+    Args:
+        subject, goal, settings: as for `make_plan`.
+        bench, progress: as for `prune`.
+
     Raises:
         UnstableError: rounding decides the outputs on random input, and nothing else could be cut.
     """
+    settings = settings or Settings()
     run = partial(apply_plan, subject, settings=settings, bench=bench, progress=progress)
-    plan = make_plan(subject, settings, progress)
+    plan = make_plan(subject, goal, settings, progress)
     try:
         return run(plan, stop_early=settings.best_effort)
     except UnstableError as error:
@@ -97,7 +115,7 @@ def plan_and_apply(
     except UnstableError:
         if len(unstable.groups) == groups:
             raise unstable from None
-        result = run(make_plan(subject, settings, progress, leave=unstable.groups))
+        result = run(make_plan(subject, goal, settings, progress, leave=unstable.groups))
         done = f"{count} were left alone"
     return replace(result, warnings=(*result.warnings, f"{done}: {unstable}"))
 
@@ -118,7 +136,7 @@ def sweep(
     Args:
         subject: from `open_model`.
         ratios: shares to remove, each between 0 and 1.
-        settings: everything else that decides; its `ratio` plays no part.
+        settings: everything else that decides.
         bench, progress: as for `prune`.
 
     Raises:
@@ -127,6 +145,7 @@ def sweep(
     settings = settings or Settings()
     if not ratios:
         raise UsageError("no ratios given; --ratios 0.3,0.5,0.7 makes three models")
-    chosen = [replace(settings, ratio=ratio) for ratio in ratios]  # checks every ratio before the work starts
-    for plan, own in zip(make_plans(subject, settings, ratios, progress), chosen, strict=True):
-        yield apply_plan(subject, plan, own, bench=bench, progress=progress)
+    goals = [Ratio(ratio) for ratio in ratios]  # checks every one before the work starts
+    planner = Planner(subject, settings, progress)
+    for goal in goals:
+        yield apply_plan(subject, planner.plan(goal.share), settings, bench=bench, progress=progress)

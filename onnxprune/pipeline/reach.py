@@ -1,8 +1,12 @@
-"""The smallest change that reaches a target, measured on this machine."""
+"""The smallest change that reaches a target, measured on this machine.
+
+A plan that a loop proposes is cut but not repaired, since weights do not change how long a model runs or how large its
+file is. Only a metric needs the repaired network. What is measured, and what is said of it, the target knows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,10 +14,11 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure.metric import Metric, agreement, open_metric
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.goals import Aim, Gain, Kept, Target
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Planner, Progress
+from onnxprune.pipeline.search import close_loop, largest
 from onnxprune.pipeline.settings import Settings
-from onnxprune.pipeline.targets import OPTIONS, UNITS, Target, close_loop, largest
 from onnxprune.pipeline.timed import paired
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.serialize import byte_size
@@ -21,16 +26,14 @@ from onnxprune.report.result import Result
 
 MEASURE_ROUNDS = 20
 """Rounds of one measurement in a closed loop; the finished model gets 40."""
-
-
 RETRIES = 3
 """How often a target that the finished model misses by noise is aimed at again."""
 
 
 def reach(
     subject: Subject,
-    settings: Settings,
     target: Target,
+    settings: Settings | None = None,
     *,
     metric: str | Metric | None = None,
     progress: Progress | None = None,
@@ -38,16 +41,15 @@ def reach(
     """The smallest change that reaches a target, measured on this machine.
 
         subject = onnxprune.open_model("model.onnx", calibration=batches)
-        result = onnxprune.reach(subject, Settings(), Target("speedup", 2.0))
+        result = onnxprune.reach(subject, Target("speedup", 2.0))
 
-    For a speed-up or milliseconds: plan, cut, time original and candidate side by side, correct, until the paired
-    ratio holds; the same with the file's size for megabytes. For a drop: the largest cut whose repaired network keeps
-    the metric. `settings.ratio` plays no part.
+    For a gain (a speed-up, milliseconds, megabytes): plan, cut, measure original and candidate, correct, until what
+    was asked for holds. For a drop: the largest cut whose repaired network keeps the metric.
 
     Args:
         subject: from `open_model`.
-        settings: everything else that decides.
         target: what to reach.
+        settings: everything else that decides.
         metric: for "max_drop": as `--eval`, or a function of a model that returns a number, the higher the better;
             None: agreement with the original on the held-out samples, in percent.
         progress: called with (phase, done, total).
@@ -56,126 +58,125 @@ def reach(
         BudgetError: the target cannot be reached.
         UsageError: the original is there already.
     """
-    if target.of is not None and settings.of is None:
-        settings = replace(settings, of=target.of)
-    if settings.lossless:
-        raise UsageError(f"--lossless takes no target; drop {OPTIONS[target.kind]}")
-    if target.kind == "max_drop":
-        return _least_drop(subject, settings, target, _metric(subject, settings, metric), progress)
-    planner = Planner(subject, settings, progress)
-    gain, goal, words = _gains(subject, planner, target, progress)
-    if goal <= 1:
-        raise UsageError(f"the original has {words} already; nothing to do for {OPTIONS[target.kind]} {target.value:g}")
-    tried: list[tuple[float, PrunePlan]] = []
+    settings, kind = target.serve(settings or Settings()), target.entry
+    if isinstance(kind, Kept):
+        return _keep(subject, target, kind, settings, _metric(subject, target, settings, metric), progress)
+    assert isinstance(kind, Gain)
+    return _Loop(subject, target, kind, settings, progress).run()
 
-    def measured(plan: PrunePlan) -> float:
-        tried.append((gain(plan), plan))
-        return tried[-1][0]
 
-    def finish(plan: PrunePlan) -> tuple[Result, float]:
-        plan = replace(plan, origin=replace(plan.origin, target={target.kind: target.value}))
-        result = apply_plan(subject, plan, settings, bench=target.kind != "size_mb", progress=progress)
-        reached = _reached(result, target)
-        if settings.of == "latency":
-            note = f"the latency model promised {planner.gain(plan):.2f}x, {reached:.2f}x was measured"
-            result = replace(result, notes=(*result.notes, note))
-        return result, reached
+class _Loop:
+    """The search for a gain, and what it may measure (`goals.Measures`)."""
 
-    extra, finished = 1.0, None
-    for _ in range(RETRIES):
+    def __init__(
+        self, subject: Subject, target: Target, kind: Gain, settings: Settings, progress: Progress | None
+    ) -> None:
+        self.subject, self.target, self.kind, self.settings, self.progress = subject, target, kind, settings, progress
+        self.planner = Planner(subject, settings, progress)
+        self.tried: list[tuple[float, PrunePlan]] = []
+        self.steps = 0
+
+    def size(self, plan: PrunePlan | None = None) -> int:
+        """Bytes of the file; of the original without a plan."""
+        return byte_size(self.subject.model if plan is None else self.planner.unrepaired(plan))
+
+    def latency_ms(self) -> float:
+        """What a run of the original takes."""
+        return paired(self.subject, [self.subject.model], self.settings, MEASURE_ROUNDS).timings[0].p50_ms
+
+    def speedup(self, plan: PrunePlan) -> float:
+        """The original's time over that of the plan, the two timed side by side."""
+        self.steps += 1
+        if self.progress:
+            self.progress("measure", self.steps, self.steps)
+        models = [self.subject.model, self.planner.unrepaired(plan)]
+        return paired(self.subject, models, self.settings, MEASURE_ROUNDS).comparisons[0].speedup
+
+    def run(self) -> Result:
+        """The finished model of the plan of least gain that does."""
+        aim = self.kind.aim(self.target.value, self)
+        if aim.goal <= 1:
+            raise UsageError(f"the original has {aim.has} already; nothing to do for {self.target}")
+        extra, finished = 1.0, None
+        for _ in range(RETRIES):
+            plans = self._plans(aim, aim.goal * extra)
+            if not plans:
+                break
+            finished = self._finish(self.planner.better(plans))
+            if finished[1] >= aim.goal:
+                return finished[0]
+            extra *= 1.01 * aim.goal / finished[1]
+        result, reached = finished or self._finish(self._furthest(aim.goal))
+        short = f"{self.target}: the finished model misses it ({reached:.3f} of {aim.goal:.3f} times)"
+        if not self.settings.best_effort:
+            raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
+        return replace(result, warnings=(*result.warnings, short))
+
+    def _plans(self, aim: Aim, goal: float) -> Sequence[PrunePlan]:
+        """One plan of each kind that reaches the goal."""
+
+        def measured(plan: PrunePlan) -> float:
+            self.tried.append((aim.gain(plan), plan))
+            return self.tried[-1][0]
+
         plans: list[PrunePlan] = []
         start = None
-        for kind in planner.kinds:
-            found = close_loop(partial(planner.propose, kind=kind), measured, goal * extra, start=start)
+        for kind in self.planner.kinds:
+            found = close_loop(partial(self.planner.propose, kind=kind), measured, goal, start=start)
             if found is not None:
                 plans.append(found[0])
                 start = found[1].ratio
-        if not plans:
-            break
-        finished = finish(planner.better(plans))
-        if finished[1] >= goal:
-            return finished[0]
-        extra *= 1.01 * goal / finished[1]
-    result, reached = finished or finish(_furthest(subject, settings, target, goal, tried))
-    short = f"{OPTIONS[target.kind]} {target.value:g}: the finished model misses it ({reached:.3f} of {goal:.3f} times)"
-    if not settings.best_effort:
-        raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
-    return replace(result, warnings=(*result.warnings, short))
+        return plans
 
+    def _finish(self, plan: PrunePlan) -> tuple[Result, float]:
+        """(the finished model, its gain)."""
+        plan = _remembering(plan, self.target)
+        result = apply_plan(self.subject, plan, self.settings, bench=self.kind.timed, progress=self.progress)
+        reached = self.kind.reached(result)
+        if self.settings.of == "latency":
+            note = f"the latency model promised {self.planner.gain(plan):.2f}x, {reached:.2f}x was measured"
+            result = replace(result, notes=(*result.notes, note))
+        return result, reached
 
-def _furthest(
-    subject: Subject, settings: Settings, target: Target, goal: float, tried: Sequence[tuple[float, PrunePlan]]
-) -> PrunePlan:
-    """The plan that came nearest to a target out of reach, for `best_effort`.
+    def _furthest(self, goal: float) -> PrunePlan:
+        """The plan that came nearest to a target out of reach, for `best_effort`.
 
-    Raises:
-        BudgetError: nothing gained anything, or best effort was not asked for.
-    """
-    most, plan = max(tried, key=lambda t: t[0], default=(1.0, None))
-    if plan is not None and most > 1 and settings.best_effort:
-        return plan
-    seen = ""
-    if tried and target.kind in UNITS:
-        seen = f"{target.value * goal / most:.3g} {UNITS[target.kind]} is the least that was measured; "
-    elif tried:
-        seen = f"{most:.2f} of {goal:.2f} times is the most that was measured; "
-    raise BudgetError(
-        f"{OPTIONS[target.kind]} {target.value:g} is out of reach: {seen}{why_not(subject.channels)}; "
-        "ask for less, or add --best-effort"
-    )
-
-
-def _gains(
-    subject: Subject, planner: Planner, target: Target, progress: Progress | None
-) -> tuple[Callable[[PrunePlan], float], float, str]:
-    """(plan -> measured gain, the gain to reach, what the original has in words)."""
-    if target.kind == "size_mb":
-        whole = byte_size(subject.model)
-        words = f"{whole / 1e6:.3g} MB"
-        return lambda plan: whole / byte_size(planner.unrepaired(plan)), whole / (target.value * 1e6), words
-    settings, steps = planner.settings, 0
-
-    def gain(plan: PrunePlan) -> float:
-        nonlocal steps
-        steps += 1
-        if progress:
-            progress("measure", steps, steps)
-        return (
-            paired(subject, [subject.model, planner.unrepaired(plan)], settings, MEASURE_ROUNDS).comparisons[0].speedup
+        Raises:
+            BudgetError: nothing gained anything, or best effort was not asked for.
+        """
+        most, plan = max(self.tried, key=lambda t: t[0], default=(1.0, None))
+        if plan is not None and most > 1 and self.settings.best_effort:
+            return plan
+        seen = f"{self.kind.nearest(self.target.value, goal, most)}; " if self.tried else ""
+        raise BudgetError(
+            f"{self.target} is out of reach: {seen}{why_not(self.subject.channels)}; ask for less, or add --best-effort"
         )
 
-    if target.kind == "speedup":
-        return gain, target.value, "speed-up 1"
-    own = paired(subject, [subject.model], settings, MEASURE_ROUNDS).timings[0].p50_ms
-    return gain, own / target.value, f"{own:.3g} ms"
 
-
-def _reached(result: Result, target: Target) -> float:
-    """The gain of a finished model, as `_gains` counts it."""
-    if target.kind == "size_mb":
-        return result.before.bytes / result.after.bytes
-    assert result.latency is not None
-    if target.kind == "speedup":
-        return result.latency.comparisons[0].speedup
-    assert result.before.latency_ms is not None and result.after.latency_ms is not None
-    return result.before.latency_ms / result.after.latency_ms
-
-
-def _metric(subject: Subject, settings: Settings, metric: str | Metric | None) -> Metric:
+def _metric(subject: Subject, target: Target, settings: Settings, metric: str | Metric | None) -> Metric:
     if callable(metric):
         return metric
     if metric is not None:
         return open_metric(metric, subject.specs, threads=settings.threads)
     parts = subject.partition(settings.seed)
     if parts is None:
-        raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
+        raise UsageError(f"{target.entry.option} needs something to measure: samples (--calib), or --eval")
     return agreement(subject.model, lambda: parts.held.batches(BATCH), threads=settings.threads)
 
 
-def _least_drop(
-    subject: Subject, settings: Settings, target: Target, metric: Metric, progress: Progress | None
+def _keep(
+    subject: Subject, target: Target, kind: Kept, settings: Settings, metric: Metric, progress: Progress | None
 ) -> Result:
-    """The largest cut that keeps the metric."""
+    """The largest cut that keeps the metric.
+
+    Args:
+        subject, target, settings, progress: as for `reach`.
+        kind: the target's.
+        metric: what is kept.
+
+    Raises:
+        BudgetError: none does.
+    """
     planner, before = Planner(subject, settings, progress), metric(subject.model)
 
     def works(ratio: float) -> tuple[Result, float] | None:
@@ -184,14 +185,16 @@ def _least_drop(
         except BudgetError:
             return None
         after = metric(result.model)
-        return (result, after) if before - after <= target.value else None
+        return (result, after) if kind.keeps(target.value, before, after) else None
 
     found = largest(works)
     if found is None:
-        raise BudgetError(
-            f"no cut keeps the metric within {target.value:g} of {before:.4g}; allow more, or give more --calib samples"
-        )
+        raise BudgetError(kind.missed(target.value, before))
     (result, after), _ = found
-    origin = replace(result.plan.origin, target={"max_drop": target.value})
-    words = f"metric {before:.4g} before, {after:.4g} after"
-    return replace(result, plan=replace(result.plan, origin=origin), notes=(words,))
+    plan = _remembering(result.plan, target)
+    return replace(result, plan=plan, notes=(f"metric {before:.4g} before, {after:.4g} after",))
+
+
+def _remembering(plan: PrunePlan, target: Target) -> PrunePlan:
+    """The plan, which remembers what it was to reach."""
+    return replace(plan, origin=replace(plan.origin, target={target.kind: target.value}))

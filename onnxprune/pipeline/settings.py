@@ -1,23 +1,25 @@
-"""What a run is about: the settings that decide the outcome, and the model opened for it.
+"""The settings: all that decides the outcome besides the model, the samples and the goal.
 
-Checks what can be checked before any work is done.
+A setting is one field, and what is known of it stands there: its line of help, how it is read from text, what it may
+be, which commands take it. The command line, the docs and the messages come from it. Names that are entries of other
+tables (criteria, repairs, providers) are checked by asking these. Neither numpy nor onnx is imported before a setting
+is given that needs to be checked against them: `--help` lists these options.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
 
-from onnxprune.decide.allocation import ALLOCATIONS
-from onnxprune.decide.criteria import named
 from onnxprune.errors import UsageError
+from onnxprune.pipeline.options import Option, among, at_least, listed, option, regular, whole, width, words
+from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.plan import Value
-from onnxprune.runtime.providers import check_providers
+from onnxprune.rewrite.repair.table import WITH_SAMPLES, WITHOUT_SAMPLES
+from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provider_options
 
-REPAIRS = ("none", "merge", "statistics", "refit", "distill")
 METHODS = ("channels", "blocks", "rank")
 USUAL = ("channels", "blocks")
 """The kinds of edits that are made unless others are asked for."""
@@ -25,108 +27,179 @@ RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
+REMOVE, REPAIR, TIMING, GENERAL = "what to remove", "repair", "timing", "general"
+"""What options are about."""
+DECIDING = ("prune", "plan")
+MAKING = ("prune", "apply")
+_deciding = partial(option, part=REMOVE, commands=DECIDING)
+WIDTHS = "widths and their rounding are at least 1"
 
 
-@dataclass(frozen=True)
+def _rounding(value: int | str) -> None:
+    if value != "auto":
+        at_least(1, WIDTHS)(value)  # type: ignore[arg-type]
+
+
+def _methods(methods: Collection[str]) -> None:
+    for method in methods:
+        among("method", lambda: (*METHODS, *RECIPES))(method)
+    if set(methods) & set(RECIPES) and len(methods) > 1:
+        raise UsageError(f"--methods {','.join(methods)}: a recipe stands alone; {RECIPES[0]} or a list")
+    if not methods:
+        raise UsageError(f"no method given; any of {', '.join(METHODS)}")
+
+
+def _criterion(name: str) -> None:
+    from onnxprune.decide.criteria import named
+
+    named(name).check_packages()
+
+
+def _allocations() -> Collection[str]:
+    from onnxprune.decide.allocation import ALLOCATIONS
+
+    return ALLOCATIONS
+
+
+def _repair(name: str) -> None:
+    among("repair", lambda: REPAIRS)(name)
+    if "torch" in REPAIRS[name].needs and find_spec("torch") is None:
+        raise UsageError(f'--repair {name} needs torch - pip install "onnxprune[train]"')
+
+
+def _repairs_in_words() -> str:
+    """The names: the default, then the table from its end."""
+    said = {WITH_SAMPLES: f"{WITH_SAMPLES} (default with --calib)", WITHOUT_SAMPLES: f"{WITHOUT_SAMPLES} (else)"}
+    return ", ".join(said.get(name, name) for name in dict.fromkeys([WITH_SAMPLES, *reversed(REPAIRS)]))
+
+
+@listed
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides the outcome besides the model and the samples.
+    """All that decides the outcome besides the model, the samples and the goal."""
 
-    Attributes:
-        ratio: share of the cost to remove, between 0 and 1.
-        of: what counts: "macs", "params", "channels" or "latency" (of a run on this machine); None: MACs, or what
-            serves a target.
-        criterion: how channels are ranked; None: "elimination" when there are samples, else "activation".
-        allocation: "adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform.
-        repair: "none", "merge", "statistics", "refit" or "distill" (refit, then training without labels; needs torch);
-            None: refit when there are samples, else merge.
-        epochs: passes over the samples when distilling.
-        augment: how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" and "cutmix=0.5"
-            (shares).
-        recipe: a file.py with labelled data and a loss to train on beside the distillation, and to differentiate for
-            the criteria "taylor", "fisher" and "obd".
-        round_to: widths are multiples of this, or "auto".
-        min_width: least width of a group.
-        include, exclude: regular expressions on the names of groups and their weights.
-        methods: kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the
-            last two need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial
-            factorisation, channel factorisation and channels in turn. None: all kinds where times count, else channels
-            and blocks: which factors are faster has to be timed, and then two runs may differ.
-        keep_block: blocks with a node whose name matches this regular expression stay.
-        lossless: remove only what changes no output; the ratio does not count then.
-        best_effort: take what can be reached instead of failing when the ratio cannot.
-        prune_statistics: also cut axes over which a normalization takes its mean; the cut is then inexact.
-        seed: for everything random.
-        threads: ORT threads, and tasks side by side; None: as many as there are cores, one for timed runs.
-        batch: samples in a run that is timed.
-        providers: what timed runs run on, short names as `bench` takes them; all else runs on the CPU, training apart.
-        provider_options: options of theirs, by provider.
-    """
-
-    ratio: float = 0.5
-    of: str | None = None
-    criterion: str | None = None
-    allocation: str | None = None
-    repair: str | None = None
-    round_to: int | str = "auto"
-    min_width: int = 1
-    include: str | None = None
-    exclude: str | None = None
-    methods: tuple[str, ...] | None = None
-    keep_block: str | None = None
-    lossless: bool = False
-    best_effort: bool = False
-    prune_statistics: bool = False
-    epochs: int = 40
-    augment: tuple[str, ...] = ()
-    recipe: str | None = None
-    seed: int = 0
-    threads: int | None = None
-    batch: int = 1
-    providers: tuple[str, ...] = ("cpu",)
-    provider_options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    of: str | None = _deciding(
+        None, "WHAT", "of macs (default), params, channels or latency",
+        'what counts: "macs", "params", "channels" or "latency" (of a run on this machine); None: MACs, or what serves '
+        "the target",
+        check=among("cost", lambda: KINDS),
+    )  # fmt: skip
+    criterion: str | None = _deciding(
+        None, "NAME", "elimination (default with --calib), lasso, similarity, l1, ...",
+        'how channels are ranked; None: "elimination" when there are samples, else "activation"',
+        check=_criterion,
+    )  # fmt: skip
+    allocation: str | None = _deciding(
+        None, "NAME", "adaptive (default with --calib), uniform or global",
+        '"adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform',
+        check=among("allocation", _allocations),
+    )  # fmt: skip
+    round_to: int | str = _deciding(
+        "auto", "N", "widths are multiples of N (or auto)", 'widths are multiples of this, or "auto"',
+        read=width, check=_rounding,
+    )  # fmt: skip
+    min_width: int = _deciding(
+        1, "N", "no group gets narrower than N", "least width of a group",
+        read=int, check=at_least(1, WIDTHS), rare=True,
+    )  # fmt: skip
+    include: str | None = _deciding(
+        None, "REGEX", "cut only groups whose name or weights match",
+        "regular expression on the names of groups and their weights: only those that match are cut",
+        check=regular, commands=(*DECIDING, "train"),
+    )  # fmt: skip
+    exclude: str | None = _deciding(
+        None, "REGEX", "never cut groups whose name or weights match",
+        "regular expression on the names of groups and their weights: those that match stay whole",
+        check=regular, commands=(*DECIDING, "train"),
+    )  # fmt: skip
+    methods: tuple[str, ...] | None = _deciding(
+        None, "LIST", "of channels,blocks,rank (default: rank only where time counts); or 3c",
+        'kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the last two '
+        'need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial factorisation, '
+        "channel factorisation and channels in turn. None: all kinds where times count, else channels and blocks: "
+        "which factors are faster has to be timed, and then two runs may differ",
+        read=words, check=_methods,
+    )  # fmt: skip
+    keep_block: str | None = _deciding(
+        None, "REGEX", "never drop blocks with a node whose name matches",
+        "blocks with a node whose name matches this regular expression stay",
+        check=regular, rare=True,
+    )  # fmt: skip
+    best_effort: bool = _deciding(
+        False, "", "get as far as possible when R is out of reach",
+        "take what can be reached instead of failing when the goal cannot",
+    )  # fmt: skip
+    prune_statistics: bool = _deciding(
+        False, "", "cut under LayerNorm and the like too: not exact",
+        "also cut axes over which a normalization takes its mean; the cut is then inexact",
+        commands=(*DECIDING, "inspect", "sensitivity", "train"),
+    )  # fmt: skip
+    repair: str | None = option(
+        None, "NAME", _repairs_in_words,
+        "what mends the cut network (`onnxprune help repairs`); None: refit when there are samples, else merge",
+        check=_repair, part=REPAIR, commands=MAKING,
+    )  # fmt: skip
+    epochs: int = option(
+        40, "N", "passes over the samples (default 40)", "passes over the samples when distilling",
+        read=int, check=at_least(1, "distillation takes at least one epoch"), part=REPAIR, commands=MAKING, rare=True,
+    )  # fmt: skip
+    augment: tuple[str, ...] = option(
+        (), "LIST", "flip,shift=2,mixup=0.5,cutmix (default none)",
+        'how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" and "cutmix=0.5" (shares)',
+        read=words, part=REPAIR, commands=MAKING, rare=True,
+    )  # fmt: skip
+    recipe: str | None = option(
+        None, "FILE", "file.py with labelled data and a loss",
+        "a file.py with labelled data and a loss to train on beside the distillation, and to differentiate for "
+        "criteria that go by gradients",
+        part=REPAIR, commands=MAKING, rare=True,
+    )  # fmt: skip
+    batch: int = option(
+        1, "N", "samples in a run that is timed (default 1)", "samples in a run that is timed",
+        read=int, check=at_least(1, "the batch is at least 1"), part=TIMING, commands=("prune", "plan", "apply"),
+        rare=True,
+    )  # fmt: skip
+    providers: tuple[str, ...] = option(
+        ("cpu",), "LIST", f"time on {', '.join(PROVIDERS).replace('cpu', 'cpu (default)')}",
+        "what timed runs run on, short names as `bench` takes them; all else runs on the CPU, training apart",
+        read=words, part=TIMING, commands=("prune", "plan", "apply", "bench"), rare=True,
+    )  # fmt: skip
+    provider_options: Mapping[str, Mapping[str, object]] | None = option(
+        None, "P.KEY=VALUE",
+        "an option of ONNX Runtime's provider: cuda.use_tf32=0, cuda.prefer_nhwc=1, cuda.enable_cuda_graph=1, "
+        "cuda.cudnn_conv_algo_search=HEURISTIC, ... (repeatable)",
+        "options of theirs, by provider",
+        flag="--provider-option", read=parse_provider_options, repeated=True, part=TIMING,
+        commands=("prune", "plan", "apply", "bench"), rare=True,
+    )  # fmt: skip
+    threads: int | None = option(
+        None, "N", "cores to use (default: all; one for timed runs)",
+        "ORT threads, and tasks side by side; None: as many as there are cores, one for timed runs",
+        read=int, check=at_least(1, "the number of threads is at least 1"), part=GENERAL, commands=None,
+    )  # fmt: skip
+    seed: int = option(
+        0, "N", "for everything random (default 0)", "for everything random",
+        read=whole, check=at_least(0, "the seed is at least 0"), part=GENERAL, commands=None,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio < 1:
-            raise UsageError(f"ratio {self.ratio} is not between 0 and 1; 0.5 removes half")
-        criterion = None if self.criterion is None else named(self.criterion)
-        _one_of("repair", self.repair, REPAIRS)
-        _one_of("allocation", self.allocation, ALLOCATIONS)
-        _one_of("of", self.of, KINDS)
-        if self.repair == "distill" and find_spec("torch") is None:
-            raise UsageError('--repair distill needs torch - pip install "onnxprune[train]"')
-        if criterion is not None:
-            criterion.check_packages()
-        trained = self.repair == "distill" or (criterion is not None and "gradients" in criterion.needs)
-        if self.epochs < 1:
-            raise UsageError("distillation takes at least one epoch")
-        if (self.recipe and not trained) or (self.augment and self.repair != "distill"):
-            raise UsageError("--augment and --recipe are for training; give --repair distill")
-        methods = self.kinds()
-        for method in methods:
-            _one_of("method", method, (*METHODS, *RECIPES))
-        if set(methods) & set(RECIPES) and len(methods) > 1:
-            raise UsageError(f"--methods {','.join(methods)}: a recipe stands alone; {RECIPES[0]} or a list")
-        if not methods:
-            raise UsageError(f"no method given; any of {', '.join(METHODS)}")
-        if self.min_width < 1 or (self.round_to != "auto" and int(self.round_to) < 1):
-            raise UsageError("widths and their rounding are at least 1")
-        if self.seed < 0 or (self.threads is not None and self.threads < 1):
-            raise UsageError("the seed is at least 0, the number of threads at least 1")
-        if self.batch < 1:
-            raise UsageError(f"the batch is at least 1, not {self.batch}")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None:
+                f.metadata["option"].check(value)
         check_providers(self.providers, self.provider_options)
-        if self.lossless and self.repair not in (None, "none"):
-            raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {self.repair}")
-        for pattern in filter(None, (self.include, self.exclude, self.keep_block)):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UsageError(f"{pattern!r} is not a regular expression: {error}") from error
+        taken = () if self.repair is None else REPAIRS[self.repair].options
+        given = {name for name in ("augment", "recipe") if getattr(self, name)} - {*taken}
+        if given - ({"recipe"} if self._by_gradients() else set()):
+            raise UsageError("--augment and --recipe are for training; give --repair distill")
 
-    def decided(self, came_to: Mapping[str, Value] | None = None) -> dict[str, Value]:
-        """All settings by name; `came_to`: what those came to that were left open."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)} | dict(came_to or {})
-        return {name: value for name, value in given.items() if value is not None}
+    def _by_gradients(self) -> bool:
+        """Whether a loss is differentiated to rank channels."""
+        if self.criterion is None:
+            return False
+        from onnxprune.decide.criteria import CRITERIA
+
+        return "gradients" in CRITERIA[self.criterion].needs
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of edits that are meant."""
@@ -134,7 +207,30 @@ class Settings:
             return self.methods
         return METHODS if self.of == "latency" else USUAL
 
+    def decided(self, came_to: Mapping[str, Value] | None = None) -> dict[str, Value]:
+        """All settings by name, but those of repairs that were not asked for.
 
-def _one_of(what: str, value: str | None, known: Sequence[str] | Mapping[str, Any]) -> None:
-    if value is not None and value not in known:
-        raise UsageError(f"unknown {what} {value!r}; one of {', '.join(known)}")
+        Args:
+            came_to: what those came to that were left open.
+        """
+        of_others = {o for r in REPAIRS.values() if r.name != self.repair for o in r.options}
+        given = {f.name: getattr(self, f.name) for f in fields(self)} | dict(came_to or {})
+        idle = {f.name for f in fields(self) if f.name in of_others and getattr(self, f.name) == f.default}
+        return {name: value for name, value in given.items() if value is not None and name not in idle}
+
+
+OPTIONS: Mapping[str, Option] = {f.name: f.metadata["option"] for f in fields(Settings)}
+"""All settings by name, in the order in which they are shown."""
+
+
+def help_of(name: str) -> str:
+    """The line of help of a setting, with the repairs that it is of."""
+    line = OPTIONS[name].help
+    owners = [r.name for r in REPAIRS.values() if name in r.options]
+    said = line if isinstance(line, str) else line()
+    return f"of --repair {' or '.join(owners)}: {said}" if owners else said
+
+
+def flag_of(name: str) -> str:
+    """How a setting is written on the command line."""
+    return OPTIONS[name].flag or f"--{name.replace('_', '-')}"

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnxprune.errors import UsageError, unknown
+from onnxprune.pipeline.goals import Ratio
+from onnxprune.pipeline.options import hinting
+from onnxprune.pipeline.settings import Settings
 from onnxprune.pipeline.training_methods import TrainingMethod, method_named
 from onnxprune.plan import Value
-
-if TYPE_CHECKING:
-    from onnxprune.pipeline.settings import Settings
 
 KINDS = ("macs", "params", "channels")
 """What training may work towards."""
@@ -67,6 +67,7 @@ class TrainSettings:
             raise UsageError(f'--method {self.method} needs torch - pip install "onnxprune[train]"')
         if self.steps < 1 or self.batch < 1 or (self.lr is not None and self.lr <= 0):
             raise UsageError("steps, batch and learning rate are above 0")
+        Ratio(self.ratio)
         if self.of not in KINDS:
             raise UsageError(f"training works towards macs, params or channels, not {self.of!r}")
         if method.takes_settings:
@@ -96,10 +97,8 @@ class TrainSettings:
 
     def deciding(self, **settings: Any) -> Settings:
         """What decides the sizes; `settings`: what else is asked for."""
-        from onnxprune.pipeline.settings import Settings
-
         own: dict[str, Any] = {
-            "ratio": self.ratio, "of": self.of, "methods": self.how.edits, "include": self.include,
+            "of": self.of, "methods": self.how.edits, "include": self.include,
             "exclude": self.exclude, "seed": self.seed, "threads": self.threads, "repair": "none",
         }  # fmt: skip
         return Settings(**{**own, **settings})
@@ -108,6 +107,9 @@ class TrainSettings:
         """What a plan remembers of the settings, besides method, ratio and steps."""
         names = ("of", "batch", "lr", "augment", "recipe", "include", "exclude", "options", "seed", "threads")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+setattr(TrainSettings, "__init__", hinting(TrainSettings.__init__))  # noqa: B010 (mypy takes no assignment to a method)
 
 
 def read_options(method: str, given: Sequence[str]) -> dict[str, Any]:
@@ -156,7 +158,5 @@ READ: Mapping[str, Callable[[str], Any]] = {
 
 def other_settings() -> dict[str, Field[Any]]:
     """Name -> field of the `Settings` that say nothing that `TrainSettings` says too."""
-    from onnxprune.pipeline.settings import Settings
-
     own = {f.name for f in fields(TrainSettings)}
     return {f.name: f for f in fields(Settings) if f.name not in own}

@@ -18,6 +18,7 @@ from onnxprune.errors import BudgetError
 from onnxprune.graph.model import Graph, digest
 from onnxprune.measure.cost import CostModel
 from onnxprune.pipeline.asked import limits_of
+from onnxprune.pipeline.goals import Ratio
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.planner import Planner, Progress
@@ -76,7 +77,7 @@ class TrainingTask(TrainingRun):
 
     def decide(self, **settings: Any) -> PrunePlan:
         """The plan that would be made without training, from the method's kinds of edits."""
-        plan = make_plan(self.subject, self.settings.deciding(**settings), self.progress)
+        plan = make_plan(self.subject, Ratio(self.settings.ratio), self.settings.deciding(**settings), self.progress)
         own = self._origin()
         return replace(plan, origin=replace(own, settings={**plan.origin.settings, **own.settings}))
 

@@ -135,14 +135,14 @@ def test_widths_too_coarse_for_a_ratio_give_the_next_that_reaches_it(how):
     for ratio in np.arange(0.05, 0.7, 0.05):
         removed = {}
         for best_effort in (False, True):
-            settings = api.Settings(ratio=float(ratio), allocation=how, round_to=4, best_effort=best_effort)
-            plan = api.make_plan(subject, settings)
-            cut = api.apply_plan(subject, plan, api.Settings(ratio=0.5, repair="none"))
+            settings = api.Settings(allocation=how, round_to=4, best_effort=best_effort)
+            plan = api.make_plan(subject, api.Ratio(float(ratio)), settings)
+            cut = api.apply_plan(subject, plan, api.Settings(repair="none"))
             removed[best_effort] = cut.macs_removed
         assert removed[False] >= ratio - 0.01, "what was asked for, or more"
         assert abs(removed[True] - ratio) <= abs(removed[False] - ratio) + 1e-9, "the closest"
     with pytest.raises(BudgetError, match="ask for less"):
-        api.make_plan(subject, api.Settings(ratio=0.95, allocation=how, round_to=4))
+        api.make_plan(subject, api.Ratio(0.95), api.Settings(allocation=how, round_to=4))
 
 
 def test_a_hair_below_the_ratio_is_met_where_the_next_width_overshoots():
@@ -175,13 +175,13 @@ class Kinds(Planner):
 @pytest.mark.parametrize("shares", [(0.3, 0.6), (0.6, 0.3)])
 def test_best_effort_goes_as_far_as_any_plan(shares):
     subject = open_model(model_of(CHAIN))
-    planner = Kinds(subject, Settings(ratio=0.5, best_effort=True))
+    planner = Kinds(subject, Settings(best_effort=True))
     planner.shares = dict(zip(planner.kinds, shares, strict=True))
     most = planner.kinds[int(np.argmax(shares))]
     assert planner.plan(0.9) == most
     assert planner.plan(0.2) == "channels", "both reach it: the better one"
     assert planner.plan(0.5) == most, "one reaches it"
-    planner.settings = Settings(ratio=0.5)
+    planner.settings = Settings()
     with pytest.raises(OutOfReachError, match="only 60%"):
         planner.plan(0.9)
 
@@ -203,5 +203,5 @@ def test_one_threshold_for_all_goes_by_the_share_of_a_score_and_by_what_it_saves
             scores = (first if t.name == "a" else second) * np.linspace(0.5, 1.5, 16)
             value = np.ones(tuple(t.dims)) * scores.reshape(-1, 1, 1, 1)
             t.raw_data = value.astype(np.float32).tobytes()
-    settings = Settings(ratio=0.3, criterion="l1", allocation="global", round_to=1)
-    assert set(api.make_plan(open_model(model), settings).keep()) == {"a"}
+    settings = Settings(criterion="l1", allocation="global", round_to=1)
+    assert set(api.make_plan(open_model(model), api.Ratio(0.3), settings).keep()) == {"a"}

@@ -250,13 +250,13 @@ def test_branches_to_keep():
 def test_dense_layers_go_where_that_is_asked_for_and_are_counted_rightly(methods):
     samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(appended("dense layers"), calibration=samples)
-    settings = api.Settings(ratio=0.3, methods=methods, repair="none", best_effort=True)
+    settings = api.Settings(methods=methods, repair="none", best_effort=True)
     planner = Planner(subject, settings)
     plan = planner.propose(0.3, "mix") or planner.propose(0.3, "channels")
     assert plan.blocks() or "channels" in methods
     result = api.apply_plan(subject, plan, settings)
     assert result.macs_removed == pytest.approx(1 - 1 / planner.gain(plan), abs=1e-6)
-    kept = api.Settings(ratio=0.3, methods=("channels", "blocks"), keep_block="q1", exclude="q2", best_effort=True)
+    kept = api.Settings(methods=("channels", "blocks"), keep_block="q1", exclude="q2", best_effort=True)
     assert not Planner(subject, kept).candidates.blocks
 
 
@@ -282,8 +282,8 @@ def test_blocks_are_tried_from_the_first_node_that_changes(name):
     """Not from one that hands on a weight, nor from one behind a layer that gets smaller."""
     samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(appended(name), calibration=samples)
-    settings = api.Settings(ratio=0.1, methods=("blocks",), best_effort=True)
-    assert api.make_plan(subject, settings).blocks()
+    settings = api.Settings(methods=("blocks",), best_effort=True)
+    assert api.make_plan(subject, api.Ratio(0.1), settings).blocks()
 
 
 def test_a_trunk_is_no_branch():
@@ -294,7 +294,7 @@ def test_a_trunk_is_no_branch():
     samples = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(surgery.model_of(text), calibration=samples)
     assert [b.name for b in find_appended(subject.net)] == ["w2"]
-    assert not Planner(subject, api.Settings(ratio=0.5, methods=("channels", "blocks"))).candidates.blocks
+    assert not Planner(subject, api.Settings(methods=("channels", "blocks"))).candidates.blocks
 
 
 NESTED = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[4,8,1,1] p, float[4,4,3,3] a, float[4,4,3,3] b,
@@ -313,7 +313,7 @@ def test_a_block_inside_a_branch_that_goes_goes_with_it():
     inner = next(e for e in blocks if isinstance(e, DropBlock) and e.block == "inner")
     outer = next(e for e in blocks if isinstance(e, KeepChannels) and e.width == 6)
     plan = PrunePlan(subject.digest, (inner, outer), Origin(settings={"methods": ("blocks",)}))
-    result = api.apply_plan(subject, plan, api.Settings(ratio=0.5))
+    result = api.apply_plan(subject, plan, api.Settings())
     assert result.surgery.exact and [n.op_type for n in result.model.graph.node].count("Conv") == 3
     assert result.fidelity.samples and result.macs_removed > 0.5
 
@@ -346,9 +346,9 @@ def test_include_and_exclude_bind_blocks_too(options, left):
     assert [b.name for b in found if may_go(b, subject.net, limits)] == left
     samples = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
     sampled = api.open_model(surgery.model_of(text), calibration=samples)
-    settings = api.Settings(ratio=0.2, methods=("blocks",), best_effort=True, **options)
+    settings = api.Settings(methods=("blocks",), best_effort=True, **options)
     if left:
-        assert {d.block for d in api.make_plan(sampled, settings).drops()} <= set(left)
+        assert {d.block for d in api.make_plan(sampled, api.Ratio(0.2), settings).drops()} <= set(left)
     else:
         with pytest.raises((UsageError, UnsupportedError)):
-            api.make_plan(sampled, settings)
+            api.make_plan(sampled, api.Ratio(0.2), settings)

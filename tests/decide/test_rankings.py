@@ -19,7 +19,7 @@ def kept(criterion, makers=ALIKE, readers=ONE, others=ONE[:1], bias=(0, 0, 0, 0)
     for t in model.graph.initializer:
         t.raw_data = np.asarray(values[t.name], np.float32).tobytes()
     how = {"criterion": criterion, "allocation": "uniform", "of": "channels", "round_to": 1, **settings}
-    plan = api.make_plan(api.open_model(model, calibration=samples), api.Settings(**how))
+    plan = api.make_plan(api.open_model(model, calibration=samples), api.Ratio(), api.Settings(**how))
     return plan.keep()["w"]
 
 

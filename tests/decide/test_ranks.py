@@ -55,8 +55,8 @@ def samples(count=96):
 def test_a_planted_rank_is_found(kind, rank, ratio):
     model = planted(kind, rank)
     subject = api.open_model(model, calibration=samples())
-    settings = api.Settings(methods=("rank",), ratio=ratio, threads=1)
-    plan = api.make_plan(subject, settings)
+    settings = api.Settings(methods=("rank",), threads=1)
+    plan = api.make_plan(subject, api.Ratio(ratio), settings)
     (edit,) = (e for e in plan.factorized() if e.node == "b")
     assert edit.kind == kind and rank <= edit.rank <= rank + 1
     assert plan.factorized() == (edit,)
@@ -70,7 +70,7 @@ def test_a_planted_rank_is_found(kind, rank, ratio):
 
 def test_the_plan_round_trip_and_its_result():
     subject = api.open_model(planted("channel", 4), calibration=samples())
-    plan = api.make_plan(subject, api.Settings(ratio=0.5, threads=1, methods=("channels", "rank")))
+    plan = api.make_plan(subject, api.Ratio(0.5), api.Settings(threads=1, methods=("channels", "rank")))
     assert PrunePlan.from_json(plan.to_json()) == plan
     result = api.apply_plan(subject, plan, api.Settings(threads=1))
     assert result.surgery.exact
@@ -115,8 +115,8 @@ def test_the_model_prices_what_comes_out(of, ratio, cuts):
 )
 def test_include_and_exclude_bind_ranks_too(methods, options, made_of_two):
     subject = api.open_model(planted("spatial", 4), calibration=samples(32))
-    settings = api.Settings(ratio=0.95, methods=tuple(methods.split()), best_effort=True, threads=1, **options)
-    assert {e.node for e in api.make_plan(subject, settings).factorized()} == made_of_two
+    settings = api.Settings(methods=tuple(methods.split()), best_effort=True, threads=1, **options)
+    assert {e.node for e in api.make_plan(subject, api.Ratio(0.95), settings).factorized()} == made_of_two
 
 
 @pytest.mark.parametrize("state, cost", [(0, 20 + 30 + 2), (1, 40 + 60 + 2), (2, 100 + 2)])
@@ -175,14 +175,14 @@ def test_cut_and_factorised_without_samples():
 
 def test_the_recipe_and_what_goes_with_it():
     subject = api.open_model(planted("spatial", 6), calibration=samples())
-    plan = api.make_plan(subject, api.Settings(ratio=0.6, methods=("3c",), threads=1))
+    plan = api.make_plan(subject, api.Ratio(0.6), api.Settings(methods=("3c",), threads=1))
     assert plan.factorized() and PrunePlan.from_json(plan.to_json()) == plan
     result = api.apply_plan(subject, plan, api.Settings(threads=1))
     assert result.macs_removed > 0.55
     with pytest.raises(UsageError, match="recipe stands alone"):
         api.Settings(methods=("3c", "channels"))
     with pytest.raises(UsageError, match="needs samples"):
-        api.make_plan(api.open_model(surgery.model_of(NET)), api.Settings(methods=("rank",)))
+        api.make_plan(api.open_model(surgery.model_of(NET)), api.Ratio(), api.Settings(methods=("rank",)))
 
 
 def test_every_layer_says_what_happens_to_it():

@@ -162,7 +162,7 @@ def test_merging_helps_the_statistics_and_leaves_the_cut_honest():
     calib = np.load(ROOT / "benchmarks/data/calib.npz")["x"][:128]
     subject = api.open_model(ROOT / "benchmarks/models/resnet20_fmnist.onnx", calibration=calib)
     settings = api.Settings(criterion="similarity", allocation="uniform", repair="statistics")
-    plan = api.make_plan(subject, settings)
+    plan = api.make_plan(subject, api.Ratio(), settings)
     other = replace(plan, by_likeness=False)
     merged, plain = (api.apply_plan(subject, p, settings) for p in (plan, other))
     assert merged.surgery.exact and merged.surgery.worst == plain.surgery.worst

@@ -21,7 +21,7 @@ def test_the_largest_cut_that_keeps_the_metric():
     def metric(model):
         return 100 * api.open_model(model).cost().macs / whole
 
-    result = api.reach(subject, api.Settings(), api.Target("max_drop", 40), metric=metric)
+    result = api.reach(subject, api.Target("max_drop", 40), metric=metric)
     assert 0.2 <= result.macs_removed <= 0.4
     assert result.plan.settings["target"] == {"max_drop": 40} and "before" in result.notes[0]
 
@@ -30,7 +30,7 @@ def test_a_file_of_that_size():
     x = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
     subject = api.open_model(surgery.model_of(TEXT_CNN), calibration=x)
     megabytes = 0.7 * subject.cost().bytes / 1e6
-    result = api.reach(subject, api.Settings(), api.Target("size_mb", megabytes))
+    result = api.reach(subject, api.Target("size_mb", megabytes))
     assert 0.75 * megabytes <= result.after.bytes / 1e6 <= megabytes
 
 
@@ -42,7 +42,7 @@ def test_a_speed_up_that_is_measured():
           y = Gemm<transB=1>(f, c) }"""
     x = np.random.default_rng(0).standard_normal((32, 3, 24, 24)).astype(np.float32)
     subject = api.open_model(surgery.model_of(text), calibration=x)
-    result = api.reach(subject, api.Settings(best_effort=True), api.Target("speedup", 1.6))
+    result = api.reach(subject, api.Target("speedup", 1.6), api.Settings(best_effort=True))
     comparison = result.latency.comparisons[0]
     assert comparison.verdict == "faster" and 1.45 <= comparison.speedup <= 2.2
     assert result.plan.settings["of"] == "latency" and result.surgery.exact
@@ -51,9 +51,9 @@ def test_a_speed_up_that_is_measured():
 def test_what_the_original_has_already():
     subject = api.open_model(surgery.model_of(TEXT_CNN), calibration=np.zeros((8, 3, 8, 8), np.float32))
     with pytest.raises(UsageError, match="already"):
-        api.reach(subject, api.Settings(), api.Target("size_mb", 5))
+        api.reach(subject, api.Target("size_mb", 5))
     with pytest.raises(UsageError, match="already"):
-        api.reach(subject, api.Settings(), api.Target("latency_ms", 1000))
+        api.reach(subject, api.Target("latency_ms", 1000))
 
 
 def test_ranks_of_half_precision_are_refused_with_the_reason():
@@ -69,6 +69,6 @@ def test_out_of_reach_says_how_far_it_goes_and_best_effort_goes_there():
     subject = api.open_model(surgery.model_of(TEXT_CNN), calibration=x)
     target = api.Target("size_mb", 0.05 * subject.cost().bytes / 1e6)
     with pytest.raises(BudgetError, match=r"out of reach: 0\.\d+ MB is the least that was measured"):
-        api.reach(subject, api.Settings(), target)
-    result = api.reach(subject, api.Settings(best_effort=True), target)
+        api.reach(subject, target)
+    result = api.reach(subject, target, api.Settings(best_effort=True))
     assert result.after.bytes < 0.8 * result.before.bytes and "misses it" in result.warnings[-1]

@@ -149,8 +149,8 @@ NOT_SEEN_BY_JUDGES = {"learn": (3, 1), "judge": (0, 1), "held": (1, 0)}
 def test_damage_is_what_the_judges_see(twins, methods):
     model, found = twins
     subject = api.open_model(model, calibration=samples(found, NOT_SEEN_BY_JUDGES))
-    settings = api.Settings(ratio=0.2, methods=methods, round_to=1)
-    assert touched(api.make_plan(subject, settings)) == {"1"}
+    settings = api.Settings(methods=methods, round_to=1)
+    assert touched(api.make_plan(subject, api.Ratio(0.2), settings)) == {"1"}
 
 
 def narrowed(subject, trunk, width=2):
@@ -177,8 +177,8 @@ def test_nothing_is_repaired_on_the_judges(twins, what):
     model, found = twins
     subject = api.open_model(model, calibration=samples(found, EASY_TO_JUDGE, plain=("judge",)))
     if what == "block":
-        settings = api.Settings(ratio=0.2, methods=("blocks",))
-        assert touched(api.make_plan(subject, settings)) == {"2"}
+        settings = api.Settings(methods=("blocks",))
+        assert touched(api.make_plan(subject, api.Ratio(0.2), settings)) == {"2"}
     else:
         planner = Planner(subject, api.Settings(methods=("channels",), criterion="l1", allocation="uniform"))
         assert touched(planner.better([narrowed(subject, 1), narrowed(subject, 2)])) == {"2"}
@@ -216,7 +216,7 @@ def test_channels_are_ranked_by_those_that_learn(criterion):
     x[sorted(parts["learn"]), :2] = 0
     x[sorted(parts["judge"] | parts["held"]), 2:] = 0
     settings = api.Settings(criterion=criterion, allocation="uniform", round_to=1)
-    assert api.make_plan(api.open_model(model, calibration=x), settings).keep() == {"w": LEARNT[criterion]}
+    assert api.make_plan(api.open_model(model, calibration=x), api.Ratio(), settings).keep() == {"w": LEARNT[criterion]}
 
 
 def test_a_drop_is_measured_on_what_was_held_back():
@@ -229,5 +229,5 @@ def test_a_drop_is_measured_on_what_was_held_back():
     given = {"x": np.random.default_rng(0).standard_normal((COUNT, 6)).astype(np.float32), "g": g}
     subject = api.open_model(model, calibration=given)
     settings = api.Settings(criterion="l1", allocation="uniform", repair="none", round_to=1)
-    result = api.reach(subject, settings, api.Target("max_drop", 1))
+    result = api.reach(subject, api.Target("max_drop", 1), settings)
     assert result.macs_removed > 0.8 and "100 before, 100 after" in result.notes[0]

@@ -122,8 +122,7 @@ def test_a_batch_that_nodes_spell_is_the_only_one(batch):
         assert subject.feeds["x"].shape[0] == batch and (batch == 1) <= (subject.timed()["x"].shape[0] == 1)
         if given or batch > 1:
             assert subject.batch == batch
-        settings = api.Settings(ratio=0.25)
-        result = api.apply_plan(subject, api.make_plan(subject, settings), settings)
+        result = api.apply_plan(subject, api.make_plan(subject, api.Ratio(0.25)))
         assert result.surgery.exact and (result.fidelity is not None) == bool(given)
         assert result.model.graph.input[0] == model.graph.input[0]
     with pytest.raises(CalibrationError, match=f"batches of {batch} alone") if batch > 1 else nullcontext():

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from onnxprune.errors import BudgetError, UsageError
-from onnxprune.pipeline.targets import SLACK, STEPS, Target, close_loop, largest
+from onnxprune.errors import BudgetError
+from onnxprune.pipeline.search import SLACK, STEPS, close_loop, largest
 
 MACHINES = {  # ratio of the cost that goes -> gain that is measured
     "as promised": lambda r: 1 / (1 - r),
@@ -69,11 +69,3 @@ def test_the_largest_ratio_that_works(limit):
         assert found is None
     else:
         assert found is not None and limit - 0.01 <= found[1] <= limit
-
-
-@pytest.mark.parametrize(
-    "kind, value", [("speedup", 1.0), ("speedup", 0.5), ("speedup", math.nan), ("latency_ms", 0), ("size_mb", -1)]
-)
-def test_targets_that_are_none(kind, value):
-    with pytest.raises(UsageError, match="--"):
-        Target(kind, value)

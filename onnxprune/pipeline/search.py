@@ -1,8 +1,7 @@
-"""Targets that are not a ratio: a speed-up, milliseconds, megabytes, a drop of a metric.
+"""Searches by measuring: the least that still reaches a goal, and the most that still works.
 
-What a cost model promises is checked by measuring: plan, cut, measure, correct, until what was asked for holds. A
-plan that a loop proposes is cut but not repaired, since weights do not change how long a model runs or how large its
-file is. Only a metric needs the repaired network.
+What a cost model promises is checked: propose, measure, correct, until what was asked for holds. Knows neither models
+nor plans.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.errors import BudgetError
 
 SLACK = 0.07
 """A measured gain may exceed the one asked for by this share."""
@@ -23,36 +22,6 @@ STEPS = 9
 GREATEST = 0.985
 """Largest ratio that is tried."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the pruned model must reach.
-
-    Attributes:
-        kind: "speedup", "latency_ms", "size_mb" or "max_drop".
-        value: in the unit that the kind names; a factor for "speedup".
-    """
-
-    kind: str
-    value: float
-
-    def __post_init__(self) -> None:
-        name = OPTIONS[self.kind]
-        if not math.isfinite(self.value) or self.value <= 0:
-            raise UsageError(f"{name} {self.value:g} is not a positive number")
-        if self.kind == "speedup" and self.value <= 1:
-            raise UsageError(f"--speedup {self.value:g} asks for no speed-up; 2 halves the time")
-
-    @property
-    def of(self) -> str | None:
-        """The cost that serves it best; None: any."""
-        return {"speedup": "latency", "latency_ms": "latency", "size_mb": "params"}.get(self.kind)
-
-
-OPTIONS = {"speedup": "--speedup", "latency_ms": "--latency-ms", "size_mb": "--size-mb", "max_drop": "--max-drop"}
-UNITS = {"latency_ms": "ms", "size_mb": "MB"}
-"""Of targets that are no factor."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""`onnxprune help TOPIC`: the names that an option takes, from the tables that hold them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from textwrap import fill
+
+from onnxprune.commands.common import as_json, print_out
+from onnxprune.commands.options import Parser, add_words
+from onnxprune.errors import unknown
+from onnxprune.report.terminal import Status, plain
+
+Rows = Iterable[tuple[str, str]]
+"""Names, each with what it is."""
+WIDTH = 100
+"""Columns of text, as those of `--help`."""
+
+
+def _criteria() -> Rows:
+    from onnxprune.decide.criteria import BY_DEFAULT, CRITERIA
+
+    for entry in CRITERIA.values():
+        notes = [f"default {'with' if sampled else 'without'} --calib" for sampled in (True, False)
+                 if BY_DEFAULT[sampled] == entry.name]  # fmt: skip
+        notes += ["needs samples"] * entry.needs_samples + _packages(entry.needs)
+        yield entry.name, _noted(entry.help, notes)
+
+
+def _packages(needs: Iterable[str]) -> list[str]:
+    from onnxprune.decide.criteria import NEEDS
+
+    return [f"needs {package.name}" for need in sorted(needs) if (package := NEEDS[need].package)]
+
+
+def _repairs() -> Rows:
+    from onnxprune.pipeline.repairs import REPAIRS
+
+    return ((r.name, _noted(r.help, ["needs samples"] * ("samples" in r.needs))) for r in REPAIRS.values())
+
+
+def _targets() -> Rows:
+    from onnxprune.pipeline.goals import TARGETS
+
+    return ((f"{t.option} {t.metavar}", t.help) for t in TARGETS.values())
+
+
+def _training() -> Rows:
+    from onnxprune.pipeline.training_methods import METHODS
+
+    return ((m.name, m.help) for m in METHODS.values())
+
+
+def _providers() -> Rows:
+    from onnxprune.runtime.providers import PROVIDERS
+
+    return ((alias, provider.name) for alias, provider in PROVIDERS.items())
+
+
+def _calibration() -> Rows:
+    from onnxprune.samples.sources import SOURCES
+
+    for entry in SOURCES:
+        name = f"a folder of {entry.words}" if entry.place == "folder" else entry.words or entry.read.__name__
+        yield name, _noted((entry.read.__doc__ or "").strip().split("\n")[0], [entry.extra[1]] if entry.extra else [])
+
+
+def _settings() -> Rows:
+    from onnxprune.pipeline.settings import OPTIONS
+
+    return ((name, option.doc) for name, option in OPTIONS.items())
+
+
+TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
+    "criteria": ("what --criterion takes", _criteria),
+    "repairs": ("what --repair takes", _repairs),
+    "targets": ("what may be asked for instead of a ratio", _targets),
+    "training": ("what `onnxprune train --method` takes", _training),
+    "providers": ("what --providers takes", _providers),
+    "calibration": ("what --calib and `calibration` take", _calibration),
+    "settings": ("the keywords of onnxprune.prune and Settings", _settings),
+}
+
+
+def _noted(text: str, notes: list[str]) -> str:
+    return "; ".join([text.removesuffix("."), *notes])
+
+
+def parser() -> Parser:
+    made = Parser("help", "help [TOPIC] [options]", f"What options take, from their tables.\n\n{_listed(_topics())}")
+    made.add_argument("topic", nargs="?", metavar="TOPIC", help=argparse.SUPPRESS)
+    add = made.add_argument_group("general").add_argument
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add_words(add)
+    return made
+
+
+def run(args: argparse.Namespace, status: Status) -> None:
+    if args.topic is not None and args.topic not in TOPICS:
+        raise unknown("topic", args.topic, TOPICS)
+    rows = list(_topics() if args.topic is None else TOPICS[args.topic][1]())
+    if args.json:
+        print_out(as_json({"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows)}))
+    else:
+        print_out(_listed(rows))
+
+
+def _topics() -> Rows:
+    return ((name, about) for name, (about, _) in TOPICS.items())
+
+
+def _listed(rows: Rows) -> str:
+    """Lines, the names in a column."""
+    found = [(plain(name), plain(text)) for name, text in rows]
+    size = max(len(name) for name, _ in found)
+    return "".join(_entry(f"  {name:<{size}}  ", text) for name, text in found)
+
+
+def _entry(head: str, text: str) -> str:
+    return fill(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False) + "\n"
