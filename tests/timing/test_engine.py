@@ -11,6 +11,7 @@ import onnxprune
 from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import ProviderError, UsageError
+from onnxprune.pipeline import asked, opened, planner, prices
 from onnxprune.pipeline.settings import Settings
 from onnxprune.timing import accelerators, node_times
 from onnxprune.timing.engine import Engine
@@ -193,7 +194,8 @@ def test_chains_by_the_clock(subject):
 
 def test_a_speed_up_by_the_clock(monkeypatch):
     """The whole loop with a latency model that was not read off a profile."""
-    monkeypatch.setattr(Settings, "engine", property(lambda self: ByClock()))
+    for module in (asked, opened, planner, prices):
+        monkeypatch.setattr(module, "engine_of", lambda settings: ByClock())
     monkeypatch.setenv("ONNXPRUNE_CACHE", "")
     result = onnxprune.prune(
         MODEL, calibration=CALIB, samples=128, target=onnxprune.Target("speedup", 1.4), batch=4, threads=1
