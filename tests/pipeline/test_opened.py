@@ -1,0 +1,128 @@
+"""A model opened: with the sizes it takes, found where nobody gives them; in the batch it takes; and left untouched."""
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import api
+from onnxprune.errors import CalibrationError, ModelError, UsageError
+from tests.channels import surgery
+
+PICTURE = "(float[N,3,H,W] x) => (float[] y) <float[4,3,3,3] w, float[2,4,1,1] v> { h = Conv<strides=[8,8]>(x, w) y = Conv(h, v) }"
+
+
+def fitting(high, wide):
+    """A net that runs on pictures of that size alone: a Reshape says how many numbers there are."""
+    text = f"""(float[N,3,H,W] x) => (float[] y) <float[4,3,1,1] w, int64[2] s = {{-1, {3 * high * wide}}}, float[2,{3 * high * wide}] v,
+        int64[4] o = {{0, 3, {high}, {wide}}}> {{ r = Reshape(x, o) f = Reshape(r, s) h = Gemm<transB=1>(f, v) y = Relu(h) }}"""
+    return surgery.model_of(text)
+
+
+def sizes(model, **given):
+    return api.open_model(model, **given).feeds["x"].shape
+
+
+ANY = [
+    ("a picture", PICTURE, (1, 3, 224, 224)),
+    ("channels last", "(float[N,H,W,3] x) => (float[] y) { y = Relu(x) }", (1, 224, 224, 3)),
+    ("tokens", "(float[N,L] x) => (float[] y) { y = Relu(x) }", (1, 224)),
+    ("one side fixed", "(float[N,3,H,64] x) => (float[] y) { y = Relu(x) }", (1, 3, 224, 64)),
+    ("all fixed", "(float[2,3,5,7] x) => (float[] y) { y = Relu(x) }", (2, 3, 5, 7)),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "shape"), ANY, ids=[r[0] for r in ANY])
+def test_sizes_that_nobody_says_are_the_usual_ones(name, text, shape):
+    assert sizes(surgery.model_of(text)) == shape
+
+
+@pytest.mark.parametrize("size", [(224, 224), (96, 96), (32, 32), (512, 512), (48, 320), (32, 100)])
+def test_other_usual_sizes_are_tried_where_those_do_not_fit(size):
+    assert sizes(fitting(*size)) == (1, 3, *size)
+
+
+def test_what_is_said_is_what_is_run():
+    model = fitting(40, 24)
+    assert sizes(model, input_shapes={"x": (1, 3, 40, 24)}) == (1, 3, 40, 24)
+    assert sizes(model, calibration=np.zeros((5, 3, 40, 24), np.float32)) == (1, 3, 40, 24)
+    assert sizes(surgery.model_of(PICTURE), calibration=np.zeros((5, 3, 40, 24), np.float32)) == (1, 3, 40, 24)
+    given = {"input_shapes": {"x": (1, 3, 56, 56)}, "calibration": np.zeros((5, 3, 40, 24), np.float32)}
+    assert sizes(surgery.model_of(PICTURE), **given) == (1, 3, 56, 56)
+
+
+def test_what_does_not_fit_is_not_replaced_by_a_guess():
+    with pytest.raises(ModelError, match=r"say what sizes it takes: --input-shape x=1,3,H,W"):
+        sizes(fitting(40, 24))
+    for given in ({"input_shapes": {"x": (1, 3, 96, 95)}}, {"calibration": np.zeros((5, 3, 96, 95), np.float32)}):
+        with pytest.raises(ModelError) as error:
+            sizes(fitting(96, 96), **given)
+        assert "--input-shape" not in str(error.value)
+    with pytest.raises(UsageError, match="no input"):
+        sizes(fitting(96, 96), input_shapes={"z": (1, 3, 96, 96)})
+
+
+SPELLED = """(float[B,6] x) => (float[] y) <float[6,8] w, float[8,3] v, int64[2] s = {BATCH, 8}>
+    { h = Gemm(x, w) r = Reshape(h, s) y = Gemm(r, v) }"""
+FREE = SPELLED.replace("BATCH", "0")
+
+
+@pytest.mark.parametrize(
+    ("text", "samples", "batch", "rows", "parts"),
+    [
+        (FREE, 0, None, 1, []),
+        (FREE, 12, None, 1, [12]),
+        (FREE.replace("[B,", "[4,"), 0, None, 4, []),
+        (FREE.replace("[B,", "[4,"), 14, None, 4, [4, 4, 4]),
+        (SPELLED.replace("BATCH", "1"), 0, None, 1, []),  # nobody asks for more than one
+        (SPELLED.replace("BATCH", "1"), 12, 1, 1, [1] * 12),
+        (SPELLED.replace("BATCH", "4"), 0, 4, 4, []),
+        (SPELLED.replace("BATCH", "4"), 14, 4, 4, [4, 4, 4]),
+        (SPELLED.replace("BATCH", "64"), 0, 64, 64, []),
+    ],
+)
+def test_the_batch_is_what_the_graph_takes(text, samples, batch, rows, parts):
+    data = np.random.default_rng(0).standard_normal((samples, 6)).astype(np.float32) if samples else None
+    subject = api.open_model(surgery.model_of(text), calibration=data)
+    assert subject.batch == batch and len(subject.feeds["x"]) == rows
+    if samples:
+        assert [len(b["x"]) for b in subject.calibration.batches(32)] == parts
+        assert np.array_equal(subject.feeds["x"], data[:rows])
+
+
+def test_a_batch_that_is_said_is_kept():
+    model = surgery.model_of(SPELLED.replace("BATCH", "3"))  # no usual one: it has to be said
+    with pytest.raises(ModelError):
+        api.open_model(model)
+    subject = api.open_model(model, input_shapes={"x": (3, 6)})
+    assert subject.batch == 3 and subject.feeds["x"].shape == (3, 6)
+    with pytest.raises(ModelError):
+        api.open_model(surgery.model_of(SPELLED.replace("BATCH", "4")), input_shapes={"x": (2, 6)})
+    with pytest.raises(CalibrationError, match="batches of 4 alone"):
+        api.open_model(surgery.model_of(SPELLED.replace("BATCH", "4")), calibration=np.zeros((3, 6), np.float32))
+
+
+def test_no_more_samples_than_asked_for():
+    data = np.arange(60, dtype=np.float32).reshape(10, 6)
+    subject = api.open_model(surgery.model_of(FREE), calibration=data, samples=4)
+    assert len(subject.calibration) == 4 and api.open_model(surgery.model_of(FREE)).calibration is None
+
+
+def test_the_model_is_left_as_it_was_and_known_by_its_content(tmp_path):
+    text = "(float[N,6] x) => (float[] y) <float[6,8] w> { h = MatMul(x, w) d = RandomNormalLike(h) y = Add(h, d) }"
+    model = surgery.model_of(text)
+    before = model.SerializeToString()
+    subject = api.open_model(model)
+    assert model.SerializeToString() == before and subject.path is None
+    onnx.save(model, tmp_path / "m.onnx")
+    same = api.open_model(tmp_path / "m.onnx")
+    assert same.path == tmp_path / "m.onnx" and same.digest == subject.digest
+    assert api.open_model(surgery.model_of(text, seed=1)).digest != subject.digest
+    runs = [surgery.run(subject.model, {"x": np.ones((1, 6), np.float32)})[0] for _ in range(2)]
+    assert np.array_equal(*runs), "what is random has a seed while it is worked on"
+
+
+def test_statistics_are_cut_only_on_demand():
+    text = """(float[N,3,4,4] x) => (float[] y) <float[8,3,1,1] w, float[2,8,1,1] v, int64[1] c = {1}>
+        { h = Conv(x, w) m = ReduceMean(h, c) d = Sub(h, m) y = Conv(d, v) }"""
+    plain, asked = (api.open_model(surgery.model_of(text), prune_statistics=p).channels for p in (False, True))
+    assert not plain.groups and not plain.inexact and len(asked.groups) == 1 and asked.inexact
