@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 from onnxprune.cli import main
-from onnxprune.timing import latency
+from onnxprune.runtime import sessions
+from onnxprune.timing import bound_run, latency
 from tests.channels import surgery
 
 NET = """(float[1,3,6,6] x) => (float[] y) <float[16,3,3,3] w, float[5,16,1,1] v>
@@ -19,24 +20,24 @@ SLOWER, FASTER, SAME = 1.25, 0.5, 1.0
 def run(tmp_path, capsys, monkeypatch):
     """Runs the main job where a run of the pruned model takes so many milliseconds, and of the original 1."""
     onnx.save(surgery.model_of(NET), tmp_path / "m.onnx")
-    monkeypatch.setattr(latency, "WARM_UP_MS", 1.0)
+    monkeypatch.setattr(bound_run, "WARM_UP_MS", 1.0)
 
     def run(ms, *argv):
-        sizes, opened = [], latency.open_session
+        sizes, opened = [], sessions.open_session
 
         def opening(model, **options):
-            sizes.append(model.ByteSize())
+            sizes.append(model.ByteSize() if isinstance(model, onnx.ModelProto) else 0)
             return opened(model, **options)
 
         def rounds(runs, per_sample, orders, *rest, **options):
             own = np.array(sizes[-len(runs) :])
             return np.tile(np.where(own < own.max(), ms, 1.0), (len(orders), 1)), 0
 
-        monkeypatch.setattr(latency, "open_session", opening)
-        monkeypatch.setattr(latency, "_rounds", rounds)
+        monkeypatch.setattr(sessions, "open_session", opening)
+        monkeypatch.setattr(latency, "timed_rounds", rounds)
         command = [tmp_path / "m.onnx", "--bench", *argv, "-o", tmp_path / "p.onnx"]
         code = main([str(a) for a in command])
-        monkeypatch.setattr(latency, "open_session", opened)
+        monkeypatch.setattr(sessions, "open_session", opened)
         out, err = capsys.readouterr()
         return code, out, err, {p.name for p in tmp_path.iterdir()} - {"m.onnx"}
 

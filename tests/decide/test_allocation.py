@@ -14,6 +14,7 @@ from onnxprune.errors import BudgetError, OutOfReachError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel
+from onnxprune.pipeline.asked import limits_of
 from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.settings import Settings
 from tests.channels.surgery import feeds_of, model_of
@@ -121,7 +122,7 @@ def test_widths_that_suit_the_processor(width, on_cpu, on_gpu):
         {{ h = Conv(x, w) r = Relu(h) y = Conv(r, v) }}"""
     [group] = open_model(model_of(text)).channels.groups
     assert (Limits().step(group), Limits(on_gpu=True).step(group)) == (on_cpu, on_gpu)
-    steps = {of: Settings(of=of, providers=("cuda",)).limits().step(group) for of in ("macs", "latency")}
+    steps = {of: limits_of(Settings(of=of, providers=("cuda",))).step(group) for of in ("macs", "latency")}
     assert steps == {"macs": on_gpu, "latency": on_cpu}
 
 

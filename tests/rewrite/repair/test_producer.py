@@ -41,7 +41,7 @@ class Case:
 
     def run(self, A, B):
         """(rows, outputs): what the narrow net writes with these weights, by ONNX Runtime."""
-        edited = self.graph.unedited()
+        edited = self.graph.fork()
         for design, W in ((self.pair["producer"], A), (self.pair["reader"], B)):
             edited.set_constant(design.weight, design.stored(W[None, :-1], self.graph.value(design.weight)))
             edited.set_constant((design.key, 2), W[-1].astype(np.float32))
