@@ -134,7 +134,7 @@ def open_model(
     """
     path = None if isinstance(model, onnx.ModelProto) else Path(model)
     proto = check_model(model) if isinstance(model, onnx.ModelProto) else read_model(Path(model))
-    told = digest(proto)
+    identity = digest(proto)
     proto = with_seeds(proto)
     specs = ports.input_specs(proto)
     data = None
@@ -157,7 +157,7 @@ def open_model(
         data = data.in_batches_of(batch)
         feeds = feeds if input_shapes else data.first(1)
     channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    return Subject(proto, graph, feeds, channels, told, path, data, batch=batch)
+    return Subject(proto, graph, feeds, channels, identity, path, data, batch=batch)
 
 
 BATCHES = (2, 4, 8, 16, 32, 64)

@@ -14,7 +14,7 @@ from onnxprune.runtime.providers import spread_in_words
 from onnxprune.timing.bench_result import BenchResult, Comparison
 
 COLOURS = {"faster": "green", "slower": "red", "no measurable change": "yellow"}
-TOLD = ("cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph")
+SHOWN = ("cudnn_conv_algo_search", "use_tf32", "prefer_nhwc", "enable_cuda_graph")
 """Options of CUDA that the table names."""
 CSV_COLUMNS = (
     "name path min_ms p50_ms p90_ms p99_ms mean_ms throughput_per_s rounds runs_per_sample "
@@ -132,9 +132,9 @@ def _options(result: BenchResult) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for by_provider in result.provider_options.values():
         for provider, options in by_provider.items():
-            told = {key: options[key] for key in TOLD if key in options}
-            if told:
-                found[provider] = told
+            shown = {key: options[key] for key in SHOWN if key in options}
+            if shown:
+                found[provider] = shown
     return found
 
 
