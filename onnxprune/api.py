@@ -20,7 +20,7 @@ from onnxprune.pipeline.options import hinting
 from onnxprune.pipeline.planner import Progress
 from onnxprune.pipeline.plans import make_plan, plan_and_apply, sweep
 from onnxprune.pipeline.reach import reach
-from onnxprune.pipeline.settings import Settings
+from onnxprune.pipeline.settings import OPTIONS, Settings
 from onnxprune.pipeline.timed import measure_latency
 from onnxprune.report.result import Result
 from onnxprune.samples.images import ImageSpec
@@ -87,12 +87,8 @@ def prune(
     Raises:
         PruneError: see `onnxprune.errors`.
     """
-    settings = Settings(
-        of=of, criterion=criterion, allocation=allocation, round_to=round_to, min_width=min_width, include=include,
-        exclude=exclude, methods=methods, keep_block=keep_block, best_effort=best_effort,
-        prune_statistics=prune_statistics, repair=repair, epochs=epochs, augment=augment, recipe=recipe, batch=batch,
-        providers=providers, provider_options=provider_options, threads=threads, seed=seed,
-    )  # fmt: skip
+    given = locals()
+    settings = Settings(**{name: given[name] for name in OPTIONS})
     goal = goal_of(ratio, target, lossless)
     settings = goal.serve(settings)
     subject = open_model(

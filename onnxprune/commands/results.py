@@ -98,7 +98,7 @@ def show_result(args: argparse.Namespace, result: Result, output: str, status: S
     if args.json:
         print_out(result.to_json())
     else:
-        print_out(summary(result, warnings=False, width=min(columns() or 100, 120)))
+        print_out(summary(result, warnings=False, verbose=args.verbose, width=min(columns() or 100, 120)))
         print_out(f"wrote        {plain(output)}\n")
         for more in filter(None, (getattr(args, "plan_out", None), getattr(args, "report", None))):
             print_out(f"             {plain(more)}\n")

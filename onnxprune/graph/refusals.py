@@ -2,7 +2,7 @@
 
 Who decides (`layers.affine_or_why`, `measure.designs.design_or_why`, `pairs.why_not`, the probes of
 `timing.node_times`) returns what was asked for or a `Refusal`; who only wants to do it drops the refusal, who reports
-collects it (`measure.designs.refusals`, `measure.designs.split_refusals`, `timing.node_times.refusals`).
+collects it (`pipeline.refused`).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Progress, counted
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
+from onnxprune.pipeline.refused import refused
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES, repair_for
 from onnxprune.pipeline.settings import Settings
 from onnxprune.pipeline.timed import measure_latency
@@ -109,6 +110,7 @@ def apply_plan(
         pinned=net.channels.pinned,
         groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in net.channels.groups),
         repair=repair.name,
+        refused=refused(net, plan, repair),
         inexact=() if cut.surgery.exact else net.channels.inexact,
         warnings=tuple(warnings),
         feeds=net.feeds,

@@ -23,7 +23,7 @@ from onnxprune.report.result import Result
 
 def make_plan(
     subject: Subject,
-    goal: Goal,
+    goal: Goal | float,
     settings: Settings | None = None,
     progress: Progress | None = None,
     *,
@@ -36,7 +36,7 @@ def make_plan(
 
     Args:
         subject: the model.
-        goal: `Ratio(0.5)` or `Lossless()`; a target is reached by `reach`.
+        goal: `Ratio(0.5)`, or 0.5 for short, or `Lossless()`; a target is reached by `reach`.
         settings: everything else that decides.
         progress: called with (phase, done, total).
         leave: names of groups to leave alone.
@@ -46,6 +46,7 @@ def make_plan(
         BudgetError: the ratio cannot be reached (unless `best_effort`).
         UsageError: the goal is a target.
     """
+    goal = Ratio(goal) if isinstance(goal, int | float) else goal
     settings = goal.serve(settings or Settings())
     if isinstance(goal, Lossless):
         return _lossless_plan(subject, settings)
@@ -83,7 +84,7 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
 
 def plan_and_apply(
     subject: Subject,
-    goal: Goal,
+    goal: Goal | float,
     settings: Settings | None = None,
     *,
     bench: bool = False,

@@ -43,6 +43,7 @@ def render(result: Values, *, name: str) -> str:
         costs=_costs(result["before"], result["after"]),
         widths=_widths(result["groups"]),
         whole=_whole(result["pinned"]),
+        refused=_refused(result.get("refused", [])),
         timing=None if result["latency"] is None else _timing(result["latency"]),
         removed=sum(len(cut["removed"]) for cut in result["cuts"]),
     )
@@ -74,6 +75,17 @@ def _whole(pinned: list[Values]) -> list[dict[str, Any]]:
         entry["nodes"][f"{p['node'] or p['tensor']}, axis {p['axis']}"] = None
     rows = sorted(found.values(), key=lambda entry: -entry["channels"])
     return [{**row, "more": max(0, len(row["nodes"]) - NODES), "nodes": list(row["nodes"])[:NODES]} for row in rows]
+
+
+def _refused(refused: list[Values]) -> list[dict[str, Any]]:
+    """What could not be done, by reason: how many layers, and which."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for r in refused:
+        found.setdefault((r["what"], r["reason"]), []).append(r["node"])
+    return [
+        {"what": w, "reason": why, "count": len(nodes), "nodes": nodes[:NODES], "more": max(0, len(nodes) - NODES)}
+        for (w, why), nodes in sorted(found.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def _timing(latency: Values) -> dict[str, Any]:

@@ -31,6 +31,21 @@ MANY_NODES = 5000
 
 
 @dataclass(frozen=True)
+class Refused:
+    """Something that could not be done to a layer.
+
+    Attributes:
+        what: "refitted", "split" (made of two) or "timed" (at several widths).
+        node: the layer, by its first output.
+        reason: why not, and what would help, in words.
+    """
+
+    what: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Result:
     """What `onnxprune.prune` gives back.
 
@@ -47,6 +62,7 @@ class Result:
         groups: (name, width before, width after) of every channel group.
         repair: the repair that was applied.
         inexact: nodes whose statistics the cut changes on purpose (`prune_statistics`).
+        refused: the layers to which something could not be done that was done to others, and why.
         warnings: what the user should know.
         notes: what was measured besides, in words.
         feeds: inputs for the run of the written file; None: it is loaded only.
@@ -65,6 +81,7 @@ class Result:
     groups: tuple[tuple[str, int, int], ...]
     repair: str
     inexact: tuple[str, ...] = ()
+    refused: tuple[Refused, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
@@ -112,6 +129,7 @@ class Result:
             "latency": None if self.latency is None else self.latency.to_json(),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],
             "pinned": [asdict(p) for p in self.pinned],
+            "refused": [asdict(r) for r in self.refused],
             "blocks": list(self.plan.blocks()),
             "factorized": [asdict(e) for e in self.plan.factorized()],
             "warnings": list(self.warnings),

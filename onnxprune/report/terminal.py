@@ -95,8 +95,8 @@ def sweep_table(results: Sequence[Result], files: Sequence[str], width: int | No
     return table([head[k] for k in filled], cells, "<" + ">" * (len(filled) - 1), width=width)
 
 
-def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
-    """The summary of a pruning run, about twenty lines."""
+def summary(result: Result, *, warnings: bool = True, verbose: bool = False, width: int = 100) -> str:
+    """The summary of a pruning run, about twenty lines; `verbose`: also what was refused, by reason."""
     b, a = result.before, result.after
     rows = [
         ("", "original", "pruned", "change"),
@@ -140,9 +140,23 @@ def summary(result: Result, *, warnings: bool = True, width: int = 100) -> str:
     top = result.reasons()
     if top:
         lines.append("kept whole   " + "; ".join(f"{plain(r)} ({n})" for r, n in top))
+    if verbose:
+        lines += _refused(result)
     if warnings:
         lines += [f"warning      {plain(w)}" for w in result.warnings]
     return "\n".join(_wrapped(line, width) for line in lines) + "\n"
+
+
+def _refused(result: Result) -> list[str]:
+    """What could not be done to how many layers, a line a reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for r in result.refused:
+        found.setdefault((r.what, r.reason), []).append(r.node)
+    return [
+        f"{'not ' + what:<13}{plain(reason)} ({len(nodes)} layer{'s' * (len(nodes) > 1)}: {plain(nodes[0])}"
+        f"{', …' * (len(nodes) > 1)})"
+        for (what, reason), nodes in found.items()
+    ]
 
 
 def _timed(latency: BenchResult) -> str:
