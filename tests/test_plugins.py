@@ -98,10 +98,3 @@ def test_a_repair_from_python(scaled, line):
     plan = api.make_plan(subject, 0.5, Settings(repair="none"))
     plain, mended = (api.apply_plan(subject, plan, s).model for s in (Settings(repair="none"), Own(repair="scaled")))
     np.testing.assert_array_equal(Graph(mended).value(("y", 1)), 3 * Graph(plain).value(("y", 1)))
-    assert (
-        sum(
-            np.any(a != b)
-            for a, b in zip(*(map(onnx.numpy_helper.to_array, m.graph.initializer) for m in (plain, mended)))
-        )
-        == 1
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxprune.channels import Analysed
@@ -28,9 +28,14 @@ class Deed:
     refusals: Callable[[Graph, Mapping[str, tuple[int, ...]]], dict[str, str]]
 
 
+def _ranked(plan: PrunePlan, repair: Repair) -> bool:
+    methods = plan.settings.get("methods", ())
+    return isinstance(methods, Sequence) and ("rank" in methods or "3c" in methods)
+
+
 DEEDS = {
     "refitted": Deed(lambda plan, repair: repair.first.refits_factors, not_refitted),
-    "split": Deed(lambda plan, repair: bool({"rank", "3c"} & set(plan.settings.get("methods") or ())), split_refusals),
+    "split": Deed(_ranked, split_refusals),
     "timed": Deed(lambda plan, repair: plan.settings.get("of") == "latency", not_timed),
 }
 """What is done -> how it stands with it."""
