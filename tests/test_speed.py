@@ -39,6 +39,7 @@ SHAPES = {  # generator, size; the test takes this size and twice as much
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_twice_the_nodes_take_twice_the_time(name, tmp_path):
     make, size = SHAPES[name]

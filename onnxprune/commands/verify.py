@@ -51,8 +51,9 @@ def run(args: argparse.Namespace, status: Status) -> None:
     fidelity = None
     if subject.calibration is not None:
         status.phase("fidelity")
-        data = subject.calibration
-        held = data if args.all else data.split(seed=seed_of(args, plan))[1]
+        parts = subject.partition(seed_of(args, plan))
+        assert parts is not None
+        held = subject.calibration if args.all else parts.held
         fidelity = check_fidelity(subject.model, pruned, held.batches(32), held_out=not held.shared)
     status.close()
     missed = list(sizes[:1])

@@ -117,10 +117,8 @@ class Graph:
             self.nodes[key] = node
         self.producer = {o: k for k, n in self.nodes.items() for o in n.output if o}
         self.initializers = {t.name: t for t in model.graph.initializer}
-        sparse = {t.values.name for t in model.graph.sparse_initializer}
         self.inputs = tuple(i.name for i in model.graph.input if i.name not in self.initializers)
         self.outputs = tuple(o.name for o in model.graph.output)
-        self.opaque = sparse
         self._values: dict[str, np.ndarray | None] = dict(weights or {})
         self._edits = Edits()
         self._reserved: set[str] | None = None

@@ -113,11 +113,6 @@ class Design:
         """The columns of one part."""
         return rows[:, k * self.inputs : (k + 1) * self.inputs]
 
-    @property
-    def depthwise(self) -> bool:
-        """Whether every part reads a single channel."""
-        return self.parts > 1 and self.inputs == self.taps
-
 
 Maker = Callable[[onnx.NodeProto, str, np.ndarray], Design]
 MAKERS: dict[tuple[str, str], Maker] = {}

@@ -154,6 +154,7 @@ def long_net(blocks: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
+@pytest.mark.slow
 def test_ten_thousand_nodes() -> None:
     """10 s is the promise for one idle core; the margin is for a busy machine."""
     model = long_net(1430)

@@ -151,6 +151,7 @@ def test_bench_of_several_batches_as_json_and_csv(capsys, tmp_path):
     assert set(node) == {"node", "op_type", "provider"} and node["provider"] == "CPUExecutionProvider"
 
 
+@pytest.mark.slow
 def test_help_is_short_and_quick():
     best, lines = 9.0, 0
     for _ in range(5):

@@ -335,6 +335,7 @@ def test_a_newer_opset_than_onnxruntime_runs(monkeypatch):
         check_model(changed(lambda m: setattr(m.opset_import[0], "version", 22)))
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_killed(monkeypatch):
     monkeypatch.setattr(sandbox, "_CHILD", "import time; time.sleep(60)")
     monkeypatch.setattr(sandbox, "CHILD_SECONDS", 0.2)
@@ -350,6 +351,7 @@ def test_a_child_that_crashes_is_reported(monkeypatch):
         check_model(parser.parse_model(IF))
 
 
+@pytest.mark.slow
 def test_ten_thousand_nodes_backwards_in_no_time():
     nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"]) for i in range(10_000)]
     port = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("t0", "t10000")]

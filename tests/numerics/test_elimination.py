@@ -76,6 +76,7 @@ def test_few_rows_do_not_make_channels_redundant():
     assert nm.shrunk_covariance(H) is H
 
 
+@pytest.mark.slow
 def test_elimination_of_a_wide_conv_is_quick():
     c, taps, n = 128, 9, 64
     rng = np.random.default_rng(0)

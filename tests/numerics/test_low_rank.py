@@ -36,6 +36,7 @@ def test_the_channel_kind_is_optimal(outputs):
     assert np.allclose(low_rank.channel_split(W, S).errors, tail, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_thousands_of_classes_is_split_on_its_smaller_side():
     rng = np.random.default_rng(2)
     W, S = rng.standard_normal((1, 20, 8000)), np.eye(20)[None]

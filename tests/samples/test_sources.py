@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from onnxprune.commands.common import Parser, add_samples
+from onnxprune.commands.options import Parser, add_samples
 from onnxprune.errors import CalibrationError
 from onnxprune.runtime.ports import InputSpec
 from onnxprune.samples import sources

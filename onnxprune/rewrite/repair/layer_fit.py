@@ -130,15 +130,6 @@ class Rows:
         return np.concatenate([parallel.product(x, w[:-1]) + w[-1] for x, w in zip(self.x, W, strict=True)], axis=1)
 
 
-def centred_anchor(weights: np.ndarray, x: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The weights with the intercept that gives the target its mean: what a strong ridge falls back to."""
-    parts = len(weights)
-    out = weights.copy()
-    for k, (rows, t) in enumerate(zip(np.split(x, parts, axis=1), np.split(target, parts, axis=1), strict=True)):
-        out[k, -1] = t.mean(axis=0, dtype=np.float64) - rows.mean(axis=0, dtype=np.float64) @ weights[k, :-1]
-    return out
-
-
 def ridge_for(x: Sequence[np.ndarray], target: Sequence[np.ndarray], anchor: np.ndarray) -> float:
     """The ridge that predicts rows held back best; the weak one when there are rows enough.
 

@@ -27,7 +27,7 @@ from onnxprune.graph.layers import Affine, is_add, with_biases
 from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.designs import WIDEST, rows_of
 from onnxprune.measure.stepwise import MEMORY, Runner
-from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows, centred_anchor
+from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import (
     added,
@@ -298,7 +298,6 @@ def _solve(
     """(parts, inputs + 1, outputs) such that `written + s` comes closest to `z`, through the clipping behind."""
     start = [f.weights() for f in fits]
     anchor = np.concatenate([*(w[:, :-1] for w in start), start[0][:, -1:]], axis=1)
-    anchor = centred_anchor(anchor, x, z - s)
     rows = Rows(x, fits[0].design.parts, z - s, anchor)
     for _ in range(sweeps if clip else 0):
         rows.solve(_target(z, rows.written(), s, clip))
