@@ -58,6 +58,9 @@ missed, 7 reading or writing failed, 8 provider not available, 130 interrupted, 
 """
 
 
+FASTER = "try --of latency or --speedup, or add --best-effort to have it anyway"
+
+
 def _add_goals(add: Add, *, several: bool = False) -> None:
     """What to aim at; `several`: also ratios in a row and what is reached by measuring."""
     add("--ratio", type=float, metavar="R", help="share to remove (default 0.5)")
@@ -179,12 +182,15 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     check_outputs(args, *outputs)
     subject = open_subject(args, status)
     status.phase("plan")
-    results = []
+    results, slower = [], []
     found = api.sweep(subject, args.ratios, settings, bench=wants_bench(args), progress=status.progress)
     for result, output in zip(found, outputs, strict=True):
+        results.append(result)
+        if _is_slower(args, result):
+            slower.append(output)
+            continue
         status.phase("write")
         result.save(output, force=args.force)
-        results.append(result)
     status.close()
     for text in dict.fromkeys(w for r in results for w in r.warnings if not args.quiet):
         status.say(f"warning: {text}")
@@ -192,6 +198,8 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
         print_out(as_json({"schema": 1, "kind": "onnxprune sweep", "results": [r.to_dict() for r in results]}))
     else:
         print_out(sweep_table(results, outputs, columns()))
+    if slower:
+        raise BudgetError(f"slower than the original and not written: {', '.join(slower)}; {FASTER}")
 
 
 def run_apply(args: argparse.Namespace, status: Status) -> None:
@@ -250,15 +258,19 @@ def _target(args: argparse.Namespace) -> Target | None:
     return asked[0] if asked else None
 
 
+def _is_slower(args: argparse.Namespace, result: Result) -> bool:
+    """Whether it was timed, and found to be what nobody wants: slower than the original."""
+    return not (result.latency is None or args.best_effort) and result.latency.comparisons[0].verdict == "slower"
+
+
 def _check_faster(args: argparse.Namespace, result: Result) -> None:
     """A model that is slower than the original is not what anyone wants: nothing is written."""
-    if result.latency is None or args.best_effort:
-        return
-    c = result.latency.comparisons[0]
-    if c.verdict == "slower":
+    if _is_slower(args, result):
+        assert result.latency is not None
+        c = result.latency.comparisons[0]
         raise BudgetError(
             f"the pruned model is slower than the original: {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}]; nothing was "
-            "written; try --of latency or --speedup, or add --best-effort to have it anyway"
+            f"written; {FASTER}"
         )
 
 

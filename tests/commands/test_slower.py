@@ -77,7 +77,6 @@ def test_the_speed_up_is_old_over_new(run):
     assert (found["before"]["latency_ms"], found["after"]["latency_ms"]) == (1.0, 0.5)
 
 
-@pytest.mark.xfail(strict=True, reason="--ratios writes what was timed and found slower, without --best-effort too")
 def test_of_several_ratios_the_slower_ones_are_not_written(run):
     code, *_, written = run(SLOWER, "--ratios", "0.25,0.5")
     assert code == 6 and not written
