@@ -172,7 +172,13 @@ def _slice(attrs, x, starts=None, ends=None, axes=None, steps=None, *, opset):
 
 
 def slices(attrs, shape, starts=None, ends=None, axes=None, steps=None) -> tuple[slice, ...]:
-    """The numpy slices that an ONNX Slice takes."""
+    """The numpy slices that an ONNX Slice takes.
+
+    Args:
+        attrs: attributes of the node, by name; up to opset 9 they hold the rest.
+        shape: sizes of what is sliced.
+        starts, ends, axes, steps: one number each per sliced axis, as the operator takes them.
+    """
     starts = attrs["starts"] if starts is None else starts
     ends = attrs["ends"] if ends is None else ends
     axes = attrs.get("axes", range(len(starts))) if axes is None else axes

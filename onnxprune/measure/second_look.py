@@ -112,7 +112,15 @@ class SecondLook:
         found: Sequence[np.ndarray],
         seen: Mapping[str, np.ndarray],
     ) -> None:
-        """Compare what can be compared on one batch; `seen` are values of the masked original."""
+        """Compare what can be compared on one batch.
+
+        Args:
+            feeds: the batch.
+            plain: the cut model.
+            wanted: output -> value of the masked original.
+            found: what the cut model gave for these outputs.
+            seen: tensor -> value in the masked original, of all that may be compared.
+        """
         errors = [distance(a, b) for a, b in zip(wanted.values(), found, strict=True)]
         rounding = [np.inf] * len(errors)
         if not picks(self.reference.model):

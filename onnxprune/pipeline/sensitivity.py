@@ -131,6 +131,17 @@ def measure(
 ) -> Sensitivity:
     """As `sensitivity`, of a model that is open.
 
+    Args:
+        subject: the model, with samples.
+        path: where measurements are kept, to go on from; None: nowhere.
+        force: replace a file with other measurements.
+        shares: widths to try, as shares that are kept, descending.
+        methods: the kinds of cuts.
+        limits: which groups, and which widths.
+        seed: for everything random.
+        threads: ORT threads, and tasks side by side.
+        progress: called with (phase, done, total).
+
     Raises:
         UsageError: no samples, an unknown method, or nothing is left.
         UnsupportedError: nothing can be cut.

@@ -42,7 +42,15 @@ def paired(
     rounds: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchResult:
-    """Models timed side by side."""
+    """Models timed side by side.
+
+    Args:
+        subject: what they were made from: it has the inputs.
+        models: the original, or it and a pruned one.
+        settings: batch, providers, threads and seed.
+        rounds: samples of each.
+        progress: called with (rounds done, rounds).
+    """
     return time_models(
         models,
         names=["original", "pruned"][: len(models)],

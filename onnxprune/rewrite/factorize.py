@@ -110,7 +110,15 @@ def _layer(graph: Graph, edit: Factorize) -> Design:
 
 
 def split_of(design: Design, kind: str, W: np.ndarray, S: np.ndarray, most: int | None = None) -> lowrank.Split:
-    """The factors of a layer's matrix (parts, inputs, outputs) under the covariance of what it reads."""
+    """The factors of a layer's matrix under the covariance of what it reads.
+
+    Args:
+        design: the layer.
+        kind: "channel", "spatial" or "matrix", see `Factorize`.
+        W: (parts, inputs, outputs), its matrix.
+        S: (parts, inputs, inputs), the covariance.
+        most: ranks that are wanted at all; None: every one.
+    """
     if kind == "spatial":
         assert design.conv is not None
         kernel = design.conv["kernel"]

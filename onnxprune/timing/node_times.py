@@ -198,7 +198,15 @@ def _owner(graph: Graph, name: str, op: str) -> str | None:
 def profiled(
     model: onnx.ModelProto, feeds: Feeds, engine: Engine, budget_ms: float, least_most: tuple[int, int]
 ) -> tuple[dict[str, tuple[float, str]], float]:
-    """(event name -> (ms of a run, operator), ms of a whole run without the profiler), run in turns."""
+    """(event name -> (ms of a run, operator), ms of a whole run without the profiler), run in turns.
+
+    Args:
+        model: its nodes' names are the events'.
+        feeds: inputs of a run.
+        engine: what it runs on.
+        budget_ms: time for each of the two.
+        least_most: fewest and most runs.
+    """
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         plain, session = engine.open(model), engine.open(model, profile=Path(folder, "p"))
         run: Callable[[], object] = BoundRun(plain, feeds) if not engine.on_cpu else lambda: plain.run(dict(feeds))

@@ -37,9 +37,17 @@ def timed_rounds(
     *,
     alone: bool = False,
 ) -> tuple[NDArray[np.float64], int]:
-    """(ms per run: (rounds that ran, models), samples interrupted in every attempt); `alone` as for `timed_sample`.
+    """(ms per run: (rounds that ran, models), samples interrupted in every attempt).
 
     Stops early where one more round would miss the deadline.
+
+    Args:
+        runs: one run of each model.
+        per_sample: runs in a sample of each.
+        orders: (rounds, models), who runs when.
+        deadline: on `time.perf_counter`.
+        progress: called with (rounds done, rounds).
+        alone: as for `timed_sample`.
     """
     times, interrupted = np.empty(orders.shape), 0
     begin = time.perf_counter()

@@ -122,7 +122,16 @@ def matmul(walk: Walk, x: Value, y: Value) -> Ids:
 
 
 def matmul_weight(walk: Walk, x: Ids, i: int, contracted: int, w: Param, out_axis: int) -> Ids:
-    """Activation times weight, on either side."""
+    """Activation times weight, on either side.
+
+    Args:
+        walk: the analysis at this node.
+        x: ids of the activation.
+        i: which operand it is.
+        contracted: its axis that is summed over.
+        w: the weight.
+        out_axis: the weight's axis that counts outputs.
+    """
     inner, rank = 1 - out_axis, x.ndim
     passing = [k for k in range(rank) if k != contracted and x.shape[k] > 1]
     if passing and x.shape[contracted] == 1 and not walk.ties.pinned(x):

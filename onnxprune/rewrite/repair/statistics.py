@@ -66,7 +66,15 @@ def _places(graph: Graph, cut: CutSizes) -> list[Affine]:
 
 
 def correct_statistics(graph: Graph, cut: CutSizes, place: Affine, before: MeanAndDeviation, after: Runner) -> None:
-    """Give one layer's output the mean and standard deviation it had: `before`, of all its channels."""
+    """Give one layer's output the mean and standard deviation it had.
+
+    Args:
+        graph: the pruned network, edited.
+        cut: which channels it still has.
+        place: where the layer is scaled and shifted.
+        before: mean and deviation of the original, of all its channels.
+        after: runs the pruned network so far, and is told of the change.
+    """
     kept = kept_channels(cut, place)
     mean_p, std_p = mean_and_deviation(after.until(place.tensor), place.axis)
     mean_o, std_o = before[0][kept], before[1][kept]
