@@ -61,7 +61,7 @@ class DropBlock:
         if self.branch not in (0, 1) or not 0 <= self.axis < self.rank or self.length < 1:
             raise UsageError(f"plan: block {self.block!r} has no operand {self.branch} with an axis {self.axis}")
 
-    def cut(self) -> dict[str, object]:
+    def as_removed(self) -> dict[str, object]:
         """The drop as an entry of the published `cuts`: the whole operand of the Add."""
         return {
             "node": self.block,
@@ -237,7 +237,7 @@ class PrunePlan:
         """How the plan came about, as JSON has it. For the reader."""
         return self.origin.to_dict()
 
-    def cuts(self) -> tuple[KeepChannels, ...]:
+    def narrowed(self) -> tuple[KeepChannels, ...]:
         """The edits that remove channels."""
         return tuple(e for e in self.edits if isinstance(e, KeepChannels))
 
@@ -263,7 +263,7 @@ class PrunePlan:
 
     def keep(self) -> dict[str, tuple[int, ...]]:
         """Group name -> kept channels."""
-        return {e.group: e.keep for e in self.cuts()}
+        return {e.group: e.keep for e in self.narrowed()}
 
     def leading(self, groups: Collection[str]) -> PrunePlan:
         """The same widths, but these groups keep their first channels, so that what stays is summed in the order

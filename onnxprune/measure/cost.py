@@ -3,7 +3,7 @@
 A layer's MACs are a product of widths: cutting a channel saves what its readers and writers cost *at the
 current widths of the others*. `CostModel` keeps every layer as a base cost times fractions of living channels,
 so any candidate set of channels is priced exactly in one sparse product. A latency is the same product with the
-fractions read off measured stairs (`measure.node_times`). What lies inside a block that may be dropped is
+fractions read off measured stairs (`timing.node_times`). What lies inside a block that may be dropped is
 multiplied by 0 or 1 as well.
 """
 

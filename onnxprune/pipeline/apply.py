@@ -197,6 +197,6 @@ def check_plan(subject: Subject, plan: PrunePlan) -> None:
         if isinstance(e, KeepChannels) and not e.keep and e not in blocks:
             raise UsageError(f"the plan keeps no channel of group {e.group!r}, which others than Concats read")
     factorable(subject.graph, plan.factorized())
-    for e in plan.cuts():
+    for e in plan.narrowed():
         if known.get(e.group) != e.width:
             raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")

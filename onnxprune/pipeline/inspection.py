@@ -150,7 +150,7 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
     check_plan(subject, plan)
     net, channels = subject.net, subject.channels
     alive = alive_after(net, plan.edits)
-    cuts = [*removed_cuts(subject.graph, channels, alive), *(drop.cut() for drop in plan.drops())]
+    cuts = [*removed_cuts(subject.graph, channels, alive), *(drop.as_removed() for drop in plan.drops())]
     probe = subject.feeds if subject.calibration is None else subject.calibration.first(PROBED)
     if plan.lossless:
         surgery = check_equal(subject.model, pruned, [*probing(subject.feeds), probe])

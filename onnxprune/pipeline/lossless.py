@@ -1,6 +1,6 @@
 """The lossless cut: found from the weights, then held against the original.
 
-What `decide.lossless` proves holds in exact arithmetic. Here the cut model is also run beside the original, on random
+What `decide.redundancy` proves holds in exact arithmetic. Here the cut model is also run beside the original, on random
 inputs of several scales and on the samples there are; edits that move an output by more than float rounding are
 given up, group by group, and named.
 """

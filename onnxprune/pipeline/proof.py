@@ -56,7 +56,7 @@ def cut_and_prove(net: Analysed, plan: PrunePlan, held: Feeds | None, *, stop_ea
     """
     graph, channels = net.graph, net.channels
     alive = alive_after(net, plan.edits)
-    cuts = (*removed_cuts(graph, channels, alive), *(drop.cut() for drop in plan.drops()))
+    cuts = (*removed_cuts(graph, channels, alive), *(drop.as_removed() for drop in plan.drops()))
     probes = [held] if held is not None else _random_probes(net)
     cut = edit_exactly(net, plan.edits)
     if plan.lossless:

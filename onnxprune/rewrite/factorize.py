@@ -3,7 +3,7 @@
 The pruned, repaired network is the starting point: its layers are already the least squares answer to the original's
 outputs, so the best factors under the covariance of what they read are the best answer of that rank (reduced-rank
 regression). With samples, what rank takes away is then refitted as after a cut: the second factor by least squares to
-the original's outputs through the ReLU behind, the first in turn with it (`rewrite.refit`).
+the original's outputs through the ReLU behind, the first in turn with it (`rewrite.repair.refit`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Merges: before an input of a layer goes, what it contributed is handed to another input, or to the bias.
 
-Exact where the two inputs are proportional (`decide.lossless`), an approximation where they are only alike
-(`rewrite.imagined`). Indices are those of the original weight; the model that is edited has been cut already.
+Exact where the two inputs are proportional (`decide.redundancy`), an approximation where they are only alike
+(`rewrite.repair.nearest`). Indices are those of the original weight; the model that is edited has been cut already.
 """
 
 from __future__ import annotations

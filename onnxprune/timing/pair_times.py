@@ -2,7 +2,7 @@
 
 Layer and chain read the same tensor in one probe model, several copies of each, so that both are timed in the same
 run: what the machine does meanwhile it does to both. What is known is kept on disk with the grids of
-`measure.node_times`. Knows nothing of channels and budgets.
+`timing.node_times`. Knows nothing of channels and budgets.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Distillation:
         maps: weight of the feature maps.
         blockwise: share of the run in which every block end counts.
         held_out: share of the samples that is not trained on, for choosing the best parameters.
-        augment: see `samples.AUGMENTATIONS`.
+        augment: see `train.samples.AUGMENTATIONS`.
         batch_norm: see `network.BATCH_NORM`.
         recipe: file.py with samples to train on, and a loss of their labels that is added, see `recipe`; None: none.
         seed: for everything random.

@@ -40,7 +40,7 @@ def objective(
         batches: unlabelled samples; not looked at where there is a recipe.
         recipe: file.py with labelled data and a loss, see `recipe`; None: none.
         batch: samples of a step.
-        augment: see `samples.AUGMENTATIONS`.
+        augment: see `train.samples.AUGMENTATIONS`.
         seed: of the batches' order and the augmentations.
         device: where the network is.
 

@@ -42,7 +42,7 @@ def test_one_s_own_criterion_gets_the_moments_that_it_needs(mine, allocation):
     for group, evidence in shown.items():
         moments = evidence.moments[read[group]]
         assert moments.square.shape == (8,) and (moments.square > 0).all()
-    for cut in result.plan.cuts():  # scores are the numbers: the first ones go
+    for cut in result.plan.narrowed():  # scores are the numbers: the first ones go
         assert cut.keep == tuple(range(8 - len(cut.keep), 8))
 
 
@@ -108,7 +108,7 @@ def test_a_choice_of_one_s_own_is_made_for_the_width(mine, allocation):
     result = prune(
         model_of(NET), 0.6, calibration=SAMPLES, criterion="mine", allocation=allocation, round_to=4, methods=("channels",)
     )  # fmt: skip
-    assert {cut.keep for cut in result.plan.cuts()} == {(0, 2, 4, 6)}
+    assert {cut.keep for cut in result.plan.narrowed()} == {(0, 2, 4, 6)}
 
 
 def test_names_that_are_not_there():

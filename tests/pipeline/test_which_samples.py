@@ -138,7 +138,7 @@ def samples(found, gates, plain=()):
 
 def touched(plan):
     """Which trunk each edit is in."""
-    return {e.group[-1] for e in plan.cuts()} | {d.block[-1] for d in plan.drops()}
+    return {e.group[-1] for e in plan.narrowed()} | {d.block[-1] for d in plan.drops()}
 
 
 NOT_SEEN_BY_JUDGES = {"learn": (3, 1), "judge": (0, 1), "held": (1, 0)}

@@ -1,7 +1,7 @@
 """One layer's least squares: what it reads and should write, its solution, and putting that into the constants.
 
 A `LayerFit` sees the layer through the BatchNormalization behind it: targets and solutions are in the units of the
-tensor that later layers read. It knows one layer; which targets to use, and when, is `rewrite.refit`'s business.
+tensor that later layers read. It knows one layer; which targets to use, and when, is `rewrite.repair.refit`'s business.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ Every layer that reads cut channels gets their columns spread over the kept ones
     x_j ≈ Σ_i K_ji x_i + d_j      W_i += Σ_j K_ji W_j      b += Σ_j d_j W_j      (j removed, i kept)
 
 with one K for all positions of a kernel. Ours; neuron merging (Kim et al., NeurIPS 2020) is the form with one kept
-channel a removed one. Then every layer's output gets its mean and spread back (`rewrite.statistics`).
+channel a removed one. Then every layer's output gets its mean and spread back (`rewrite.repair.statistics`).
 
-Both need activations. Without samples they are *imagined*: random inputs run through the network, and every
+Both need activations. Without samples these come from random inputs: they run through the network, and every
 BatchNormalization gets the mean and variance of what it sees there, so that its output has the mean β and the spread
 γ that the file promises, and the correlations that the filters make. When all is mended the file's own mean and
 variance are put back. Where it was folded away, random inputs have nothing to hold on to, and less comes back.
@@ -106,7 +106,7 @@ class _Merge:
 
     def look(self, batches: Sequence[Feeds], *, random_inputs: bool = False) -> None:
         """Run the original once: note the statistics of its outputs, and let every reader make up for its removed
-        inputs by the kept ones. While dreaming, every BatchNormalization gets the statistics of what it sees."""
+        inputs by the kept ones. On random inputs, every BatchNormalization gets the statistics of what it sees."""
         seen = self.original.fork()
         self.norms = _norms(seen) if random_inputs else []
         places = {p.tensor: p.axis for p in correctable(self.original, self.graph, self.cut)}
