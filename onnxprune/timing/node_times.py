@@ -201,9 +201,7 @@ def profiled(
     """(event name -> (ms of a run, operator), ms of a whole run without the profiler), run in turns.
 
     Args:
-        model: its nodes' names are the events'.
-        feeds: inputs of a run.
-        engine: what it runs on.
+        model, feeds, engine: what is run; the nodes' names are the events'.
         budget_ms: time for each of the two.
         least_most: fewest and most runs.
     """
