@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 from textwrap import fill
 
-from onnxprune.commands.common import as_json, print_out
+from onnxprune.commands.common import as_json, columns, print_out
 from onnxprune.commands.options import Parser, add_words
 from onnxprune.errors import unknown
 from onnxprune.report.terminal import Status, plain
@@ -14,7 +14,7 @@ from onnxprune.report.terminal import Status, plain
 Rows = Iterable[tuple[str, str]]
 """Names, each with what it is."""
 WIDTH = 100
-"""Columns of text, as those of `--help`."""
+"""Columns of text, as those of `--help`; on a narrower terminal, as many as it has."""
 
 
 def _criteria() -> Rows:
@@ -117,4 +117,13 @@ def _listed(rows: Rows) -> str:
 
 
 def _entry(head: str, text: str) -> str:
-    return fill(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False) + "\n"
+    return (
+        fill(
+            text,
+            min(columns() or WIDTH, WIDTH),
+            initial_indent=head,
+            subsequent_indent=" " * len(head),
+            break_long_words=False,
+        )
+        + "\n"
+    )
