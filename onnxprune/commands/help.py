@@ -117,13 +117,5 @@ def _listed(rows: Rows) -> str:
 
 
 def _entry(head: str, text: str) -> str:
-    return (
-        fill(
-            text,
-            min(columns() or WIDTH, WIDTH),
-            initial_indent=head,
-            subsequent_indent=" " * len(head),
-            break_long_words=False,
-        )
-        + "\n"
-    )
+    width, indent = min(columns() or WIDTH, WIDTH), " " * len(head)
+    return fill(text, width, initial_indent=head, subsequent_indent=indent, break_long_words=False) + "\n"
