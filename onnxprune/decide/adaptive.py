@@ -6,7 +6,7 @@ damages of several moves add up is an assumption.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -219,23 +219,30 @@ class _Search:
                 at = whole
         fit = {k for k in range(len(at)) if k != fixed}
         while True:
-            gains, gone, spared = [], self._gone(at), self._spared(at)
-            for k in list(fit):
+            for k in self._undoing(at, fit):
                 up = at.copy()
                 up[k] += 1
-                if up[k] < len(self.values[k]) and self.fits(up):
-                    gain = self.values[k][at[k]] - self.values[k][up[k]]
-                    if self.stand.start <= k < self.stand.stop:
-                        gain -= spared[k - self.groups]
-                    elif gone[k]:
-                        gain = 0.0
-                    if gain >= 0:
-                        gains.append((gain, -k))
-                else:
-                    fit.discard(k)  # what does not fit now will not fit later
-            if not gains:
+                if self.fits(up):
+                    at = up
+                    break
+                fit.discard(k)  # what does not fit now will not fit later
+            else:
                 return at
-            at[-max(gains)[1]] += 1
+
+    def _undoing(self, at: np.ndarray, which: Iterable[int]) -> list[int]:
+        """Those that have a step back which does no damage, the one that undoes most first."""
+        gains, gone, spared = [], self._gone(at), self._spared(at)
+        for k in which:
+            if at[k] + 1 == len(self.values[k]):
+                continue
+            gain = self.values[k][at[k]] - self.values[k][at[k] + 1]
+            if self.stand.start <= k < self.stand.stop:
+                gain -= spared[k - self.groups]
+            elif gone[k]:
+                gain = 0.0
+            if gain >= 0:
+                gains.append((-gain, k))
+        return [k for _, k in sorted(gains)]
 
 
 def _strides(most: int) -> list[int]:
