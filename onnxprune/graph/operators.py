@@ -38,7 +38,8 @@ def named(name: str, domain: str = "") -> Operator:
 
 def of(node: onnx.NodeProto) -> Operator:
     """The line of a node's operator; `UNKNOWN` where there is none."""
-    return named(node.op_type, node.domain)
+    domain = node.domain
+    return TABLE.get(("" if domain in DEFAULT_DOMAINS else domain, node.op_type), UNKNOWN)
 
 
 def lines(fact: Callable[[Operator], object] = lambda line: True) -> Iterator[Operator]:

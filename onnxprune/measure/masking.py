@@ -110,9 +110,9 @@ def _kept_weights(graph: Graph, result: onnx.ModelProto, replaced: set[str]) -> 
     stored in the model."""
     read = {i for n in result.graph.node for i in (*n.input, *captured(n))} | set(graph.outputs)
     listed = {port.name for port in result.graph.input}
-    weights = {}
+    weights, unread = {}, replaced - read - listed
     for tensor in graph.model.graph.initializer:
-        if tensor.name in replaced - read - listed:
+        if tensor.name in unread:
             continue
         outside = tensor.data_type in EXTERNAL_TYPES and tensor.name not in listed
         weight = graph.constant(tensor.name) if outside else None
