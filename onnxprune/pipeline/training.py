@@ -19,6 +19,7 @@ from onnxprune.pipeline.repairs import REPAIR_SAMPLES
 from onnxprune.pipeline.training_settings import TrainSettings
 from onnxprune.pipeline.training_task import Prepared, TrainingRun, TrainingTask
 from onnxprune.report.result import Result
+from onnxprune.rewrite.repair.table import WITH_SAMPLES
 from onnxprune.runtime.sessions import open_session
 from onnxprune.samples.calibration import open_calibration
 
@@ -96,7 +97,7 @@ def finish(run: TrainingRun, prepared: Prepared) -> Result:
     """The second half: cut, and compare with the trained model and with the original."""
     settings, trained = run.settings, f"{run.settings.method}, {run.settings.steps} steps: {prepared.words}"
     if prepared.tune is not None:
-        how = settings.deciding(repair="refit")
+        how = settings.deciding(repair=WITH_SAMPLES)
         result = apply_plan(run.subject, prepared.plan, how, tune=prepared.tune, progress=run.progress)
         return replace(result, notes=(trained,))
     own = _subject_of(prepared, run.subject)
