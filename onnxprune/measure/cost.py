@@ -256,7 +256,8 @@ class WidthCost:
         self.count = count
 
     def _terms(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        living = self.fixed + self.shares @ widths.astype(float)
+        e = self._entries  # summed in the order of the sparse product
+        living = self.fixed + np.bincount(e.row, e.data * widths[e.col], len(self.fixed))
         if not len(living):
             return self.cost.base, living
         times = self.cost.stairs.time(living)
