@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import CutSizes, removed_cuts
+from onnxprune.channels import CutSizes
 from onnxprune.decide.limits import Limits
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph
@@ -20,6 +20,7 @@ from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
 from onnxprune.pipeline.apply import PROBED, check_plan
 from onnxprune.pipeline.lossless import probing
 from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.proof import removed_by
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.nodes import opset
 from onnxprune.report.terminal import plain, si, table
@@ -148,15 +149,13 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
         UsageError: the plan was made for another model.
     """
     check_plan(subject, plan)
-    net, channels = subject.net, subject.channels
-    alive = alive_after(net, plan.edits)
-    cuts = [*removed_cuts(subject.graph, channels, alive), *(drop.as_removed() for drop in plan.drops())]
+    net = subject.net
     probe = subject.feeds if subject.calibration is None else subject.calibration.first(PROBED)
     if plan.lossless:
         surgery = check_equal(subject.model, pruned, [*probing(subject.feeds), probe])
     else:
-        cut, kept = edit_exactly(net, plan.edits), CutSizes(channels, alive).kept()
-        surgery = check_surgery(subject.model, cut.model, cuts, [probe], kept=kept)
+        cut, kept = edit_exactly(net, plan.edits), CutSizes(net.channels, alive_after(net, plan.edits)).kept()
+        surgery = check_surgery(subject.model, cut.model, removed_by(net, plan), [probe], kept=kept)
     fresh = apply_edits(net, plan.edits)
     planned = observe(fresh, subject.feeds).shapes
     try:

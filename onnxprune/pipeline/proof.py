@@ -56,7 +56,7 @@ def cut_and_prove(net: Analysed, plan: PrunePlan, held: Feeds | None, *, stop_ea
     """
     graph, channels = net.graph, net.channels
     alive = alive_after(net, plan.edits)
-    cuts = (*removed_cuts(graph, channels, alive), *(drop.as_removed() for drop in plan.drops()))
+    cuts = removed_by(net, plan)
     probes = [held] if held is not None else _random_probes(net)
     cut = edit_exactly(net, plan.edits)
     if plan.lossless:
@@ -92,6 +92,12 @@ def cut_and_prove(net: Analysed, plan: PrunePlan, held: Feeds | None, *, stop_ea
         )
         warnings = (*warnings, words)
     return ProvenCut(cut, cuts, surgery, warnings)
+
+
+def removed_by(net: Analysed, plan: PrunePlan) -> tuple[Mapping, ...]:
+    """What a plan takes out, as the published `cuts`: channels, and whole operands where blocks go."""
+    alive = alive_after(net, plan.edits)
+    return (*removed_cuts(net.graph, net.channels, alive), *(drop.as_removed() for drop in plan.drops()))
 
 
 def check_repaired(net: Analysed, model: onnx.ModelProto) -> None:

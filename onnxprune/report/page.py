@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from onnxprune.report.terminal import change, plain, si
+from onnxprune.report.terminal import by_reason, change, plain, si
 
 Values = Mapping[str, Any]
 KIND = "onnxprune result"
@@ -79,9 +79,7 @@ def _whole(pinned: list[Values]) -> list[dict[str, Any]]:
 
 def _refused(refused: list[Values]) -> list[dict[str, Any]]:
     """What could not be done, by reason: how many layers, and which."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for r in refused:
-        found.setdefault((r["what"], r["reason"]), []).append(r["node"])
+    found = by_reason((r["what"], r["reason"], r["node"]) for r in refused)
     return [
         {"what": w, "reason": why, "count": len(nodes), "nodes": nodes[:NODES], "more": max(0, len(nodes) - NODES)}
         for (w, why), nodes in sorted(found.items(), key=lambda item: -len(item[1]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -147,11 +147,17 @@ def summary(result: Result, *, warnings: bool = True, verbose: bool = False, wid
     return "\n".join(_wrapped(line, width) for line in lines) + "\n"
 
 
+def by_reason(refused: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], list[str]]:
+    """(what could not be done, why) -> the nodes; from (what, why, node)."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for what, reason, node in refused:
+        found.setdefault((what, reason), []).append(node)
+    return found
+
+
 def _refused(result: Result) -> list[str]:
     """What could not be done to how many layers, a line a reason."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for r in result.refused:
-        found.setdefault((r.what, r.reason), []).append(r.node)
+    found = by_reason((r.what, r.reason, r.node) for r in result.refused)
     return [
         f"{'not ' + what:<13}{plain(reason)} ({len(nodes)} layer{'s' * (len(nodes) > 1)}: {plain(nodes[0])}"
         f"{', …' * (len(nodes) > 1)})"
