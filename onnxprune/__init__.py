@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onnxprune.api import Lossless, Ratio, Settings, Target, apply_plan, make_plan, open_model, prune, reach, sweep
-    from onnxprune.errors import PruneError
+    from onnxprune.api import (
+        Gates,
+        Lossless,
+        Ratio,
+        Settings,
+        Target,
+        apply_plan,
+        make_plan,
+        open_model,
+        prune,
+        reach,
+        sweep,
+        train_and_prune,
+    )
+    from onnxprune.errors import FidelityWarning, PruneError
     from onnxprune.pipeline.sensitivity import sensitivity
-    from onnxprune.pipeline.training import train_and_prune
     from onnxprune.pipeline.training_settings import TrainSettings
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
@@ -28,11 +40,13 @@ _HOMES = {
     "ImageSpec": "samples.images", "sweep": "api", "reach": "api", "Lossless": "pipeline.goals",
     "Ratio": "pipeline.goals", "Target": "pipeline.goals",
     "sensitivity": "pipeline.sensitivity", "bench_cases": "timing.cases",
-    "TrainSettings": "pipeline.training_settings", "train_and_prune": "pipeline.training",
+    "TrainSettings": "pipeline.training_settings", "train_and_prune": "api", "Gates": "pipeline.gates",
+    "FidelityWarning": "errors",
 }  # fmt: skip
 
 __all__ = [
-    "ImageSpec", "Lossless", "PruneError", "PrunePlan", "Ratio", "Result", "Settings", "Target", "TrainSettings",
+    "FidelityWarning", "Gates", "ImageSpec",
+    "Lossless", "PruneError", "PrunePlan", "Ratio", "Result", "Settings", "Target", "TrainSettings",
     "apply_plan", "bench", "bench_cases", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep",
     "train_and_prune",
 ]  # fmt: skip

@@ -7,25 +7,64 @@ Nothing here prints, and nothing is written unless `Result.save` is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
 
 from onnxprune.channels import ChannelGroup
-from onnxprune.errors import ModelError
+from onnxprune.errors import BudgetError, FidelityWarning, ModelError
 from onnxprune.measure.metric import Metric
-from onnxprune.pipeline.apply import apply_plan
+from onnxprune.measure.verdict import KEPT
+from onnxprune.pipeline import apply, plans, training
+from onnxprune.pipeline import reach as targets
+from onnxprune.pipeline.gates import Gates
 from onnxprune.pipeline.goals import Goal, Lossless, Ratio, Target, goal_of
 from onnxprune.pipeline.opened import ModelLike, Subject, open_model
 from onnxprune.pipeline.options import hinting
 from onnxprune.pipeline.planner import Progress
-from onnxprune.pipeline.plans import make_plan, plan_and_apply, sweep
-from onnxprune.pipeline.reach import reach
+from onnxprune.pipeline.plans import make_plan
 from onnxprune.pipeline.settings import OPTIONS, Settings
 from onnxprune.pipeline.timed import measure_latency
 from onnxprune.report.result import Result
 from onnxprune.samples.images import ImageSpec
 
+P = ParamSpec("P")
 
+
+def judging(function: Callable[P, Result]) -> Callable[P, Result]:
+    """The function; where what it makes is not kept (`measure.verdict`), a `FidelityWarning` says so."""
+
+    @wraps(function)
+    def called(*args: P.args, **given: P.kwargs) -> Result:
+        result = function(*args, **given)
+        _warn(result)
+        return result
+
+    return called
+
+
+def _warn(result: Result) -> None:
+    found = result.fidelity
+    if found is not None and found.verdict not in (None, KEPT):
+        warnings.warn(f"{found.verdict}: {found.why} on {found.samples} samples", FidelityWarning, stacklevel=3)
+
+
+apply_plan = judging(apply.apply_plan)
+plan_and_apply = judging(plans.plan_and_apply)
+reach = judging(targets.reach)
+train_and_prune = judging(training.train_and_prune)
+
+
+@wraps(plans.sweep)
+def sweep(*args: Any, **given: Any) -> Iterator[Result]:
+    """As `pipeline.plans.sweep`; each result that is not kept is warned of."""
+    for result in plans.sweep(*args, **given):
+        _warn(result)
+        yield result
+
+
+@judging
 @hinting
 def prune(
     model: ModelLike,
@@ -39,6 +78,7 @@ def prune(
     samples: int | None = None,
     image: ImageSpec | None = None,
     bench: bool = False,
+    gates: Gates | None = None,
     progress: Progress | None = None,
     of: str | None = None,
     criterion: str | None = None,
@@ -78,13 +118,16 @@ def prune(
         samples: use at most so many samples.
         image: how to read a folder of images.
         bench: also measure latency, original against pruned.
+        gates: what the outcome must keep: `Gates(min_top1=0.95)`.
         progress: called with (phase, done, total).
         of, criterion, and all others: as in `Settings`.
 
     Returns:
-        The pruned model with costs, fidelity, the plan and the cuts. Nothing is printed or written.
+        The pruned model with costs, fidelity, the plan and the cuts. Nothing is printed or written. A `FidelityWarning`
+        tells where the outputs have changed or are destroyed (`result.verdict`).
 
     Raises:
+        BudgetError: the goal is out of reach, or a gate is missed.
         PruneError: see `onnxprune.errors`.
     """
     given = locals()
@@ -96,12 +139,19 @@ def prune(
         prune_statistics=prune_statistics,
     )  # fmt: skip
     if isinstance(goal, Target):
-        return reach(subject, goal, settings, metric=metric, progress=progress)
-    return plan_and_apply(subject, goal, settings, bench=bench, progress=progress)
+        result = targets.reach(subject, goal, settings, metric=metric, progress=progress)
+    else:
+        result = plans.plan_and_apply(subject, goal, settings, bench=bench, progress=progress)
+    if gates is not None:
+        missed = gates.missed(result.fidelity, lambda: targets.change(subject, settings, metric, result.model))
+        if missed:
+            raise BudgetError("; ".join(missed))
+    return result
 
 
 __all__ = [
     "ChannelGroup",
+    "Gates",
     "Goal",
     "Lossless",
     "ModelError",
@@ -117,4 +167,5 @@ __all__ = [
     "prune",
     "reach",
     "sweep",
+    "train_and_prune",
 ]

@@ -86,3 +86,7 @@ class FileError(PruneError):
 
 class ProviderError(PruneError):
     exit_code = 8
+
+
+class FidelityWarning(UserWarning):
+    """A pruned model says other things than the original: its verdict is "changed" or "destroyed"."""

@@ -79,7 +79,7 @@ def test_a_repair_with_an_option(scaled, line, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("onnxprune.pipeline.settings.OPTIONS", options)
     monkeypatch.setattr("onnxprune.commands.options.OPTIONS", options)
     monkeypatch.setattr("onnxprune.commands.prune.Settings", Own)
-    assert main([*line, "--repair", "none", "--json"]) == 0
+    assert main([*line, "--repair", "none", "--allow-destroyed", "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     before = Graph(onnx.load(tmp_path / "o.onnx")).value(("y", 1))
     assert main([*line, "--repair", "scaled", "--factor", "7", "--json"]) == 0

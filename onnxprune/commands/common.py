@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,11 @@ def print_out(text: str) -> None:
 
 def as_json(content: Any) -> str:
     return json.dumps(content, allow_nan=False) + "\n"
+
+
+def coloured() -> bool:
+    """Whether standard output shows colours, and may (`NO_COLOR`)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def columns() -> int | None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from onnxprune import __version__
 from onnxprune.errors import UsageError, nearest
+from onnxprune.pipeline.gates import ANYWAY, GATES, Gates
 from onnxprune.pipeline.options import words
 from onnxprune.pipeline.settings import GENERAL, OPTIONS, Option, flag_of, help_of
 from onnxprune.samples.sources import kinds
@@ -140,6 +141,18 @@ def add_samples(parser: Parser) -> None:
         metavar="NAME=N,N",
         help="sizes of an input with dynamic axes (repeatable)",
     )
+
+
+def add_gates(add: Add) -> None:
+    """What the outcome must keep, or nothing is written."""
+    for name, gate in GATES.items():
+        add(f"--{name.replace('_', '-')}", type=float, metavar=gate.metavar, help=f"{gate.help}; else exit 6")
+    add(ANYWAY, action="store_true", help="write a model whose outputs are destroyed, too: it is to be trained")
+
+
+def gates_of(args: argparse.Namespace, **more: float | None) -> Gates:
+    """The gates that a command line gave."""
+    return Gates(**{name: getattr(args, name, None) for name in GATES}, **more)
 
 
 def add_report(add: Add) -> None:

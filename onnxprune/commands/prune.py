@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,25 +12,28 @@ from onnxprune.commands.common import as_json, check_samples, columns, open_subj
 from onnxprune.commands.options import (
     Add,
     Parser,
+    add_gates,
     add_general,
     add_output,
     add_report,
     add_samples,
     add_settings,
+    gates_of,
     given,
     numbers,
 )
 from onnxprune.commands.results import (
     ROWS,
     check_outputs,
+    kept_too_little,
     output_of,
     read_plan,
-    save,
-    show_result,
+    refuse_or_save,
     wants_bench,
     write_text,
 )
 from onnxprune.errors import BudgetError, UsageError
+from onnxprune.pipeline.gates import ANYWAY, Gates
 from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
 from onnxprune.pipeline.settings import REMOVE, REPAIR, TIMING, Settings
 from onnxprune.report.terminal import Status, change, plain, si, table
@@ -95,6 +99,7 @@ def parser(name: str = "") -> Parser:
     _add_bench(add)
     add_settings(add, "prune", TIMING, brief=brief)
     add_output(add)
+    add_gates(add)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     add_report(add)
@@ -126,6 +131,7 @@ def apply_parser() -> Parser:
     add_settings(add, "apply", REPAIR)
     _add_bench(add)
     add_settings(add, "apply", TIMING)
+    add_gates(add)
     add_output(add)
     add_general(parser)
     return parser
@@ -139,8 +145,9 @@ def run(args: argparse.Namespace, status: Status) -> None:
         _sweep(args, status)
         return
     from onnxprune import api
+    from onnxprune.pipeline.reach import change as change_of
 
-    goal = _goal(args)
+    goal, gates = _goal(args), _gates(args)
     settings = goal.serve(Settings(**given(args, "prune")))
     output = output_of(args)
     if isinstance(goal, Target) and args.dry_run:
@@ -160,12 +167,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     else:
         result = api.plan_and_apply(subject, goal, settings, bench=wants_bench(args), progress=status.progress)
     _check_faster(args, result)
-    save(args, result, status)
-    if args.plan_out:
-        write_text(result.plan.to_json(), args.plan_out, args)
-    if args.report:
-        write_text(result.to_html(), args.report, args)
-    show_result(args, result, output, status)
+    drop = partial(change_of, subject, settings, args.eval, result.model)
+    refuse_or_save(args, result, output, status, gates=gates, drop=drop)
 
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
@@ -182,12 +185,16 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     check_outputs(args, *outputs)
     subject = open_subject(args, status)
     status.phase("plan")
-    results, slower = [], []
+    results, slower, ruined = [], [], []
+    gates = gates_of(args)
     found = api.sweep(subject, args.ratios, settings, bench=wants_bench(args), progress=status.progress)
     for result, output in zip(found, outputs, strict=True):
         results.append(result)
         if _is_slower(args, result):
             slower.append(output)
+            continue
+        if missed := kept_too_little(args, result.fidelity, gates):
+            ruined.append(f"{output}: {'; '.join(missed)}")
             continue
         status.phase("write")
         result.save(output, force=args.force)
@@ -198,8 +205,10 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
         print_out(as_json({"schema": 1, "kind": "onnxprune sweep", "results": [r.to_dict() for r in results]}))
     else:
         print_out(sweep_table(results, outputs, columns()))
-    if slower:
-        raise BudgetError(f"slower than the original and not written: {', '.join(slower)}; {FASTER}")
+    said = [f"slower than the original and not written: {', '.join(slower)}; {FASTER}"] if slower else []
+    said += [f"not written: {', '.join(ruined)}; cut less, or {ANYWAY} to have them as they are"] if ruined else []
+    if said:
+        raise BudgetError("; ".join(said))
 
 
 def run_apply(args: argparse.Namespace, status: Status) -> None:
@@ -214,8 +223,7 @@ def run_apply(args: argparse.Namespace, status: Status) -> None:
     subject = open_subject(args, status, plan)
     status.phase("cut")
     result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
-    save(args, result, status)
-    show_result(args, result, output, status)
+    refuse_or_save(args, result, output, status)
 
 
 def run_plan(args: argparse.Namespace, status: Status) -> None:
@@ -246,13 +254,30 @@ def _goal(args: argparse.Namespace) -> Goal:
     return goal_of(0.5 if args.ratio is None else args.ratio, target, args.lossless)
 
 
+def _asked(args: argparse.Namespace) -> tuple[list[Target], list[Target]]:
+    """The targets that were asked for, and those that are gates: a drop beside another goal."""
+    found = [Target(name, value) for name in TARGETS if (value := getattr(args, name)) is not None]
+    alone = len(found) == 1 and args.ratio is None and not args.lossless
+    return ([t for t in found if alone or not t.entry.by_metric], [t for t in found if not alone and t.entry.by_metric])
+
+
+def _gates(args: argparse.Namespace) -> Gates:
+    """What the outcome must keep."""
+    _, gates = _asked(args)
+    found = gates_of(args, **{t.kind: t.value for t in gates})
+    needing = [flag for flag in found.given() if not (args.eval and flag in [t.entry.option for t in gates])]
+    if needing and not args.calib:
+        raise UsageError(f"{needing[0]} needs samples; give --calib")
+    return found
+
+
 def _target(args: argparse.Namespace) -> Target | None:
     """The target that was asked for instead of a ratio."""
-    asked = [Target(name, value) for name in TARGETS if (value := getattr(args, name)) is not None]
+    asked, gates = _asked(args)
     if len(asked) > 1 or (asked and args.ratio is not None):
         names = [t.entry.option for t in asked] + (["--ratio"] if args.ratio is not None else [])
         raise UsageError(f"{' and '.join(names)}: one target at a time")
-    if args.eval is not None and not any(t.entry.by_metric for t in asked):
+    if args.eval is not None and not any(t.entry.by_metric for t in (*asked, *gates)):
         by_metric = " or ".join(kind.option for kind in TARGETS.values() if kind.by_metric)
         raise UsageError(f"--eval says what {by_metric} measures; give {by_metric} too")
     return asked[0] if asked else None

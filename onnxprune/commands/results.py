@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.commands.common import columns, print_out, read_text
-from onnxprune.errors import FileError, UsageError
+from onnxprune.commands.common import coloured, columns, print_out, read_text
+from onnxprune.commands.options import gates_of
+from onnxprune.errors import BudgetError, FileError, UsageError
+from onnxprune.pipeline.gates import ANYWAY, Gates, destroyed
 from onnxprune.report.terminal import Status, plain, summary
+from onnxprune.rewrite.repair.table import WITH_SAMPLES
 
 if TYPE_CHECKING:
+    from onnxprune.measure.fidelity import Fidelity
     from onnxprune.plan import PrunePlan
     from onnxprune.report.result import Result
 
@@ -63,6 +67,58 @@ def save(args: argparse.Namespace, result: Result, status: Status) -> None:
     result.save(output_of(args), force=args.force)
 
 
+def refuse_or_save(
+    args: argparse.Namespace,
+    result: Result,
+    output: str,
+    status: Status,
+    *,
+    gates: Gates | None = None,
+    drop: Callable[[], tuple[float, float]] | None = None,
+) -> None:
+    """Write the model, the plan and the page, and show what it came to. A model that keeps too little is shown only.
+
+    Args:
+        args: the command line.
+        result: what was made.
+        output: where the model goes.
+        status: for the phase.
+        gates: what it must keep.
+        drop: measures a metric, see `Gates.missed`.
+
+    Raises:
+        BudgetError: it keeps too little.
+    """
+    missed = kept_too_little(args, result.fidelity, gates or gates_of(args), drop)
+    if missed:
+        show_result(args, result, None, status)
+        raise BudgetError(f"{'; '.join(missed)}; nothing was written; {_remedy(args, result)}")
+    save(args, result, status)
+    if getattr(args, "plan_out", None):
+        write_text(result.plan.to_json(), args.plan_out, args)
+    if getattr(args, "report", None):
+        write_text(result.to_html(), args.report, args)
+    show_result(args, result, output, status)
+
+
+def kept_too_little(
+    args: argparse.Namespace,
+    fidelity: Fidelity | None,
+    gates: Gates,
+    drop: Callable[[], tuple[float, float]] | None = None,
+) -> list[str]:
+    """What keeps a model from being written, in words."""
+    anyway = args.allow_destroyed or getattr(args, "best_effort", None)
+    ruined = None if anyway else destroyed(fidelity)
+    return [*([ruined] if ruined else []), *gates.missed(fidelity, drop)]
+
+
+def _remedy(args: argparse.Namespace, result: Result) -> str:
+    more = "" if result.repair == WITH_SAMPLES else f"--repair {WITH_SAMPLES}, "
+    samples = "more --calib samples, " if args.calib else ""
+    return f"cut less, {more}{samples}or {ANYWAY} to have it as it is" if destroyed(result.fidelity) else "cut less"
+
+
 def write_text(text: str, path: str, args: argparse.Namespace) -> None:
     from onnxprune.files.write import atomic_write_text
 
@@ -88,7 +144,8 @@ def read_plan(path: str) -> PrunePlan:
         raise UsageError(f"{path}: {none}") from error
 
 
-def show_result(args: argparse.Namespace, result: Result, output: str, status: Status) -> None:
+def show_result(args: argparse.Namespace, result: Result, output: str | None, status: Status) -> None:
+    """Print what it came to; without `output` nothing was written."""
     status.close()
     if is_follower():
         return
@@ -98,7 +155,10 @@ def show_result(args: argparse.Namespace, result: Result, output: str, status: S
     if args.json:
         print_out(result.to_json())
     else:
-        print_out(summary(result, warnings=False, verbose=args.verbose, width=min(columns() or 100, 120)))
+        width = min(columns() or 100, 120)
+        print_out(summary(result, warnings=False, verbose=args.verbose, width=width, colour=coloured()))
+        if output is None:
+            return
         print_out(f"wrote        {plain(output)}\n")
         for more in filter(None, (getattr(args, "plan_out", None), getattr(args, "report", None))):
             print_out(f"             {plain(more)}\n")

@@ -6,8 +6,16 @@ import argparse
 from pathlib import Path
 
 from onnxprune.commands.common import check_samples, open_subject
-from onnxprune.commands.options import Parser, add_general, add_output, add_report, add_samples, add_settings
-from onnxprune.commands.results import check_outputs, output_of, save, show_result, write_text
+from onnxprune.commands.options import (
+    Parser,
+    add_gates,
+    add_general,
+    add_output,
+    add_report,
+    add_samples,
+    add_settings,
+)
+from onnxprune.commands.results import check_outputs, output_of, refuse_or_save
 from onnxprune.pipeline.options import words
 from onnxprune.pipeline.settings import REMOVE
 from onnxprune.pipeline.training_methods import METHODS
@@ -40,6 +48,7 @@ def parser() -> Parser:
     add_samples(parser)
     add = parser.add_argument_group("timing, result").add_argument
     add("--bench", action="store_true", help="measure latency")
+    add_gates(add)
     add_output(add)
     add_report(add)
     add_general(parser)
@@ -78,7 +87,4 @@ def run(args: argparse.Namespace, status: Status) -> None:
     result = train_and_prune(subject, chosen, status.progress)
     if args.bench:
         result = api.measure_latency(result, subject, chosen.deciding(), status.progress)
-    save(args, result, status)
-    if args.report:
-        write_text(result.to_html(), args.report, args)
-    show_result(args, result, output, status)
+    refuse_or_save(args, result, output, status)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from onnxprune.commands.common import as_json, check_samples, open_subject, print_out
-from onnxprune.commands.options import Parser, add_general, add_samples
-from onnxprune.commands.results import read_plan, seed_of
+from onnxprune.commands.options import Parser, add_gates, add_general, add_samples, gates_of
+from onnxprune.commands.results import kept_too_little, read_plan, seed_of
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.report.terminal import Status, plain, surgery_words
+from onnxprune.report.terminal import Status, fidelity_lines, plain, surgery_words
 
 
 def parser() -> Parser:
@@ -22,8 +22,7 @@ def parser() -> Parser:
     parser.add_argument("model", metavar="ORIGINAL")
     parser.add_argument("pruned", metavar="PRUNED")
     parser.add_argument("--plan", required=True, metavar="PLAN", help="what was kept")
-    parser.add_argument("--min-cosine", type=float, metavar="X", help="fail (exit 6) below this cosine")
-    parser.add_argument("--min-top1", type=float, metavar="X", help="fail (exit 6) below this agreement")
+    add_gates(parser.add_argument)
     parser.add_argument(
         "--all", action="store_true", help="use every sample, not only the quarter held out when pruning"
     )
@@ -34,8 +33,9 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace, status: Status) -> None:
     check_samples(args)
-    if not args.calib and (args.min_cosine is not None or args.min_top1 is not None):
-        raise UsageError("--min-cosine and --min-top1 need samples; give --calib")
+    gates = gates_of(args)
+    if gates.given() and not args.calib:
+        raise UsageError(f"{gates.given()[0]} needs samples; give --calib")
     from dataclasses import asdict
 
     from onnxprune.files.read import read_model
@@ -54,22 +54,15 @@ def run(args: argparse.Namespace, status: Status) -> None:
         parts = subject.partition(seed_of(args, plan))
         assert parts is not None
         held = subject.calibration if args.all else parts.held
-        fidelity = check_fidelity(subject.model, pruned, held.batches(32), held_out=not held.shared)
+        fidelity = check_fidelity(
+            subject.graph, pruned, held.batches(32), shapes=subject.net.shapes, held_out=not held.shared
+        )
     status.close()
     missed = list(sizes[:1])
     inexact = subject.channels.inexact
     if not surgery.exact and not inexact:
         missed.append(f"the cut differs from the {surgery.against} by {surgery.worst:.1e}")
-    if fidelity is not None and args.min_cosine is not None:
-        if fidelity.cosine is None:
-            raise UsageError("--min-cosine needs a model with an output of floating point")
-        if not fidelity.cosine >= args.min_cosine:
-            missed.append(f"cosine {fidelity.cosine:.4f} is below {args.min_cosine:g}")
-    if fidelity is not None and args.min_top1 is not None:
-        if fidelity.top1 is None:
-            raise UsageError("--min-top1 needs a model whose output is a vector of scores")
-        if not fidelity.top1 >= args.min_top1:
-            missed.append(f"top-1 agreement {fidelity.top1:.1%} is below {args.min_top1:.1%}")
+    missed += kept_too_little(args, fidelity, gates)
     if args.json:
         content = {
             "schema": 1,
@@ -96,5 +89,5 @@ def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: b
         lines.append("fidelity     not checked; give --calib")
     else:
         kind = "samples" if every else "held-out samples"
-        lines.append(f"fidelity     {fidelity.in_words()} on {fidelity.samples} {kind}")
+        lines += fidelity_lines(fidelity, kind)
     return "\n".join(lines) + "\n"

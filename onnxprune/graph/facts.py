@@ -133,6 +133,11 @@ class Operator:
         return self.family in ("unary", "broadcast") and not self.layout
 
     @property
+    def rearranges(self) -> bool:
+        """Whether it picks by order, and what it picks stands in that order: of two networks it cannot be compared."""
+        return self.orders and (self.counts or self.sized_by is not None)
+
+    @property
     def layer(self) -> bool:
         """Whether it is a linear layer that computes in floats: Conv, ConvTranspose, Gemm, MatMul."""
         return self.product is not None and self.product.floats and not self.recurrent

@@ -1,4 +1,7 @@
-"""Fidelity: does the finished model still answer like the original? Asked on samples that nothing was fitted on."""
+"""Fidelity: does the finished model still answer like the original? Asked on samples that nothing was fitted on.
+
+Every part of the outputs is compared by itself (`measure.parts`): an error in pixels says nothing of scores beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnxprune.graph import operators
+from onnxprune.graph.joined import Sizes
+from onnxprune.graph.model import Graph
+from onnxprune.measure.agreement import PartFidelity, Tally
+from onnxprune.measure.parts import INTEGERS, SCORES, parts_of
+from onnxprune.measure.verdict import judged
+from onnxprune.protobuf.nodes import captured
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
 
@@ -18,11 +28,14 @@ class Fidelity:
 
     Attributes:
         samples: number of samples.
-        cosine: mean cosine between the outputs, per sample and output; None when no output is of floating point.
-        sqnr_db: 10·log10 of signal power over error power, over all; None likewise.
-        top1: share of samples whose largest entry is the same; None when no output is a vector of scores.
+        cosine: mean cosine per sample, of the worst part; None when no output is of floating point.
+        sqnr_db: 10·log10 of signal power over error power, of the worst part; None likewise.
+        top1: share of samples whose largest score is the same, in the worst part; None when there are no class scores.
         held_out: False when the samples were also fitted on (there was only one).
         equal: share of the entries of integer outputs (labels, class maps) that are the same; None when there are none.
+        parts: every part of the outputs by itself.
+        verdict: "kept", "changed" or "destroyed"; None when there is no output to compare.
+        why: what the verdict goes by, in words.
     """
 
     samples: int
@@ -31,6 +44,9 @@ class Fidelity:
     top1: float | None
     held_out: bool = True
     equal: float | None = None
+    parts: tuple[PartFidelity, ...] = ()
+    verdict: str | None = None
+    why: str = ""
 
     def in_words(self) -> str:
         """`top-1 agreement 98.0%, cosine 0.9987, SQNR 25.1 dB`."""
@@ -42,45 +58,66 @@ class Fidelity:
 
 
 def check_fidelity(
-    original: onnx.ModelProto, pruned: onnx.ModelProto, batches: Iterable[Feeds], *, held_out: bool = True
+    original: Graph,
+    pruned: onnx.ModelProto,
+    batches: Iterable[Feeds],
+    *,
+    shapes: Sizes | None = None,
+    held_out: bool = True,
 ) -> Fidelity:
-    """Compare the finished model with the original, sample by sample."""
-    left = sessions.open_session(original, name="original")
-    right = sessions.open_session(pruned, name="pruned model")
-    cosines: list[np.ndarray] = []
-    agree: list[np.ndarray] = []
-    equal: list[np.ndarray] = []
-    signal = noise = 0.0
+    """Compare the finished model with the original, sample by sample.
+
+    Args:
+        original: what it was made from.
+        pruned: the finished model.
+        batches: samples that nothing was fitted on.
+        shapes: tensor name -> sizes in a run of the original; None: outputs are not parted.
+        held_out: whether they were kept apart indeed.
+    """
+    names, picked = _compared(original, pruned)
+    left = sessions.open_session(sessions.with_outputs(original.model, names), name="original")
+    right = sessions.open_session(sessions.with_outputs(pruned, names), name="pruned model")
+    tallies: list[Tally] = []
     samples = 0
     for feeds in batches:
         count = len(next(iter(feeds.values()))) if feeds else 1
         samples += count
-        for a, b in zip(left.run(dict(feeds)), right.run(dict(feeds)), strict=True):
-            a, b = np.asarray(a), np.asarray(b)
-            if a.shape != b.shape or not a.size:
-                continue
-            if a.dtype.kind in "iub":
-                equal.append((a == b).ravel())
-            if a.dtype.kind != "f":
-                continue
-            a, b = a.astype(np.float64), b.astype(np.float64)
-            signal, noise = signal + float((a**2).sum()), noise + float(((a - b) ** 2).sum())
-            rows = a.shape[0] if a.ndim and a.shape[0] == count else 1
-            u, v = a.reshape(rows, -1), b.reshape(rows, -1)
-            norm = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
-            cosines.append((u * v).sum(axis=1) / np.maximum(norm, 1e-30))
-            if a.ndim == 2 and a.shape[1] > 1:
-                agree.append(a.argmax(axis=1) == b.argmax(axis=1))
-    sqnr = 10 * np.log10(signal / noise) if noise > 0 else np.inf
+        was, now = (dict(zip(s.outputs, map(np.asarray, s.run(dict(feeds))), strict=True)) for s in (left, right))
+        if not tallies:
+            tallies = [Tally(part) for part in parts_of(original, shapes or {}, was)]
+        for tally in tallies:
+            tally.add(was[tally.part.output], now[tally.part.output], count)
+    return _summed_up(tallies, picked, samples, held_out)
+
+
+def _compared(original: Graph, pruned: onnx.ModelProto) -> tuple[list[str], set[str]]:
+    """Tensors to compare besides the outputs, and outputs that are not comparable: which boxes a detector picks, and
+    in which order, hangs on the last bit, so what it picks from is compared."""
+    picks = [n for n in original.nodes.values() if operators.of(n).rearranges]
+    read = [i for n in picks for i in n.input if i and original.constant(i) is None and i not in original.inputs]
+    made = {o for n in pruned.graph.node for o in n.output}
+    behind: set[str] = {o for n in picks for o in n.output if o}
+    for node in original.nodes.values():
+        if not behind.isdisjoint({*node.input, *captured(node)}):
+            behind.update(o for o in node.output if o)
+    names = [i for i in dict.fromkeys(read) if i in made and i not in behind and i not in original.outputs]
+    return names, behind if names else set()
+
+
+def _summed_up(tallies: Sequence[Tally], picked: set[str], samples: int, held_out: bool) -> Fidelity:
+    """The worst part of each kind decides; what is picked counts only where nothing else can be compared."""
+    seen = [t for t in tallies if t.samples]
+    seen = [t for t in seen if t.part.output not in picked] or seen
+    parts = tuple(t.fidelity() for t in seen)
+    verdict = judged(parts, samples)
     return Fidelity(
         samples=samples,
-        cosine=float(np.concatenate(cosines).mean()) if cosines else None,
-        sqnr_db=float(min(sqnr, 300.0)) if cosines else None,
-        top1=_share(agree),
+        cosine=min((p.cosine for p in parts if p.cosine is not None), default=None),
+        sqnr_db=min((p.sqnr_db for p in parts if p.sqnr_db is not None), default=None),
+        top1=min((p.same for p in parts if p.same is not None and p.kind == SCORES), default=None),
         held_out=held_out,
-        equal=_share(equal),
+        equal=min((p.same for p in parts if p.same is not None and p.kind == INTEGERS), default=None),
+        parts=parts,
+        verdict=None if verdict is None else verdict.verdict,
+        why="" if verdict is None else verdict.why,
     )
-
-
-def _share(truths: Sequence[np.ndarray]) -> float | None:
-    return float(np.concatenate(truths).mean()) if truths else None

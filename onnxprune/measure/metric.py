@@ -14,6 +14,10 @@ import onnx
 
 from onnxprune.errors import CalibrationError, UsageError, one_line
 from onnxprune.files.write import atomic_write
+from onnxprune.graph.joined import Sizes
+from onnxprune.graph.model import Graph
+from onnxprune.measure.fidelity import check_fidelity
+from onnxprune.measure.verdict import basis
 from onnxprune.runtime import ports, sessions
 from onnxprune.samples.calibration import open_calibration
 from onnxprune.samples.user_code import importable, load_function
@@ -82,13 +86,16 @@ def _top1(path: str, specs: Sequence[ports.InputSpec], threads: int | None) -> M
     return accuracy
 
 
-def agreement(original: onnx.ModelProto, batches: Callable[[], Iterable[Mapping]], *, threads: int | None) -> Metric:
-    """Percent of samples on which a model says what the original says; no labels needed."""
-    wanted = np.concatenate(list(_scores(original, batches(), threads))).argmax(axis=-1)
+def agreement(original: Graph, batches: Callable[[], Iterable[Mapping]], *, shapes: Sizes | None = None) -> Metric:
+    """How far a model says what the original says, in percent; no labels needed: what the verdict on the worst part of
+    its outputs goes by (the same decisions, or R² where there are none)."""
 
     def metric(model: onnx.ModelProto) -> float:
-        got = np.concatenate(list(_scores(model, batches(), threads))).argmax(axis=-1)
-        return 100 * float((got == wanted).mean())
+        found = check_fidelity(original, model, batches(), shapes=shapes)
+        worst = min((basis(part) for part in found.parts), default=None)
+        if worst is None:
+            raise UsageError("no output to compare; give a metric of your own: --eval file.py:function")
+        return 100 * max(worst, 0.0)
 
     return metric
 

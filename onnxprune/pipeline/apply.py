@@ -92,7 +92,9 @@ def apply_plan(
     fidelity = None
     if parts is not None:
         held = counted(parts.held, "verify", progress)
-        fidelity = check_fidelity(first.model, graph.model, held, held_out=not parts.held.shared)
+        fidelity = check_fidelity(
+            first.graph, graph.model, held, shapes=first.net.shapes, held_out=not parts.held.shared
+        )
     before, after = first.cost(), _cost(net, plan, graph)
     if after.params > before.params and shares_weights(net.graph, net.channels):
         warnings.append(SHARED)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import onnx
+
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure.metric import Metric, agreement, open_metric
 from onnxprune.pipeline.apply import apply_plan
@@ -60,7 +62,7 @@ def reach(
     """
     settings, kind = target.serve(settings or Settings()), target.entry
     if isinstance(kind, Kept):
-        return _keep(subject, target, kind, settings, _metric(subject, target, settings, metric), progress)
+        return _keep(subject, target, kind, settings, metric_of(subject, settings, metric), progress)
     assert isinstance(kind, Gain)
     return _Loop(subject, target, kind, settings, progress).run()
 
@@ -153,15 +155,28 @@ class _Loop:
         )
 
 
-def _metric(subject: Subject, target: Target, settings: Settings, metric: str | Metric | None) -> Metric:
+def metric_of(subject: Subject, settings: Settings, metric: str | Metric | None) -> Metric:
+    """What a drop is measured in: a function, what `--eval` names, or agreement on the held-out samples.
+
+    Raises:
+        UsageError: there is nothing to measure on.
+    """
     if callable(metric):
         return metric
     if metric is not None:
         return open_metric(metric, subject.specs, threads=settings.threads)
     parts = subject.partition(settings.seed)
     if parts is None:
-        raise UsageError(f"{target.entry.option} needs something to measure: samples (--calib), or --eval")
-    return agreement(subject.model, lambda: parts.held.batches(BATCH), threads=settings.threads)
+        raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
+    return agreement(subject.graph, lambda: parts.held.batches(BATCH), shapes=subject.net.shapes)
+
+
+def change(
+    subject: Subject, settings: Settings, metric: str | Metric | None, model: onnx.ModelProto
+) -> tuple[float, float]:
+    """The metric of the original, and of another model."""
+    found = metric_of(subject, settings, metric)
+    return found(subject.model), found(model)
 
 
 def _keep(

@@ -40,6 +40,7 @@ def render(result: Values, *, name: str) -> str:
     return template.render(
         r=result,
         name=plain(name),
+        found={"verdict": None, "why": "", "parts": [], **(result["fidelity"] or {})},
         costs=_costs(result["before"], result["after"]),
         widths=_widths(result["groups"]),
         whole=_whole(result["pinned"]),

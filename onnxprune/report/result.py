@@ -91,6 +91,11 @@ class Result:
         """Share of the multiply-accumulates that is gone."""
         return 1 - self.after.macs / self.before.macs if self.before.macs else 0.0
 
+    @property
+    def verdict(self) -> str | None:
+        """On fidelity: "kept", "changed" or "destroyed" (`measure.verdict`); None where nothing could be compared."""
+        return None if self.fidelity is None else self.fidelity.verdict
+
     def reasons(self) -> list[tuple[str, int]]:
         """The most common reasons for what stayed whole, and how many channels each keeps."""
         return common_reasons(self.pinned)
@@ -125,6 +130,7 @@ class Result:
             "macs_removed": self.macs_removed,
             "surgery": asdict(self.surgery),
             "inexact": list(self.inexact),
+            "verdict": self.verdict,
             "fidelity": None if self.fidelity is None else asdict(self.fidelity),
             "latency": None if self.latency is None else self.latency.to_json(),
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in self.groups],

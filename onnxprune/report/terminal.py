@@ -12,9 +12,14 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from onnxprune.measure.fidelity import Fidelity
     from onnxprune.measure.surgery import Surgery
     from onnxprune.report.result import Result
     from onnxprune.timing.bench_result import BenchResult
+
+
+PARTS = 8
+"""Most parts of the outputs that are listed."""
 
 
 def plain(text: str) -> str:
@@ -95,7 +100,31 @@ def sweep_table(results: Sequence[Result], files: Sequence[str], width: int | No
     return table([head[k] for k in filled], cells, "<" + ">" * (len(filled) - 1), width=width)
 
 
-def summary(result: Result, *, warnings: bool = True, verbose: bool = False, width: int = 100) -> str:
+COLOURS = {"kept": "32", "changed": "33", "destroyed": "1;31"}
+"""Of a verdict on a terminal."""
+
+
+def fidelity_lines(fidelity: Fidelity, samples: str, *, colour: bool = False) -> list[str]:
+    """The verdict and what it goes by, the figures, and those of each part where the outputs have several.
+
+    Args:
+        fidelity: what was found.
+        samples: what kind of samples it was found on, in words.
+        colour: whether the verdict may be coloured.
+    """
+    word = fidelity.verdict
+    if word is None:
+        return [f"fidelity     {fidelity.in_words()} on {fidelity.samples} {samples}"]
+    shown = f"\x1b[{COLOURS[word]}m{word}\x1b[0m" if colour else word
+    lines = [f"verdict      {shown}: {plain(fidelity.why)}"]
+    lines.append(f"fidelity     {fidelity.in_words()} on {fidelity.samples} {samples}")
+    several = fidelity.parts if len(fidelity.parts) > 1 else ()
+    return lines + [f"{'':<13}{plain(part.name)}: {part.in_words()}" for part in several[:PARTS]]
+
+
+def summary(
+    result: Result, *, warnings: bool = True, verbose: bool = False, width: int = 100, colour: bool = False
+) -> str:
     """The summary of a pruning run, about twenty lines; `verbose`: also what was refused, by reason."""
     b, a = result.before, result.after
     rows = [
@@ -122,9 +151,8 @@ def summary(result: Result, *, warnings: bool = True, verbose: bool = False, wid
         )
     lines.append(f"surgery      {surgery_words(result.surgery, len(result.inexact))}")
     if result.fidelity is not None:
-        f = result.fidelity
-        held = "held-out samples" if f.held_out else "samples that were also fitted on"
-        lines.append(f"fidelity     {f.in_words()} on {f.samples} {held}")
+        held = "held-out samples" if result.fidelity.held_out else "samples that were also fitted on"
+        lines += fidelity_lines(result.fidelity, held, colour=colour)
     cut = [(n, x, y) for n, x, y in result.groups if y < x]
     lines.append(f"groups       {len(cut)} of {len(result.groups)} cut; repair: {result.repair}")
     drops = result.plan.blocks()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune import api
+from onnxprune.graph.model import Graph
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.runtime import sessions
 from tests.channels import surgery
@@ -22,10 +23,10 @@ def test_a_model_that_answers_in_integers_is_compared_by_them() -> None:
     assert found is not None and found.cosine is found.sqnr_db is found.top1 is None
     session = sessions.open_session(result.model)
     assert found.equal is not None and 0.2 < found.equal <= 1  # five classes
-    same = check_fidelity(model, model, [{"x": samples}])
+    same = check_fidelity(Graph(model), model, [{"x": samples}])
     assert same.equal == 1 and same.in_words() == "same integers 100.0%"
     (wanted,), (got,) = sessions.open_session(model).run({"x": samples}), session.run({"x": samples})
-    found = check_fidelity(model, result.model, [{"x": samples[:9]}, {"x": samples[9:]}])
+    found = check_fidelity(Graph(model), result.model, [{"x": samples[:9]}, {"x": samples[9:]}])
     assert found.equal == pytest.approx((wanted == got).mean())
     assert f"same integers {result.fidelity.equal:.1%}" in result.summary()
     assert f"the same integers in <b>{result.fidelity.equal:.1%}</b>" in result.to_html()
@@ -33,5 +34,5 @@ def test_a_model_that_answers_in_integers_is_compared_by_them() -> None:
 
 def test_an_output_of_words_is_not_compared() -> None:
     model = surgery.model_of("(float[N,3] x) => (string[N,3] y) { y = Cast<to=8>(x) }")
-    found = check_fidelity(model, model, [{"x": np.ones((2, 3), np.float32)}])
+    found = check_fidelity(Graph(model), model, [{"x": np.ones((2, 3), np.float32)}])
     assert found.in_words() == "no output to compare" and found.samples == 2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import PruneError, UsageError
+from onnxprune.graph.model import Graph
 from onnxprune.measure.metric import agreement, open_metric
 from onnxprune.runtime.ports import input_specs
 from tests.channels import surgery
@@ -36,7 +37,7 @@ def test_top1_of_labelled_samples(model, samples, tmp_path, name):
 
 def test_agreement_of_a_model_with_itself_and_with_another(model, samples):
     x, _ = samples
-    metric = agreement(model, lambda: iter([{"x": x}]), threads=1)
+    metric = agreement(Graph(model), lambda: iter([{"x": x}]))
     assert metric(model) == 100.0
     assert metric(surgery.model_of(TEXT, seed=9)) < 100.0
 
