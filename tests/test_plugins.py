@@ -82,7 +82,7 @@ def test_a_repair_with_an_option(scaled, line, capsys, monkeypatch, tmp_path):
     assert main([*line, "--repair", "none", "--allow-destroyed", "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     before = Graph(onnx.load(tmp_path / "o.onnx")).value(("y", 1))
-    assert main([*line, "--repair", "scaled", "--factor", "7", "--json"]) == 0
+    assert main([*line, "--repair", "scaled", "--factor", "7", "--allow-destroyed", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["settings"]["repair"] == "scaled" and result["settings"]["factor"] == 7
     assert "factor" not in plain["settings"]

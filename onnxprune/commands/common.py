@@ -58,6 +58,12 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
     )
 
 
+def say_doubts(args: argparse.Namespace, subject: Subject, status: Status) -> None:
+    """Warn of samples that cannot tell, where no result does."""
+    for text in () if args.quiet else subject.doubts:
+        status.say(f"warning: {text}")
+
+
 # ---- printing -------------------------------------------------------------------------------------------
 
 

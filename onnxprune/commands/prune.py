@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out
+from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out, say_doubts
 from onnxprune.commands.options import (
     Add,
     Parser,
@@ -158,6 +158,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     status.phase("plan")
     if args.dry_run:
         plan = api.make_plan(subject, goal, settings, status.progress)
+        say_doubts(args, subject, status)
         _show_plan(args, subject, plan, "dry run, nothing written")
         return
     if isinstance(goal, Target):
@@ -237,6 +238,7 @@ def run_plan(args: argparse.Namespace, status: Status) -> None:
     subject = open_subject(args, status)
     status.phase("plan")
     plan = api.make_plan(subject, goal, settings, status.progress)
+    say_doubts(args, subject, status)
     status.close()
     if args.output:
         write_text(plan.to_json(), args.output, args)

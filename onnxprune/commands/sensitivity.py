@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from onnxprune.commands.common import as_json, check_samples, open_subject, print_out
+from onnxprune.commands.common import as_json, check_samples, open_subject, print_out, say_doubts
 from onnxprune.commands.options import Parser, add_general, add_samples, add_settings, numbers
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import words
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         threads=args.threads,
         progress=status.progress,
     )
+    say_doubts(args, subject, status)
     status.phase("write")
     if args.plot:
         picture = plots.encoded(sensitivity_plot.draw(found), args.plot)

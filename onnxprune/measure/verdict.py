@@ -78,9 +78,10 @@ def _judged(part: PartFidelity, samples: int, *, alone: bool) -> list[Judged]:
 
 
 def _upper(share: float, count: int) -> float:
-    """One standard error above a share that was found on `count` samples, never 0 (Wilson, 1927)."""
-    n = max(1, count)
-    return float((share + 0.5 / n + np.sqrt(share * (1 - share) / n + 0.25 / n**2)) / (1 + 1 / n))
+    """1.5 standard errors above a share that was found on `count` samples, more than 0 in any case (Wilson, 1927)."""
+    z, n = 1.5, max(1, count)
+    half = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return float((share + z**2 / (2 * n) + half) / (1 + z**2 / n))
 
 
 def basis(part: PartFidelity) -> float:

@@ -81,7 +81,7 @@ def apply_plan(
     repair, words = repair_for(
         settings.repair, sampled=parts is not None, lossless=plan.lossless, has_weights=lambda: _has_weights(net)
     )
-    warnings = [*subject.warnings, *cut.warnings, *words]
+    warnings = [*subject.warnings, *first.doubts, *cut.warnings, *words]
     if parts is None and not plan.lossless and original is None:
         warnings.append(_unsampled(repair))
     merges = repair.merges_likest and plan.by_likeness

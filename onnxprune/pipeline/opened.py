@@ -21,6 +21,7 @@ from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.measure.cost import Cost, count_macs, count_params
+from onnxprune.measure.telling import doubts
 from onnxprune.pipeline.asked import engine_of
 from onnxprune.pipeline.settings import Settings
 from onnxprune.protobuf.serialize import byte_size
@@ -31,6 +32,8 @@ from onnxprune.samples.images import ImageSpec
 from onnxprune.samples.partition import Partition
 from onnxprune.timing.bench_inputs import batch_of
 
+LOOKED_AT, BATCH = 192, 32
+"""Samples that are looked at for doubts, and so many at a time."""
 ModelLike = str | PathLike[str] | onnx.ModelProto
 
 
@@ -56,6 +59,15 @@ class Subject:
     def net(self) -> Analysed:
         """The network and its analysis."""
         return Analysed(self.graph, self.channels, self.feeds)
+
+    @cached_property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the samples, in words."""
+        if self.calibration is None:
+            return ()
+        parts = Partition.of(self.calibration, 0)
+        held = 0 if parts.held.shared else len(parts.held)
+        return tuple(doubts(self.net, list(self.calibration.spaced(LOOKED_AT).batches(BATCH)), held=held))
 
     def partition(self, seed: int) -> Partition | None:
         """The samples by what they serve, parted once for a seed; None where there are none."""

@@ -88,13 +88,14 @@ def sweep_table(results: Sequence[Result], files: Sequence[str], width: int | No
                 plain(file),
                 f"{result.macs_removed:.1%}",
                 change(result.before.params, result.after.params),
+                result.verdict or "",
                 "" if f is None or f.top1 is None else f"{f.top1:.1%}",
                 "" if f is None or f.cosine is None else f"{f.cosine:.4f}",
                 "" if f is None or f.sqnr_db is None else f"{f.sqnr_db:.1f} dB",
                 "" if timed is None else f"{timed.comparisons[0].speedup:.2f}x",
             )
         )
-    head = ("file", "MACs cut", "parameters", "top-1 agreement", "cosine", "SQNR", "speed-up")
+    head = ("file", "MACs cut", "parameters", "verdict", "top-1 agreement", "cosine", "SQNR", "speed-up")
     filled = [k for k in range(len(head)) if any(r[k] for r in rows)]
     cells = [[r[k] for k in filled] for r in rows]
     return table([head[k] for k in filled], cells, "<" + ">" * (len(filled) - 1), width=width)

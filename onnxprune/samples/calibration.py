@@ -126,6 +126,12 @@ class Calibration:
             raise UsageError(f"take({n}); give a positive number of samples")
         return self._view(self._rows[: max(n, self._unit)])
 
+    def spaced(self, n: int) -> Calibration:
+        """About `n` samples from all over the set, evenly spaced, or all where there are fewer; whole batches, if the
+        model fixes its size."""
+        units = np.arange(len(self) // self._unit * self._unit).reshape(-1, self._unit)
+        return self._view(self._rows[units[:: max(1, len(self) // max(n, self._unit))].ravel()])
+
     def in_batches_of(self, n: int) -> Calibration:
         """The same samples for a model that takes batches of `n` alone, whatever it declares."""
         found = self._view(self._rows)
