@@ -18,7 +18,7 @@ from onnxprune.decide.curves import Curve, Curves
 from onnxprune.graph.layers import affine, fold, layers, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
-from onnxprune.measure.damage import damage
+from onnxprune.measure.damage import Damage
 from onnxprune.measure.stepwise import Runner
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
@@ -45,7 +45,7 @@ class Trials:
         running = [k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)]
         self.order = {key: k for k, key in enumerate(running)}
         self.places = {key: place for key, place in found.items() if place is not None}
-        self.wanted = self._run(graph.model)
+        self.compared = Damage(self.net, self._run(graph.model))
         self._runner: Runner | None = None
 
     @property
@@ -81,7 +81,7 @@ class Trials:
                 got = self._run(candidate.export() if isinstance(candidate, Graph) else candidate)
             else:
                 got = start.fork(candidate if isinstance(candidate, Graph) else Graph(candidate)).outputs()
-            return float(np.mean([damage(a, b) for a, b in zip(self.wanted, got, strict=True)]))
+            return self.compared.of(got)
 
         return mean
 

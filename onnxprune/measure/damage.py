@@ -1,7 +1,9 @@
 """How much worse the outputs got, as one number that can be summed, compared and minimised.
 
 Class scores are compared as distributions (Kullback-Leibler divergence, in nats per sample), everything else by
-its squared error relative to its variance. No labels: the original network is the truth.
+its squared error relative to its variance. No labels: the original network is the truth. An output that joins several
+units, such as boxes in pixels and scores from 0 to 1, is compared part by part (`measure.parts`), and there boxes count
+by the scores beside them: what a detector says of places where it sees nothing is of no use to anyone.
 """
 
 from __future__ import annotations
@@ -10,41 +12,88 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from onnxprune.channels import Analysed
+from onnxprune.measure.parts import SCORES, Part, parts_of
 
-def damage(wanted: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> float:
-    """Sum over the outputs of one batch of KL(wanted ‖ got), or of ‖wanted − got‖² / ‖wanted − mean‖².
+Outputs = Sequence[np.ndarray]
+
+
+class Damage:
+    """Compares what candidates put out with what the original does.
+
+    Args:
+        net: the original network.
+        wanted: its outputs on each batch, in order.
+    """
+
+    def __init__(self, net: Analysed, wanted: Sequence[Outputs]):
+        self.wanted = wanted
+        names, first = list(net.graph.outputs), [np.asarray(v) for v in wanted[0]] if wanted else []
+        found = parts_of(net.graph, net.shapes, dict(zip(names, first, strict=False)))
+        self.parts = [[part for part in found if part.output == name] for name in names]
+
+    def of(self, got: Sequence[Outputs]) -> float:
+        """The mean over batches."""
+        return float(np.mean([damage(a, b, self.parts) for a, b in zip(self.wanted, got, strict=True)]))
+
+
+def damage(wanted: Outputs, got: Outputs, parts: Sequence[Sequence[Part]]) -> float:
+    """Sum over the parts of one batch of KL(wanted ‖ got), or of ‖wanted − got‖² / ‖wanted − mean‖².
 
     Args:
         wanted, got: the outputs of the original and of the candidate, in the same order.
+        parts: what each output consists of.
 
     Returns:
         0 when they agree; infinite when `got` is not finite.
     """
     total = 0.0
-    for a, b in zip(wanted, got, strict=True):
+    for a, b, several in zip(wanted, got, parts, strict=True):
         a, b = np.asarray(a), np.asarray(b)
         if a.dtype.kind != "f" or a.shape != b.shape or not a.size:
             continue
         a, b = a.astype(np.float64), b.astype(np.float64)
         if not np.isfinite(b).all():
             return float("inf")
-        logs = _log_probabilities(a)
-        if logs is not None:
-            p, q = logs(a), logs(b)
-            total += float((np.exp(p) * (p - q)).sum() / (a.size // a.shape[-1]))
-        else:
-            total += float(np.square(a - b).sum() / max(np.square(a - a.mean()).sum(), 1e-300))
+        weight = _weight(a, several) if len(several) > 1 else None
+        total += sum(_of_part(part, part.of(a), part.of(b), weight) for part in several)
     return total
 
 
-def _log_probabilities(a: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
-    """How to take log p over the last axis of outputs like `a`: of probabilities as they are, of class scores
-    (samples, classes) by softmax; None for other outputs."""
-    if a.ndim < 2 or a.shape[-1] < 2:
+def _of_part(part: Part, a: np.ndarray, b: np.ndarray, weight: np.ndarray | None) -> float:
+    if part.kind == SCORES:
+        logs = _logs(np.moveaxis(a, part.axis, -1))
+        p, q = (logs(np.moveaxis(v, part.axis, -1)) for v in (a, b))
+        return float((np.exp(p) * (p - q)).sum() / (p.size // p.shape[-1]))
+    if weight is None or _is_scores(a):
+        return float(np.square(a - b).sum() / max(np.square(a - a.mean()).sum(), 1e-300))
+    w = np.broadcast_to(weight, a.shape)
+    mean = (w * a).sum() / max(w.sum(), 1e-300)
+    return float((w * np.square(a - b)).sum() / max((w * np.square(a - mean)).sum(), 1e-300))
+
+
+def _weight(a: np.ndarray, parts: Sequence[Part]) -> np.ndarray | None:
+    """What stands beside scores counts by the largest of them, squared as the scores' own errors are; None where parts
+    are not stretches of one axis, or none of them is scores from 0 to 1."""
+    regions = [part.regions[0] for part in parts if len(part.regions) == 1 and len(part.regions[0]) == 1]
+    axes = {region[0][0] for region in regions}
+    if len(regions) < len(parts) or len(axes) != 1:
         return None
-    if a.min() >= 0 and np.allclose(a.sum(axis=-1), 1.0, atol=1e-3):
+    scores = [u for u in (part.of(a) for part in parts) if _is_scores(u)]
+    if not scores or len(scores) == len(parts):
+        return None
+    return np.square(np.max([u.max(axis=axes.pop(), keepdims=True) for u in scores], axis=0))
+
+
+def _is_scores(u: np.ndarray) -> bool:
+    return bool(u.min() >= 0 and 0 < u.max() <= 1)
+
+
+def _logs(scores: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """How to take log p over the last axis of scores like these: of probabilities as they are, of others by softmax."""
+    if scores.min() >= 0 and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3):
         return lambda v: np.log(np.maximum(v, 1e-9))
-    return _log_softmax if a.ndim == 2 else None
+    return _log_softmax
 
 
 def _log_softmax(a: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import onnx
 
 from onnxprune import parallel
 from onnxprune.channels import Analysed
-from onnxprune.measure.damage import damage
+from onnxprune.measure.damage import Damage
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
 from onnxprune.rewrite.repair.refit import REFIT_BYTES
@@ -50,12 +50,11 @@ def least_damage(
     """
     if len(plans) < 2:
         return plans[0]
-    wanted = _outputs(net.model, judges, threads)
+    compared = Damage(net, _outputs(net.model, judges, threads))
     judged = replace(mending, repair=mending.repair.judge)
 
     def hurt(plan: PrunePlan) -> float:
-        got = _outputs(apply_edits(net, plan.edits, judged).model, judges, threads)
-        return float(np.mean([damage(a, b) for a, b in zip(wanted, got, strict=True)]))
+        return compared.of(_outputs(apply_edits(net, plan.edits, judged).model, judges, threads))
 
     found = parallel.with_progress(parallel.each(hurt, plans, holds=REFIT_BYTES), len(plans), progress)
     return plans[int(np.argmin(list(found)))]
