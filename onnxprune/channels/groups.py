@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from onnxprune.channels import rules
-from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, carrying_axis, distinct
+from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, along, carrying_axis, distinct
 from onnxprune.graph import operators
 from onnxprune.graph.model import Graph, Use, body_weights
 from onnxprune.graph.shapes import Observed
@@ -192,9 +192,9 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
     per_use = {use: _axes(p, labels, reason) for use, p in ties.params.items()}
     # only components that some weight makes or reads are worth a unit
     worth = np.zeros(len(reason), bool)
-    for p in ties.params.values():
-        for axis, ids in p.axes.items():
-            if p.roles[axis] != "within":
+    for use, axes in per_use.items():
+        for axis, ids in axes.items():
+            if ties.params[use].roles.get(axis, WITHIN) != WITHIN:
                 worth[labels[ids]] = True
     free = (reason < 0) & worth
     reason_of = np.where(free, -1, np.where(reason < 0, -2, reason))
@@ -213,10 +213,12 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
                 params.setdefault(use, {})[axis] = found
             if len(ids) > 1 and axis in param.roles and (param.roles[axis] != WITHIN or len(param.shape) > 1):
                 pinned += _reasons(graph, use, axis, reason_of[labels[ids]], ties.reasons)
+        for axis, ids in _beside(param, axes).items():
+            pinned += _reasons(graph, use, axis, reason_of[labels[ids]], ties.reasons, "they go along another axis")
     pinned += _in_bodies(graph)
     carried = {name: units(ids) for name, ids in flow.items()}
     reads = {use: (axis, units(ids)) for use, (axis, ids) in ties.reads.items()}
-    lines = _lines(carried)
+    lines = _lines(carried, observed.shapes)
     groups = _groups(graph, ties, params, lines, int(free.sum()))
     for p in (*ties.params.values(), *ties.views):  # as the readers of the dequantized values know them
         mine = params.get(p.use, {})
@@ -240,24 +242,32 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
 def _axes(param: Param, labels: np.ndarray, reason: np.ndarray) -> dict[int, Ids]:
     """The ids of a parameter axis by axis."""
     axes = dict(param.axes)
-    if param.whole is not None:
-        now = np.where(reason[labels[param.whole]] >= 0, PINNED, labels[param.whole])
+    for box in param.boxes:
+        now = np.where(reason[labels[box]] >= 0, PINNED, labels[box])
         axis = carrying_axis(now)
-        if axis is not None and param.whole.shape[axis] > 1:
-            first = param.whole
-            for k in range(first.ndim):
-                if k != axis:
-                    first = first.take([0], k)
-            axes[axis] = first.reshape(-1)
+        if axis is not None and box.shape[axis] > 1:
+            axes[axis] = along(box, axis)
     return axes
 
 
-def _reasons(graph: Graph, use: Use, axis: int, why: np.ndarray, reasons: list[Reason]) -> list[Pinned]:
+def _beside(param: Param, axes: Mapping[int, Ids]) -> dict[int, Ids]:
+    """The ids of the axes of a weight that make or read channels together with others, and stay for them."""
+    return {
+        axis: along(box, axis)
+        for box in param.boxes
+        for axis in range(box.ndim)
+        if box.shape[axis] > 1 and axis in param.roles and axis not in axes
+    }
+
+
+def _reasons(graph: Graph, use: Use, axis: int, why: np.ndarray, reasons: list[Reason], free: str = "") -> list[Pinned]:
+    """Why the indices of an axis stay; `free`: why those do that nothing pins, "" where they need not."""
     tensor = graph.nodes[use[0]].input[use[1]]
+    words = {-1: free, -2: "no weight makes or reads it"}
     found = []
-    for index in distinct(why[why != -1]):
+    for index in distinct(why if free else why[why != -1]):
         count = int((why == index).sum())
-        r = reasons[index] if index >= 0 else Reason(use[0], tensor, axis, "no weight makes or reads it")
+        r = reasons[index] if index >= 0 else Reason(use[0], tensor, axis, words[int(index)])
         found.append(Pinned(tensor, axis, count, r.text, r.node, use))
     return found
 
@@ -272,13 +282,15 @@ def _in_bodies(graph: Graph) -> list[Pinned]:
     return found
 
 
-def _lines(flow: Mapping[str, np.ndarray]) -> dict[str, tuple[int, np.ndarray]]:
+def _lines(flow: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, np.ndarray]]:
     found: dict[str, tuple[int, np.ndarray]] = {}
     for name, units in flow.items():
         if units.ndim and (units != PINNED).any():
             axis = carrying_axis(units)
             assert axis is not None, f"{name} would not stay a box"
-            found[name] = (axis, np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)[:, 0])
+            if units.size == 1:  # a single channel: the batch is another axis, if there is one
+                axis = next((k for k in range(1, units.ndim) if shapes[name][k] == 1), 0)
+            found[name] = (axis, along(units, axis))
     return found
 
 
@@ -345,7 +357,9 @@ def ahead_of(graph: Graph, channels: Channels, keys: Iterable[str]) -> tuple[str
 
 
 def removed_cuts(graph: Graph, channels: Channels, alive: np.ndarray) -> list[dict]:
-    """The published `cuts`: every index of every input that the cut removes, named in the *original* graph."""
+    """The published `cuts`: every index of every input that the cut removes, named in the *original* graph.
+
+    A node goes by its first output; where that is left out, `output` names the first that is not."""
     cuts = []
     where = {node_key(n): next(iter(n.output)) for n in graph.model.graph.node}
 
@@ -361,6 +375,7 @@ def removed_cuts(graph: Graph, channels: Channels, alive: np.ndarray) -> list[di
                     "length": len(units),
                     "removed": [int(i) for i in gone],
                 }
+                | ({} if where[use[0]] else {"output": use[0]})
             )
 
     for use, axes in channels.params.items():

@@ -42,8 +42,8 @@ def size_rule(*names: str, domain: str = "") -> Callable[[SizeRule], SizeRule]:
 
 def size_rule_of(line: Operator) -> SizeRule | None:
     """The rule of an operator that spells sizes; None for others. Every convolution spells its groups."""
-    if line.product is not None and line.product.kernel:
-        return _transposed_groups if line.product.transposed else _groups
+    if line.kernel is not None:
+        return _transposed_groups if line.product is not None and line.product.transposed else _groups
     return SIZE_RULES.get((line.domain, line.name))
 
 
@@ -194,7 +194,24 @@ def _attention(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> N
     return [("scale", float((shape[-1] / (attr(node, "q_num_heads", 1) if len(shape) == 3 else 1)) ** -0.5))]
 
 
-@size_rule("Tile", "Pad")
+@size_rule("Tile")
+def _tile(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
+    """What has size 1 is repeated as often as there are channels left."""
+    source, old = (cut.channels.shapes[name] for name in (node.input[0], node.output[0]))
+    new, given = cut.shapes[node.output[0]], _operand(graph, cut, node, 1)
+    spread = [a == 1 and b != c for a, b, c in zip(source, old, new, strict=True)]
+    if not any(spread):
+        return []
+    return [(1, None if given is None else np.where(spread, new, given).astype(given.dtype))]
+
+
+@size_rule("LSTM", "GRU", "RNN")
+def _hidden_size(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
+    units = cut.channels.params.get((key, 2), {}).get(2)
+    return [] if units is None or cut.alive[units].all() else [("hidden_size", int(cut.alive[units].sum()))]
+
+
+@size_rule("Pad")
 def _nothing(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
     return []
 
@@ -204,9 +221,9 @@ def _groups(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewS
     if groups == 1 or not cut.changed(node.input[0]):
         return []
     width = cut.shapes[node.input[0]][1]
-    product = operators.of(node).product
-    assert product is not None
-    per_group = cut.channels.params.get((key, product.weight), {}).get(1)
+    kernel = operators.of(node).kernel
+    assert kernel is not None
+    per_group = cut.channels.params.get((key, kernel), {}).get(1)
     before = cut.channels.shapes[node.input[0]][1] // groups
     now = before if per_group is None else int(cut.alive[per_group].sum())
     return [] if width // now == groups else [("group", width // now)]

@@ -48,7 +48,7 @@ class Param:
         axes: axis -> ids, for weights; filled on demand by `axis`.
         roles: axis -> WRITES (rows: one per channel made), READS (columns: one per channel read), WITHIN.
         reads: axis -> the activation whose channels that axis contracts with.
-        whole: ids with the parameter's rank, for biases and scales; filled by `joint`.
+        boxes: ids with the parameter's rank, for biases, scales and channels on several axes; filled by `joint`.
         seen: uses of the value that this constant has behind DequantizeLinear; they are cut with it.
         source: the constant that this one is a view of, transposed by `perm`.
     """
@@ -59,7 +59,7 @@ class Param:
     axes: dict[int, Ids] = field(default_factory=dict)
     roles: dict[int, str] = field(default_factory=dict)
     reads: dict[int, str] = field(default_factory=dict)
-    whole: Ids | None = None
+    boxes: list[Ids] = field(default_factory=list)
     seen: list[Use] = field(default_factory=list)
     source: Param | None = None
     perm: tuple[int, ...] = ()
@@ -79,18 +79,26 @@ class Param:
             self.reads.setdefault(axis, reads)
         return self.axes[axis]
 
-    def joint(self, axes: Iterable[int]) -> Ids:
-        """Ids of the parameter as a whole, carried by `axes` only."""
+    def joint(self, axes: Iterable[int], role: str | None = None, reads: str | None = None) -> Ids:
+        """Ids of the parameter as a whole, carried by `axes` only; with a role, its other axes are independent."""
         if self.source is not None:
-            return self.source.joint([self.perm[a] for a in axes]).transpose(self.perm)
+            return self.source.joint([self.perm[a] for a in axes], role, reads).transpose(self.perm)
         carried = {a % len(self.shape) for a in axes}
         shape = [d if i in carried else 1 for i, d in enumerate(self.shape)]
-        self.whole = self.ties.fresh(int(np.prod(shape))).reshape(shape)
+        box = self.ties.fresh(int(np.prod(shape))).reshape(shape)
         for axis, ids in self.axes.items():
-            self.ties.same(self.whole, ids.reshape([-1 if i == axis else 1 for i in range(len(shape))]))
-        self.ties.joints.append(self.whole)
+            if role is None or axis in carried:
+                self.ties.same(box, ids.reshape([-1 if i == axis else 1 for i in range(len(shape))]))
+        for other in self.boxes:
+            if any(a > 1 and b > 1 for a, b in zip(shape, other.shape, strict=True)):
+                self.ties.same(box, other)
+        if role is not None:
+            self.roles |= dict.fromkeys(carried, role)
+            self.reads |= {} if reads is None else dict.fromkeys(carried, reads)
+        self.boxes.append(box)
+        self.ties.joints.append(box)
         self.ties.params.setdefault(self.use, self)
-        return self.whole
+        return box
 
     def turned(self, perm: Sequence[int] | None) -> Param:
         """A transposed view: what is said of it is said of this constant."""
@@ -240,6 +248,11 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
     if numbers.size > 64:
         return np.unique(numbers)
     return np.array(sorted(set(numbers.ravel().tolist())), numbers.dtype)
+
+
+def along(box: np.ndarray, axis: int) -> np.ndarray:
+    """The entries along one axis, (length,), at the first index of every other."""
+    return np.moveaxis(box, axis, 0).reshape(box.shape[axis], -1)[:, 0]
 
 
 def carrying_axis(labels: np.ndarray) -> int | None:

@@ -11,7 +11,7 @@ import onnx
 from onnxprune.graph import operators
 from onnxprune.graph.layers import weight_axes
 from onnxprune.graph.model import Graph
-from onnxprune.protobuf.nodes import attr
+from onnxprune.protobuf.nodes import attr, node_key
 
 
 def unpadded(node: onnx.NodeProto) -> bool:
@@ -72,6 +72,35 @@ def clipping(graph: Graph, key: str) -> tuple[float, float] | None:
     if low is None or np.size(low) != 1 or float(np.ravel(low)[0]) != 0.0:
         return None
     return 0.0, float(np.ravel(high)[0]) if high is not None else np.inf
+
+
+def never_negative(graph: Graph, name: str) -> bool:
+    """Whether a tensor has nothing but zeros and positive numbers, whatever the input."""
+    stack, seen = [name], {name}
+    while stack:
+        value = graph.constant(top := stack.pop())
+        node = graph.nodes.get(graph.producer.get(top, ""))
+        if value is not None:
+            if value.dtype.kind not in "fiub" or (value < 0).any():
+                return False
+            continue
+        line = operators.UNKNOWN if node is None else operators.of(node)
+        if node is not None and line.arithmetic == "*" and node.input[0] == node.input[1]:
+            continue
+        if node is None or (line.sign != "always" and clipping(graph, node_key(node)) is None):
+            if node is None or line.sign != "kept" or _fills(graph, node):
+                return False
+            every = line.joins or line.family == "broadcast"
+            ahead = {i for i in node.input[: None if every else 1] if i} - seen
+            stack += ahead
+            seen |= ahead
+    return True
+
+
+def never_positive(graph: Graph, name: str) -> bool:
+    """Whether a tensor is what is never negative, with its sign turned."""
+    node = graph.nodes.get(graph.producer.get(name, ""))
+    return node is not None and operators.of(node).negates and never_negative(graph, node.input[0])
 
 
 def zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray | None:

@@ -79,6 +79,11 @@ class Operator:
     slopes: bool = False  # and that whatever the constants beside x are
     fills: bool = False  # puts numbers of its own around what it reads
     keeps_constants: str = ""  # a constant goes in, the same constant comes out: "everywhere", or "inside" a border
+    skips_zeros: str = ""  # zeros among what it reduces change nothing: "always", where nothing there is negative
+    # ("positive") or positive ("negative"), or but for the number that it divides by ("counted")
+    sign: str = ""  # nothing that it makes is negative: "always", or where nothing is that it reads ("kept")
+    negates: bool = False  # turns the sign
+    casts: bool = False  # changes the element type
     clips: str = ""  # "zero": to what is positive; "given": to bounds that it is given
     decides: bool = False  # the output jumps where the input moves by the last bit
     orders: bool = False  # such a decision after which nothing is comparable: what is picked, and how many

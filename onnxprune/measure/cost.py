@@ -368,10 +368,10 @@ def _paired(
 def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
     terms = []
     for layer in products(graph, channels.shapes):
-        if layer.operator.recurrent:  # only what it reads gets smaller
-            reading, rest = recurrent_macs(graph, layer.key, channels.shapes)
-            lines = channels.params.get((layer.key, 1), {}).values()
-            terms += [Term(reading, [(line, None) for line in lines], layer.key), Term(rest, (), layer.key)]
+        if layer.operator.recurrent:
+            for i, macs in enumerate(recurrent_macs(graph, layer.key, channels.shapes), start=1):
+                lines = channels.params.get((layer.key, i), {}).values()
+                terms.append(Term(macs, [(line, None) for line in lines], layer.key))
             continue
         weight = _weight(layer, channels)
         if weight is not None:

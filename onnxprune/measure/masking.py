@@ -46,6 +46,11 @@ def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | No
     return ModelAndWeights(result, add_external_weights(result, weights))
 
 
+def key_of(cut: Mapping) -> str:
+    """The key of the node that a cut names."""
+    return str(cut.get("output", cut["node"]))
+
+
 @dataclass
 class _Masks:
     """What is put into the model, cut by cut.
@@ -68,10 +73,10 @@ class _Masks:
 
     def add(self, k: int, cut: Mapping) -> None:
         """Mask what a cut removes: `k` is its number."""
-        use = cut["node"], cut["input"]
-        node = self.nodes.get(cut["node"])
+        use = key_of(cut), cut["input"]
+        node = self.nodes.get(use[0])
         if node is None or cut["input"] >= len(node.input):
-            raise UsageError(f"cut {k} names {cut['node']!r}[{cut['input']}], which the model does not have")
+            raise UsageError(f"cut {k} names {use[0]!r}[{cut['input']}], which the model does not have")
         keep = np.ones(cut["length"], bool)
         keep[list(cut["removed"])] = False
         keep = keep.reshape([-1 if a == cut["axis"] else 1 for a in range(cut["rank"])])

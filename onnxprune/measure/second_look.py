@@ -23,6 +23,7 @@ from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
 from onnxprune.measure.decisions import Tail, deciding, picks
 from onnxprune.measure.given import open_given, values_of
+from onnxprune.measure.masking import key_of
 from onnxprune.measure.rounding import MARGIN, Precision, distance, stirred
 from onnxprune.protobuf.nodes import node_key
 from onnxprune.runtime import sessions
@@ -49,7 +50,7 @@ def front(graph: Graph, name: str, cut_nodes: set[str], kept: Kept) -> str:
 def watched(graph: Graph, cuts: Sequence[Mapping], kept: Kept) -> set[str]:
     """The tensors that a second look compares: decisions, what they are made from, and the fronts of the outputs."""
     nodes, read = deciding(graph)
-    cut_nodes = {str(c["node"]) for c in cuts}
+    cut_nodes = set(map(key_of, cuts))
     fronts = {front(graph, o, cut_nodes, kept) for o in graph.outputs}
     found = {*read, *fronts, *(o for n in nodes for o in n.output if o)}
     return found & graph.producer.keys()
@@ -138,7 +139,7 @@ class SecondLook:
         """Both models with the original's decisions; outputs, what decisions are made from, and fronts."""
         graph = self.graph
         nodes, given, basis = self._decisions(graph, feeds, seen)
-        cut_nodes = {str(c["node"]) for c in self.cuts}
+        cut_nodes = set(map(key_of, self.cuts))
         fronts = {name: front(graph, name, cut_nodes, self.kept) for name in asked}
         made = {
             o for n in self.pruned.model.graph.node for o in n.output

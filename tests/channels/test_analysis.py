@@ -109,6 +109,13 @@ def test_sizes_that_vary_are_not_frozen(text: str, sizes: tuple[int, ...]) -> No
         surgery.assert_exact(model, graph, channels, "half", N=batch, H=size)
 
 
+def test_a_single_channel_does_not_lie_along_the_batch() -> None:
+    model = surgery.model_of("""(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] w, float[1,8,1,1] u, float[5,8,1,1] v>
+        { h = Conv(x, w) a = Conv(h, u) s = Sigmoid(a) z = Mul(h, s) y = Conv(z, v) }""")
+    _, channels = surgery.find(model)
+    assert {channels.lines[name][0] for name in ("h", "a", "s", "z")} == {1}
+
+
 def test_the_same_model_gives_the_same_groups() -> None:
     model = surgery.model_of(GROUP_NORM, 21)
     first, second = (surgery.find(model)[1] for _ in range(2))

@@ -22,7 +22,7 @@ NET = """(float[N,3,8,8] x) => (float[] y)
       k = Conv<pads=[1,1,1,1]>(j, d) s = Add(j, k) g = GlobalAveragePool(s) f = Flatten(g) y = Gemm<transB=1>(f, e) }"""
 
 
-UNCUT_LAST = """(float[2,3,8,8] x) => (float[] y) <float[8,3,3,3] a, float[6,8,3,3] b, float[1,4,6] w, float[1,4,4] r,
+UNCUT_LAST = """(float[2,3,8,8] x) => (float[] y, float[] z) <float[8,3,3,3] a, float[6,8,3,3] b, float[1,4,6] w, float[1,4,4] r,
     float[4,7] e, int64[1] zero = {0}>
     { h = Conv<pads=[1,1,1,1]>(x, a) i = Conv<pads=[1,1,1,1]>(h, b) g = GlobalAveragePool(i) f = Flatten(g)
       s = Unsqueeze(f, zero) t, z = RNN<hidden_size=4>(s, w, r) y = MatMul(z, e) }"""

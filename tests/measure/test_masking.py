@@ -4,9 +4,11 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxprune.channels import removed_cuts
 from onnxprune.errors import UsageError
 from onnxprune.measure.masking import masked
 from tests.channels import surgery
+from tests.rewrite.steps import cut as step_cut
 
 
 def cut(node, operand, axis, rank, length, *removed):
@@ -107,3 +109,18 @@ def test_an_integer_that_stands_for_zero_is_what_is_left(name):
 def test_a_cut_of_what_is_not_there_is_refused(wrong):
     with pytest.raises(UsageError, match="which the model does not have"):
         masked(surgery.model_of(TWO), [wrong])
+
+
+def test_nodes_without_a_first_output_are_told_apart():
+    text = """(float[6,2,12] x) => (float[] y) <float[1,20,12] w, float[1,20,5] r, float[1,20,12] u, float[1,20,5] q, float[5,3] v>
+        { , h = LSTM<hidden_size=5>(x, w, r) , g = LSTM<hidden_size=5>(x, u, q) a = Concat<axis=0>(h, g) y = MatMul(a, v) }"""
+    model = surgery.model_of(text)
+    graph, channels = surgery.find(model)
+    assert [g.width for g in channels.groups] == [5]
+    cuts = removed_cuts(graph, channels, channels.alive({channels.groups[0].name: [0, 2]}))
+    assert {(c["node"], c["output"]) for c in cuts if "output" in c} == {("", "h"), ("", "g")}
+    found = surgery.run(masked(model, cuts).model, surgery.feeds_of(model))
+    wanted = surgery.run(
+        step_cut(graph, channels, channels.alive({channels.groups[0].name: [0, 2]})), surgery.feeds_of(model)
+    )
+    assert np.abs(found[0] - wanted[0]).max() < 1e-5

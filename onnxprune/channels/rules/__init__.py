@@ -8,7 +8,18 @@ Two things decide whether a channel may leave an axis. The operator must treat c
 Softmax over channels does not), or it must contract them with weights that can leave too (a conv).
 """
 
-from onnxprune.channels.rules import attention, elementwise, layout, linear, quantized, statistics
+from onnxprune.channels.rules import (
+    attention,
+    contraction,
+    elementwise,
+    fused,
+    indexing,
+    layout,
+    linear,
+    quantized,
+    recurrent,
+    statistics,
+)
 from onnxprune.channels.rules.registry import Value, Walk, apply, keep_whole, rule_of
 
 __all__ = [
@@ -16,11 +27,15 @@ __all__ = [
     "Walk",
     "apply",
     "attention",
+    "contraction",
     "elementwise",
+    "fused",
+    "indexing",
     "keep_whole",
     "layout",
     "linear",
     "quantized",
+    "recurrent",
     "rule_of",
     "statistics",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -178,9 +178,14 @@ def gather(walk: Walk, x: Value, indices: Value) -> Ids:
 def _filled(walk: Walk, *shape: Value) -> Ids:
     """One number everywhere (a first hidden state): it has as many channels as whatever it meets."""
     out = walk.out()
-    carried = [d if len(out) <= 3 or k == 1 else 1 for k, d in enumerate(out)]
-    if not 1 < math.prod(carried) <= FILLED or len(out) < 2:
-        return walk.dead(0, "a constant")
+    return _as_many(walk, [d if len(out) <= 3 or k == 1 else 1 for k, d in enumerate(out)], walk.dead)
+
+
+def _as_many(walk: Walk, carried: list[int], otherwise: Callable[[int, str], Ids]) -> Ids:
+    """New ids along these axes, each with as many channels as whatever it meets; `otherwise` where they would be too
+    many, or there is none."""
+    if not 1 < math.prod(carried) <= FILLED or len(carried) < 2:
+        return otherwise(0, "a constant")
     ids = walk.ties.fresh(math.prod(carried)).reshape(carried)
     walk.ties.joints.append(ids)
     return ids
@@ -199,7 +204,20 @@ def expand(walk: Walk, x: Value, shape: Value) -> Ids:
         if math.prod(x.shape) > LIMIT:
             return walk.dead(0, "Expand of a constant")
         x = x.joint(wide)
-    return lift(x, len(walk.out())) if isinstance(x, np.ndarray) else walk.dead()
+    return _repeated(walk, lift(x, len(walk.out()))) if isinstance(x, np.ndarray) else walk.dead()
+
+
+def _repeated(walk: Walk, x: Ids) -> Ids:
+    """What carries no channels, repeated along some axes (a norm, indices): as many times as whatever it meets has."""
+    name, out = walk.node.output[0], walk.out()
+    before = (1,) * (len(out) - len(walk.dims(0))) + walk.dims(0)
+    if x.size > 1 or name in walk.observed.derived:
+        return x
+    walk.fixed(x, "repeated along other axes")
+    repeated = [b if a == 1 else 1 for a, b in zip(before, out, strict=True)]
+    if math.prod(repeated) > FILLED:
+        repeated = [d if k == 1 else 1 for k, d in enumerate(repeated)]
+    return _as_many(walk, repeated, lambda i, why: x)
 
 
 @rule("Tile")
@@ -207,7 +225,7 @@ def tile(walk: Walk, x: Value, repeats: Value) -> Ids:
     if not isinstance(x, np.ndarray):
         return walk.dead()
     times = [b // a if a else 1 for a, b in zip(walk.dims(0), walk.out(), strict=True)]
-    return np.tile(x, [n if x.shape[k] > 1 else 1 for k, n in enumerate(times)])
+    return _repeated(walk, np.tile(x, [n if x.shape[k] > 1 else 1 for k, n in enumerate(times)]))
 
 
 @rule("Pad")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.channels.rules.contraction import matrices
 from onnxprune.channels.rules.elementwise import lift, lift_dims, meet
 from onnxprune.channels.rules.registry import Value, Walk, pin_all, rule
 from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param
+from onnxprune.graph import operators
+from onnxprune.graph.operators import MICROSOFT
 
 
 def tie_bias(walk: Walk, b: Value, out: Ids, axis: int = -1) -> None:
     """A bias over output channels."""
     if isinstance(b, Param) and b.shape and b.shape[axis] == len(out) and len(out) > 1:
         walk.ties.same(out, b.axis(axis))
+    elif isinstance(b, np.ndarray) and b.ndim and b.shape[axis] == len(out) > 1:  # computed at run time
+        walk.ties.same(out, walk.ties.along(b, axis % b.ndim, len(out), "a bias over several axes"))
     elif isinstance(b, np.ndarray) and b.size:
         walk.fixed(b, f"{walk.node.op_type} has a bias that is computed at run time")
         walk.fixed(out, f"{walk.node.op_type} has a bias that is computed at run time")
@@ -36,21 +41,71 @@ def _grouped(walk: Walk, x: Ids, out: Ids, inner: Ids, groups: int) -> None:
 
 
 @rule("Conv")
-def conv(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value) -> Ids:
-    rank, why = len(walk.out()), "Conv has weights that are computed at run time, or a constant input"
-    if not isinstance(w, Param) or not isinstance(x, np.ndarray):
-        pin_all(walk, why, x, w)
+@rule("FusedConv", domain=MICROSOFT)
+def conv(walk: Walk, x: Value, w: Value, b: Value = None, z: Value = None) -> Ids:
+    """`z`, of ONNX Runtime's FusedConv, is added to the output."""
+    why = f"{walk.node.op_type} has a constant input"
+    if not isinstance(x, np.ndarray):
+        pin_all(walk, why, x, w, b, z)
         return walk.dead(0, why)
-    ties, groups = walk.ties, walk.attr("group", 1)
-    channels = walk.channels(x, 1)
+    out = _convolved(walk, x, w) if isinstance(w, Param) else _correlated(walk, x, w)
+    tie_bias(walk, b, out)
+    placed = walk.place(out, 1, len(walk.out()))
+    if isinstance(z, np.ndarray):
+        return meet(walk, [(placed, walk.out()), (z, walk.dims(3))], [], walk.out())
+    return placed if z is None else meet(walk, [(placed, walk.out())], [z], walk.out())
+
+
+def _convolved(walk: Walk, x: Ids, w: Param) -> Ids:
+    """The channels, (out,), that a convolution by a constant makes."""
+    ties, groups, channels = walk.ties, walk.attr("group", 1), walk.channels(x, 1)
+    whole = groups > 1 and w.shape[1] == 1
+    out, inner = w.axis(0, WITHIN if whole else WRITES), w.axis(1, READS, walk.node.input[0])
     if groups == 1:
-        out, inner = w.axis(0, WRITES), w.axis(1, READS, walk.node.input[0])
         ties.same(channels, inner)
     else:
-        out, inner = w.axis(0, WITHIN if w.shape[1] == 1 else WRITES), w.axis(1, READS, walk.node.input[0])
         _grouped(walk, channels, out, inner, groups)
+    return out
+
+
+def _correlated(walk: Walk, x: Ids, w: Value) -> Ids:
+    """The channels, (out,), of a convolution by an activation (a cross-correlation): what is summed over goes from
+    both, or one kernel a channel with its channel."""
+    ties, groups, line = walk.ties, walk.attr("group", 1), operators.of(walk.node)
+    rows, inputs = walk.dims(line.kernel or 1)[:2]
+    assert isinstance(w, np.ndarray)
+    if line.integer or (groups > 1 and inputs > 1):
+        pin_all(walk, f"{line.name} has weights that are computed at run time", x, w)
+    elif groups > 1:
+        kernels = walk.channels(w, 0, 1)
+        ties.same(walk.channels(x, 1)[:, None], kernels.reshape(groups, -1))
+        return kernels
+    else:
+        why = f"{line.name} has weights that are computed at run time, with an axis that cannot be cut"
+        x, w = ties.only(x, [1], why), ties.only(w, [0, 1], why)
+        if x.shape[1] == 1 or w.shape[1] == 1 or (w.shape[0] > 1 and ties.pinned(x)):
+            ties.whole(x, 1, why)
+            return walk.channels(ties.whole(w, 1, why), 0, 1)
+        inner = walk.channels(x, 1)
+        ties.same(inner, walk.channels(w, 1, 1))
+        ties.reads[(walk.key, 0)] = (1, inner)
+    return np.broadcast_to(walk.dead(0, f"{line.name} of two activations").reshape(-1), (rows,))
+
+
+@rule("DeformConv")
+def deform_conv(walk: Walk, x: Value, w: Value, offset: Value, b: Value = None, mask: Value = None) -> Ids:
+    """A convolution whose taps are moved by offsets, the same for all channels of each of some groups: of these every
+    one loses its index j."""
+    pin_all(walk, "used as offsets", offset, mask)
+    why = f"{walk.node.op_type} has weights that are computed at run time, or a constant input"
+    if not isinstance(x, np.ndarray) or not isinstance(w, Param):
+        pin_all(walk, why, x, w, b)
+        return walk.dead(0, why)
+    moved = walk.channels(x, 1).reshape(walk.attr("offset_group", 1), -1)
+    walk.ties.same(moved, moved[:1])
+    out = _convolved(walk, x, w)
     tie_bias(walk, b, out)
-    return walk.place(out, 1, rank)
+    return walk.place(out, 1, len(walk.out()))
 
 
 @rule("ConvTranspose")
@@ -83,9 +138,10 @@ def conv_transpose(walk: Walk, x: Value, w: Value, b: Value = None, *rest: Value
 
 
 @rule("Gemm")
+@rule("FusedGemm", domain=MICROSOFT)
 def gemm(walk: Walk, a: Value, b: Value, c: Value = None) -> Ids:
     if not isinstance(b, Param) or not isinstance(a, np.ndarray):
-        why = "Gemm has weights that are computed at run time"
+        why = f"{walk.node.op_type} has weights that are computed at run time"
         pin_all(walk, why, a, b)
         return walk.dead(0, why)
     turned = int(bool(walk.attr("transB", 0)))
@@ -103,9 +159,7 @@ def matmul(walk: Walk, x: Value, y: Value) -> Ids:
     if isinstance(y, np.ndarray) and isinstance(x, Param) and len(x.shape) == 2 and y.ndim >= 2:
         return matmul_weight(walk, y, 1, y.ndim - 2, x, 0)
     if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)) or min(x.ndim, y.ndim) < 2:
-        why = "MatMul with a constant that has not two axes"
-        pin_all(walk, why, x, y)
-        return walk.dead(0, why)
+        return matrices(walk, x, y)
     # Both computed at run time: what is contracted goes on both sides or on neither.
     ties = walk.ties
     if x.shape[-1] > 1 and y.shape[-2] > 1:
@@ -142,88 +196,3 @@ def matmul_weight(walk: Walk, x: Ids, i: int, contracted: int, w: Param, out_axi
     rows = w.axis(out_axis, WRITES)
     walk.ties.same(walk.channels(x, contracted, i), columns)
     return walk.place(rows, contracted, rank)
-
-
-@rule("LSTM", "GRU", "RNN")
-def recurrent(walk: Walk, x: Value, w: Value, *rest: Value) -> list[Ids]:
-    why = f"{walk.node.op_type} mixes its hidden state over time"
-    if isinstance(x, np.ndarray):
-        if isinstance(w, Param):
-            walk.ties.same(walk.channels(x, 2), w.axis(2, READS, walk.node.input[0]))
-            walk.ties.pin(w.axis(1, WRITES), why, 1)
-        else:
-            walk.fixed(x, f"{walk.node.op_type} has weights that are computed at run time")
-    pin_all(walk, why, *rest)
-    return [walk.dead(i, why) for i in range(len(walk.node.output))]
-
-
-@rule("Einsum")
-def einsum(walk: Walk, *values: Value) -> Ids:
-    """Letters are axes: contracted ones go on all operands that have them or on none."""
-    equation = walk.attr("equation").replace(" ", "")
-    left, _, right = equation.partition("->")
-    terms = left.split(",")
-    why = "Einsum that is not a plain product of two operands"
-    if "..." in equation or not right or len(terms) != 2 or any(len(set(t)) != len(t) for t in (*terms, right)):
-        pin_all(walk, why, *values)
-        return walk.dead(0, why)
-    weights = [i for i, v in enumerate(values) if isinstance(v, Param)]
-    if len(weights) == 1:
-        return _einsum_weight(walk, values, terms, right, weights[0])
-    if weights:
-        pin_all(walk, why, *values)
-        return walk.dead(0, why)
-    return _einsum_activations(walk, values, terms, right)
-
-
-def _einsum_weight(walk: Walk, values: tuple[Value, ...], terms: list[str], right: str, i: int) -> Ids:
-    w, x, ties = values[i], values[1 - i], walk.ties
-    assert isinstance(w, Param) and isinstance(x, np.ndarray)
-    letters, own = terms[1 - i], terms[i]
-    summed = [c for c in letters if c in own and c not in right]
-    made = [c for c in own if c not in letters]
-    carried = [c for k, c in enumerate(letters) if x.shape[k] > 1]
-    if len(summed) == 1 and len(made) == 1 and (not carried or summed[0] in carried):
-        ids = walk.channels(x, letters.index(summed[0]), 1 - i)
-        ties.same(ids, w.axis(own.index(summed[0]), READS, walk.node.input[1 - i]))
-        rows = w.axis(own.index(made[0]), WRITES)
-        return walk.place(rows, right.index(made[0]), len(right))
-    pin_all(walk, "Einsum with this constant is not a plain product over channels", w)
-    for k, c in enumerate(letters):
-        if c in own or c not in right:
-            x = ties.whole(x, k, "Einsum works across this axis")
-    return _by_letters(x, letters, right)
-
-
-def _einsum_activations(walk: Walk, values: tuple[Value, ...], terms: list[str], right: str) -> Ids:
-    ties = walk.ties
-    x, y = values
-    assert isinstance(x, np.ndarray) and isinstance(y, np.ndarray)
-    (a, b), why = terms, "Einsum works across this axis"
-    for c in sorted((set(a) | set(b)) - set(right)):
-        if c in a and c in b and x.shape[a.index(c)] > 1 and y.shape[b.index(c)] > 1:
-            left, other = walk.channels(x, a.index(c), 0), walk.channels(y, b.index(c), 1)
-            ties.same(left, other)
-            ties.reads[(walk.key, 0)] = (a.index(c), left)
-            return walk.dead(0, "Einsum of two activations: its axes are positions")
-        if c in a:
-            x = ties.whole(x, a.index(c), why)
-        if c in b:
-            y = ties.whole(y, b.index(c), why)
-    sizes = dict(zip(a, walk.dims(0), strict=True)) | dict(zip(b, walk.dims(1), strict=True))
-    ox, oy = _by_letters(x, a, right), _by_letters(y, b, right)
-    dx = tuple(sizes[c] if c in a else 1 for c in right)
-    dy = tuple(sizes[c] if c in b else 1 for c in right)
-    return meet(walk, [(ox, dx), (oy, dy)], [], walk.out())
-
-
-def _by_letters(ids: Ids, letters: str, right: str) -> Ids:
-    """Rearrange ids to the order of the output's letters; letters that are summed carry none."""
-    kept = [c for c in letters if c in right]
-    ids = ids.reshape([d for c, d in zip(letters, ids.shape, strict=True) if c in right])
-    ids = ids.transpose([kept.index(c) for c in right if c in kept])
-    shape, k = [], 0
-    for c in right:
-        shape.append(ids.shape[k] if c in kept else 1)
-        k += c in kept
-    return ids.reshape(shape)
