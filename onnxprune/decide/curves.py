@@ -22,6 +22,8 @@ CURVE_RIDGE = 1e-4
 """Added to the diagonal of second moments before they are inverted, relative to its mean."""
 COPIES = 5
 """Matrices of a layer's second moments' size that are held while it is inverted."""
+ROUNDING = 1e-7
+"""Of a sum in float32, relative."""
 STEPS = 128
 """Steps in which a wide group's channels are eliminated; up to so many channels, one at a time."""
 
@@ -104,9 +106,13 @@ class Solver:
 
     @property
     def energy(self) -> float:
-        """Σ‖T − mean T‖² of what the layer writes."""
-        parts = zip(self.H, self.W[:, :-1], strict=True)
-        return max(sum(H[-1, -1] * float(np.vdot(W, numerics.covariance(H) @ W)) for H, W in parts), 1e-300)
+        """Σ‖T − mean T‖² of what the layer writes; where what it reads hardly varies, no less than the rounding of
+        sums in float32 can tell from nothing."""
+        found, least = 0.0, 1e-300
+        for H, W in zip(self.H, self.W[:, :-1], strict=True):
+            found += H[-1, -1] * float(np.vdot(W, numerics.covariance(H) @ W))
+            least += ROUNDING * float(np.diag(H)[:-1] @ np.square(W).sum(axis=1))
+        return max(found, least)
 
     def without(self, gone: np.ndarray) -> np.ndarray:
         """(parts, d + 1, n): the weights with the rows `gone` zero and the others refit."""

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from onnxprune import numerics, parallel
+from onnxprune.errors import CalibrationError, one_line
 from onnxprune.graph import operators, pairs
 from onnxprune.graph.facts import Operator
 from onnxprune.graph.layers import Layer, affine_or_why, lacks_bias, products, unscaled, weight_axes
@@ -277,6 +278,9 @@ def second_moments(
         memory: bytes of activations that may leave ONNX Runtime at a time, and of one layer's rows.
         threads: ORT threads.
         seed: of the positions.
+
+    Raises:
+        CalibrationError: squares of what a layer reads are beyond the range of float32.
     """
     designs = [d for d in designs if d.inputs <= WIDEST]
     if not designs:
@@ -292,7 +296,21 @@ def second_moments(
         for d in designs:
             x = values[d.tensor]
             _accumulate(found[d.key], d, d.rows_read(x, d.draw(x, samples * positions, memory, rng)))
+    for d in designs:
+        check_finite(d, found[d.key])
     return found
+
+
+def check_finite(d: Design, H: np.ndarray) -> None:
+    """Refuse second moments that are beyond the range of numbers.
+
+    Raises:
+        CalibrationError: they are; the message names the layer.
+    """
+    if not np.isfinite(H).all():
+        raise CalibrationError(
+            one_line(f"what node {d.key!r} ({d.op}) reads is not finite, or its squares are not; scale the samples")
+        )
 
 
 def _accumulate(H: np.ndarray, d: Design, rows: np.ndarray) -> None:

@@ -9,11 +9,12 @@ the original's outputs through the ReLU behind, the first in turn with it (`rewr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.graph.layers import Affine, affine, has_bias, layers, normalization, shift_along
+from onnxprune.graph.layers import Affine, affine, has_bias, is_add, lacks_bias, layers, normalization, shift_along
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_nodes, pair_sizes
 from onnxprune.graph.shapes import observe
@@ -50,13 +51,20 @@ def factorize(
     Raises:
         UsageError: the model has no such layer, or it cannot become such a pair.
     """
-    left = list(edits)
+    graph.settle()
+    left = [replace(e, node=_now(graph, e.node)) for e in edits]
     while left:
         now = {e.node: e for e in reversed(left)}
         _round(graph.settle(), now, feeds, batches, threads, seed)
         done = set(map(id, now.values()))
         left = [e for e in left if id(e) not in done]
     return graph.settle()
+
+
+def _now(graph: Graph, key: str) -> str:
+    """The layer that had the name `key`: a repair hands a MatMul's name on to the Add that it puts behind it."""
+    front = graph.producer.get(graph.nodes[key].input[0], "") if key in graph.nodes and is_add(graph, key) else ""
+    return front if front and lacks_bias(graph.nodes[front]) else key
 
 
 def refit_factorized(task: RepairTask) -> Graph:

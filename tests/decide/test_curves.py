@@ -6,6 +6,7 @@ import pytest
 from onnxprune.channels import Analysed, find_channels
 from onnxprune.decide.curves import Curves, reader_designs
 from onnxprune.decide.trials import Trials, damages, tried_widths
+from onnxprune.errors import CalibrationError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.designs import rows_of, second_moments
@@ -122,3 +123,30 @@ def test_tried_widths_are_allowed_ones():
     group = channels.groups[0]
     assert tried_widths(group, [2, 4, 6]) == [4, 2]
     assert tried_widths(group, [6]) == []
+
+
+def test_inputs_that_hardly_vary_give_finite_curves():
+    """The variance of what such a layer writes is rounding, below zero even: nothing may be divided by it."""
+    model = model_of(NETS["behind a flatten"])
+    graph = Graph(model)
+    rng = np.random.default_rng(0)
+    feeds = {"x": (1e4 + rng.standard_normal((1, 3, 6, 6)) + 1e-3 * rng.random((24, 1, 1, 1))).astype(np.float32)}
+    one = {"x": feeds["x"][:1]}
+    channels = find_channels(graph, observe(graph, one))
+    net = Analysed(graph, channels, one)
+    designs = reader_designs(net)
+    H = second_moments(model, list(designs.values()), channels.shapes, lambda n: [feeds])
+    curves = Curves(net, designs, H)
+    assert all(s.energy > 1e-30 for s in curves.solvers.values())
+    assert all(np.isfinite(curves.of(g).errors).all() for g in channels.groups)
+    trials = Trials(curves, [feeds])
+    for group in channels.groups:
+        assert np.isfinite(damages(group, curves.of(group), trials, tried_widths(group, range(1, group.width)))).all()
+
+
+def test_samples_whose_squares_are_not_finite_are_refused():
+    model, graph, feeds, channels, _ = prepared(NETS["one reader"])
+    designs = reader_designs(Analysed(graph, channels, feeds))
+    huge = {"x": feeds["x"] * np.float32(1e25)}
+    with pytest.raises(CalibrationError, match=r"'y' \(Conv\) reads .* scale the samples"):
+        second_moments(model, list(designs.values()), channels.shapes, lambda n: [huge])

@@ -1,10 +1,13 @@
 """Ranks: a planted one is found, what a plan promises is what comes out, and what cannot be is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+import onnxprune
 from onnxprune import api
 from onnxprune.decide import ranks
 from onnxprune.errors import UsageError
@@ -212,3 +215,41 @@ def test_every_layer_says_what_happens_to_it():
 )
 def test_ranks_are_usual_only_where_times_are_measured_anyway(given, expected):
     assert api.Settings(**given).kinds() == expected
+
+
+MLP = """(float[N,64] x) => (float[N,8] y) <float[64,48] w0, float[48,96] w1, float[96,8] w2> {
+  a = MatMul(x, w0) r = Relu(a) b = MatMul(r, w1) s = Relu(b) y = MatMul(s, w2) }"""
+
+
+@pytest.mark.parametrize("methods", [("channels", "blocks", "rank"), ("3c",)], ids=", ".join)
+@pytest.mark.parametrize("kind", ["the same colour", "one direction", "noise far from zero"])
+def test_nearly_constant_activations(kind, methods):
+    """Layers with more outputs than inputs, that read what hardly varies."""
+    model = surgery.model_of(
+        """(float[N,3,10,10] x) => (float[N,5] y)
+  <float[16,3,3,3] w0, float[64,16,1,1] w1, float[96,64,3,3] w2, float[5,96] w3> {
+  a = Conv(x, w0) r = Relu(a) b = Conv(r, w1) s = Relu(b) c = Conv(s, w2) t = Relu(c)
+  g = GlobalAveragePool(t) f = Flatten(g) y = Gemm<transB=1>(f, w3) }"""
+    )
+    rng = np.random.default_rng(0)
+    x = {
+        "the same colour": np.full((32, 3, 10, 10), 0.5),
+        "one direction": rng.standard_normal((32, 1, 1, 1)) * rng.standard_normal((3, 10, 10)),
+        "noise far from zero": 1e4 + rng.standard_normal((32, 3, 10, 10)),
+    }[kind].astype(np.float32)
+    result = onnxprune.prune(model, 0.5, calibration=x, methods=methods, threads=1)
+    assert result.macs_removed > 0.48
+
+
+def test_a_matmul_that_a_repair_gave_a_bias_is_still_split():
+    """`with_biases` hands its name on to an Add."""
+    model = surgery.model_of(MLP)
+    x = np.random.default_rng(0).standard_normal((256, 64)).astype(np.float32)
+    subject = api.open_model(model, calibration=x)
+    (group,) = (g for g in subject.channels.groups if g.width == 48)
+    plan = api.make_plan(subject, api.Ratio(0.1), api.Settings(methods=("channels",), threads=1))
+    both = replace(plan, edits=(KeepChannels(group.name, 48, tuple(range(24))), Factorize("b", "matrix", 8)))
+    for repair in ("refit", "statistics", "merge", "none"):
+        result = api.apply_plan(subject, both, api.Settings(repair=repair, threads=1))
+        sizes = sorted(tuple(t.dims) for t in result.model.graph.initializer if len(t.dims) == 2)
+        assert sizes == [(8, 96), (24, 8), (64, 24), (96, 8)], repair

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from onnxprune.numerics import low_rank
+from onnxprune.numerics import SecondMoments, low_rank
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -45,3 +45,35 @@ def test_a_classifier_of_thousands_of_classes_is_split_on_its_smaller_side():
     split = low_rank.channel_split(W, S, 3)
     assert time.process_time() - start < 1  # 8000 x 8000 eigenvalues take minutes
     assert np.allclose(split.product(2), W, atol=1e-7) and np.isfinite(split.product(3)).all()
+
+
+VARY_BY_NOTHING = {
+    "the same number": lambda rng: np.full((500, 36), 0.7),
+    "zeros": lambda rng: np.zeros((500, 36)),
+    "rounding": lambda rng: 5 + 1e-6 * rng.standard_normal((500, 36)),
+    "one direction": lambda rng: rng.standard_normal((500, 1)) * rng.standard_normal(36),
+    "far from zero": lambda rng: 1e4 + rng.standard_normal((500, 36)),
+}
+
+
+@pytest.mark.parametrize("kind", ["channel", "spatial"])
+@pytest.mark.parametrize("outputs", [7, 60])
+@pytest.mark.parametrize("name", VARY_BY_NOTHING)
+def test_inputs_that_hardly_vary_have_factors_at_every_rank(name, outputs, kind):
+    """Sums in float32 leave their covariance no positive direction."""
+    rng = np.random.default_rng(0)
+    x = VARY_BY_NOTHING[name](rng).astype(np.float32)
+    moments = SecondMoments.of(x, x[:, :0])
+    S = low_rank.covariances(moments.H[None])
+    W = rng.standard_normal((1, 36, outputs))
+    split = low_rank.channel_split(W, S) if kind == "channel" else low_rank.spatial_split(W, S, (3, 3))
+    assert np.isfinite(split.errors).all()
+    assert all(np.isfinite(split.product(rank)).all() for rank in range(1, split.most + 1))
+    assert kind == "spatial" or np.allclose(split.product(split.most), W, atol=1e-6)
+
+
+def test_a_covariance_of_rounding_alone_is_made_positive_definite():
+    rng = np.random.default_rng(1)
+    half = rng.standard_normal((3, 8, 8))
+    S = np.stack([-half[0] @ half[0].T, half[1] + half[1].T, 0 * half[2]])
+    assert all(np.linalg.eigvalsh(one).min() > 0 for one in low_rank.positive_definite(S))

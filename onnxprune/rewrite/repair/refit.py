@@ -204,6 +204,8 @@ class _Walk:
         x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
         if len(x) < numerics.FEW * (x.shape[1] // fit.design.parts):
             return False  # too few samples: least squares would learn them by heart
+        if not (_in_range(x) and _in_range(z)):
+            return False
         clip = self._clip(shortcut.total if shortcut else place.tensor) if shortcut is None or other else None
         solution = _solve(fits, x, z, s, clip, self.effort.sweeps)
         if partner is None:
@@ -279,6 +281,12 @@ class _Walk:
             return None
         bounds = {clipping(self.graph, key) for key, _ in readers}
         return bounds.pop() if len(bounds) == 1 else None
+
+
+def _in_range(rows: np.ndarray) -> bool:
+    """Whether sums of their squares are finite in float32."""
+    largest = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)))
+    return len(rows) * largest**2 < float(np.finfo(np.float32).max)
 
 
 def _plain(fit: LayerFit) -> bool:
