@@ -117,7 +117,11 @@ class Runner:
         """Run to the end. Returns the graph's outputs, a list a batch."""
         if self.position < len(self.keys):
             self._run(len(self.keys), self.graph.outputs)
-        return [[self.live[name][b] for name in self.graph.outputs] for b in range(self.count)]
+        fixed = {name: self.graph.constant(name) for name in self.graph.outputs if name not in self.live}
+        return [
+            [value if (value := fixed.get(name)) is not None else self.live[name][b] for name in self.graph.outputs]
+            for b in range(self.count)
+        ]
 
     def hold(self, tensor: str, key: str) -> None:
         """Keep a tensor until the node `key` has run."""

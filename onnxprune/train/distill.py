@@ -95,6 +95,8 @@ def distill(
     with process_group() as device:
         teacher = Network(net.graph).to(device).eval()
         student = channels_last(Network(pruned.settle(), batch_norm=how.batch_norm)).to(device)
+        if next(student.parameters(), None) is None:  # all that could learn has gone
+            return student.graph
         compared = Compared.of(net.graph, student.graph, CutSizes(net.channels, alive), device)
         training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
         early = int(how.blockwise * training.steps)

@@ -58,3 +58,17 @@ def test_a_fork_goes_on_where_the_networks_part(first):
         session = sessions.open_session(candidate)
         for feeds, got in zip(batches, forked.outputs(), strict=True):
             assert np.array_equal(session.run(feeds)[0], got[0])
+
+
+def test_constant_outputs_come_too():
+    """An initializer, what nodes make of one, and an input that is handed on."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+g (float[1, 2] x) => (float[1, 2] x, float[2] k, float[2] n, float[1, 2] y) <float[2] k = {1, -2}> {
+    n = Neg(k)
+    y = Relu(x)
+}"""
+    )
+    feeds = {"x": np.array([[3, -4]], np.float32)}
+    (got,) = Runner(Graph(model), [feeds]).outputs()
+    assert [v.ravel().tolist() for v in got] == [[3, -4], [1, -2], [-1, 2], [3, 0]]
