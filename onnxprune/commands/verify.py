@@ -40,12 +40,13 @@ def run(args: argparse.Namespace, status: Status) -> None:
 
     from onnxprune.files.read import read_model
     from onnxprune.graph.seeds import with_seeds
+    from onnxprune.graph.sparse import unpacked
     from onnxprune.measure.fidelity import check_fidelity
     from onnxprune.pipeline.inspection import recheck
 
     plan = read_plan(args.plan)
     subject = open_subject(args, status, plan)
-    pruned = with_seeds(read_model(args.pruned))
+    pruned, _ = unpacked(with_seeds(read_model(args.pruned)))
     status.phase("surgery")
     surgery, sizes = recheck(subject, plan, pruned)
     fidelity = None

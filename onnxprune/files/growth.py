@@ -43,8 +43,9 @@ def check_growth(model: ModelProto, walk: Walk, label: str) -> None:
 def _small_constants(walk: Walk) -> dict[str, np.ndarray]:
     """Stored tensors of at most 64 elements, as arrays, by name."""
     known = {}
+    sparse = {name for name, _ in walk.sparse}
     for name, tensor in walk.tensors:
-        if math.prod(tensor.dims) <= 64 and tensor.data_type != TensorProto.STRING:
+        if name not in sparse and math.prod(tensor.dims) <= 64 and tensor.data_type != TensorProto.STRING:
             with contextlib.suppress(ValueError, TypeError, OverflowError):  # then its value is not known
                 known[name] = numpy_helper.to_array(tensor)
     for node, line in walk.nodes:

@@ -17,6 +17,7 @@ def check_nodes(walk: Walk, label: str) -> None:
     stored: dict[str, list[int]] = {}
     for name, tensor in walk.tensors:
         stored.setdefault(name, list(tensor.dims))
+    stored.update((name, list(tensor.dims)) for name, tensor in walk.sparse)
     for node, line in walk.nodes:
         if line.layer and not line.windowed:
             if len(node.input) > 1 and 0 in stored.get(node.input[1], ()):

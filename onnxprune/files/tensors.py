@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.files.refuse import first_line, refuse
 from onnxprune.files.walk import Walk
+from onnxprune.graph import sparse
 from onnxprune.graph.facts import Operator
 from onnxprune.protobuf.nodes import titled
 from onnxprune.protobuf.serialize import BITS, nbytes
@@ -16,7 +17,11 @@ from onnxprune.protobuf.serialize import BITS, nbytes
 MAX_DIM = 2**31 - 1
 """The longest axis."""
 MAX_BYTES = 2**31
-"""Of one tensor that is not stored as it is: sparse, or made by ConstantOfShape, Expand, Tile or Range."""
+"""Of one tensor that is not stored as it is: made by ConstantOfShape, Expand, Tile or Range."""
+UNPACKED = 2**28
+"""Bytes that sparse tensors of any kind may take once they are unpacked, all together."""
+MOST_SPARSE = 64
+"""And so many times what they take in the file, where that is more."""
 _EXACT_FLOATS: dict[int, str] = {
     TensorProto.FLOAT: "<f4",
     TensorProto.DOUBLE: "<f8",
@@ -44,14 +49,7 @@ def check_tensors(walk: Walk, label: str) -> None:
             if np.isnan(values).any():
                 refuse(label, f"tensor {name!r} has NaN; train or export the model again")
             strange[name] = values
-    for graph in walk.graphs:
-        for sparse in graph.sparse_initializer:
-            size = math.prod(sparse.dims) * 8
-            if any(d < 0 or d > MAX_DIM for d in sparse.dims) or size > MAX_BYTES:
-                refuse(
-                    label,
-                    f"sparse tensor {sparse.values.name!r} has shape {list(sparse.dims)}; export it dense",
-                )
+    _check_sparse(walk, label)
     if not strange:
         return
     for node, line in walk.nodes:
@@ -61,6 +59,22 @@ def check_tensors(walk: Walk, label: str) -> None:
                     label,
                     f"tensor {name!r}, read by {titled(node)}, has Inf; train or export the model again",
                 )
+
+
+def _check_sparse(walk: Walk, label: str) -> None:
+    """Sparse tensors whose values have their places, and that all together do not blow up when they are unpacked."""
+    room = max(UNPACKED, MOST_SPARSE * sum(sparse.stored(t) for _, t in walk.sparse))
+    for name, tensor in walk.sparse:
+        dims, kind = list(tensor.dims), tensor.values.data_type
+        if any(d < 0 or d > MAX_DIM for d in dims) or kind not in BITS:
+            refuse(label, f"sparse tensor {name!r} has shape {dims} and data type {kind}; export it dense")
+        room -= math.prod(dims) * BITS[kind] // 8
+        if room < 0:
+            refuse(label, f"sparse tensor {name!r} of shape {dims} is too large to unpack; export it dense")
+        try:
+            sparse.places(tensor)
+        except ValueError as error:
+            refuse(label, f"sparse tensor {name!r} {first_line(error)}; export the model again")
 
 
 def shape_trouble(tensor: TensorProto) -> str | None:

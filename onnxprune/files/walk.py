@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from onnxprune.files.refuse import refuse
 from onnxprune.graph import operators
@@ -25,6 +25,11 @@ class Walk:
     graphs: list[GraphProto] = field(default_factory=list)
     nodes: list[tuple[NodeProto, Operator]] = field(default_factory=list)  # with what is known of such a name
     tensors: list[tuple[str, TensorProto]] = field(default_factory=list)  # the name it goes by, the tensor
+    sparse: list[tuple[str, SparseTensorProto]] = field(default_factory=list)  # their values are among the tensors
+
+    def add_sparse(self, name: str, tensor: SparseTensorProto) -> None:
+        self.sparse.append((name, tensor))
+        self.tensors += [(name, tensor.values), (f"indices of {name}", tensor.indices)]
 
 
 def called(node: NodeProto) -> tuple[str, str]:
@@ -45,8 +50,7 @@ def walk_model(model: ModelProto, label: str) -> Walk:
             walk.graphs.append(body)
             walk.tensors.extend((t.name, t) for t in body.initializer)
             for sparse in body.sparse_initializer:
-                walk.tensors.append((sparse.values.name, sparse.values))
-                walk.tensors.append((f"indices of {sparse.values.name}", sparse.indices))
+                walk.add_sparse(sparse.values.name, sparse)
         # whatever the domain: what others call Conv has strides as well
         walk.nodes.extend((node, operators.named(called(node)[1])) for node in body.node)
         if len(walk.nodes) > MAX_NODES:
@@ -57,6 +61,8 @@ def walk_model(model: ModelProto, label: str) -> Walk:
                     todo.append((attribute.g, depth + 1))
                 elif attribute.HasField("t"):
                     walk.tensors.append((node.output[0] if node.output else node.name, attribute.t))
+                elif attribute.HasField("sparse_tensor"):
+                    walk.add_sparse(node.output[0] if node.output else node.name, attribute.sparse_tensor)
                 elif attribute.type in _RARE_ATTRIBUTES:
                     todo.extend((graph, depth + 1) for graph in attribute.graphs)
                     walk.tensors.extend((node.name, t) for t in attribute.tensors)

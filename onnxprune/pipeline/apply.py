@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import onnx
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
 from onnxprune.errors import UsageError
-from onnxprune.graph import operators
+from onnxprune.graph import operators, sparse
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.seeds import without_seeds
@@ -95,7 +96,7 @@ def apply_plan(
         fidelity = check_fidelity(
             first.graph, graph.model, held, shapes=first.net.shapes, held_out=not parts.held.shared
         )
-    before, after = first.cost(), _cost(net, plan, graph)
+    before, after = first.cost(), _cost(net, plan, graph, first.sparse)
     if after.params > before.params and shares_weights(net.graph, net.channels):
         warnings.append(SHARED)
     keep = plan.keep()
@@ -134,11 +135,13 @@ def _unsampled(repair: Repair) -> str:
     )
 
 
-def _cost(net: Analysed, plan: PrunePlan, graph: Graph) -> Cost:
-    """What the outcome costs; what tells random nodes apart while models are compared is taken out of it."""
+def _cost(net: Analysed, plan: PrunePlan, graph: Graph, were: Mapping[str, onnx.SparseTensorProto]) -> Cost:
+    """What the outcome costs; what tells random nodes apart while models are compared is taken out of it, and what was
+    sparse is packed again."""
     macs = _macs(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net.feeds)
     params = count_params(graph.model)
     without_seeds(graph.model)
+    sparse.pack(graph.model, were)
     return Cost(params, macs, byte_size(graph.model))
 
 

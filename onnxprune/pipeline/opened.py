@@ -16,7 +16,7 @@ import onnx
 from onnxprune.channels import Analysed, Channels, find_channels
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.files.read import check_model, read_model
-from onnxprune.graph import operators
+from onnxprune.graph import operators, sparse
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
@@ -42,6 +42,7 @@ class Subject:
     """A model opened for pruning: checked, run once, analysed.
 
     `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
+    `sparse` are the tensors that are stored sparse in the file, by name; `model` has them dense.
     """
 
     model: onnx.ModelProto
@@ -53,6 +54,7 @@ class Subject:
     calibration: Calibration | None = None
     warnings: list[str] = field(default_factory=list)
     batch: int | None = None
+    sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
     parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -119,7 +121,7 @@ class Subject:
     def cost(self) -> Cost:
         """The original's cost."""
         macs = count_macs(self.graph, self.channels.shapes)
-        return Cost(count_params(self.model), macs, byte_size(self.model))
+        return Cost(count_params(self.model), macs, byte_size(sparse.packed(self.model, self.sparse)))
 
 
 def open_model(
@@ -147,7 +149,7 @@ def open_model(
     path = None if isinstance(model, onnx.ModelProto) else Path(model)
     proto = check_model(model) if isinstance(model, onnx.ModelProto) else read_model(Path(model))
     identity = digest(proto)
-    proto = with_seeds(proto)
+    proto, packed = sparse.unpacked(with_seeds(proto))
     specs = ports.input_specs(proto)
     data = None
     if calibration is not None:
@@ -169,7 +171,7 @@ def open_model(
         data = data.in_batches_of(batch)
         feeds = feeds if input_shapes else data.first(1)
     channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    return Subject(proto, graph, feeds, channels, identity, path, data, batch=batch)
+    return Subject(proto, graph, feeds, channels, identity, path, data, batch=batch, sparse=packed)
 
 
 BATCHES = (2, 4, 8, 16, 32, 64)

@@ -69,6 +69,7 @@ def captured(node: onnx.NodeProto) -> set[str]:
     while stack:
         body = stack.pop()
         inside = {i.name for i in body.input} | {t.name for t in body.initializer}
+        inside |= {t.values.name for t in body.sparse_initializer}
         for n in body.node:
             inside.update(n.output)
         for n in body.node:
