@@ -5,6 +5,8 @@ Layers have a module of their own (`graph.layers`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import onnx
 
@@ -101,6 +103,35 @@ def never_positive(graph: Graph, name: str) -> bool:
     """Whether a tensor is what is never negative, with its sign turned."""
     node = graph.nodes.get(graph.producer.get(name, ""))
     return node is not None and operators.of(node).negates and never_negative(graph, node.input[0])
+
+
+def takes_any_batch(graph: Graph, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a node surely runs with any number of samples along the first axis, and leaves them there.
+
+    Args:
+        graph: the network.
+        node: one of its nodes.
+        shapes: sizes of all tensors in a run of some batch.
+    """
+    line, others = operators.of(node), [graph.constant(i) for i in node.input[1:] if i]
+    if line.family == "broadcast":  # what has as many axes as the outcome must have one sample, for all of them
+        rank = len(shapes.get(node.output[0], ()))
+        constants = [v for i in node.input if i and (v := graph.constant(i)) is not None]
+        return all(v.ndim < rank or not v.ndim or v.shape[0] == 1 for v in constants)
+    if line.layer:
+        return all(v is not None for v in others) and not attr(node, "transA", 0)
+    if line.joins and any(graph.constant(i) is not None for i in node.input):
+        return False
+    first = BATCH_FIRST.get(line.name)
+    return line.family in ("unary", "pool") or line.stored_statistics if first is None else first(node)
+
+
+BATCH_FIRST: Mapping[str, Callable[[onnx.NodeProto], bool]] = {
+    "Concat": lambda node: attr(node, "axis", 0) != 0,
+    "Flatten": lambda node: attr(node, "axis", 1) != 0,
+    "Transpose": lambda node: attr(node, "perm", [1])[0] == 0,
+}
+"""Layout -> whether a node leaves the first axis where it is."""
 
 
 def zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray | None:

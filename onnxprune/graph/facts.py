@@ -104,7 +104,6 @@ class Operator:
     counts: bool = False  # the output's size depends on values
     sized_by: int | None = None  # the first operand by whose values the output is sized
     spells: tuple[int, ...] = ()  # operands that spell sizes
-    spells_batch: bool = False  # a graph may spell with it the batch that it was exported with
     spreads: bool = False  # makes something as large as an operand spells, the same everywhere
     grows: str = ""  # a few bytes may become gigabytes, by "fill", "expand", "tile" or "range"
     stores: bool = False  # holds a constant

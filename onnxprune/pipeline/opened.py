@@ -16,7 +16,8 @@ import onnx
 from onnxprune.channels import Analysed, Channels, find_channels
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.files.read import check_model, read_model
-from onnxprune.graph import operators, sparse
+from onnxprune.graph import sparse
+from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
@@ -166,7 +167,7 @@ def open_model(
     except ModelError as error:
         batch, feeds, observed = _other_batch(graph, specs, feeds, () if input_shapes else BATCHES, error)
     else:
-        batch = _only_batch(graph, specs, feeds, sampled=data is not None)
+        batch = _only_batch(graph, specs, feeds, observed, sampled=data is not None)
     if data is not None and batch is not None:
         data = data.in_batches_of(batch)
         feeds = feeds if input_shapes else data.first(1)
@@ -195,14 +196,21 @@ def _other_batch(
 
 
 def _only_batch(
-    graph: Graph, specs: Sequence[ports.InputSpec], feeds: Mapping[str, np.ndarray], *, sampled: bool
+    graph: Graph,
+    specs: Sequence[ports.InputSpec],
+    feeds: Mapping[str, np.ndarray],
+    observed: Observed,
+    *,
+    sampled: bool,
 ) -> int | None:
     """The batch of the feeds, where the model declares any batch and runs with no other; else None.
 
-    Only looked at where other batches would be used, and where the graph may spell one.
+    Only looked at where other batches would be used, and where some node may not take them.
     """
     own = next((len(feeds[s.name]) for s in specs if ports.open_batch(s)), None)
-    if own is None or (own == 1 and not sampled) or not any(operators.of(n).spells_batch for n in graph.nodes.values()):
+    running = [n for n in graph.nodes.values() if any(graph.constant(o) is None for o in n.output if o)]
+    free = all(map(ports.open_batch, specs)) and all(takes_any_batch(graph, n, observed.shapes) for n in running)
+    if own is None or (own == 1 and not sampled) or free:
         return None
     other = ports.in_batch(specs, feeds, 2 if own == 1 else 1)
     try:

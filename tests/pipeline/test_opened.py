@@ -126,3 +126,38 @@ def test_statistics_are_cut_only_on_demand():
         { h = Conv(x, w) m = ReduceMean(h, c) d = Sub(h, m) y = Conv(d, v) }"""
     plain, asked = (api.open_model(surgery.model_of(text), prune_statistics=p).channels for p in (False, True))
     assert not plain.groups and not plain.inexact and len(asked.groups) == 1 and asked.inexact
+
+
+ONE_AT_A_TIME = {
+    "a kernel that is an activation": "k = Conv(x, t) l = Conv(h, k) m = Conv(l, one) y = Relu(m)",
+    "a squeeze": "q = GlobalAveragePool(h) s = Squeeze(q, ax) e = Expand(s, sh) y = Relu(e)",
+    "a constant beside it": "c = Concat<axis=1>(h, k1) y = GlobalAveragePool(c)",
+    "a constant in front": "c = Concat<axis=1>(k1, h) y = GlobalAveragePool(c)",
+    "states of an LSTM": "p = GlobalAveragePool(h) q = Squeeze(p, a3) u = Transpose<perm=[2,0,1]>(q) y = LSTM<hidden_size=3>(u, lw, lr, , , i0, i0)",
+    "a flatten of everything": "f = Flatten<axis=0>(h) y = MatMul(f, long)",
+    "positions turned into channels": "t1 = Transpose<perm=[1,0,2,3]>(h) v2 = Conv(t1, one1) y = Relu(v2)",
+}
+AROUND = """(float[N,3,6,6] x) => (float[] y) <float[4,3,3,3] w, float[4,3,3,3] t, int64[1] ax = {{0}}, int64[3] sh = {{4,1,1}}, float[1,2,4,4] k1,
+    int64[1] a3 = {{3}}, float[1,12,4] lw, float[1,12,3] lr, float[1,1,3] i0, float[64,2] long, float[3,1,1,1] one, float[3,1,1,1] one1>
+    {{ h0 = Conv(x, w) h = Relu(h0) {} }}"""
+
+
+@pytest.mark.parametrize("way", ONE_AT_A_TIME)
+def test_a_graph_that_runs_with_one_sample_alone(way):
+    """Whatever it is that fixes the batch; nothing that spells a size need be in it."""
+    data = np.random.default_rng(0).standard_normal((12, 3, 6, 6)).astype(np.float32)
+    subject = api.open_model(surgery.model_of(AROUND.format(ONE_AT_A_TIME[way])), calibration=data)
+    assert subject.batch == 1 and all(len(b["x"]) == 1 for b in subject.calibration.batches(8))
+    given = api.open_model(
+        surgery.model_of(AROUND.format(ONE_AT_A_TIME[way])), calibration=data, input_shapes={"x": (1, 3, 6, 6)}
+    )
+    assert given.batch == 1
+
+
+def test_an_input_of_one_sample_beside_one_of_any():
+    text = """(float[N,3,6,6] x, float[1,2,4,4] z) => (float[] y) <float[4,3,3,3] w>
+        { h = Conv(x, w) r = Relu(h) c = Concat<axis=1>(r, z) y = GlobalAveragePool(c) }"""
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((1, 3, 6, 6)).astype(np.float32), "z": np.zeros((1, 2, 4, 4), np.float32)}] * 9
+    subject = api.open_model(surgery.model_of(text), calibration=data)
+    assert all(len(b["x"]) == 1 for b in subject.calibration.batches(8))
