@@ -6,13 +6,16 @@ quantization annotations, control-flow bodies, the order of nodes. Knows protobu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxprune.graph.narrow import narrower, stored_type
 from onnxprune.protobuf.nodes import captured, node_key
 from onnxprune.protobuf.serialize import copied, copy_all_but
 
@@ -27,15 +30,15 @@ def exported(graph: Graph, edits: Edits) -> onnx.ModelProto:
         model.CopyFrom(graph.model)
         return model
     nodes = _edited_nodes(graph, edits)
-    inner = graph.captured()
-    replaced: dict[str, np.ndarray] = {}  # constants that keep their name
-    added: dict[str, np.ndarray] = dict(edits.added)
+    constants = _Constants(graph, nodes, Counter(i for n in nodes.values() for i in n.input), graph.captured())
+    for name, new in edits.added.items():
+        constants.add(name, new, edits.like[name])
     for name, group in _by_source(edits, nodes).items():
+        exact = any(use in edits.exact for use in group)
         values = [edits.values.get(use) for use in group]
         first = next(v for v in values if v is not None)
-        alike = all(v is not None and _identical(v, first) for v in values)
-        if alike and name not in inner and name not in graph.outputs and _replaceable(graph, name, nodes):
-            (replaced if name in graph.producer or name in graph.initializers else added)[name] = first
+        if constants.own(name) and all(v is not None and _identical(v, first) for v in values):
+            constants.replace(name, first, exact)
             continue
         twins: list[tuple[np.ndarray, str]] = []
         for (key, i), value in zip(group, values, strict=True):
@@ -45,11 +48,74 @@ def exported(graph: Graph, edits: Edits) -> onnx.ModelProto:
             if twin is None:
                 twin = graph.fresh(name)
                 twins.append((value, twin))
-                added[twin] = value
+                constants.add(twin, value, name, exact)
             nodes[key] = copied(nodes[key])
             nodes[key].input[i] = twin
-    _write(graph, model, nodes, replaced, added)
+    _write(graph, model, {**constants.casts, **nodes}, constants)
     return model
+
+
+@dataclass
+class _Constants:
+    """The constants of the edited model.
+
+    Attributes:
+        graph: the original.
+        nodes: those that are to be written, by key; a Cast may take the place of one.
+        readers: how often each tensor is read by them.
+        inner: what bodies read.
+        replaced: constants that keep their name -> their new values.
+        resized: constants that nodes make of these -> their new sizes.
+        added: new constants.
+        casts: nodes that make others of these, by key.
+    """
+
+    graph: Graph
+    nodes: dict[str, onnx.NodeProto]
+    readers: Mapping[str, int]
+    inner: Collection[str]
+    replaced: dict[str, np.ndarray] = field(default_factory=dict)
+    resized: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    added: dict[str, np.ndarray] = field(default_factory=dict)
+    casts: dict[str, onnx.NodeProto] = field(default_factory=dict)
+
+    def own(self, name: str) -> bool:
+        """Whether the tensor may become another constant under its own name: nothing else is made with it."""
+        if name in self.graph.inputs or name in self.graph.outputs or name in self.inner:
+            return False
+        node = self.nodes.get(self.graph.producer.get(name, ""))
+        return node is None or [o for o in node.output if o] == [name]
+
+    def replace(self, name: str, value: np.ndarray, exact: bool) -> None:
+        """Note the new value of a constant, or of one that it is made from."""
+        graph, key = self.graph, self.graph.producer.get(name)
+        if key is None and name not in graph.initializers:
+            self.added[name] = value
+            return
+        *between, (source, stored) = narrower(
+            graph, name, value, lambda n: self.readers.get(n) == 1 and self.own(n), exact=exact
+        ).items()
+        narrow = None if key is None or between else stored_type(graph, name, value, exact=exact)
+        if narrow is None:
+            self.replaced[source] = stored
+            self.resized.update((n, v.shape) for n, v in between)
+        else:
+            assert key is not None
+            self.nodes[key] = self._cast(name, value, narrow)
+
+    def add(self, name: str, value: np.ndarray, like: str, exact: bool = False) -> None:
+        """Note a new constant, to be stored in the type of one that there is."""
+        narrow = stored_type(self.graph, like, value, exact=exact)
+        if narrow is None:
+            self.added[name] = value
+        else:
+            self.casts[name] = self._cast(name, value, narrow)
+
+    def _cast(self, name: str, value: np.ndarray, narrow: np.ndarray) -> onnx.NodeProto:
+        """What makes a constant of a new one, stored in a narrower type."""
+        stored = self.graph.fresh(name)
+        self.added[stored], self.resized[name] = narrow, value.shape
+        return onnx.helper.make_node("Cast", [stored], [name], to=onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
 
 
 def _edited_nodes(graph: Graph, edits: Edits) -> dict[str, onnx.NodeProto]:
@@ -61,14 +127,6 @@ def _edited_nodes(graph: Graph, edits: Edits) -> dict[str, onnx.NodeProto]:
         # An inserted node may take over the output, and so the key, of the node before it.
         found.update((f"{key}\0{i}", n) for i, n in enumerate(edits.after.get(key, ())))
     return found
-
-
-def _replaceable(graph: Graph, name: str, nodes: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether the tensor may become another constant under its own name: nothing else is made with it."""
-    if name in graph.inputs:
-        return False
-    node = nodes.get(graph.producer.get(name, ""))
-    return node is None or [o for o in node.output if o] == [name]
 
 
 def _identical(a: np.ndarray, b: np.ndarray) -> bool:
@@ -113,9 +171,8 @@ def _refilled(node: onnx.NodeProto, value: np.ndarray) -> onnx.NodeProto:
 def _write(
     graph: Graph,
     model: onnx.ModelProto,
-    nodes: dict[str, onnx.NodeProto],
-    replaced: dict[str, np.ndarray],
-    added: dict[str, np.ndarray],
+    nodes: Mapping[str, onnx.NodeProto],
+    constants: _Constants,
 ) -> None:
     """Write the nodes and constants into an empty model, and all else as it was.
 
@@ -123,9 +180,9 @@ def _write(
         graph: the original.
         model: receives it all.
         nodes: those that are to be written, in order.
-        replaced: constants that keep their name -> their new values.
-        added: new constants.
+        constants: those that are to be others.
     """
+    replaced, added = constants.replaced, constants.added
     source = graph.model
     copy_all_but(source, model, "graph")
     out, old = model.graph, source.graph
@@ -150,9 +207,10 @@ def _write(
     # Sizes of activations that the edits changed are for `write_sizes`: the caller knows them.
     gone = _made(old) - _made(out)
     out.value_info.extend(v for v in old.value_info if v.name not in gone)
+    sizes = {**constants.resized, **{name: value.shape for name, value in replaced.items()}}
     for info in (*out.input, *out.value_info):
-        if info.name in replaced and info.type.tensor_type.HasField("shape"):
-            _resize(info.type.tensor_type.shape, replaced[info.name].shape)
+        if info.name in sizes and info.type.tensor_type.HasField("shape"):
+            _resize(info.type.tensor_type.shape, sizes[info.name])
 
 
 def _with_constants(

@@ -80,17 +80,21 @@ class Edits:
 
     Attributes:
         values: use -> the new value of the constant that it reads.
+        exact: those whose value must not be rounded to a narrower type that the file stores it in.
         owned: keys of the nodes that have been copied to be edited.
         after: node key -> new nodes behind it.
         dropped: keys of the nodes that go.
         added: name -> a new constant.
+        like: name of such -> the constant in whose type the file stores it too.
     """
 
     values: dict[Use, np.ndarray] = field(default_factory=dict)
+    exact: set[Use] = field(default_factory=set)
     owned: set[str] = field(default_factory=set)
     after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
     added: dict[str, np.ndarray] = field(default_factory=dict)
+    like: dict[str, str] = field(default_factory=dict)
 
     def none(self) -> bool:
         """Whether the model stays as it is."""
@@ -210,8 +214,9 @@ class Graph:
             self._edits.owned.add(key)
         return self.nodes[key]
 
-    def set_constant(self, use: Use, value: np.ndarray) -> None:
-        """Give one use of a constant a new value; other uses keep theirs."""
+    def set_constant(self, use: Use, value: np.ndarray, *, exact: bool = False) -> None:
+        """Give one use of a constant a new value; other uses keep theirs. It may be rounded to the type in which the
+        file stores it, unless it must be `exact`."""
         key, i = use
         if i >= len(self.nodes[key].input) or not self.nodes[key].input[i]:  # an optional operand, left out so far
             node = self.own(key)
@@ -219,6 +224,8 @@ class Graph:
             node.input[i] = self.fresh(f"{key}_{i}")
         self._memo.clear()
         self._edits.values[use] = value
+        if exact:
+            self._edits.exact.add(use)
 
     def edited(self, use: Use) -> bool:
         """Whether this use of a constant has a new value."""
@@ -242,10 +249,11 @@ class Graph:
         self._reserved.add(f"{stem}_{k}")
         return f"{stem}_{k}"
 
-    def add_constant(self, stem: str, value: np.ndarray) -> str:
-        """A new constant that no node reads yet. Returns its name."""
+    def add_constant(self, stem: str, value: np.ndarray, like: str = "") -> str:
+        """A new constant that no node reads yet; it may be rounded to the type in which the file stores `like`. Returns
+        its name."""
         name = self.fresh(stem)
-        self._edits.added[name] = value
+        self._edits.added[name], self._edits.like[name] = value, like
         return name
 
     def insert_after(self, key: str, node: onnx.NodeProto) -> None:

@@ -164,7 +164,7 @@ def _replace(graph: Graph, d: Design, edit: Factorize, H: np.ndarray | None, pla
         first, second = left.transpose(0, 2, 1), right.transpose(0, 2, 1)
     middle = graph.fresh(f"{d.key}_low_rank")
     names = [
-        graph.add_constant(f"{d.key}_factor", np.ascontiguousarray(v.reshape(size)).astype(weight.dtype))
+        graph.add_constant(f"{d.key}_factor", np.ascontiguousarray(v.reshape(size)).astype(weight.dtype), node.input[1])
         for v, size in zip((first, second), sizes, strict=True)
     ]
     head, tail = pair_nodes(node, weight.shape, edit.kind, names[0], middle, names[1])

@@ -43,7 +43,7 @@ def merge(net: Analysed, graph: Graph, alive: np.ndarray, merges: Sequence[Merge
         w, outputs = merged(value, m)
         for axis, units in axes.items():
             w = w.compress(alive[units], axis)
-        graph.set_constant(use, w)
+        graph.set_constant(use, w, exact=True)
         if outputs is not None:
             fold_bias(net, graph, alive, use, m.axis, outputs, behind)
     return graph.settle()
@@ -108,4 +108,4 @@ def fold_bias(
     if value.size == 1 != len(delta):
         value = np.repeat(value.reshape(-1), len(delta))
         axis = -1
-    graph.set_constant(bias, shift_along(value, np.ones(len(delta)), delta, axis % value.ndim))
+    graph.set_constant(bias, shift_along(value, np.ones(len(delta)), delta, axis % value.ndim), exact=True)
