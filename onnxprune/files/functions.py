@@ -11,6 +11,10 @@ from onnxprune.errors import ModelError, one_line
 from onnxprune.files import sandbox
 from onnxprune.files.refuse import first_line, refuse
 from onnxprune.files.walk import MAX_NODES, called
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS
+
+APART = "onnxprune.deprecated"
+"""The domain of what the checker is not to look at."""
 
 
 def inline(model: ModelProto, label: str) -> None:
@@ -83,6 +87,29 @@ def skeleton(model: ModelProto) -> ModelProto:
     return bare
 
 
+def checkable(model: ModelProto) -> ModelProto:
+    """The skeleton as the checker takes it. It refuses versions of operators that are deprecated, whether or not ONNX
+    Runtime runs them (GroupNormalization of opset 18): these go by a domain that nobody knows."""
+    bare, known = skeleton(model), dict[tuple[str, str], bool]()
+    versions = {"" if entry.domain in DEFAULT_DOMAINS else entry.domain: entry.version for entry in model.opset_import}
+    for node in _flat_nodes(bare.graph):
+        key = "" if node.domain in DEFAULT_DOMAINS else node.domain, node.op_type
+        if key not in known:
+            known[key] = _deprecated(*key, versions.get(key[0], 0))
+        if known[key]:
+            node.domain = APART
+    if any(known.values()):
+        bare.opset_import.add(domain=APART, version=1)
+    return bare
+
+
+def _deprecated(domain: str, name: str, version: int) -> bool:
+    try:
+        return bool(onnx.defs.get_schema(name, version, domain).deprecated)
+    except onnx.defs.SchemaError:  # not an operator, or not yet
+        return False
+
+
 def _with_shape(port: ValueInfoProto) -> ValueInfoProto:
     if port.HasField("type") and not port.type.HasField("tensor_type"):
         return port
@@ -97,6 +124,6 @@ def _with_shape(port: ValueInfoProto) -> ValueInfoProto:
 
 def run_checker(model: ModelProto, label: str) -> None:
     try:
-        onnx.checker.check_model(skeleton(model))
+        onnx.checker.check_model(checkable(model))
     except Exception as error:
         raise ModelError(one_line(f"{label}: {first_line(error)}; export the model again")) from error

@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from onnxprune.files import sandbox
 from onnxprune.files.external import load_external
-from onnxprune.files.functions import inline, run_checker, skeleton
+from onnxprune.files.functions import checkable, inline, run_checker
 from onnxprune.files.growth import check_growth
 from onnxprune.files.names import check_names, reorder
 from onnxprune.files.nodes import check_nodes, check_ports
@@ -97,7 +97,7 @@ def _settle(model: ModelProto, label: str, *, base: Path | None, owned: bool) ->
     check_growth(model, walk, label)
     check_ports(model.graph, label)
     if len(walk.graphs) > 1:  # nested subgraphs
-        sandbox.in_child("check", skeleton(model), label)
+        sandbox.in_child("check", checkable(model), label)
     else:
         run_checker(model, label)
     return model

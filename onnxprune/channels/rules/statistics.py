@@ -15,6 +15,8 @@ from onnxprune.graph.behaviour import never_negative, never_positive
 from onnxprune.graph.facts import Operator
 from onnxprune.graph.operators import MICROSOFT, MIXING, POOL, REDUCTION
 
+INEXACTLY = " - --prune-statistics cuts it, inexactly"
+
 
 @rule("BatchNormalization")
 def batch_norm(walk: Walk, x: Value, *params: Value) -> list[Ids]:
@@ -28,6 +30,13 @@ def batch_norm(walk: Walk, x: Value, *params: Value) -> list[Ids]:
 
 @rule("InstanceNormalization")
 def instance_norm(walk: Walk, x: Value, *params: Value) -> Ids:
+    """Each index of axis 1 is normalized over all axes behind it; channels that were reshaped into those are groups."""
+    if isinstance(x, np.ndarray) and any(d > 1 for d in x.shape[2:]):
+        why = f"InstanceNormalization normalizes over the channels that a Reshape has put here{INEXACTLY}"
+        if walk.statistics():
+            return walk.ties.whole(x, 1, why)  # index j of every group
+        if x.shape[1] == 1:
+            return walk.fixed(x, why)
     return batch_norm(walk, x, *params)[0]
 
 
@@ -37,14 +46,18 @@ def group_norm(walk: Walk, x: Value, scale: Value, bias: Value) -> Ids:
         return walk.dead()
     channels, groups = walk.channels(x, 1), walk.attr("num_groups")
     grid = channels.reshape(groups, -1)
-    if walk.statistics():
+    within = grid.shape[1] > 1 and walk.statistics()
+    if within:
         walk.ties.same(grid, grid[:1])  # index j of every group
+    elif groups == 1:
+        walk.ties.pin(channels, f"GroupNormalization has one group, over all channels of this axis{INEXACTLY}", 1)
     else:
         walk.ties.same(grid, grid[:, :1])  # whole groups: the statistics of the others do not change
     for p in (scale, bias):
-        if isinstance(p, Param):
-            own = p.axis(0)
-            walk.ties.same(own, channels if len(own) == len(channels) else grid[:, 0])
+        if isinstance(p, Param) and p.shape == channels.shape:
+            walk.ties.same(p.axis(0), channels)
+        elif isinstance(p, Param) and not within:  # opset 18 has one for each group
+            walk.ties.same(p.axis(0), grid[:, 0])
     return walk.place(channels, 1, x.ndim)
 
 
@@ -81,7 +94,7 @@ def normalized(walk: Walk, x: Ids, axes: list[int], *params: Value) -> Ids:
 
 
 def _remedy(line: Operator) -> str:
-    return " - --prune-statistics cuts it, inexactly" if line.statistics else ""
+    return INEXACTLY if line.statistics else ""
 
 
 @rule("LRN")
@@ -117,7 +130,10 @@ def reduction(walk: Walk, x: Value, given: Value = None) -> Ids:
     crossed = [a for a in axes if x.shape[a] > 1]
     if op == "ReduceMean" and axes == crossed[:1] and _is_norm(walk) and _over_zeros(walk, x, axes):
         return walk.dead(0, "a mean over channels")
-    if line.statistics and crossed and x.size == x.shape[crossed[0]] and walk.statistics():
+    if line.statistics and crossed and walk.statistics():
+        for a in range(x.ndim):
+            if a not in axes:  # groups: index j of every one
+                x = walk.ties.whole(x, a, f"{op} over the channels of each group")
         return walk.dead(0, "a statistic over channels")
     if _over_zeros(walk, x, axes):
         return walk.dead(0, f"{op} over channels")
