@@ -233,8 +233,7 @@ def _first_run(
     try:
         return feeds, observe(graph, feeds)
     except ModelError as error:
-        free = [s.name for s in specs if any(not isinstance(n, int) for n in s.shape[1:])]
-        if not guess or not free:
+        if not guess or not any(map(ports.open_sizes, specs)):
             raise
         tried = []
         if [len(s.shape) for s in specs] == [4]:
@@ -245,4 +244,4 @@ def _first_run(
         for other in (*tried, *(ports.default_feed(specs, size=size) for size in GUESSES)):
             with contextlib.suppress(ModelError):
                 return other, observe(graph, other)
-        raise ModelError(f"{error}; say what sizes it takes: --input-shape {free[0]}=1,3,H,W") from error
+        raise ModelError(f"{error}; say what sizes it takes: {ports.shape_hint(specs)}") from error

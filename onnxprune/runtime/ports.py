@@ -61,6 +61,35 @@ def in_batch(specs: Sequence[InputSpec], feeds: Feeds, batch: int) -> dict[str, 
     return {k: np.repeat(v[:1], batch, axis=0) if k in free else v for k, v in feeds.items()}
 
 
+USUAL_AXES = {1: "N", 2: "NL", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
+"""Rank -> what its axes usually are."""
+
+
+def open_sizes(spec: InputSpec) -> bool:
+    """Whether an input leaves a size open besides that of its batch."""
+    return any(not isinstance(axis, int) for axis in (spec.shape if len(spec.shape) == 1 else spec.shape[1:]))
+
+
+def shape_hint(specs: Sequence[InputSpec]) -> str:
+    """How to say the sizes that the inputs leave open: `--input-shape x=1,3,H,W` and so on, what is known filled in."""
+    return " ".join(f"--input-shape {one_line(s.name)}={_sizes_in_words(s.shape)}" for s in specs if open_sizes(s))
+
+
+def _sizes_in_words(shape: tuple[int | str | None, ...]) -> str:
+    usual: Sequence[str] = USUAL_AXES.get(len(shape), [f"D{k}" for k in range(len(shape))])
+    if len(shape) in (4, 5) and shape[-1] in (1, 3, 4) and not isinstance(shape[1], int):
+        usual = usual[0] + usual[2:] + usual[1]  # type: ignore[operator]  # channels come last
+    words = []
+    for at, axis in enumerate(shape):
+        if at == 0 and not isinstance(axis, int) and len(shape) > 1:
+            words.append("1")
+        elif isinstance(axis, str) and re.fullmatch(r"[A-Za-z_]\w{0,19}", axis):
+            words.append(axis)
+        else:
+            words.append(str(axis) if isinstance(axis, int) else usual[at])
+    return ",".join(words)
+
+
 def _spec_of_port(port: ValueInfoProto) -> InputSpec:
     kind = port.type.WhichOneof("value")
     if kind not in ("tensor_type", None):

@@ -161,3 +161,21 @@ def test_an_input_of_one_sample_beside_one_of_any():
     data = [{"x": rng.standard_normal((1, 3, 6, 6)).astype(np.float32), "z": np.zeros((1, 2, 4, 4), np.float32)}] * 9
     subject = api.open_model(surgery.model_of(text), calibration=data)
     assert all(len(b["x"]) == 1 for b in subject.calibration.batches(8))
+
+
+HINTED = {
+    "lines of sound": ("(float[N,1,T] x) => (float[] y) <float[4,1,4000] w> { y = Conv(x, w) }", "--input-shape x=1,1,T"),
+    "a strip": ("(float[N,1,H,W] x) => (float[] y) <float[4,1,16,3] w, int64[1] two = {2}> { a = Conv<strides=[16,1]>(x, w) y = Squeeze(a, two) }",
+                "--input-shape x=1,1,H,W"),
+    "tokens": ("(float[N,L] x) => (float[] y) <float[77,4] w> { y = MatMul(x, w) }", "--input-shape x=1,L"),
+    "two": ("(float[N,3,h,w] z, float[N,5] k, float[N,3,g,v] x) => (float[] y) <float[1,5] u> { a = Conv(x, z) m = Add(k, u) b = ReduceSum(m) y = Conv(a, b) }",
+            "--input-shape z=1,3,h,w --input-shape x=1,3,g,v"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HINTED)
+def test_the_hint_fits_the_inputs(name):
+    text, hint = HINTED[name]
+    with pytest.raises(ModelError) as error:
+        api.open_model(surgery.model_of(text))
+    assert str(error.value).endswith(f"say what sizes it takes: {hint}")

@@ -89,3 +89,30 @@ def test_kinds_of_data_and_shared_lengths():
 def test_shapes_that_do_not_fit(shapes):
     with pytest.raises(UsageError):
         ports.default_feed([InputSpec("x", F, ("N", 3, 8, 8))], shapes=shapes)
+
+
+HINTS = [
+    ([("x", ("N", 1, "H", "W"))], "--input-shape x=1,1,H,W"),
+    ([("x", (None, 3, None, None))], "--input-shape x=1,3,H,W"),
+    ([("x", (None,) * 4)], "--input-shape x=1,C,H,W"),
+    ([("x", (4, 3, "h", 64))], "--input-shape x=4,3,h,64"),
+    ([("x", ("N", "rows", "cols", 3))], "--input-shape x=1,rows,cols,3"),
+    ([("x", ("N", None, None, 3))], "--input-shape x=1,H,W,3"),
+    ([("audio", ("N", 1, "T"))], "--input-shape audio=1,1,T"),
+    ([("x", ("N", None, None))], "--input-shape x=1,C,L"),
+    ([("ids", ("batch", "sequence_length"))], "--input-shape ids=1,sequence_length"),
+    ([("x", ("N", "2*floor(H/2)"))], "--input-shape x=1,L"),
+    ([("x", ("N", 3, "T", "H", "W"))], "--input-shape x=1,3,T,H,W"),
+    ([("x", ("N", None, None, None, None))], "--input-shape x=1,C,D,H,W"),
+    ([("signal", ("samples",))], "--input-shape signal=samples"),
+    ([("x", (None, None, 2, None, None, None))], "--input-shape x=1,D1,2,D3,D4,D5"),
+    ([("z", ("N", 3, "h", "w")), ("mask", ("N", 7)), ("t", ("N", "L"))],
+     "--input-shape z=1,3,h,w --input-shape t=1,L"),
+    ([("x", ("N", 3, 224, 224))], ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("inputs", "hint"), HINTS, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_hint_names_what_is_open_and_fills_in_what_is_known(inputs, hint):
+    specs = [ports.InputSpec(name, np.dtype("float32"), shape) for name, shape in inputs]
+    assert ports.shape_hint(specs) == hint
