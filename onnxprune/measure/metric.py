@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxprune.errors import CalibrationError, UsageError, one_line
+from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.files.write import atomic_write
 from onnxprune.graph.joined import Sizes
 from onnxprune.graph.model import Graph
@@ -20,6 +20,7 @@ from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.verdict import basis
 from onnxprune.runtime import ports, sessions
 from onnxprune.samples.calibration import open_calibration
+from onnxprune.samples.messages import as_error
 from onnxprune.samples.user_code import importable, load_function
 
 Metric = Callable[[onnx.ModelProto], float]
@@ -47,10 +48,8 @@ def open_metric(spec: str, specs: Sequence[ports.InputSpec], *, threads: int | N
             with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder, importable(home):
                 path = Path(folder, "model.onnx")
                 atomic_write(model, path)
-                try:
+                with as_error(UsageError, f"--eval {spec}: raised"):
                     found = function(str(path))
-                except Exception as error:
-                    raise UsageError(one_line(f"--eval {spec}: raised {type(error).__name__}: {error}")) from error
             try:
                 value = float(found)
             except (TypeError, ValueError):

@@ -124,7 +124,7 @@ class Planner:
         from onnxprune.train.recipe import Recipe
 
         subject, settings = self.subject, self.settings
-        labelled = None if settings.recipe is None else Recipe(settings.recipe, subject.graph.inputs)
+        labelled = None if settings.recipe is None else Recipe(settings.recipe, subject.specs)
         return channel_gradients(
             self.candidates.net,
             first_batches(self._samples().judge, GRADIENT_SAMPLES),

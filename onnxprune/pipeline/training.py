@@ -60,7 +60,7 @@ def _with_samples(subject: Subject, recipe: str) -> Subject:
     """The subject with the recipe's first samples for calibration."""
     from onnxprune.train.recipe import Recipe
 
-    batches, taken = Recipe(recipe, subject.graph.inputs), 0
+    batches, taken = Recipe(recipe, subject.specs), 0
     found: list[dict[str, np.ndarray]] = []
     while taken < REPAIR_SAMPLES and len(found) < REPAIR_SAMPLES:
         samples = {k: np.asarray(v) for k, v in batches.batch(len(found))[0].items()}

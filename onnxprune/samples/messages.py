@@ -6,9 +6,12 @@ What damaged files and other people's code raise is not known before; here it be
 from __future__ import annotations
 
 import os
+import sysconfig
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from onnxprune.errors import CalibrationError, FileError, PruneError
 
@@ -16,12 +19,43 @@ from onnxprune.errors import CalibrationError, FileError, PruneError
 @contextmanager
 def saying(where: str) -> Iterator[None]:
     """Whatever damaged files and other people's code raise, as one line that names `where`."""
+    with as_error(CalibrationError, f"{where}: cannot be read:"):
+        yield
+
+
+@contextmanager
+def as_error(kind: type[PruneError], what: str) -> Iterator[None]:
+    """Whatever is raised within, an exit too, as an error of ours: `what`, and what it was, with the line of a user's
+    own file that it came from."""
     try:
         yield
-    except PruneError:
+    except (PruneError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
-        raise CalibrationError(f"{where}: cannot be read: {type(error).__name__}: {line(error)}") from error
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, SystemExit) and frames and _ours(frames[-1].filename):  # a signal
+            raise
+        found = next((f for f in reversed(frames) if not (_ours(f.filename) or _installed(f.filename))), None)
+        place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else None
+        if place is None and found is not None:
+            place = found.filename, found.lineno
+        at = "" if place is None or not place[0] else f" ({shown(place[0])}, line {place[1]})"
+        raise kind(f"{what} {type(error).__name__}: {line(error)}{at}") from error
+
+
+_OWN = str(Path(__file__).resolve().parents[1]) + os.sep
+_LIBRARIES = tuple(
+    {os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
+
+
+def _ours(path: str) -> bool:
+    return os.path.realpath(path).startswith(_OWN)
+
+
+def _installed(path: str) -> bool:
+    """Whether a line of code is of Python or of a package, or of no file."""
+    return path.startswith("<") or os.path.realpath(path).startswith(_LIBRARIES)
 
 
 @contextmanager

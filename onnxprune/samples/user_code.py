@@ -14,27 +14,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from onnxprune.errors import CalibrationError
-from onnxprune.samples.messages import saying, shown
+from onnxprune.errors import CalibrationError, PruneError
+from onnxprune.samples.messages import as_error, shown
 
 FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<name>[^\W\d]\w*)")
 
 
-def load_function(spec: str) -> tuple[Callable[..., Any], Path]:
+def load_function(spec: str, kind: type[PruneError] = CalibrationError) -> tuple[Callable[..., Any], Path]:
     """The function that `file.py:name` names, and the file's folder, to be `importable` while it runs.
 
     Raises:
-        CalibrationError: there is no such file or function, or the file raises.
+        PruneError: of that kind; there is no such file or function, or the file raises.
     """
     found = FUNCTION.fullmatch(spec)
     if found is None or not Path(found["path"]).is_file():
-        raise CalibrationError(f"{shown(spec)}: not found; give file.py:function")
+        raise kind(f"{shown(spec)}: not found; give file.py:function")
     path = Path(found["path"])
-    with importable(path.parent), saying(shown(spec)):
-        return function_of(path, found["name"], shown(spec)), path.parent
+    with importable(path.parent), as_error(kind, f"{shown(spec)}: cannot be read:"):
+        return function_of(path, found["name"], shown(spec), kind), path.parent
 
 
-def function_of(path: Path, name: str, title: str) -> Callable[..., Any]:
+def function_of(path: Path, name: str, title: str, kind: type[PruneError] = CalibrationError) -> Callable[..., Any]:
     """The function of that name out of a file, which is run for it. `title` is what messages call it."""
     module = ModuleType(f"onnxprune_samples_{path.stem}")
     sys.modules[module.__name__] = module  # dataclasses look their module up by name
@@ -42,7 +42,7 @@ def function_of(path: Path, name: str, title: str) -> Callable[..., Any]:
     exec(compile(path.read_bytes(), path, "exec"), module.__dict__)  # an import would leave a __pycache__
     function = getattr(module, name, None)
     if not callable(function):
-        raise CalibrationError(f"{title}: no function {name!r} in it; check the name")
+        raise kind(f"{title}: no function {name!r} in it; check the name")
     return function  # type: ignore[no-any-return]
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
-from onnxprune.runtime.ports import Feeds
+from onnxprune.runtime.ports import Feeds, input_specs
 from onnxprune.train.loop import Training, half_precision, process_group, rank, ranks, set_up, train
 from onnxprune.train.network import Network, as_feeds, channels_last
 from onnxprune.train.recipe import Recipe
@@ -100,7 +100,7 @@ def distill(
         compared = Compared.of(net.graph, student.graph, CutSizes(net.channels, alive), device)
         training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
         early = int(how.blockwise * training.steps)
-        recipe = None if how.recipe is None else Recipe(how.recipe, student.graph.inputs)
+        recipe = None if how.recipe is None else Recipe(how.recipe, input_specs(net.model))
         draw = step_samples(recipe or fit, how.augment, how.seed, device)
 
         def loss(step: int) -> tuple[Tensor, dict[str, float]]:

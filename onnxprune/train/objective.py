@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.errors import UsageError
-from onnxprune.runtime.ports import Feeds
+from onnxprune.runtime.ports import Feeds, input_specs
 from onnxprune.train.distill import Compared, Distillation, step_samples
 from onnxprune.train.network import Network
 from onnxprune.train.recipe import Recipe
@@ -49,7 +49,7 @@ def objective(
     """
     on = torch.device(device)
     given = list(batches)
-    labelled = None if recipe is None else Recipe(recipe, net.graph.inputs)
+    labelled = None if recipe is None else Recipe(recipe, input_specs(net.model))
     if not given and labelled is None:
         raise UsageError("nothing to train on; give --recipe with labelled data, or --calib with samples")
     how, draw = Distillation(), step_samples(labelled or Samples(given, batch), augment, seed, on)

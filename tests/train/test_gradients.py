@@ -24,6 +24,7 @@ from onnx import numpy_helper  # noqa: E402
 
 from onnxprune.channels import Analysed  # noqa: E402
 from onnxprune.decide.evidence import gather  # noqa: E402
+from onnxprune.runtime.ports import InputSpec  # noqa: E402
 from onnxprune.train.gradients import channel_gradients  # noqa: E402
 from onnxprune.train.recipe import Recipe  # noqa: E402
 from tests.synthetic import Net, head  # noqa: E402
@@ -73,7 +74,9 @@ def test_a_recipe_s_loss_is_differentiated(tmp_path):
         "def batches():\n    yield np.ones((4, 3, 6, 6), np.float32), None\n"
         "def loss(outputs, labels):\n    return next(iter(outputs.values())).sum() * 0\n"
     )
-    scores, _ = scored(ablated(), "taylor", labelled=Recipe(str(recipe), ["x"]))
+    scores, _ = scored(
+        ablated(), "taylor", labelled=Recipe(str(recipe), [InputSpec("x", np.dtype("float32"), ("N", 3, 6, 6))])
+    )
     assert scores and all((s == 0).all() for s in scores.values())
 
 
