@@ -18,6 +18,7 @@ from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, T
 from onnxprune.graph import operators
 from onnxprune.graph.model import Graph, Use, body_weights
 from onnxprune.graph.shapes import Observed
+from onnxprune.graph.work import NOTHING, Ran
 from onnxprune.protobuf.nodes import node_key
 
 PINNED = -1
@@ -114,6 +115,7 @@ class Channels:
         unlisted: uses that `params` cuts but that are no operand of arithmetic: scales and zero points, and
             quantized weights, which appear a second time under the uses of their dequantized value.
         inexact: nodes whose statistics change with every cut (only with `prune_statistics`).
+        ran: what else only a run tells of the work that was done.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -127,6 +129,7 @@ class Channels:
     lines: Mapping[str, tuple[int, np.ndarray]]
     unlisted: frozenset[Use] = frozenset()
     inexact: tuple[str, ...] = ()
+    ran: Ran = NOTHING
 
     def alive(self, keep: Mapping[str, Iterable[int]]) -> np.ndarray:
         """(unit_count + 1,) bool, from the kept channels of every group; the last entry stands for pinned."""
@@ -236,6 +239,7 @@ def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids])
         lines=lines,
         unlisted=frozenset(ties.quantizers) | {u for u, p in ties.params.items() if p.seen},
         inexact=tuple(dict.fromkeys(ties.inexact)),
+        ran=observed.ran,
     )
 
 

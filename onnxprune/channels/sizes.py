@@ -178,11 +178,12 @@ def _fixed_axes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
         out = node.output[0]
         rank, line = len(shapes.get(out, ())), operators.of(node)
         meets = (line.layer or line.stored_statistics) and len(node.input) > 1
-        if meets and graph.constant(node.input[1]) is not None:
-            axis, before = line.channels or 0, len(shapes.get(node.input[0], ()))
+        weight, data = (1, 0) if line.product is None else (line.product.weight, line.product.data)
+        if meets and graph.constant(node.input[weight]) is not None:
+            axis, before = line.channels or 0, len(shapes.get(node.input[data], ()))
             if attr(node, "transA", 0) or before < 2 or before != rank:
                 continue
-            found.setdefault(node.input[0], set()).add(axis % rank)
+            found.setdefault(node.input[data], set()).add(axis % rank)
             found.setdefault(out, set()).add(axis % rank)
         elif line.aligned:
             for name in node.input:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.pipeline.gates import ANYWAY, Gates
 from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
 from onnxprune.pipeline.settings import REMOVE, REPAIR, TIMING, Settings
-from onnxprune.report.terminal import Status, change, plain, si, table
+from onnxprune.report.terminal import Status, change, costs, plain, si, table
 
 if TYPE_CHECKING:
     from onnxprune.api import Subject
@@ -159,7 +160,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     if args.dry_run:
         plan = api.make_plan(subject, goal, settings, status.progress)
         say_doubts(args, subject, status)
-        _show_plan(args, subject, plan, "dry run, nothing written")
+        _show_plan(args, subject, plan, settings, "dry run, nothing written")
         return
     if isinstance(goal, Target):
         result = api.reach(subject, goal, settings, metric=args.eval, progress=status.progress)
@@ -245,7 +246,7 @@ def run_plan(args: argparse.Namespace, status: Status) -> None:
     if args.json or not args.output:
         print_out(plan.to_json())
     else:
-        _show_plan(args, subject, plan, f"wrote {plain(args.output)}")
+        _show_plan(args, subject, plan, settings, f"wrote {plain(args.output)}")
 
 
 def _goal(args: argparse.Namespace) -> Goal:
@@ -301,32 +302,30 @@ def _check_faster(args: argparse.Namespace, result: Result) -> None:
         )
 
 
-def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, ending: str) -> None:
+def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, settings: Settings, ending: str) -> None:
     """What the plan would do: totals, the groups that it cuts, and every layer that gets cheaper."""
     from onnxprune.pipeline.preview import preview
 
     channels = subject.channels
     keep = plan.keep()
-    found = preview(subject, plan)
-    totals = {"macs": found.macs, "params": found.params}
+    found = preview(subject, plan, settings)
+    before, after = asdict(found.before), asdict(found.after)
     groups = [(g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in channels.groups]
     if args.json:
         content = {
             "schema": 1,
             "kind": "onnxprune dry run",
-            "macs": dict(zip(("before", "after"), totals["macs"], strict=True)),
-            "params": dict(zip(("before", "after"), totals["params"], strict=True)),
+            "macs": {"before": before["macs"], "after": after["macs"]},
+            "params": {"before": before["params"], "after": after["params"]},
+            "uncounted": before["uncounted"],
+            "uncounted_time": before["uncounted_time"],
             "groups": [{"name": n, "before": b, "after": a} for n, b, a in groups],
             "layers": found.to_json(),
             "plan": json.loads(plan.to_json()),
         }
         print_out(as_json(content))
         return
-    rows = [("", "original", "planned", "change")]
-    for title, of in (("MACs", "macs"), ("parameters", "params")):
-        before, after = totals[of]
-        rows.append((title, si(before), si(after), change(before, after)))
-    print_out("\n".join(f"{r[0]:<13}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows) + "\n\n")
+    print_out(costs(before, after, title="planned") + "\n")
     cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]
     more = None if args.verbose else ROWS
     print_out(table(("group", "width", "kept", "change"), cut, "<>>>", most=more, width=columns()))

@@ -10,7 +10,7 @@ from onnxprune.commands.common import as_json, check_samples, open_subject, prin
 from onnxprune.commands.options import Parser, add_gates, add_general, add_samples, gates_of
 from onnxprune.commands.results import kept_too_little, read_plan, seed_of
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.report.terminal import Status, fidelity_lines, plain, surgery_words
+from onnxprune.report.terminal import Status, costs, fidelity_lines, plain, surgery_words
 
 
 def parser() -> Parser:
@@ -48,7 +48,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     subject = open_subject(args, status, plan)
     pruned, _ = unpacked(with_seeds(read_model(args.pruned)))
     status.phase("surgery")
-    surgery, sizes = recheck(subject, plan, pruned)
+    surgery, sizes, after = recheck(subject, plan, pruned)
+    before = asdict(subject.cost())
     fidelity = None
     if subject.calibration is not None:
         status.phase("fidelity")
@@ -68,6 +69,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
         content = {
             "schema": 1,
             "kind": "onnxprune verification",
+            "before": before,
+            "after": None if after is None else asdict(after),
             "surgery": asdict(surgery),
             "inexact": list(inexact),
             "sizes_match": not sizes,
@@ -76,6 +79,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
         }
         print_out(as_json(content))
     else:
+        if after is not None:
+            print_out(costs(before, asdict(after)) + "\n")
         print_out(_verification(surgery, sizes, fidelity, every=args.all, inexact=len(inexact)))
     if missed:
         raise BudgetError(f"{args.pruned}: {'; '.join(missed)}")

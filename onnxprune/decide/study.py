@@ -135,7 +135,7 @@ def study(
         return Study(net.channels, scores, None, limits, choices)
     assert samples is not None and evidence.curves is not None
     widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in net.channels.groups}
-    count = trial_samples(count_macs(net.graph, net.shapes) * max(1, sum(map(len, widths.values()))))
+    count = trial_samples(count_macs(net.graph, net.shapes, net.channels.ran) * max(1, sum(map(len, widths.values()))))
     trials = Trials(evidence.curves, first_batches(samples.judge, count), threads=threads)
     hurt = _prices(net.channels.groups, curves, trials, widths, progress)
     return Study(net.channels, scores, hurt, limits, choices, trials)

@@ -271,7 +271,7 @@ def layer(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
     rank = len(numbers.channels.shapes[node.output[0]])
     if w is None or len(w) != width or line.channels is None or axis != line.channels % rank:
         return None
-    x = numbers.read(node.input[0], axis)
+    x = numbers.read(node.input[0 if line.product is None else line.product.data], axis)
     bias = bias_of(graph, key, width)
     if x is None or bias is None or len(x.atom) != groups * w.shape[1]:
         return None

@@ -1,55 +1,29 @@
 """What can be said of an operator: the columns of the table in `graph.operators`, and how a line is put together.
 
-Every fact is false, or says nothing, where a line does not say it. What an operator multiplies is a `Product`.
-Knows no operator.
+Every fact is false, or says nothing, where a line does not say it. The weight that an operator multiplies by is a
+`Product`; how often it multiplies, a rule of `graph.macs`. Knows no operator.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-Size = tuple[int, ...]
+import onnx
+
+from onnxprune.graph.macs import Rule
+
 Facts = Mapping[str, Any]
-
-
-# -- how multiply-accumulates are counted: by the sizes of what is read, of the weight and of the output ---------
-
-
-def volume(size: Size) -> float:
-    """The number of elements."""
-    return math.prod((float(d) for d in size), start=1.0)
-
-
-def gathered(x: Size, w: Size, out: Size) -> float:
-    """Every element of the output is a sum over a kernel."""
-    return volume(out) * volume(w[1:])
-
-
-def scattered(x: Size, w: Size, out: Size) -> float:
-    """Every element that is read goes through a kernel."""
-    return volume(x) * volume(w[1:])
-
-
-def contracted(x: Size, w: Size, out: Size) -> float:
-    """Every element of the output is a sum over the last axis of what is read."""
-    return volume(out) * (x[-1] if x else 1)
-
-
-def stepwise(x: Size, w: Size, out: Size) -> float:
-    """Every step and sample goes through the whole weight."""
-    return volume(x[:-1]) * volume(w)
 
 
 @dataclass(frozen=True)
 class Product:
-    """How an operator multiplies what it reads, its first operand, by a weight."""
+    """How an operator multiplies what it reads by a weight."""
 
-    macs: Callable[[Size, Size, Size], float]  # by the sizes of what it reads, of its weight, of its output
     weight: int = 1  # the operand
+    data: int = 0  # what it reads
     writes: int = 0  # the weight's axis that counts the channels it makes
     reads: int = 1  # and the one that counts those it reads
     turned: str = ""  # the attribute that exchanges the two
@@ -66,6 +40,7 @@ class Operator:
 
     name: str
     domain: str = ""  # "" is ONNX's own
+    varies: Callable[[Operator, onnx.NodeProto], Operator] | None = None  # the line of a node, by its attributes
     family: str = ""  # operators that share one rule for their channels
 
     # what comes out of what goes in
@@ -108,13 +83,16 @@ class Operator:
     grows: str = ""  # a few bytes may become gigabytes, by "fill", "expand", "tile" or "range"
     stores: bool = False  # holds a constant
 
+    # multiply-accumulates; where nothing is said it does none
+    macs: Rule | None = None  # how they are counted
+    uncounted: str = ""  # why they are not
+
     # weights
     product: Product | None = None
     recurrent: bool = False  # the product goes step by step, with a second weight (operand 2) for its own state
     sums: bool = False  # the output is a sum over what is read, column by column of a weight
     learned: tuple[int, ...] = ()  # operands that are parameters where they are float constants
     unfit: str = ""  # why no least squares problem gives the weight, with a remedy
-    uncounted: str = ""  # why its multiply-accumulates are not counted
 
     # integers
     quantizer: bool = False  # turns numbers into integers, or back

@@ -1,9 +1,9 @@
 """The linear layers of a graph: what they cost and where their outputs can be corrected.
 
-Conv, ConvTranspose, Gemm and MatMul hold nearly all of a CNN's arithmetic. This module describes each as a
-linear map (multiply-accumulates, weight, bias, the tensor behind which a channel-wise affine correction can be
-folded), so that cost, statistics and repair need no operator types. What is true of an operator it reads off its line
-in `graph.operators`.
+Conv, ConvTranspose, Gemm, MatMul and an Einsum that is one hold nearly all of a CNN's arithmetic. This module describes
+each as a linear map (multiply-accumulates, weight, bias, the tensor behind which a channel-wise affine correction can
+be folded), so that statistics and repair need no operator types. What is true of an operator it reads off its line in
+`graph.operators`; what else multiplies is known to `graph.work`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 
 from onnxprune.graph import operators
-from onnxprune.graph.facts import Operator, stepwise
+from onnxprune.graph.facts import Operator
 from onnxprune.graph.model import Graph, Use
 from onnxprune.graph.refusals import Refusal, refuse, unless_refused
+from onnxprune.graph.work import work
 from onnxprune.protobuf.nodes import attr, attributes, subgraphs
 
 
@@ -77,52 +78,25 @@ def layers(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
 
 
 def products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
-    """Every multiplying node with its cost, quantized ones too, in execution order.
-
-    Multiply-accumulates: Conv prod(out)·prod(w[1:]); ConvTranspose prod(in)·prod(w[1:]); Gemm and MatMul
-    prod(out)·contracted; LSTM, GRU and RNN (steps)·(samples)·(prod(w) + prod(r)).
-    """
+    """Every node that multiplies by a weight, with its cost, quantized ones too, in execution order."""
     return graph.once("products", shapes, lambda: _products(graph, shapes))
 
 
 def _products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer]:
-    found = []
+    found, macs = [], {w.key: w.macs for w in work(graph, shapes)}
     for key, node in graph.nodes.items():
         line = operators.of(node)
         product = line.product
         if product is None:
             continue
         if line.recurrent:
-            found.append(Layer(key, line, None, sum(recurrent_macs(graph, key, shapes))))
-            continue
-        if node.output[0] not in shapes or graph.constant(node.output[0]) is not None:
-            continue
-        x, w, out = (_size(graph, key, i, shapes) for i in (0, product.weight, None))
-        if x is None or w is None or out is None:
-            continue
-        macs = product.macs(x[::-1] if attr(node, "transA", 0) else x, w, out)
-        sides = (product.weight, 0) if product.either else (product.weight,)  # a convolution of a constant has none
-        side = next((i for i in sides if graph.constant(node.input[i]) is not None), None)
-        found.append(Layer(key, line, None if side is None else (key, side), float(macs)))
+            found.append(Layer(key, line, None, macs.get(key, 0.0)))
+        elif key in macs:
+            # a convolution of a constant has none
+            sides = (product.weight, product.data) if product.either else (product.weight,)
+            side = next((i for i in sides if graph.constant(node.input[i]) is not None), None)
+            found.append(Layer(key, line, None if side is None else (key, side), macs[key]))
     return found
-
-
-def recurrent_macs(graph: Graph, key: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[float, float]:
-    """(for what an LSTM, GRU or RNN reads, for its own state)."""
-    x, w, r = (_size(graph, key, i, shapes) or () for i in range(3))
-    return stepwise(x, w, ()), stepwise(x, r, ())
-
-
-def _size(graph: Graph, key: str, i: int | None, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The size of an operand (its own, for constants) or of the output."""
-    node = graph.nodes[key]
-    if i is None:
-        return shapes.get(node.output[0])
-    name = node.input[i]
-    if name in graph.initializers and not graph.edited((key, i)):
-        return tuple(graph.initializers[name].dims)
-    value = graph.value((key, i))
-    return value.shape if value is not None else shapes.get(node.input[i])
 
 
 def weight_axes(node: onnx.NodeProto) -> tuple[int, int]:
@@ -222,7 +196,8 @@ def filters_of(graph: Graph, key: str) -> np.ndarray | None:
     node, product = graph.nodes[key], operators.of(graph.nodes[key]).product
     assert product is not None
     w = graph.value((key, product.weight))
-    if w is None or w.dtype.kind != "f" or graph.constant(node.input[0]) is not None or attr(node, "transA", 0):
+    read = graph.constant(node.input[product.data])
+    if w is None or w.dtype.kind != "f" or read is not None or attr(node, "transA", 0):
         return None
     if (product.transposed and attr(node, "group", 1) > 1) or (not product.kernel and w.ndim != 2):
         return None
@@ -278,7 +253,7 @@ def _only_reader(graph: Graph, consumers: Mapping[str, list[Use]], tensor: str) 
 
 
 def lacks_bias(node: onnx.NodeProto) -> bool:
-    """Whether it is a layer that has no operand for a bias: a MatMul."""
+    """Whether it is a layer that has no operand for a bias: a MatMul, or an Einsum that is one."""
     line = operators.of(node)
     return line.layer and line.product is not None and line.product.bias is None
 
@@ -337,26 +312,30 @@ def shift_along(value: np.ndarray, factor: np.ndarray, offset: np.ndarray, axis:
 
 
 def with_biases(graph: Graph, reads: Callable[[str], bool]) -> Graph:
-    """The graph, edited: an Add of zeros stands behind every MatMul that has no constant behind it: a MatMul has no
-    bias operand, and without one its mean cannot be mended.
+    """The graph, edited: an Add of zeros stands behind every MatMul or Einsum that has no constant behind it: they have
+    no bias operand, and without one their mean cannot be mended.
 
     Args:
         graph: the network.
-        reads: whether a MatMul that reads this tensor gets one.
+        reads: whether one that reads this tensor gets one.
     """
     graph.settle()
     consumers = graph.consumers()
     for key, node in list(graph.nodes.items()):
-        weight = graph.value((key, 1)) if lacks_bias(node) else None
-        if weight is None or weight.ndim != 2 or weight.dtype.kind != "f" or not reads(node.input[0]):
+        product = operators.of(node).product if lacks_bias(node) else None
+        weight = None if product is None else graph.value((key, product.weight))
+        if product is None or weight is None or weight.ndim != 2 or weight.dtype.kind != "f":
             continue
+        if not reads(node.input[product.data]):
+            continue
+        width, behind = weight.shape[weight_axes(node)[0]], -1 - (operators.of(node).channels or -1)
         readers = consumers.get(node.output[0], [])
         adds = [graph.value((k, 1 - i)) for k, i in readers if is_add(graph, k)]
-        if any(v is not None and v.size == weight.shape[1] for v in adds):
+        if any(v is not None and v.size == width for v in adds):
             continue
         own = graph.own(key)
         name, own.output[0] = own.output[0], graph.fresh(f"{key}_unbiased")
-        zeros = graph.add_constant(f"{key}_bias", np.zeros(weight.shape[1], weight.dtype))
+        zeros = graph.add_constant(f"{key}_bias", np.zeros((width, *[1] * behind), weight.dtype))
         graph.insert_after(key, onnx.helper.make_node("Add", [own.output[0], zeros], [name]))
     return graph.settle()
 

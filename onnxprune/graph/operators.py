@@ -7,7 +7,8 @@ channels (`channels.rules`), sizes that are spelled out (`channels.size_rules`),
 (`measure.designs`), torch (`train.operators`). Families (`UNARY`, `BROADCAST`, …) share one function.
 
     a new element-wise operator    one line
-    a new operator with a weight   one line with a `product`, a rule for its channels, a design or (`unfit`) why not
+    a new operator that multiplies one line with `macs`, or why nobody can count it (`uncounted`)
+    a new operator with a weight   the same with a `product`, a rule for its channels, a design or (`unfit`) why not
 
 An operator without a line is `UNKNOWN`: nothing is true of it, and its channels stay. `graph.facts` explains the facts.
 """
@@ -15,17 +16,22 @@ An operator without a line is `UNKNOWN`: nothing is true of it, and its channels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 
-from onnxprune.graph.facts import Facts, Operator, Product, contracted, facts, gathered, scattered, stepwise
+from onnxprune.graph import macs
+from onnxprune.graph.equations import Equation
+from onnxprune.graph.facts import Facts, Operator, Product, facts
 from onnxprune.protobuf.nodes import DEFAULT_DOMAINS
 
 MICROSOFT = "com.microsoft"
+BLOCKED = "com.microsoft.nchwc"
+"""Convolutions in blocks of channels."""
 
-UNKNOWN = Operator("")
+UNKNOWN = Operator("", uncounted="it is not known to onnxprune")
 """What is known of an operator without a line."""
 TABLE: dict[tuple[str, str], Operator] = {}
 """(domain, name) -> line."""
@@ -39,7 +45,8 @@ def named(name: str, domain: str = "") -> Operator:
 def of(node: onnx.NodeProto) -> Operator:
     """The line of a node's operator; `UNKNOWN` where there is none."""
     domain = node.domain
-    return TABLE.get(("" if domain in DEFAULT_DOMAINS else domain, node.op_type), UNKNOWN)
+    line = TABLE.get(("" if domain in DEFAULT_DOMAINS else domain, node.op_type), UNKNOWN)
+    return line if line.varies is None else line.varies(line, node)
 
 
 def lines(fact: Callable[[Operator], object] = lambda line: True) -> Iterator[Operator]:
@@ -58,6 +65,12 @@ def op(name: str, *true: str | Facts, domain: str = "", **more: Any) -> Operator
         raise ValueError(f"{name} has a line already")
     line = TABLE[domain, name] = Operator(name, domain, **facts(*true, **more))
     return line
+
+
+def plain(names: str, domain: str = "") -> None:
+    """Enter lines that say no more than that nothing is multiplied."""
+    for name in names.split():
+        op(name, domain=domain)
 
 
 # -- families: what their operators have in common ---------------------------------------------------------------
@@ -82,19 +95,39 @@ LAYER = facts("sums", "plain", "takes_constants")
 FUSED = "it is fused with what follows or precedes; prune the model as it was before ONNX Runtime's optimiser"
 QUANTIZED = facts(unfit="its weight is quantized; prune the model before it is quantized")
 RECURRENT = facts(
-    "sums", "recurrent", channels=2, product=Product(stepwise, writes=1, reads=2, bias=3),
+    "sums", "recurrent", channels=2, macs=macs.stepwise(lengths=4), product=Product(writes=1, reads=2, bias=3),
     unfit="it mixes its hidden state over time, so no single product gives its weights",
 )  # fmt: skip
 
 
 def conv(weight: int = 1, **more: Any) -> Facts:
     """A convolution by the operand `weight`."""
-    return facts("windowed", channels=1, kernel=weight, product=Product(gathered, weight, kernel=True, **more))
+    product = Product(weight, kernel=True, **more)
+    return facts("windowed", channels=1, kernel=weight, macs=macs.gathered(weight), product=product)
 
 
 def matrix(weight: int = 1, **more: Any) -> Facts:
     """A product of what is read with a matrix, the operand `weight`."""
-    return facts(product=Product(contracted, weight, writes=1, reads=0, either=True, **more))
+    return facts(macs=macs.contracted, product=Product(weight, **({"writes": 1, "reads": 0, "either": True} | more)))
+
+
+def by_equation(line: Operator, node: onnx.NodeProto) -> Operator:
+    """An Einsum that multiplies by a matrix in place is a layer; another has no weight that we know."""
+    key = line.name, Equation.of(node)
+    if key not in _EINSUMS:
+        _EINSUMS[key] = _einsum(line, key[1])
+    return _EINSUMS[key]
+
+
+_EINSUMS: dict[tuple[str, Equation], Operator] = {}
+
+
+def _einsum(line: Operator, equation: Equation) -> Operator:
+    if equation.product is None or line.product is None:
+        return replace(line, product=None, plain=False, unfit="it is an Einsum; write the product as a MatMul")
+    how = equation.product
+    product = replace(line.product, weight=how.weight, data=1 - how.weight, writes=how.writes, reads=how.reads)
+    return replace(line, channels=how.axis, product=product)
 
 
 # fmt: off
@@ -181,30 +214,53 @@ op("BitwiseXor", BROADCAST)
 
 op("Conv", LAYER, conv(bias=2), "reads_maps", learned=(1, 2))
 op("ConvTranspose", LAYER, "windowed", "reads_maps", channels=1, kernel=1, learned=(1, 2),
-   product=Product(scattered, writes=1, reads=0, bias=2, kernel=True, transposed=True),
+   macs=macs.scattered(), product=Product(writes=1, reads=0, bias=2, kernel=True, transposed=True),
    unfit="it is a transposed convolution; its statistics are mended, its weight stays")
 op("Gemm", LAYER, matrix(bias=2, turned="transB"), channels=1, learned=(1, 2))
 op("MatMul", LAYER, matrix(), channels=-1, learned=(0, 1))
-op("Einsum", "sums", "takes_constants", unfit="it is an Einsum; write the product as a MatMul",
-   uncounted="its equation says how it multiplies")
+op("Einsum", LAYER, matrix(), macs=macs.einsum, channels=-1, learned=(0, 1), varies=by_equation)
 op("LSTM", RECURRENT)
 op("GRU", RECURRENT)
 op("RNN", RECURRENT)
-op("DeformConv", "sums", "windowed", kernel=1, learned=(1, 3), unfit="its taps are moved by offsets",
-   uncounted="its taps are moved by offsets")
-op("FusedConv", "sums", "windowed", kernel=1, learned=(1, 2), domain=MICROSOFT, unfit=FUSED, uncounted="it is fused")
-op("FusedGemm", "sums", learned=(1, 2), domain=MICROSOFT, unfit=FUSED, uncounted="it is fused")
-op("FusedMatMul", "sums", "takes_constants", learned=(0, 1), domain=MICROSOFT, unfit=FUSED, uncounted="it is fused")
-op("TransposeMatMul", "sums", "takes_constants", learned=(0, 1), domain=MICROSOFT, unfit=FUSED, uncounted="it is fused")
+op("DeformConv", "sums", "windowed", kernel=1, macs=macs.gathered(), learned=(1, 3),
+   unfit="its taps are moved by offsets")
+op("FusedConv", "sums", "windowed", kernel=1, macs=macs.gathered(), learned=(1, 2), domain=MICROSOFT, unfit=FUSED)
+op("FusedGemm", "sums", macs=macs.contracted, learned=(1, 2), domain=MICROSOFT, unfit=FUSED)
+op("FusedMatMul", "sums", "takes_constants", macs=macs.contracted, learned=(0, 1), domain=MICROSOFT, unfit=FUSED)
+op("TransposeMatMul", "sums", "takes_constants", macs=macs.contracted, learned=(0, 1), domain=MICROSOFT, unfit=FUSED)
 op("ConvInteger", conv(floats=False), QUANTIZED, zero_points={0: 2, 1: 3})
 op("MatMulInteger", matrix(floats=False), QUANTIZED, "takes_constants", channels=-1, zero_points={0: 2, 1: 3})
 op("QLinearConv", conv(3, bias=8, floats=False), QUANTIZED, zero_points={0: 2, 3: 5})
 op("QLinearMatMul", matrix(3, floats=False), QUANTIZED, "takes_constants", channels=-1, zero_points={0: 2, 3: 5})
 op("QGemm", matrix(3, bias=6, turned="transB", floats=False), QUANTIZED, channels=1, zero_points={0: 2, 3: 5},
    domain=MICROSOFT)
-op("Attention")
+op("Attention", macs=macs.attention)
+op("CDist", macs=macs.contracted, domain=MICROSOFT)
 op("RotaryEmbedding")
 op("RotaryEmbedding", domain=MICROSOFT)
+
+# what ONNX Runtime's optimiser writes; its channels are not followed
+op("Conv", macs=macs.gathered(), domain=BLOCKED)
+op("NhwcConv", macs=macs.gathered(), domain=MICROSOFT)
+op("NhwcFusedConv", macs=macs.gathered(), domain=MICROSOFT)
+op("QLinearConv", macs=macs.gathered(3), domain=MICROSOFT)
+op("ConvTransposeWithDynamicPads", macs=macs.scattered(), domain=MICROSOFT)
+op("GemmFastGelu", macs=macs.contracted, domain=MICROSOFT)
+op("GemmFloat8", macs=macs.contracted, domain=MICROSOFT)
+op("FusedMatMulActivation", macs=macs.contracted, domain=MICROSOFT)
+op("DynamicQuantizeMatMul", macs=macs.contracted, domain=MICROSOFT)
+op("MatMulIntegerToFloat", macs=macs.contracted, domain=MICROSOFT)
+op("MatMulInteger16", macs=macs.contracted, domain=MICROSOFT)
+op("MatMulNBits", macs=macs.contracted, domain=MICROSOFT)
+op("MatMulBnb4", macs=macs.contracted, domain=MICROSOFT)
+op("MatMulFpQ4", macs=macs.contracted, domain=MICROSOFT)
+op("QOrderedMatMul", macs=macs.contracted, domain=MICROSOFT)
+op("DynamicQuantizeLSTM", macs=macs.stepwise(lengths=4), domain=MICROSOFT)
+op("Attention", macs=macs.projecting(past=4), domain=MICROSOFT)
+op("QAttention", macs=macs.projecting(past=8), domain=MICROSOFT)
+op("MultiHeadAttention", macs=macs.multi_head, domain=MICROSOFT)
+op("GroupQueryAttention", macs=macs.grouped_query, domain=MICROSOFT)
+op("DecoderMaskedMultiHeadAttention", macs=macs.one_step, domain=MICROSOFT)
 
 # -- normalization, pooling, reduction ---------------------------------------------------------------------------
 
@@ -275,8 +331,8 @@ op("CenterCropPad", sized_by=1)
 op("Trilu")
 op("OneHot", sized_by=1)
 op("Col2Im", sized_by=1)
-op("GridSample")
-op("GridSample", domain=MICROSOFT)
+op("GridSample", macs=macs.interpolated)
+op("GridSample", macs=macs.interpolated, domain=MICROSOFT)
 op("AffineGrid", sized_by=1)
 
 # -- what makes tensors, and what counts -------------------------------------------------------------------------
@@ -301,8 +357,8 @@ op("BlackmanWindow", sized_by=0)
 op("HammingWindow", sized_by=0)
 op("HannWindow", sized_by=0)
 op("MelWeightMatrix", sized_by=1)
-op("DFT", sized_by=1)
-op("STFT", sized_by=1)
+op("DFT", sized_by=1, uncounted="it is a Fourier transform")
+op("STFT", sized_by=1, uncounted="it is a Fourier transform")
 
 # -- integers ----------------------------------------------------------------------------------------------------
 
@@ -333,3 +389,19 @@ op("SplitToSequence", "sequences", sized_by=1)
 op("Optional", "sequences")
 op("OptionalGetElement", "sequences")
 op("StringSplit", "sequences")
+
+# -- no multiply-accumulates, and nothing else that we know ------------------------------------------------------
+
+plain("""BitCast ConcatFromSequence EyeLike ImageDecoder NegativeLogLikelihoodLoss OptionalHasElement RegexFullMatch
+   ReverseSequence SequenceAt SequenceLength SimplifiedLayerNormalization SoftmaxCrossEntropyLoss StringConcat
+   StringNormalizer SwiGLU TensorScatter TfIdfVectorizer""")
+plain("""BiasAdd BiasDropout BiasSoftmax BiasSplitGelu BitmaskBiasDropout BitmaskDropout ComplexMul
+   ComplexMulConj CropAndResize DequantizeBFP EmbedLayerNormalization ExpandDims GatedAdd GatedRMSNorm
+   GatherBlockQuantized GatherND GemmaRotaryEmbedding GroupNorm IsAllFinite MaxpoolWithMask MulInteger MurmurHash3
+   NGramRepeatBlock NhwcMaxPool Pad QEmbedLayerNormalization QLinearReduceMean QLinearSoftmax QLinearWhere QuantizeBFP
+   Range ReduceSumInteger RelativePositionBias RemovePadding RestorePadding ScaledSiLU SkipGroupNorm
+   SwiGLU Tokenizer TorchEmbedding Trilu UnfoldTensor""",
+   MICROSOFT)
+plain("AveragePool GlobalAveragePool GlobalMaxPool MaxPool ReorderInput ReorderOutput Upsample", BLOCKED)
+plain("""ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer LabelEncoder
+   Normalizer OneHotEncoder Scaler ZipMap""", "ai.onnx.ml")

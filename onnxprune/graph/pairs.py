@@ -22,9 +22,11 @@ from onnxprune.protobuf.nodes import attr, set_attr
 
 def kinds_of(node: onnx.NodeProto, weight: tuple[int, ...]) -> tuple[str, ...]:
     """The kinds of pairs that a layer with such a weight can become."""
-    product = operators.of(node).product
+    line = operators.of(node)
+    product = line.product
     if product is None or not product.kernel:
-        return ("matrix",)
+        last = (line.channels or -1) >= -1  # a MatMul goes along the last axis
+        return ("matrix",) if last and (product is None or not product.data) else ()
     kernel = weight[2:]
     both = len(kernel) == 2 and min(kernel) > 1
     depthwise = attr(node, "group", 1) > 1 and weight[1] == 1
@@ -33,7 +35,10 @@ def kinds_of(node: onnx.NodeProto, weight: tuple[int, ...]) -> tuple[str, ...]:
 
 def why_not(key: str, node: onnx.NodeProto, weight: tuple[int, ...]) -> Refusal | None:
     """Why a layer with such a weight cannot become a pair; None where it can."""
-    return None if kinds_of(node, weight) else refuse(key, "thin", op=operators.of(node).name)
+    line = operators.of(node)
+    assert line.product is not None
+    reason = "thin" if line.product.kernel else "on the left" if line.product.data else "in between"
+    return None if kinds_of(node, weight) else refuse(key, reason, op=line.name)
 
 
 def highest(node: onnx.NodeProto, weight: tuple[int, ...], kind: str) -> int:

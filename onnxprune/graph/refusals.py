@@ -29,6 +29,7 @@ REASONS = {
     "odd bias": ("the bias of {op} is no float constant with one value per channel (axis {axis})", "make it one"),
     "no bias": ("{op} has no bias, and no Add of a constant per channel (axis {axis}) behind it", "add one of zeros"),
     "thin": ("{op} is depthwise with a kernel along one axis: no two layers are smaller", ""),
+    "in between": ("{op} multiplies along an axis that is not the last", "put a Transpose before and behind it"),
     "wide": ("{op} reads {inputs} inputs at once, more than the {most} that least squares is worth for", ""),
     "unseen": ("the size of what {op} reads is not known, or it is empty", ""),
 }

@@ -25,10 +25,20 @@ def with_seeds(model: onnx.ModelProto) -> onnx.ModelProto:
     return seeded
 
 
+def as_written(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model as a file has it, without the seeds that `with_seeds` has put in; itself where there are none."""
+    if not any(map(_seeded, model.graph.node)):
+        return model
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    without_seeds(written)
+    return written
+
+
 def without_seeds(model: onnx.ModelProto) -> None:
     """Take the seeds out that `with_seeds` has put in, in place."""
     for node in model.graph.node:
-        if operators.of(node).random and attr(node, "seed") == _seed(node):
+        if _seeded(node):
             kept = [a for a in node.attribute if a.name != "seed"]
             del node.attribute[:]
             node.attribute.extend(kept)
@@ -36,6 +46,10 @@ def without_seeds(model: onnx.ModelProto) -> None:
 
 def _seedless(node: onnx.NodeProto) -> bool:
     return operators.of(node).random and attr(node, "seed") is None
+
+
+def _seeded(node: onnx.NodeProto) -> bool:
+    return operators.of(node).random and attr(node, "seed") == _seed(node)
 
 
 def _seed(node: onnx.NodeProto) -> float:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import evaluate, operators
+from onnxprune.graph.bodies import SelfCounting, counted_inside, summed
 from onnxprune.graph.model import Graph
 from onnxprune.graph.sizes_only import sizes_only
-from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured
+from onnxprune.graph.work import NOTHING, Ran
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured, node_key
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.weights import ModelAndWeights, add_external_weights
@@ -35,10 +38,12 @@ class Observed:
     Attributes:
         shapes: tensor name -> size per axis, constants included.
         derived: tensor name -> value, for tensors that depend on nothing but sizes and constants.
+        ran: what else only a run tells of the work that was done.
     """
 
     shapes: Mapping[str, Shape]
     derived: Mapping[str, np.ndarray]
+    ran: Ran = NOTHING
 
 
 def follow(graph: Graph, shapes: Mapping[str, Shape], known: Observed | None = None) -> dict[str, np.ndarray]:
@@ -111,8 +116,14 @@ def observe(graph: Graph, feeds: Feeds) -> Observed:
     Raises:
         ModelError: the model does not run on these inputs.
     """
-    computed = depends_on_sizes(graph)
     nodes = [n for n in graph.nodes.values() if any(o and graph.constant(o) is None for o in n.output)]
+    observed = _sizes(graph, feeds, nodes)
+    keys, tensors = counted_inside(graph), summed(graph)
+    return replace(observed, ran=_ran(graph, feeds, nodes, keys, tensors)) if keys or tensors else observed
+
+
+def _sizes(graph: Graph, feeds: Feeds, nodes: Sequence[onnx.NodeProto]) -> Observed:
+    computed = depends_on_sizes(graph)
     empty = sizes_only(graph, nodes, computed)
     if empty is not None:
         with contextlib.suppress(ModelError):  # the model itself says best what does not fit
@@ -149,6 +160,35 @@ def _observed(graph: Graph, feeds: Feeds, computed: set[str], net: ModelAndWeigh
         derived = follow(graph, shapes)
     shapes |= {k: np.shape(v) for k, v in derived.items()}
     return Observed(shapes, derived)
+
+
+def _ran(
+    graph: Graph, feeds: Feeds, nodes: Sequence[onnx.NodeProto], keys: Collection[str], tensors: Collection[str]
+) -> Ran:
+    """What the model, counting itself, tells in one run; nothing where it cannot.
+
+    Args:
+        graph, feeds, nodes: as for `_sizes`.
+        keys: nodes whose bodies count.
+        tensors: those that add themselves up.
+    """
+    counting, made, totals = SelfCounting(graph.opset), list[onnx.NodeProto](), dict[str, str]()
+    for node in nodes:
+        instead, total = counting.instead(node) if node_key(node) in keys else ([node], None)
+        made += instead
+        totals |= {} if total is None else {node_key(node): total}
+    sums = {tensor: counting.sum_of(tensor) for tensor in tensors}
+    net = _folded(graph, [*made, *(n for added in sums.values() for n in added)], set(feeds))
+    wanted = [*totals.values(), *(added[-1].output[0] for added in sums.values())]
+    del net.model.graph.output[:]
+    for name in wanted:
+        net.model.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, []))
+    try:
+        session = sessions.open_session(net.model, optimise=False, weights=net.weights, feed=True)
+        values = [float(v) for v in session.run(feeds, wanted)]
+    except ModelError:
+        return Ran()
+    return Ran(dict(zip(totals, values, strict=False)), dict(zip(sums, values[len(totals) :], strict=True)))
 
 
 def only_tensors(graph: Graph) -> bool:
@@ -193,8 +233,8 @@ def _folded(
             continue
         values[name] = value
         if source.ir_version < 4 and name not in present:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-            out.input.append(onnx.helper.make_tensor_value_info(name, kind, value.shape))
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            out.input.append(helper.make_tensor_value_info(name, kind, value.shape))
     return ModelAndWeights(model, add_external_weights(model, values))
 
 
@@ -210,8 +250,8 @@ def _tap(net: ModelAndWeights, tensors: Collection[str], feeds: Feeds, wanted: S
     # ORT starts with the last leaf: in this order every tap runs as soon as its tensor is there, and no
     # activation waits for it (10x in time and memory on a deep net).
     for name, tap in zip(reversed(names), reversed(taps), strict=True):
-        model.graph.node.append(onnx.helper.make_node("Shape", [name], [tap]))
-        model.graph.output.append(onnx.helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
+        model.graph.node.append(helper.make_node("Shape", [name], [tap]))
+        model.graph.output.append(helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
     session = sessions.open_session(model, optimise=False, weights=net.weights, feed=True)
     values = session.run(feeds, taps)
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}

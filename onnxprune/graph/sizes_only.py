@@ -112,10 +112,11 @@ def _product(graph: Graph, node: onnx.NodeProto, made: SizesOnly) -> list[onnx.N
     weight = graph.constant(node.input[1])
     if weight is None or weight.ndim != 2 or attr(node, "transA", 0):
         return None
-    flipped = bool(attr(node, "transB", 0))
-    length, width = weight.shape[::-1] if flipped else weight.shape
-    zeros = np.zeros((width, 1) if flipped else (1, width), weight.dtype)
-    thin = _thin(node, made, axis=-1, length=length, weight=zeros)
+    _, reads = weight_axes(node)
+    size = list(weight.shape)
+    size[reads] = 1
+    axis = min(operators.of(node).channels or -1, -1)
+    thin = _thin(node, made, axis=axis, length=weight.shape[reads], weight=np.zeros(size, weight.dtype))
     thin[-1].input.extend(node.input[2:])
     thin[-1].attribute.extend(node.attribute)
     thin[-1].output[0] = node.output[0]

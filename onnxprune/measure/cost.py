@@ -18,10 +18,29 @@ import onnx
 from scipy.sparse import csr_array, diags_array
 
 from onnxprune.channels import ChannelGroup, Channels
-from onnxprune.graph.layers import Layer, products, recurrent_macs, weight_axes
-from onnxprune.graph.model import Graph, Use
+from onnxprune.graph.layers import products, weight_axes
+from onnxprune.graph.model import Graph
+from onnxprune.graph.seeds import as_written
+from onnxprune.graph.work import NOTHING, Ran, uncounted, work
+from onnxprune.measure.terms import Term, latency_terms, mac_terms
 from onnxprune.protobuf.nodes import attr, stored_tensors
+from onnxprune.protobuf.serialize import byte_size
 from onnxprune.timing.node_times import NodeTimes, Stairs
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Nodes of one operator whose multiply-accumulates are not known.
+
+    Attributes:
+        op: the operator, with its domain where that is not ONNX's own.
+        nodes: how many there are.
+        why: in words.
+    """
+
+    op: str
+    nodes: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -30,15 +49,35 @@ class Cost:
 
     Attributes:
         params: number of floating-point parameters (weights, biases, BN vectors).
-        macs: multiply-accumulates of one run at the sizes that were looked at.
+        macs: multiply-accumulates of one run at the sizes that were looked at, of the nodes that can be counted.
         bytes: size of the model file.
         latency_ms: measured, None when it was not.
+        uncounted: the operators whose multiply-accumulates are not known.
+        uncounted_time: the share of a run's time that these take, measured; None where it was not, or could not be.
     """
 
     params: int
     macs: float
     bytes: int
     latency_ms: float | None = None
+    uncounted: tuple[Kind, ...] = ()
+    uncounted_time: float | None = None
+
+
+def cost_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]], ran: Ran = NOTHING) -> Cost:
+    """What a model costs, as everybody says it: before and after, planned and as written.
+
+    Args:
+        graph: the network, without edits.
+        shapes: tensor name -> sizes in the run that was looked at.
+        ran: what else that run told.
+    """
+    found: dict[tuple[str, str], int] = {}
+    for node in uncounted(graph, shapes, ran):
+        found[node.op, node.why] = found.get((node.op, node.why), 0) + 1
+    kinds = tuple(Kind(op, nodes, why) for (op, why), nodes in found.items())
+    macs = count_macs(graph, shapes, ran)
+    return Cost(count_params(graph.model), macs, byte_size(as_written(graph.model)), uncounted=kinds)
 
 
 def count_params(model: onnx.ModelProto) -> int:
@@ -52,26 +91,9 @@ def _size(tensor: onnx.TensorProto) -> int:
     return 0 if tensor.data_type in weightless or size < 2 else size
 
 
-def count_macs(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """Multiply-accumulates at the given sizes."""
-    return sum(layer.macs for layer in products(graph, shapes))
-
-
-@dataclass(frozen=True)
-class Term:
-    """One part of the cost: `base` times, for every factor, what is left of it.
-
-    Attributes:
-        base: the cost of the original.
-        factors: lines of units, with the stairs by which the living share counts; None: by itself.
-        node: key of the node that it belongs to; "" for none.
-        weight: whether it goes when the layer is made of two: it is the product with its weight.
-    """
-
-    base: float
-    factors: Sequence[tuple[np.ndarray, Stairs | None]] = ()
-    node: str = ""
-    weight: bool = False
+def count_macs(graph: Graph, shapes: Mapping[str, tuple[int, ...]], ran: Ran = NOTHING) -> float:
+    """Multiply-accumulates at the given sizes; `ran`: what a run at these sizes told (`Observed.ran`)."""
+    return sum((w.macs for w in work(graph, shapes, ran)), start=0.0)
 
 
 @dataclass(frozen=True)
@@ -128,9 +150,9 @@ class CostModel:
         self.columns = len(blocks) + len(pairs)
         if of == "latency":
             assert times is not None
-            terms = _latency_terms(graph, channels, times)
+            terms = latency_terms(graph, channels, times)
         else:
-            terms = {"macs": _mac_terms, "params": _param_terms, "channels": _channel_terms}[of](graph, channels)
+            terms = {"macs": mac_terms, "params": _param_terms, "channels": _channel_terms}[of](graph, channels)
         for k, pair in enumerate(pairs):
             terms = _paired(
                 terms, pair, self.units + self.blocks + k, graph, channels, times if of == "latency" else None
@@ -365,31 +387,6 @@ def _paired(
     return out
 
 
-def _mac_terms(graph: Graph, channels: Channels) -> list[Term]:
-    terms = []
-    for layer in products(graph, channels.shapes):
-        if layer.operator.recurrent:
-            for i, macs in enumerate(recurrent_macs(graph, layer.key, channels.shapes), start=1):
-                lines = channels.params.get((layer.key, i), {}).values()
-                terms.append(Term(macs, [(line, None) for line in lines], layer.key))
-            continue
-        weight = _weight(layer, channels)
-        if weight is not None:
-            factors = list(channels.params.get(weight, {}).values())
-        else:
-            made = channels.lines.get(layer.key)
-            contracted = channels.reads.get((layer.key, 0))
-            factors = [found[1] for found in (made, contracted) if found is not None]
-        terms.append(Term(layer.macs, [(line, None) for line in factors], layer.key, layer.weight is not None))
-    return terms
-
-
-def _weight(layer: Layer, channels: Channels) -> Use | None:
-    """The operand that a layer's channels are cut in; a quantized weight comes through DequantizeLinear."""
-    through = ((layer.key, i) for i in (1, 0) if not layer.operator.recurrent)
-    return layer.weight or next((use for use in through if use in channels.params), None)
-
-
 def _param_terms(graph: Graph, channels: Channels) -> list[Term]:
     """One term a weight. Of a weight that several layers read, each layer that is cut in another way holds its own
     once it is cut; `CostModel.total` counts it once."""
@@ -424,26 +421,3 @@ def _source(graph: Graph, name: str) -> str:
 
 def _channel_terms(graph: Graph, channels: Channels) -> list[Term]:
     return [Term(float(channels.unit_count), [(np.arange(channels.unit_count), None)])] if channels.unit_count else []
-
-
-def _latency_terms(graph: Graph, channels: Channels, times: NodeTimes) -> list[Term]:
-    """What each node takes, by the stairs of its weight or in proportion to the channels it writes; what is left over
-    is shared out evenly, for every node costs a dispatch."""
-    weights = {layer.key: _weight(layer, channels) for layer in products(graph, channels.shapes)}
-    each = times.loose_ms / max(1, len(times.nodes))
-    terms = []
-    for key, ms in times.nodes.items():
-        steps, weight = times.stairs.get(key, {}), weights.get(key)
-        axes = channels.params.get(weight, {}) if weight is not None else {}
-        factors = [(line, steps.get(axis)) for axis, line in axes.items()]
-        if not factors and key in graph.nodes:
-            made = next((channels.lines[o] for o in graph.nodes[key].output if o in channels.lines), None)
-            contracted = channels.reads.get((key, 0))
-            factors = [(found[1], None) for found in (made, contracted) if found is not None]
-        kappa = times.mixed.get(key, 1.0) if len(factors) == 2 else 1.0
-        goes = weight is not None
-        terms += [Term(kappa * ms, factors, key, goes), Term(each, (), key)]
-        if kappa != 1:  # t (1 - (1 - f) - (1 - g) + kappa (1 - f) (1 - g)), multiplied out
-            terms += [Term((1 - kappa) * ms, [factor], key, goes) for factor in factors]
-            terms.append(Term((kappa - 1) * ms, (), key, goes))
-    return terms

@@ -38,7 +38,7 @@ class Design:
         op: its operator.
         tensor: the activation it reads.
         weight: the use of its weight.
-        axis: the channel axis of its output.
+        axis: the channel axis of its output, and of what it reads.
         parts: groups of a conv; 1 elsewhere.
         inputs: rows of a part's matrix: channels per group times taps.
         outputs: columns of a part's matrix.
@@ -77,7 +77,7 @@ class Design:
     def rows_read(self, x: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
         """(rows, parts · inputs), never float16: what the layer reads at output positions (images, p), or at all."""
         if self.conv is None:
-            return rows_of(x, x.ndim - 1, positions)
+            return rows_of(x, self.axis, positions)
         given = self.conv
         if x.dtype == np.float16:  # sums of squares overflow, and its products are slow
             x = x.astype(np.float32)
@@ -94,7 +94,7 @@ class Design:
     def places(self, shape: Sequence[int]) -> int:
         """Output positions of one entry of the first axis, for an input of that shape."""
         if self.conv is None:
-            return int(np.prod(shape[1:-1]))
+            return int(np.prod([n for k, n in enumerate(shape) if k not in (0, self.axis % len(shape))]))
         given, count = self.conv, 1
         pads = given["pads"] if "pads" in given else _same_pads(given, shape[2:], 1)
         n = len(shape) - 2
@@ -156,7 +156,7 @@ def design_or_why(graph: Graph, key: str) -> Design | Refusal:
     if maker is None or product is None or len(node.input) < 2:
         return refuse(key, "unfit" if line.unfit else "no layer", op=line.name or "it", why=line.unfit)
     weight = graph.value((key, product.weight))
-    if graph.constant(node.input[0]) is not None:
+    if graph.constant(node.input[product.data]) is not None:
         left = weight is None and product.either
         return refuse(key, "on the left" if left else "reads a constant", op=line.name)
     if weight is None:
@@ -228,12 +228,14 @@ def _conv(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design:
     return Design(key, name, reads, (key, 1), 1, parts, inputs, outputs, taps, True, conv=conv)
 
 
-@design("Gemm", "MatMul")
+@design("Gemm", "MatMul", "Einsum")
 def _matrix(node: onnx.NodeProto, key: str, weight: np.ndarray) -> Design:
     line, (writes, reads) = operators.of(node), weight_axes(node)
-    flat = line.channels == 1
-    sizes = weight.shape[reads], weight.shape[writes]
-    return Design(key, line.name, node.input[0], (key, 1), 1 if flat else -1, 1, *sizes, 1, writes == 0, flat)
+    product = line.product
+    assert product is not None and line.channels is not None
+    tensor, use = node.input[product.data], (key, product.weight)
+    sizes, flat = (weight.shape[reads], weight.shape[writes]), line.channels == 1
+    return Design(key, line.name, tensor, use, line.channels, 1, *sizes, 1, writes == 0, flat)
 
 
 def _same_pads(conv: Mapping[str, tuple[int, ...]], size: Sequence[int], upper: int) -> tuple[int, ...]:

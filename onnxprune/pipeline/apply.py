@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-import numpy as np
 import onnx
 
 from onnxprune.channels import Analysed, CutSizes
@@ -14,12 +14,14 @@ from onnxprune.graph import operators, sparse
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.seeds import without_seeds
-from onnxprune.graph.shapes import observe
-from onnxprune.measure.cost import Cost, count_macs, count_params, shares_weights
+from onnxprune.graph.shapes import Observed, observe
+from onnxprune.graph.work import NOTHING
+from onnxprune.measure.cost import Cost, cost_of, shares_weights
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.likeness import likeness
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import edit_of
+from onnxprune.pipeline.countable import doubt
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Progress, counted
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
@@ -79,9 +81,7 @@ def apply_plan(
         subject.check_timing(settings)
     net, parts = subject.net, subject.partition(settings.seed)
     cut = cut_and_prove(net, plan, None if parts is None else parts.held.first(PROBED), stop_early=stop_early)
-    repair, words = repair_for(
-        settings.repair, sampled=parts is not None, lossless=plan.lossless, has_weights=lambda: _has_weights(net)
-    )
+    repair, words = chosen_repair(subject, plan, settings)
     warnings = [*subject.warnings, *first.doubts, *cut.warnings, *words]
     if parts is None and not plan.lossless and original is None:
         warnings.append(_unsampled(repair))
@@ -97,6 +97,7 @@ def apply_plan(
             first.graph, graph.model, held, shapes=first.net.shapes, held_out=not parts.held.shared
         )
     before, after = first.cost(), _cost(net, plan, graph, first.sparse)
+    warnings += filter(None, [doubt(before)])
     if after.params > before.params and shares_weights(net.graph, net.channels):
         warnings.append(SHARED)
     keep = plan.keep()
@@ -121,6 +122,12 @@ def apply_plan(
     return measure_latency(result, subject, settings, progress) if bench else result
 
 
+def chosen_repair(subject: Subject, plan: PrunePlan, settings: Settings) -> tuple[Repair, list[str]]:
+    """The repair that a plan's outcome gets, and what the user should know of the choice."""
+    sampled, net = subject.calibration is not None, subject.net
+    return repair_for(settings.repair, sampled=sampled, lossless=plan.lossless, has_weights=lambda: _has_weights(net))
+
+
 def _has_weights(net: Analysed) -> bool:
     """Whether any layer has weights in floating point."""
     return any(layer.weight is not None for layer in layers(net.graph, net.shapes))
@@ -138,11 +145,11 @@ def _unsampled(repair: Repair) -> str:
 def _cost(net: Analysed, plan: PrunePlan, graph: Graph, were: Mapping[str, onnx.SparseTensorProto]) -> Cost:
     """What the outcome costs; what tells random nodes apart while models are compared is taken out of it, and what was
     sparse is packed again."""
-    macs = _macs(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net.feeds)
-    params = count_params(graph.model)
+    seen = _sizes(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net)
     without_seeds(graph.model)
+    found = cost_of(graph, seen.shapes, seen.ran)
     sparse.pack(graph.model, were)
-    return Cost(params, macs, byte_size(graph.model))
+    return replace(found, bytes=byte_size(graph.model))
 
 
 def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings) -> Graph:
@@ -180,13 +187,15 @@ def _mending(
     )
 
 
-def _macs(graph: Graph, cut: CutSizes, feeds: Mapping[str, np.ndarray]) -> float:
-    """Multiply-accumulates of the outcome. It is run once where it has tensors that the cut alone does not know:
-    layers that were made of two, what gives a MatMul a bias, and weights behind DequantizeLinear."""
+def _sizes(graph: Graph, cut: CutSizes, net: Analysed) -> Observed:
+    """The sizes of the outcome's tensors. It is run once where it has some that the cut alone does not know: layers
+    that were made of two, what gives a MatMul a bias, and weights behind DequantizeLinear; or does what only a run
+    tells."""
     nodes = graph.nodes.values()
     known = all(o in cut.shapes for n in nodes for o in n.output if o and graph.constant(o) is None)
     known = known and not any(operators.of(n).dequantizes for n in nodes)
-    return count_macs(graph, cut.shapes if known else observe(graph, feeds).shapes)
+    known = known and net.channels.ran == NOTHING
+    return Observed(cut.shapes, {}) if known else observe(graph, net.feeds)
 
 
 def check_plan(subject: Subject, plan: PrunePlan) -> None:

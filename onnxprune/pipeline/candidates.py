@@ -11,7 +11,7 @@ from onnxprune.channels import Analysed, ChannelGroup, Channels, common_reasons
 from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.limits import Limits
 from onnxprune.errors import UnsupportedError, UsageError
-from onnxprune.graph.layers import products
+from onnxprune.graph.work import work
 from onnxprune.pipeline.asked import limits_of
 from onnxprune.pipeline.settings import Settings
 
@@ -84,7 +84,7 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
 
 def _blocks(net: Analysed, settings: Settings) -> tuple[AnyBlock, ...]:
     asked = Limits(include=settings.include, exclude=settings.exclude)
-    macs = {layer.key: layer.macs for layer in products(net.graph, net.shapes)}
+    macs = {done.key: done.macs for done in work(net.graph, net.shapes, net.channels.ran)}
     most = LARGEST_BRANCH * sum(macs.values())
     return tuple(
         b

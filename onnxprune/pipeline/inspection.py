@@ -5,6 +5,7 @@ One floor above `api`: it uses the rooms and prints nothing.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxprune.decide.limits import Limits
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.measure.cost import CostModel, Running
+from onnxprune.measure.cost import Cost, CostModel, Running, cost_of
 from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
 from onnxprune.pipeline.apply import PROBED, check_plan
 from onnxprune.pipeline.lossless import probing
@@ -23,7 +24,7 @@ from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.proof import removed_by
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.nodes import opset
-from onnxprune.report.terminal import plain, si, table
+from onnxprune.report.terminal import not_counted, plain, si, table
 from onnxprune.rewrite.apply import alive_after, apply_edits, edit_exactly
 from onnxprune.runtime import ports
 
@@ -67,6 +68,8 @@ def inspection(subject: Subject) -> dict[str, Any]:
         "params": before.params,
         "macs": before.macs,
         "bytes": before.bytes,
+        "uncounted": [asdict(kind) for kind in before.uncounted],
+        "uncounted_time": before.uncounted_time,
         "inputs": [
             {
                 "name": s.name,
@@ -93,6 +96,8 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
         f"nodes        {found['nodes']}, opset {found['opset']}, IR version {found['ir_version']}",
         f"cost         {si(found['macs'])} MACs, {si(found['params'])} parameters, {si(found['bytes'])}B",
     ]
+    if found["uncounted"]:
+        lines.append(f"not counted  {not_counted(found)}")
     for one in found["inputs"]:
         declared = ", ".join("?" if n is None else plain(str(n)) for n in one["shape"])
         run = "x".join(map(str, one["ran"]))
@@ -138,8 +143,9 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
     return text
 
 
-def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple[Surgery, tuple[str, ...]]:
-    """(surgery of the plan cut afresh, what in `pruned` has other sizes than the plan says).
+def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple[Surgery, tuple[str, ...], Cost | None]:
+    """(surgery of the plan cut afresh, what in `pruned` has other sizes than the plan says, what `pruned` costs; None
+    where it does not run).
 
     Repair changes weights, so the file itself cannot be compared with the masked original: the plan is cut
     again without repair and that is compared; of the file only the sizes of every tensor are. A lossless plan
@@ -158,10 +164,12 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
         surgery = check_surgery(subject.model, cut.model, removed_by(net, plan), [probe], kept=kept)
     fresh = apply_edits(net, plan.edits)
     planned = observe(fresh, subject.feeds).shapes
+    graph = Graph(pruned)
     try:
-        found = observe(Graph(pruned), subject.feeds).shapes
+        seen = observe(graph, subject.feeds)
     except ModelError as error:
-        return surgery, (f"it does not run like the original: {error}",)
+        return surgery, (f"it does not run like the original: {error}",), None
+    found = seen.shapes
     trouble = []
     for node in fresh.nodes.values():
         for name in node.output:
@@ -169,4 +177,4 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
                 trouble.append(f"tensor {name!r} is missing")
             elif name in planned and planned[name] != found[name]:
                 trouble.append(f"tensor {name!r} is {list(found[name])}, the plan says {list(planned[name])}")
-    return surgery, tuple(trouble)
+    return surgery, tuple(trouble), cost_of(graph, seen.shapes, seen.ran)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,8 @@ from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
-from onnxprune.measure.cost import Cost, count_macs, count_params
+from onnxprune.graph.work import uncounted
+from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.measure.telling import doubts
 from onnxprune.pipeline.asked import engine_of
 from onnxprune.pipeline.settings import Settings
@@ -32,6 +33,7 @@ from onnxprune.samples.digest import digest as digest_of
 from onnxprune.samples.images import ImageSpec
 from onnxprune.samples.partition import Partition
 from onnxprune.timing.bench_inputs import batch_of
+from onnxprune.timing.share import time_share
 
 LOOKED_AT, BATCH = 192, 32
 """Samples that are looked at for doubts, and so many at a time."""
@@ -121,8 +123,16 @@ class Subject:
 
     def cost(self) -> Cost:
         """The original's cost."""
-        macs = count_macs(self.graph, self.channels.shapes)
-        return Cost(count_params(self.model), macs, byte_size(sparse.packed(self.model, self.sparse)))
+        found = cost_of(self.graph, self.channels.shapes, self.channels.ran)
+        if self.sparse:
+            found = replace(found, bytes=byte_size(sparse.packed(self.model, self.sparse)))
+        return replace(found, uncounted_time=self._uncounted_time) if found.uncounted else found
+
+    @cached_property
+    def _uncounted_time(self) -> float | None:
+        """The share of a run's time that nodes take whose multiply-accumulates are not known, measured here."""
+        nodes = uncounted(self.graph, self.channels.shapes, self.channels.ran)
+        return time_share(self.model, self.feeds, {n.node for n in nodes})
 
 
 def open_model(

@@ -11,6 +11,7 @@ from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.asked import limits_of
 from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.countable import check_countable
 from onnxprune.pipeline.goals import Goal, Lossless, Ratio, Target
 from onnxprune.pipeline.lossless import in_words, plan_lossless
 from onnxprune.pipeline.opened import Subject
@@ -43,7 +44,7 @@ def make_plan(
 
     Raises:
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
-        BudgetError: the ratio cannot be reached (unless `best_effort`).
+        BudgetError: the ratio cannot be reached, or nobody could tell (unless `best_effort`).
         UsageError: the goal is a target.
     """
     goal = Ratio(goal) if isinstance(goal, int | float) else goal
@@ -52,6 +53,7 @@ def make_plan(
         return _lossless_plan(subject, settings)
     if isinstance(goal, Target):
         raise UsageError(f"{goal}: a target is reached by measuring what was cut; a plan alone is made for a ratio")
+    check_countable(subject, settings.of, best_effort=settings.best_effort)
     return Planner(subject, settings, progress, leave=leave).plan(goal.share)
 
 
@@ -147,6 +149,7 @@ def sweep(
     if not ratios:
         raise UsageError("no ratios given; --ratios 0.3,0.5,0.7 makes three models")
     goals = [Ratio(ratio) for ratio in ratios]  # checks every one before the work starts
+    check_countable(subject, settings.of, best_effort=settings.best_effort)
     planner = Planner(subject, settings, progress)
     for goal in goals:
         yield apply_plan(subject, planner.plan(goal.share), settings, bench=bench, progress=progress)

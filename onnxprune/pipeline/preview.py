@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from onnxprune.graph.layers import products
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.measure.cost import count_params
+from onnxprune.graph.work import work
+from onnxprune.measure.cost import Cost, cost_of
+from onnxprune.pipeline.apply import chosen_repair
 from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import PrunePlan
-from onnxprune.rewrite.apply import apply_edits
+from onnxprune.rewrite.apply import Mending, apply_edits
 
 
 @dataclass(frozen=True)
@@ -43,34 +45,40 @@ class Preview:
 
     Attributes:
         layers: every multiplying layer of the original, in execution order.
-        macs, params: (before, after).
+        before, after: what it costs, with the biases that its repair will add.
     """
 
     layers: tuple[LayerChange, ...]
-    macs: tuple[float, float]
-    params: tuple[int, int]
+    before: Cost
+    after: Cost
 
     def to_json(self) -> list[dict[str, object]]:
         """The layers as plain values."""
         return [asdict(layer) for layer in self.layers]
 
 
-def preview(subject: Subject, plan: PrunePlan) -> Preview:
-    """Carry the plan's structure out and count."""
-    graph = subject.graph
-    after = apply_edits(subject.net, plan.edits)
-    shapes = observe(after, subject.feeds).shapes
-    now = {layer.key: layer.macs for layer in products(after, shapes)}
+def preview(subject: Subject, plan: PrunePlan, settings: Settings | None = None) -> Preview:
+    """Carry the plan's structure out and count.
+
+    Args:
+        subject: what the plan was made for.
+        plan: what to do.
+        settings: how it is to be repaired.
+    """
+    graph, (repair, _) = subject.graph, chosen_repair(subject, plan, settings or Settings())
+    after = apply_edits(subject.net, plan.edits, Mending(repair.size))
+    seen = observe(after, subject.feeds)
+    shapes, cost = seen.shapes, cost_of(after, seen.shapes, seen.ran)
+    now = {done.key: done.macs for done in work(after, shapes, seen.ran)}
     ways: dict[str, list[str]] = {}
     for e in plan.factorized():
         ways.setdefault(e.node, []).append(f"{e.kind} rank {e.rank}")
     rows = []
-    for layer in products(graph, subject.channels.shapes):
-        macs = sum(now.get(key, 0.0) for key in _parts(graph, after, layer.key))
-        words = _words(subject.channels.shapes, shapes, graph, after, layer.key, ways.get(layer.key, []))
-        rows.append(LayerChange(layer.key, layer.op, layer.macs, macs, words))
-    before = sum(row.macs_before for row in rows)
-    return Preview(tuple(rows), (before, sum(now.values())), (count_params(subject.model), count_params(after.model)))
+    for done in work(graph, subject.channels.shapes, subject.channels.ran):
+        macs = sum(now.get(key, 0.0) for key in _parts(graph, after, done.key))
+        words = _words(subject.channels.shapes, shapes, graph, after, done.key, ways.get(done.key, []))
+        rows.append(LayerChange(done.key, done.operator.name, done.macs, macs, words))
+    return Preview(tuple(rows), subject.cost(), cost)
 
 
 def _parts(graph: Graph, after: Graph, key: str) -> list[str]:

@@ -27,7 +27,7 @@ from onnxprune.decide.study import trial_samples, trials_of
 from onnxprune.decide.trials import SHARES, Trials
 from onnxprune.errors import FileError, UnsupportedError, UsageError
 from onnxprune.files.write import atomic_write_text, ensure_writable
-from onnxprune.graph.layers import layers
+from onnxprune.graph.work import work
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import block_damages
@@ -215,7 +215,8 @@ class _Trial:
         self.subject, self.data, self.seed, self.threads = subject, data, seed, threads
         self.progress = progress
         # As many samples as the adaptive allocation tries its cuts on, whatever widths are asked for here.
-        each = count_macs(subject.graph, subject.channels.shapes) * len(subject.channels.groups) * len(SHARES)
+        channels = subject.channels
+        each = count_macs(subject.graph, channels.shapes, channels.ran) * len(channels.groups) * len(SHARES)
         parts = Partition.of(data, seed)
         self.fit, self.judges = parts.fit, parts.held  # what was learnt is judged on other samples
         self.count = min(trial_samples(each), len(self.judges))
@@ -255,7 +256,7 @@ class _Trial:
         _, trials = self._ready
         graph, channels = self.subject.graph, self.subject.channels
         found = block_damages(self.subject.net, [block], self._few, trials.judge, threads=self.threads, seed=self.seed)
-        macs = {layer.key: layer.macs for layer in layers(graph, channels.shapes)}
+        macs = {done.key: done.macs for done in work(graph, channels.shapes, channels.ran)}
         inside = sum(macs.get(key, 0.0) for key in block.nodes)
         return found[block.name], inside / max(sum(macs.values()), 1.0)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxprune.graph.model import Graph
 from onnxprune.pipeline.apply import apply_plan
+from onnxprune.pipeline.countable import OTHERWISE, check_countable
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Progress
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES
@@ -51,6 +52,8 @@ def train_and_prune(subject: Subject, settings: TrainSettings, progress: Progres
 def start(subject: Subject, settings: TrainSettings, progress: Progress | None = None) -> TrainingRun:
     """The run, its samples parted once for all that follows; where the method needs some and there are none, those of
     the recipe."""
+    best_effort = bool(settings.options.get("best_effort"))
+    check_countable(subject, settings.of, best_effort=best_effort, otherwise=OTHERWISE)
     if subject.calibration is None and settings.how.needs_samples and settings.recipe is not None:
         subject = _with_samples(subject, settings.recipe)
     return TrainingRun(subject, settings, subject.partition(settings.seed), progress)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from onnxprune.report.terminal import by_reason, change, plain, si
+from onnxprune.report.terminal import by_reason, change, not_counted, plain, si
 
 Values = Mapping[str, Any]
 KIND = "onnxprune result"
@@ -42,6 +42,7 @@ def render(result: Values, *, name: str) -> str:
         name=plain(name),
         found={"verdict": None, "why": "", "parts": [], **(result["fidelity"] or {})},
         costs=_costs(result["before"], result["after"]),
+        not_counted=not_counted(result["before"]) if result["before"].get("uncounted") else "",
         widths=_widths(result["groups"]),
         whole=_whole(result["pinned"]),
         refused=_refused(result.get("refused", [])),

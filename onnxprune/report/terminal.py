@@ -8,7 +8,8 @@ from __future__ import annotations
 import textwrap
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PARTS = 8
 """Most parts of the outputs that are listed."""
+Values = Mapping[str, Any]
 
 
 def plain(text: str) -> str:
@@ -29,10 +31,35 @@ def plain(text: str) -> str:
 
 def si(value: float) -> str:
     """A count with a unit letter: 31.2 M."""
-    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.2f} {letter}"
-    return f"{value:.0f}"
+    text = f"{value:.0f}"
+    for limit, letter in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
+        if float(text.split()[0]) < 1000:
+            break
+        text = f"{value / limit:.2f} {letter}"
+    return text
+
+
+def costs(before: Values, after: Values, *, title: str = "pruned") -> str:
+    """What a model costs before and after, as `Cost` has it, a line each; what cannot be counted is named."""
+    rows = [("", "original", title, "change")]
+    for name, key, unit in (("MACs", "macs", ""), ("parameters", "params", ""), ("file size", "bytes", "B")):
+        rows.append((name, f"{si(before[key])}{unit}", f"{si(after[key])}{unit}", change(before[key], after[key])))
+    if before.get("latency_ms") and after.get("latency_ms"):
+        a, b = before["latency_ms"], after["latency_ms"]
+        rows.append(("latency p50", f"{a:.3f} ms", f"{b:.3f} ms", change(a, b)))
+    lines = [f"{r[0]:<13}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows]
+    if before["uncounted"]:
+        lines.append(f"{'not counted':<13}{not_counted(before)}")
+    return "\n".join(lines) + "\n"
+
+
+def not_counted(cost: Values) -> str:
+    """The nodes whose multiply-accumulates are not known, and what they take, of a `Cost` as plain values."""
+    count = sum(kind["nodes"] for kind in cost["uncounted"])
+    ops = ", ".join(plain(kind["op"]) for kind in cost["uncounted"])
+    share = cost["uncounted_time"]
+    took = "a share of the time that could not be measured" if share is None else f"{share:.1%} of the time"
+    return f"{count} node{'s' * (count > 1)} ({ops}) with {took} {'are' if count > 1 else 'is'} not counted"
 
 
 def change(before: float, after: float) -> str:
@@ -127,24 +154,7 @@ def summary(
     result: Result, *, warnings: bool = True, verbose: bool = False, width: int = 100, colour: bool = False
 ) -> str:
     """The summary of a pruning run, about twenty lines; `verbose`: also what was refused, by reason."""
-    b, a = result.before, result.after
-    rows = [
-        ("", "original", "pruned", "change"),
-        ("MACs", si(b.macs), si(a.macs), change(b.macs, a.macs)),
-        ("parameters", si(b.params), si(a.params), change(b.params, a.params)),
-        ("file size", f"{si(b.bytes)}B", f"{si(a.bytes)}B", change(b.bytes, a.bytes)),
-    ]
-    if b.latency_ms and a.latency_ms:
-        rows.append(
-            (
-                "latency p50",
-                f"{b.latency_ms:.3f} ms",
-                f"{a.latency_ms:.3f} ms",
-                change(b.latency_ms, a.latency_ms),
-            )
-        )
-    lines = [f"{r[0]:<13}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows]
-    lines.append("")
+    lines = [*costs(asdict(result.before), asdict(result.after)).splitlines(), ""]
     if result.latency is not None:
         c = result.latency.comparisons[0]
         lines.append(

@@ -189,7 +189,7 @@ def _owner(graph: Graph, name: str, op: str) -> str | None:
         return key
     at = key
     for _ in range(FUSED):
-        if at is None or operators.of(graph.nodes[at]) is layer:
+        if at is None or operators.of(graph.nodes[at]).name == layer.name:
             return at
         at = next((graph.producer[i] for i in graph.nodes[at].input if i in graph.producer), None)
     return key
@@ -258,7 +258,7 @@ class _Probe:
             return refuse(layer.key, "unfit", why=layer.operator.unfit)
         if layer.weight is None:
             return refuse(layer.key, "two activations" if product.either else "computed", op=op)
-        if layer.weight[1] != product.weight:
+        if layer.weight[1] != product.weight or product.data:
             return refuse(layer.key, "on the left", op=op)
         weight = graph.value(layer.weight)
         if weight is None or weight.dtype not in (np.float32, np.float16):
@@ -317,7 +317,7 @@ class _Probe:
             return engine.each_ms(model, feeds, COPIES, POINT_MS, (6, 40))
         events, _ = profiled(model, feeds, engine, POINT_MS, (6, 40))
         line = operators.of(self.node)
-        own = [ms for ms, op in events.values() if operators.named(op.removeprefix("Fused")) is line]
+        own = [ms for ms, op in events.values() if operators.named(op.removeprefix("Fused")).name == line.name]
         ms = float(np.median(own)) if own else sum(ms for ms, _ in events.values()) / COPIES
         return max(ms - profiler_ms(engine), ms / 10, 1e-4)
 

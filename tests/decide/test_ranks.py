@@ -200,7 +200,7 @@ def test_every_layer_says_what_happens_to_it():
     ]
     b = found.layers[1]
     assert b.macs_before == 100 * 16 * 9 * 24 and b.macs_after == 100 * (16 * 9 * 4 + 4 * 12)
-    assert found.macs[1] == sum(c.macs_after for c in found.layers)
+    assert found.after.macs == sum(c.macs_after for c in found.layers)
 
 
 @pytest.mark.parametrize(

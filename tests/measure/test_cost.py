@@ -1,6 +1,7 @@
 """Prices by widths are the prices of the very channels."""
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxprune import api
@@ -8,7 +9,10 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, WidthCost, count_macs, count_params
-from tests.channels.surgery import feeds_of, model_of
+from onnxprune.pipeline.inspection import recheck
+from onnxprune.pipeline.preview import preview
+from tests.channels.surgery import feeds_of, model_of, rows
+from tests.channels.test_rules import ROWS
 from tests.rewrite.steps import cut
 
 QUANTIZED = """(float[1,3,8,8] x) => (uint8[] y) <float s = {0.125}, uint8 z = {128}, int8[8,3,3,3] w, int8 zw = {0},
@@ -87,6 +91,19 @@ def test_a_file_that_holds_more_than_before_says_so():
     assert not any("several layers share" in w for w in for_size.warnings)
 
 
+@pytest.mark.parametrize("case", rows(ROWS))
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_prices_are_what_the_cut_network_costs(case, share):
+    """Whatever multiplies: the price of any choice of channels is a count of the network without the others."""
+    model = model_of(case.text, case.opset)
+    graph, feeds = Graph(model), feeds_of(model)
+    channels = find_channels(graph, observe(graph, feeds))
+    alive = channels.alive({g.name: range(max(1, round(g.width * share))) for g in channels.groups})
+    pruned = Graph(cut(graph, channels, alive))
+    seen = observe(pruned, feeds)
+    assert CostModel(graph, channels)(alive) == pytest.approx(count_macs(pruned, seen.shapes, seen.ran), rel=1e-6)
+
+
 DEQUANTIZED = """(float[N,6,12] x) => (float[] y) <float s = {0.125}, int8 z = {0}, int8[12,8] w, int8[8,4] v, int8[4,5] u>
     { a = DequantizeLinear(w, s, z) b = DequantizeLinear(v, s, z) c = DequantizeLinear(u, s, z)
       h = MatMul(x, a) r = Relu(h) i = MatMul(r, b) t = Tanh(i) y = MatMul(t, c) }"""
@@ -160,3 +177,61 @@ def test_recurrent_layers_cost_what_they_multiply(op, gates):
     assert cost(half) == count_macs(pruned, observe(pruned, feeds_of(model)).shapes) == now
     result = api.prune(model, 0.2, round_to=1, best_effort=True)
     assert result.before.macs == cost.total and result.macs_removed > 0.05
+
+
+EINSUMS = {
+    "turned": ("float[N,16] x", "float[24,16] w", "float[5,24] v", "nc,dc->nd", "nc,dc->nd"),
+    "as it is": ("float[N,16] x", "float[16,24] w", "float[24,5] v", "nc,cd->nd", "ab,bc"),
+    "on the left": ("float[N,16] x", "float[24,16] w", "float[5,24] v", "dc,nc->nd", "dc,nc->nd"),
+    "sequence": ("float[N,7,16] x", "float[16,24] w", "float[5,24] v", "nsc,cd->nsd", "nsc,dc->nsd"),
+    "maps": ("float[N,16,3,3] x", "float[24,16] w", "float[24,5] v", "nchw,dc->ndhw", "nchw,cd->ndhw"),
+}
+
+
+@pytest.mark.parametrize("repair", ["none", "merge", "statistics", "refit"])
+@pytest.mark.parametrize("name", EINSUMS)
+def test_a_network_of_einsums_is_counted_cut_and_repaired(name, repair):
+    read, w, v, first, last = EINSUMS[name]
+    explicit = last if "->" in last else f"{last}->ac"
+    (one, two), (three, four) = (("w", "x"), ("v", "b")) if name == "on the left" else (("x", "w"), ("b", "v"))
+    text = f"""({read}) => (float[] y) <{w}, {v}>
+        {{ a = Einsum<equation="{first}">({one}, {two}) b = Relu(a) y = Einsum<equation="{explicit}">({three}, {four}) }}"""
+    model = model_of(text)
+    shape = [d.dim_value or 400 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32) + 0.5
+    result = api.prune(model, 0.5, calibration=x, repair=repair, round_to=1)
+    places = np.prod(shape[1:]) // 16
+    assert result.before.macs == places * 24 * (16 + 5) and result.after.macs == places * 12 * (16 + 5)
+    assert result.surgery.exact and result.repair == repair
+    plain = api.prune(model, 0.5, calibration=x, repair="none", round_to=1)
+    assert repair == "none" or result.fidelity.sqnr_db > plain.fidelity.sqnr_db
+
+
+SHARED_BIAS = """(float[N,3,8,8] x) => (float[] y)
+    <float[16,3,3,3] a, float[8,16,3,3] b, float[8,3,3,3] c, float[4,8,1,1] d, float[8] scale, float[8] bias, float[8] mean,
+     float[8] var, float[16,4] e, float[4,5] f>
+    { h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) i = Conv<pads=[1,1,1,1]>(r, b) m = BatchNormalization(i, scale, bias, mean, var)
+      j = Conv<pads=[1,1,1,1]>(x, c) n = BatchNormalization(j, scale, bias, mean, var) s = Add(m, n) t = Relu(s)
+      k = Conv(t, d) y = GlobalAveragePool(k) }"""
+
+
+@pytest.mark.parametrize("samples", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [NET, SHARED, SHARED_BIAS, QUANTIZED, DEQUANTIZED],
+    ids=["residual", "shared", "shared bias", "quantized", "dequantized"],
+)
+def test_everybody_says_the_same(text, samples, tmp_path):
+    """What a plan promises, what `apply` says, and what `inspect` and `verify` say of the file: to the byte."""
+    model = model_of(text)
+    shape = [d.dim_value or 40 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(0).standard_normal((40, *shape[1:])).astype(np.float32) if samples else None
+    subject, settings = api.open_model(model, calibration=x), api.Settings(round_to=1, best_effort=True)
+    plan = api.make_plan(subject, 0.4, settings)
+    planned, done = preview(subject, plan, settings), api.apply_plan(subject, plan, settings)
+    path = done.save(tmp_path / "pruned.onnx")
+    written = api.open_model(path, input_shapes={k: v.shape for k, v in subject.feeds.items()}).cost()
+    *_, verified = recheck(subject, plan, onnx.load(path))
+    assert planned.before == done.before == subject.cost()
+    assert planned.after == done.after == written == verified and path.stat().st_size == written.bytes
+    assert done.after.macs < done.before.macs

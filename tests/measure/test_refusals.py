@@ -23,6 +23,13 @@ X = "float[2,6,9,9] x"
 ROWS = {  # name: (input, weights, node `y`, what is refused for which reason, words of it)
     "conv": (X, "float[8,6,3,3] w", "y = Conv(x, w)", {}, ""),
     "matmul without a bias": ("float[2,4,6] x", "float[6,5] w", "y = MatMul(x, w)", {}, ""),
+    "einsum": ("float[2,6] x", "float[5,6] w", 'y = Einsum<equation="nc,dc->nd">(x, w)', {}, ""),
+    "einsum in between": (X, "float[5,6] w", 'y = Einsum<equation="nchw,dc->ndhw">(x, w)',
+                          {"split": "in between"}, "not the last; put a Transpose"),
+    "einsum on the left": ("float[2,6] x", "float[5,6] w", 'y = Einsum<equation="dc,nc->nd">(w, x)',
+                           {"split": "on the left", "time": "on the left"}, "left; write"),
+    "einsum turned": ("float[2,6] x", "float[5,6] w", 'y = Einsum<equation="nc,dc->dn">(x, w)',
+                      everywhere("on the left"), "left; write"),
     "transposed": (X, "float[6,4,2,2] w", "y = ConvTranspose(x, w)",
                    {**fitted("unfit"), "time": "transposed"}, "transposed convolution"),
     "in groups": (X, "float[8,3,3,3] w", "y = Conv<group=2>(x, w)", {"time": "grouped"}, "2 groups"),

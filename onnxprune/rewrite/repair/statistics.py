@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from onnxprune.channels import CutSizes
-from onnxprune.graph.layers import Affine, affine, fold, is_add, layers, with_biases
-from onnxprune.graph.model import Graph
+from onnxprune.graph import operators
+from onnxprune.graph.layers import Affine, add_bias, affine, fold, is_add, layers, normalization, with_biases
+from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.stepwise import Runner
 from onnxprune.rewrite.repair.task import RepairTask
 
@@ -38,6 +39,40 @@ def repair_statistics(task: RepairTask) -> Graph:
     for place in correctable(original, graph, cut, task.progress):
         correct_statistics(graph, cut, place, mean_and_deviation(before.until(place.tensor), place.axis), after)
     return graph
+
+
+def with_room(task: RepairTask, *, weights: bool = False) -> Graph:
+    """The pruned network, edited: with a bias wherever a correction writes one, and constants of its own for whatever a
+    correction changes. Their values mean nothing.
+
+    Args:
+        task: of a repair.
+        weights: whether that writes the weights of layers anew.
+    """
+    cut = CutSizes(task.net.channels, task.alive)
+    graph = with_biases(task.pruned, cut.changed)
+    for k, place in enumerate(correctable(task.net.graph, graph, cut)):
+        norm = normalization(graph, place) if weights else None
+        changed = [use for use, _ in (*place.scales, *([] if place.shift is None else [place.shift]))]
+        product = operators.of(graph.nodes[place.key]).product
+        if weights and product is not None and place.key != changed[0][0]:
+            changed.append((place.key, product.weight))
+        for use in changed:
+            anew = _like(graph, use, k)
+            if norm is not None and use == (norm[0], 1):
+                anew = norm[2].astype(anew.dtype)  # its slope goes into the weight
+            graph.set_constant(use, anew)
+        if place.shift is None:
+            kind = _like(graph, changed[0], k).dtype
+            add_bias(graph, place.key, np.full(cut.shapes[place.tensor][place.axis], k, kind))
+    return graph
+
+
+def _like(graph: Graph, use: Use, number: int) -> np.ndarray:
+    """An array like a constant, of one number."""
+    value = graph.value(use)
+    assert value is not None
+    return np.full(value.shape, number, value.dtype)
 
 
 def correctable(

@@ -9,7 +9,7 @@ table without numpy. A repair that trains stands in `pipeline.repairs`, where th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.rewrite.repair.task import RepairTask
@@ -26,6 +26,7 @@ class Repair:
         name: as users write it.
         help: one line for users.
         run: the repair.
+        sized: what makes a network as large as the outcome, whose values mean nothing.
         needs: what it cannot do without: "samples", "torch", "weights" (layers in floating point).
         after: name of the repair that comes first; this one is then done last, to the network with all its edits.
         judged_by: name of the repair after which plans are compared; None: the one that comes first.
@@ -39,6 +40,7 @@ class Repair:
     name: str
     help: str
     run: Callable[[RepairTask], Graph]
+    sized: Callable[[RepairTask], Graph]
     needs: frozenset[str] = frozenset()
     after: str | None = None
     judged_by: str | None = None
@@ -53,6 +55,11 @@ class Repair:
         return self if self.after is None else REPAIRS[self.after]
 
     @property
+    def size(self) -> Repair:
+        """What stands in for it where only sizes count."""
+        return replace(self.first, run=self.first.sized, refits_factors=False)
+
+    @property
     def judge(self) -> Repair:
         """The repair after which plans are compared."""
         return self.first if self.judged_by is None else REPAIRS[self.judged_by]
@@ -63,27 +70,54 @@ WITH_SAMPLES, WITHOUT_SAMPLES, NONE = "refit", "merge", "none"
 """The repairs that are made unless another is asked for, and the one that does nothing."""
 
 
+def leave_alone(task: RepairTask) -> Graph:
+    """The network as it is."""
+    return task.pruned
+
+
+def _as_corrected(task: RepairTask) -> Graph:
+    from onnxprune.rewrite.repair.statistics import with_room
+
+    return with_room(task)
+
+
+def _as_refitted(task: RepairTask) -> Graph:
+    from onnxprune.rewrite.repair.statistics import with_room
+
+    return with_room(task, weights=True)
+
+
+def _as_merged(task: RepairTask) -> Graph:
+    from onnxprune.rewrite.repair.without_samples import with_room
+
+    return with_room(task)
+
+
 def repair(
-    name: str, *, help: str, needs: Sequence[str] = (), **rest: Any
+    name: str,
+    *,
+    help: str,
+    needs: Sequence[str] = (),
+    sized: Callable[[RepairTask], Graph] = _as_corrected,
+    **rest: Any,
 ) -> Callable[[Callable[[RepairTask], Graph]], Callable[[RepairTask], Graph]]:
     """Enter a repair; arguments as the attributes of `Repair`."""
 
     def enter(function: Callable[[RepairTask], Graph]) -> Callable[[RepairTask], Graph]:
-        REPAIRS[name] = Repair(name, help, function, frozenset(needs), **rest)
+        REPAIRS[name] = Repair(name, help, function, sized, frozenset(needs), **rest)
         return function
 
     return enter
 
 
-@repair("none", help="the cut network as it is")
-def leave_alone(task: RepairTask) -> Graph:
-    return task.pruned
+repair("none", help="the cut network as it is", sized=leave_alone)(leave_alone)
 
 
 @repair(
     "merge",
     help="what went is spread over what stays, then statistics; goes without samples (default then)",
     needs=("weights",),
+    sized=_as_merged,
     judged_by="none",
     keeps_blocks=True,
 )
@@ -109,6 +143,7 @@ def statistics(task: RepairTask) -> Graph:
     "refit",
     help="every layer learns anew from what is left, by least squares (default with --calib)",
     needs=("samples", "weights"),
+    sized=_as_refitted,
     refits_factors=True,
 )
 def refit(task: RepairTask) -> Graph:

@@ -23,9 +23,12 @@ import scipy.linalg as sl
 
 from onnxprune.channels import CutSizes, Slice
 from onnxprune.errors import ModelError
+from onnxprune.graph import operators
 from onnxprune.graph.layers import (
+    add_bias,
     added_behind,
     adds_columns,
+    has_bias,
     is_add,
     keeps_statistics,
     lacks_bias,
@@ -36,6 +39,7 @@ from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.cost import count_macs
 from onnxprune.measure.stepwise import Runner
 from onnxprune.rewrite.merge import fold_bias
+from onnxprune.rewrite.repair import statistics
 from onnxprune.rewrite.repair.statistics import MeanAndDeviation, correct_statistics, correctable, mean_and_deviation
 from onnxprune.rewrite.repair.task import Progress, RepairTask
 from onnxprune.runtime.ports import Feeds
@@ -61,7 +65,7 @@ SUBSTITUTE_RIDGE = 1e-2
 def repair_without_samples(task: RepairTask) -> Graph:
     """The cut network, repaired without samples."""
     net, feeds = task.net, task.net.feeds
-    macs = count_macs(net.graph, net.shapes) / max(1, _own(feeds))
+    macs = count_macs(net.graph, net.shapes, net.channels.ran) / max(1, _own(feeds))
     most = int(np.clip(min(MACS / max(macs, 1.0), NODES / max(1, len(net.graph.nodes))), LEAST, RANDOM_INPUTS))
     batches = random_batches(feeds, repeat=task.any_batch, most=most, seed=task.seed)
     task.pruned.settle()
@@ -84,6 +88,22 @@ def repair_merge(task: RepairTask) -> Graph:
     merge.look(task.batches)
     merge.correct(task.batches, task.progress)
     return merge.graph
+
+
+def with_room(task: RepairTask) -> Graph:
+    """The cut network with a bias wherever this repair writes one, and constants of its own for whatever it changes.
+    Their values mean nothing."""
+    merge = _Merge(task)
+    for k, s in enumerate(s for sites in merge._readers().values() for s in sites):
+        key, use = s.use[0], merge._now(s.use)
+        value = merge.graph.value(use)
+        assert value is not None
+        merge.graph.set_constant(use, np.full(value.shape, k, value.dtype))
+        folds = takes_constants(merge.original, key, merge.behind) and key not in merge.behind
+        if folds and not has_bias(merge.graph.nodes[key]):
+            width = merge.cut.shapes[key][operators.of(merge.original.nodes[key]).channels or 0]
+            add_bias(merge.graph, key, np.full(width, k, value.dtype))
+    return statistics.with_room(task.of(merge.graph))
 
 
 class _Merge:
