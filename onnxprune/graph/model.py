@@ -235,7 +235,7 @@ class Graph:
     def fresh(self, stem: str) -> str:
         """A name that no tensor of the graph or of a body has, and that is handed out only once."""
         if self._reserved is None:
-            self._reserved = _all_names(self.model.graph)
+            self._reserved = all_names(self.model.graph)
         k = 1
         while f"{stem}_{k}" in self._reserved:
             k += 1
@@ -265,7 +265,7 @@ class Graph:
         return exported(self, self._edits)
 
 
-def _all_names(graph: onnx.GraphProto) -> set[str]:
+def all_names(graph: onnx.GraphProto) -> set[str]:
     """Every tensor name, those inside bodies too: a body may not shadow an outer name."""
     names: set[str] = set()
     stack = [graph]

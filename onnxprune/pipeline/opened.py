@@ -22,6 +22,7 @@ from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.measure.cost import Cost, count_macs, count_params
 from onnxprune.pipeline.asked import engine_of
+from onnxprune.pipeline.branches import followed
 from onnxprune.pipeline.settings import Settings
 from onnxprune.protobuf.serialize import byte_size
 from onnxprune.runtime import ports, sessions
@@ -156,8 +157,9 @@ def open_model(
     if data is not None and batch is not None:
         data = data.in_batches_of(batch)
         feeds = feeds if input_shapes else data.first(1)
+    graph, observed, notes = followed(graph, observed, specs, feeds)
     channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    return Subject(proto, graph, feeds, channels, identity, path, data, batch=batch)
+    return Subject(graph.model, graph, feeds, channels, identity, path, data, notes, batch)
 
 
 BATCHES = (2, 4, 8, 16, 32, 64)
