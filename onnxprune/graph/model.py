@@ -124,7 +124,7 @@ class Graph:
         self._reserved: set[str] | None = None
         self._memo: dict[str, tuple[Any, Any]] = {}
 
-    def _float_of(self, name: str) -> np.dtype | None:
+    def float_of(self, name: str) -> np.dtype | None:
         """The element type of a tensor where it is surely a plain float."""
         value = self._values.get(name)
         types = self.once("types", self, lambda: inferred_types(self.model)) if value is None else {}
@@ -169,7 +169,7 @@ class Graph:
                 fit = all(v is not None for v, i in zip(operands, node.input, strict=True) if i)
                 results = None
                 if node.op_type == "CastLike" and operands[0] is not None:  # of the other, only the type counts
-                    dtype = self._float_of(node.input[1])
+                    dtype = self.float_of(node.input[1])
                     results = None if dtype is None else [operands[0].astype(dtype)]
                 elif fit and evaluate.foldable(node):
                     results = evaluate.evaluate(node, operands, self.opset)

@@ -9,6 +9,7 @@ import math
 
 import pytest
 
+import onnxprune
 from tests.channels import surgery
 from tests.channels.test_rules import Row
 from tests.channels.test_rules import test_cut_is_exact as cut_is_exact
@@ -268,3 +269,11 @@ def test_widths_and_reasons(case: Row) -> None:
 @pytest.mark.parametrize("case", surgery.rows(ROWS))
 def test_cut_is_exact(case: Row) -> None:
     cut_is_exact(case)
+
+
+def test_a_mean_over_channels_of_half_precision() -> None:
+    model = surgery.model_of("""(float16[N,3,8,8] x) => (float16[] y)
+        <float16[8,3,3,3] w, float16[4,8,1,1] v, int64[1] c = {1}>
+        { h = Conv(x, w) r = Relu(h) m = ReduceMean(r, c) z = Mul(r, m) y = Conv(z, v) }""")
+    result = onnxprune.prune(model, ratio=0.5, repair="none", best_effort=True)
+    assert result.surgery.exact and [g.width for g in surgery.find(result.model)[1].groups] == [4]
