@@ -134,6 +134,7 @@ class Ties:
         self.reads: dict[Use, tuple[int, Ids]] = {}
         self.joints: list[Ids] = []
         self.views: list[Param] = []
+        self.fillers: list[tuple[int, int]] = []
         self.quantizers: set[Use] = set()
         self.inexact: list[str] = []
         self.where = ""
@@ -143,6 +144,18 @@ class Ties:
         """New ids, (count,)."""
         self.count += count
         return np.arange(self.count - count, self.count)
+
+    def filler(self, shape: Sequence[int]) -> Ids:
+        """New ids of something that is the same along some axes: it has as many channels as whatever it meets."""
+        ids = self.fresh(int(np.prod(shape))).reshape(shape)
+        self.fillers.append((self.count - ids.size, self.count))
+        self.joints.append(ids)
+        return ids
+
+    def filled(self, ids: Ids) -> bool:
+        """Whether these are of a filler, of one that met nothing so far."""
+        low, high = int(ids.min()), int(ids.max())
+        return any(start <= low and high < end for start, end in self.fillers)
 
     def same(self, first: Ids, *others: Ids) -> Ids:
         """These live or die together, element by element (numpy broadcasting). Returns the first."""

@@ -128,7 +128,7 @@ class Graph:
         self._reserved: set[str] | None = None
         self._memo: dict[str, tuple[Any, Any]] = {}
 
-    def _float_of(self, name: str) -> np.dtype | None:
+    def float_of(self, name: str) -> np.dtype | None:
         """The element type of a tensor where it is surely a plain float."""
         value = self._values.get(name)
         types = self.once("types", self, lambda: inferred_types(self.model)) if value is None else {}
@@ -173,7 +173,7 @@ class Graph:
                 fit = all(v is not None for v, i in zip(operands, node.input, strict=True) if i)
                 results = None
                 if node.op_type == "CastLike" and operands[0] is not None:  # of the other, only the type counts
-                    dtype = self._float_of(node.input[1])
+                    dtype = self.float_of(node.input[1])
                     results = None if dtype is None else [operands[0].astype(dtype)]
                 elif fit and evaluate.foldable(node):
                     results = evaluate.evaluate(node, operands, self.opset)
@@ -242,7 +242,7 @@ class Graph:
     def fresh(self, stem: str) -> str:
         """A name that no tensor of the graph or of a body has, and that is handed out only once."""
         if self._reserved is None:
-            self._reserved = _all_names(self.model.graph)
+            self._reserved = all_names(self.model.graph)
         k = 1
         while f"{stem}_{k}" in self._reserved:
             k += 1
@@ -273,7 +273,7 @@ class Graph:
         return exported(self, self._edits)
 
 
-def _all_names(graph: onnx.GraphProto) -> set[str]:
+def all_names(graph: onnx.GraphProto) -> set[str]:
     """Every tensor name, those inside bodies too: a body may not shadow an outer name."""
     names: set[str] = set()
     stack = [graph]

@@ -25,6 +25,7 @@ from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.measure.telling import doubts
 from onnxprune.pipeline.asked import engine_of
+from onnxprune.pipeline.branches import followed
 from onnxprune.pipeline.settings import Settings
 from onnxprune.protobuf.serialize import byte_size
 from onnxprune.runtime import ports, sessions
@@ -181,8 +182,9 @@ def open_model(
     if data is not None and batch is not None:
         data = data.in_batches_of(batch)
         feeds = feeds if input_shapes else data.first(1)
+    graph, observed, notes = followed(graph, observed, specs, feeds)
     channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    return Subject(proto, graph, feeds, channels, identity, path, data, batch=batch, sparse=packed)
+    return Subject(graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed)
 
 
 BATCHES = (2, 4, 8, 16, 32, 64)

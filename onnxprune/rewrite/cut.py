@@ -53,7 +53,8 @@ def cut_channels(net: Analysed, alive: np.ndarray, edited: Graph | None = None) 
         if edit.attribute is None:
             edited.set_constant(edit.use, edit.value)
         elif edit.attribute == "*scale":
-            _scale(edited, edit.use[0], edit.value)
+            key = edit.use[0]
+            _scale(edited, key, edit.value, net.graph.float_of(net.graph.nodes[key].output[0]))
         elif edit.attribute == "+split":
             _add_split(edited, edit.use[0], edit.value)
         else:
@@ -100,11 +101,10 @@ def _add_split(edited: Graph, key: str, sizes: np.ndarray) -> None:
     node.input.append(name)
 
 
-def _scale(edited: Graph, key: str, factor: float) -> None:
-    """Multiply a node's output by a number, under the output's own name."""
+def _scale(edited: Graph, key: str, factor: float, dtype: np.dtype | None) -> None:
+    """Multiply a node's output by a number of its type, under the output's own name."""
     node = edited.own(key)
     name, inner = node.output[0], edited.fresh(f"{key}_unscaled")
-    like = next((v for i in node.input if (v := edited.constant(i)) is not None and v.dtype.kind == "f"), None)
-    scale = edited.add_constant(f"{key}_scale", np.asarray(factor, np.float32 if like is None else like.dtype))
+    scale = edited.add_constant(f"{key}_scale", np.asarray(factor, dtype or np.float32))
     node.output[0] = inner
     edited.insert_after(key, onnx.helper.make_node("Mul", [inner, scale], [name]))

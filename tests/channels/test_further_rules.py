@@ -9,6 +9,7 @@ import math
 
 import pytest
 
+import onnxprune
 from tests.channels import surgery
 from tests.channels.test_rules import Row
 from tests.channels.test_rules import test_cut_is_exact as cut_is_exact
@@ -192,6 +193,11 @@ row("GatherElements by indices of a size computed at run time", """(float[1,3,4,
     { h = Conv<pads=[1,1,1,1]>(x, w) q = Reshape(h, f) t = Transpose<perm=[0,2,1]>(q) c = MatMul(t, s) d = Squeeze(c, two)
       b, i = TopK<axis=1>(d, three) u = Unsqueeze(i, two) n = Shape(t) m = Gather(n, at) o = Unsqueeze(m, zero)
       e = Concat<axis=0>(b0, o) j = Expand(u, e) g = GatherElements<axis=1>(t, j) y = MatMul(g, v) }""", [8])
+row("points that Expand repeats, read by a layer", """(float[2,1,3] p, float[2,6,12] x) => (float[] y)
+    <float[3,8] w, float[12,8] u, float[8,5] v, int64[3] e = {2, 6, 3}>
+    { g = Expand(p, e) q = MatMul(g, w) m = MatMul(x, u) a = Add(q, m) y = MatMul(a, v) }""", [8])
+row("a grey image that Expand makes three of", """(float[N,1,8,8] x) => (float[] y) <float[8,3,3,3] w, float[5,8,1,1] v, int64[4] e = {1, 3, 1, 1}>
+    { g = Expand(x, e) h = Conv(g, w) y = Conv(h, v) }""", [3, 8])
 row("GatherND of tokens", """(float[N,6,12] x) => (float[] y) <float[12,8] w, float[8,5] v, int64[3,2] i = {0, 1, 1, 3, 0, 5}>
     { h = MatMul(x, w) g = GatherND(h, i) y = MatMul(g, v) }""", [8])
 row("GatherND in every sample", """(float[2,6,12] x) => (float[] y) <float[12,8] w, float[8,5] v, int64[2,3,1] i = {1, 2, 5, 0, 0, 4}>
@@ -263,3 +269,11 @@ def test_widths_and_reasons(case: Row) -> None:
 @pytest.mark.parametrize("case", surgery.rows(ROWS))
 def test_cut_is_exact(case: Row) -> None:
     cut_is_exact(case)
+
+
+def test_a_mean_over_channels_of_half_precision() -> None:
+    model = surgery.model_of("""(float16[N,3,8,8] x) => (float16[] y)
+        <float16[8,3,3,3] w, float16[4,8,1,1] v, int64[1] c = {1}>
+        { h = Conv(x, w) r = Relu(h) m = ReduceMean(r, c) z = Mul(r, m) y = Conv(z, v) }""")
+    result = onnxprune.prune(model, ratio=0.5, repair="none", best_effort=True)
+    assert result.surgery.exact and [g.width for g in surgery.find(result.model)[1].groups] == [4]

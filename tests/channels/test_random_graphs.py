@@ -425,6 +425,158 @@ def unstacked(net: Net, x: str) -> str:
     return net.add(net.op("Max", *parts), channels // 2, size)
 
 
+def tokens(net: Net, x: str) -> str:
+    """(1, positions, channels)."""
+    channels, _ = net.maps[x]
+    return net.op("Transpose", net.op("Reshape", x, net.ints(0, channels, -1)), perm=[0, 2, 1])
+
+
+def image(net: Net, t: str, channels: int, size: int) -> str:
+    """Tokens as a map again."""
+    y = net.op("Reshape", net.op("Transpose", t, perm=[0, 2, 1]), net.ints(0, channels, size, size))
+    return net.add(y, channels, size)
+
+
+@entry
+def recurrent(net: Net, x: str) -> str:
+    """Positions as steps of an LSTM, GRU or RNN, one way or both, from given states or from zeros of any batch."""
+    channels, size = net.maps[x]
+    if size > 8:
+        return x
+    op, gates = net.rnd.choice((("LSTM", 4), ("GRU", 3), ("RNN", 1)))
+    ways, units, steps = net.rnd.choice((1, 2)), net.rnd.choice((2, 3, 4)), size * size
+    t = net.op("Transpose", tokens(net, x), perm=[1, 0, 2])
+    inputs = [t, net.weight(ways, gates * units, channels), net.weight(ways, gates * units, units)]
+    start = net.rnd.randrange(3)
+    if start:
+        zeros = net.op("ConstantOfShape", net.ints(ways, 1, units)) if start == 1 else net.weight(ways, 1, units)
+        inputs += [net.weight(ways, 2 * gates * units), "", zeros]
+    attrs = {"direction": "bidirectional"} if ways == 2 else {"direction": net.rnd.choice(("forward", "reverse"))}
+    y = net.op(op, *inputs, hidden_size=units, outputs=2, **attrs)[0]
+    j = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1, 3]), net.ints(steps, 1, ways * units))
+    return image(net, net.op("Transpose", j, perm=[1, 0, 2]), ways * units, size)
+
+
+@entry
+def by_letters(net: Net, x: str) -> str:
+    """Sums of products: heads made by a weight of three axes and read by another, groups, dots, scales."""
+    channels, size = net.maps[x]
+    t, way = tokens(net, x), net.rnd.randrange(4)
+    heads, width = net.rnd.choice((2, 3)), net.rnd.choice((2, 3))
+    if way == 0:
+        m = net.op("Einsum", t, net.weight(channels, heads, width), equation="abc,cde->abde")
+        m = net.op("Mul", m, net.weight(heads, width)) if net.rnd.random() < 0.5 else net.op("Tanh", m)
+        m = net.op("Einsum", m, net.weight(heads, width, channels), equation="...de,dec")
+    elif way == 1 and channels % heads == 0:
+        part = channels // heads
+        m = net.op("Reshape", t, net.ints(0, 0, heads, part))
+        m = net.op("Einsum", m, net.weight(heads, part, part), equation="bngi,gio->bngo")
+        m = net.op("Reshape", m, net.ints(0, 0, channels))
+    elif way == 2:
+        m = net.op("Einsum", t, net.weight(channels), equation="...c,c->...c")
+    else:
+        m = net.op("MatMul", net.op("Einsum", t, equation="bnc->bcn"), net.weight(size * size, 4))
+        m = net.op("Einsum", m, net.weight(4, size * size), equation="bck,kn->bnc")
+    return image(net, m, channels, size)
+
+
+@entry
+def deformed(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    groups = net.rnd.choice([g for g in (1, 1, 2, channels) if channels % g == 0])
+    moved = net.rnd.choice([g for g in (1, 2) if channels % g == 0])
+    out = groups * net.rnd.choice((1, 2, 3))
+    offsets = net.op("Conv", x, net.weight(18 * moved, channels, 1, 1))
+    y = net.op("DeformConv", x, net.weight(out, channels // groups, 3, 3), net.op("Tanh", offsets), pads=[1] * 4,
+               group=groups, offset_group=moved)  # fmt: skip
+    return net.add(y, out, size)
+
+
+@entry
+def fused(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    domain = "com.microsoft"
+    if net.rnd.random() < 0.5:
+        inputs = [x, net.weight(channels, channels, 3, 3), net.weight(channels)]
+        inputs += [net.like(x, channels)] if net.rnd.random() < 0.5 else []
+        return net.add(net.op("FusedConv", *inputs, pads=[1] * 4, activation="Relu", domain=domain), channels, size)
+    t = tokens(net, x)
+    m = net.op("FusedMatMul", t, net.weight(6, channels), transB=1, alpha=0.7, domain=domain)
+    m = net.op(net.rnd.choice(("BiasGelu", "FastGelu")), m, net.weight(6), domain=domain)
+    return image(net, net.op("MatMul", m, net.weight(6, channels)), channels, size)
+
+
+@entry
+def correlated(net: Net, x: str) -> str:
+    """A map convolved by kernels that are another, pooled: by channel, or over all of them."""
+    channels, size = net.maps[x]
+    if size > 8:
+        return x
+    kernel = net.op("ReduceMax", net.like(x, channels), net.ints(2, 3))
+    if net.rnd.random() < 0.5:
+        kernel = net.op("Reshape", kernel, net.ints(channels, 1, 1, 1))
+        return net.add(net.op("Conv", x, kernel, group=channels), channels, size)
+    score = net.op("Sigmoid", net.op("Conv", net.op("Tanh", x), kernel))
+    return net.add(net.op("Mul", x, score), channels, size)
+
+
+@entry
+def normed(net: Net, x: str) -> str:
+    """Divided by a norm over channels, as it is or spread to the size of what it divides."""
+    channels, size = net.maps[x]
+    if net.rnd.random() < 0.2:
+        return net.add(net.op("LpNormalization", x, axis=1, p=net.rnd.choice((1, 2))), channels, size)
+    op = net.rnd.choice(("ReduceL2", "ReduceL1", "ReduceSumSquare"))
+    n = net.op("Add", net.op(op, x, net.ints(1)), net.op("Exp", net.weight(1)))
+    n = net.op("Expand", n, net.op("Shape", x)) if net.rnd.random() < 0.5 else n
+    return net.add(net.op("Div", x, n), channels, size)
+
+
+@entry
+def attended(net: Net, x: str) -> str:
+    """Positions weighed by the mean and the maximum over channels."""
+    channels, size = net.maps[x]
+    r = net.add(net.op("Relu", x), channels, size)
+    j = net.op("Concat", net.op("ReduceMean", r, net.ints(1)), net.op("ReduceMax", r, net.ints(1)), axis=1)
+    a = net.op("Sigmoid", net.op("Conv", j, net.weight(1, 2, 3, 3), pads=[1] * 4))
+    return net.add(net.op("Mul", r, a), channels, size)
+
+
+@entry
+def picked(net: Net, x: str) -> str:
+    """Columns by indices: of each channel its largest, or the same for all, spread or as tuples; or put back."""
+    channels, size = net.maps[x]
+    way = net.rnd.randrange(4)
+    if way == 0:
+        values, index = net.op("TopK", x, net.ints(size), axis=3, outputs=2)
+        return net.add(values if net.rnd.random() < 0.5 else net.op("GatherElements", x, index, axis=3), channels, size)
+    t, count = tokens(net, x), size * size
+    score = net.op("MatMul", t, net.weight(channels, 1))
+    if way == 1:
+        index = net.op("TopK", score, net.ints(count), axis=1, outputs=2)[1]
+        spread = net.op("Expand", index, net.ints(1, count, channels)) if net.rnd.random() < 0.5 else None
+        index = spread or net.op("Tile", index, net.ints(1, 1, channels))
+        return image(net, net.op("GatherElements", t, index, axis=1), channels, size)
+    pairs = net.ints(*(v for k in range(count) for v in (0, (5 * k) % count)))
+    pairs = net.op("Reshape", pairs, net.ints(count, 2))
+    if way == 2:
+        y = net.op("Reshape", net.op("GatherND", t, pairs), net.ints(1, count, channels))
+    else:
+        flat = net.op("Reshape", t, net.ints(count, channels))
+        base = t if net.rnd.random() < 0.5 else net.op("ConstantOfShape", net.ints(1, count, channels))
+        y = net.op("ScatterND", base, pairs, net.op("Neg", flat), reduction="add")
+    return image(net, y, channels, size)
+
+
+@entry
+def warped(net: Net, x: str) -> str:
+    channels, size = net.maps[x]
+    grid = net.numbers.uniform(-1, 1, (1, size, size, 2)).astype(np.float32)
+    name = net.name("g")
+    net.weights[name] = grid
+    return net.add(net.op("GridSample", x, name), channels, size)
+
+
 def head(net: Net, x: str) -> str:
     """To a dense layer: pooled, or flattened in either order."""
     channels, size = net.maps[x]
@@ -459,7 +611,8 @@ def random_model(rnd: Random) -> onnx.ModelProto:
         [helper.make_empty_tensor_value_info(out)],
         [numpy_helper.from_array(v, n) for n, v in net.weights.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    domains = [helper.make_opsetid("", 19), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=domains, ir_version=9)
 
 
 @settings(

@@ -154,8 +154,8 @@ def _choose(walk: Walk, x: Operand, operands: Sequence[Operand], right: str, siz
     kept = summed or passing
     if shared and math.prod(sizes[c] for c in shared) >= math.prod(sizes[c] for c in summed):
         kept = shared  # whole groups go, with all that they make
-    elif not summed and _made(weights, [x, *beside], right) and walk.ties.pinned(x.ids):
-        kept = set()  # nothing can pass: what the weight makes may go
+    elif not summed and _made(weights, [x, *beside], right) and (walk.ties.filled(x.ids) or walk.ties.pinned(x.ids)):
+        kept = set()  # nothing that counts can pass: what the weight makes may go
     walk.ties.tensor = walk.node.input[x.i]
     x.value = walk.ties.only(x.ids, [k for k, c in enumerate(x.letters) if c in kept], _across(walk))
 

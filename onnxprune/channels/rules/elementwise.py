@@ -59,7 +59,9 @@ def meet(walk: Walk, operands: list[tuple[Ids, tuple[int, ...]]], params: list[P
         if stiff:
             for i in range(len(ids)):
                 ids[i] = ties.whole(ids[i], k, why, ids[stiff[0]])
-    carriers = sorted((i for i in range(len(ids)) if ids[i].size > 1), key=lambda i: -_carried(ids[i]))
+    carriers = sorted(
+        (i for i in range(len(ids)) if ids[i].size > 1), key=lambda i: (-_carried(ids[i]), ties.filled(ids[i]))
+    )
     if not carriers:
         return ids[0] if len(ids) == 1 else max(ids, key=lambda v: v.size)
     main = ids[carriers[0]]

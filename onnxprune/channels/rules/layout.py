@@ -186,9 +186,7 @@ def _as_many(walk: Walk, carried: list[int], otherwise: Callable[[int, str], Ids
     many, or there is none."""
     if not 1 < math.prod(carried) <= FILLED or len(carried) < 2:
         return otherwise(0, "a constant")
-    ids = walk.ties.fresh(math.prod(carried)).reshape(carried)
-    walk.ties.joints.append(ids)
-    return ids
+    return walk.ties.filler(carried)
 
 
 FILLED = 1 << 16

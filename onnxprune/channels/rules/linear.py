@@ -188,7 +188,7 @@ def matmul_weight(walk: Walk, x: Ids, i: int, contracted: int, w: Param, out_axi
     """
     inner, rank = 1 - out_axis, x.ndim
     passing = [k for k in range(rank) if k != contracted and x.shape[k] > 1]
-    if passing and x.shape[contracted] == 1 and not walk.ties.pinned(x):
+    if passing and x.shape[contracted] == 1 and not walk.ties.filled(x) and not walk.ties.pinned(x):
         # channels lie along another axis (an MLP-mixer's token mixing): they pass, the weight stays
         pin_all(walk, "MatMul works along positions here, not along channels", w)
         return x
