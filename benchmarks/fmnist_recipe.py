@@ -20,14 +20,29 @@ from common import DATA, Fashion
 BATCH = 64
 REACH = 2
 """Pixels by which an image is moved at most; half of the images are mirrored."""
+JUDGED = 1000
+"""Images that nothing is trained on: what training reaches is judged by them."""
 _passes = itertools.count()
+
+
+def labelled(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the first 55,000 training images, as the nets read them, and their labels."""
+    tools = Fashion().tools
+    images = tools.read_idx(DATA / "train-images-idx3-ubyte.gz")[: tools.TRAINING][rows]
+    labels = tools.read_idx(DATA / "train-labels-idx1-ubyte.gz")[: tools.TRAINING][rows]
+    return tools.as_input(images), labels.astype(np.int64)
+
+
+def held_out() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The images to judge by, as they are."""
+    images, labels = labelled(slice(-JUDGED, None))
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH], labels[start : start + BATCH]
 
 
 def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One pass over the training images, in another order every time."""
-    tools = Fashion().tools
-    images = tools.as_input(tools.read_idx(DATA / "train-images-idx3-ubyte.gz")[: tools.TRAINING])
-    labels = tools.read_idx(DATA / "train-labels-idx1-ubyte.gz")[: tools.TRAINING].astype(np.int64)
+    images, labels = labelled(slice(None, -JUDGED))
     rng = np.random.default_rng(next(_passes))
     padded = np.pad(images, ((0, 0), (0, 0), (REACH, REACH), (REACH, REACH)), mode="edge")
     order = rng.permutation(len(images))

@@ -26,9 +26,10 @@ from torch import Tensor
 
 from onnxprune.graph.model import Graph
 from onnxprune.train.gsm import gsm
-from onnxprune.train.loop import Training, set_up, train
+from onnxprune.train.loop import Training, train
 from onnxprune.train.network import Network
 from onnxprune.train.recipe import Recipe
+from onnxprune.train.shares import set_up
 
 SIZES = (784, 300, 100, 10)
 COLUMNS = ("dense", "GSM", "magnitude", "GSM ticket", "magnitude ticket", "random ticket")
@@ -55,7 +56,12 @@ def main() -> int:
 
 def measure(data: Fashion, seed: int, steps: int, density: float) -> dict[str, float]:
     """Top-1 of every column."""
-    set_up(seed, 1)
+    with set_up(seed, 1):
+        return trained(data, seed, steps, density)
+
+
+def trained(data: Fashion, seed: int, steps: int, density: float) -> dict[str, float]:
+    """Top-1 of every column, with torch set up."""
     initial = lenet(seed)
     dense = fit(initial, steps, 0.03, {})
     loss = Recipe(str(HERE / "fmnist_recipe.py"), ["x"])

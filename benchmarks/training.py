@@ -101,7 +101,7 @@ def measure(cache: common.Cache, path: Path, data: common.Fashion, way: str, see
         began = time.process_time()
         run = start(subject, settings)
         prepared = prepare(run)
-        result = finish(run, prepared)
+        result = finish(run, prepared, on_trial=False)
         cpu = time.process_time() - began
         feeds = {"x": data.x[:1000]}
         before, after = (open_session(m, threads=1).run(feeds)[0] for m in (prepared.trained, result.model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -19,6 +19,7 @@ from onnxprune.graph.work import NOTHING
 from onnxprune.measure.cost import Cost, cost_of, shares_weights
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.likeness import likeness
+from onnxprune.measure.trained import Trained
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.countable import doubt
@@ -48,6 +49,22 @@ SHARED = (
 )
 
 
+Tell = Callable[[Trained], None]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is done last with the repaired network: other weights of the same sizes, or the same where that is better.
+
+    Attributes:
+        run: (network, whom to tell what came of it) -> network.
+        spares: whether it is judged by samples that the repair must not have been fitted on.
+    """
+
+    run: Callable[[Graph, Tell], Graph]
+    spares: bool
+
+
 @one_blas_thread
 def apply_plan(
     subject: Subject,
@@ -55,7 +72,7 @@ def apply_plan(
     settings: Settings | None = None,
     *,
     original: Subject | None = None,
-    tune: Callable[[Graph], Graph] | None = None,
+    tune: Tuning | None = None,
     bench: bool = False,
     stop_early: bool = False,
     progress: Progress | None = None,
@@ -67,7 +84,7 @@ def apply_plan(
         plan: what to do.
         settings: how to repair, and the seed.
         original: what the subject was trained from, if it was: costs and fidelity are compared with that.
-        tune: what else is done with the repaired network: other weights of the same sizes.
+        tune: what else is done with the repaired network.
         stop_early: give up as soon as random input seems to decide the outputs: for callers who have another plan.
         bench, progress: as for `prune`.
 
@@ -87,7 +104,7 @@ def apply_plan(
         warnings.append(_unsampled(repair))
     merges = repair.merges_likest and plan.by_likeness
     start = _merged(net, plan, parts, settings) if parts is not None and merges else cut.graph
-    graph = apply_edits(net, plan.edits, _mending(subject, repair, parts, settings, tune, progress), start=start)
+    graph, trained = _mended(subject, plan, repair, parts, settings, tune, progress, start)
     if parts is None and repair.name != NONE:
         check_repaired(net, graph.model)
     fidelity = None
@@ -114,6 +131,7 @@ def apply_plan(
         pinned=net.channels.pinned,
         groups=tuple((g.name, g.width, len(keep.get(g.name, range(g.width)))) for g in net.channels.groups),
         repair=repair.name,
+        training=trained,
         refused=refused(net, plan, repair),
         inexact=() if cut.surgery.exact else net.channels.inexact,
         warnings=tuple(warnings),
@@ -160,13 +178,43 @@ def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings
     return drop_blocks(cut_merged(net, alive_after(net, plan.edits), far), plan.drops())
 
 
-def _mending(
+def _mended(
     subject: Subject,
+    plan: PrunePlan,
     repair: Repair,
     parts: Partition | None,
     settings: Settings,
-    tune: Callable[[Graph], Graph] | None,
+    tune: Tuning | None,
     progress: Progress | None,
+    start: Graph,
+) -> tuple[Graph, tuple[Trained, ...]]:
+    """(the network that is mended, what came of training).
+
+    Where training is judged by samples, nothing before it is fitted on these: what was would look twice as good on
+    them as it is. Where it does not help, the repair is made again, from all the samples that there are for it.
+    """
+    told: list[Trained] = []
+    spared = parts is not None and not parts.judge.shared and _spares(repair, settings, tune)
+    first = parts
+    if parts is not None and spared:
+        first = replace(parts, fit=parts.learn)
+    mending = _mending(subject, repair, first, settings, progress)
+    mending = replace(mending, judges=parts.judge.take(REPAIR_SAMPLES) if parts and spared else None, tell=told.append)
+    if tune is not None:
+        mending = replace(mending, finish=lambda graph: tune.run(graph, told.append))
+    graph = apply_edits(subject.net, plan.edits, mending, start=start)
+    if spared and all(t.kept == "start" for t in told):
+        graph = apply_edits(subject.net, plan.edits, _mending(subject, repair.first, parts, settings, progress))
+    return graph, tuple(told)
+
+
+def _spares(repair: Repair, settings: Settings, tune: Tuning | None) -> bool:
+    """Whether training is judged by samples, and not by a recipe's."""
+    return tune.spares if tune is not None else repair.trains and settings.recipe is None
+
+
+def _mending(
+    subject: Subject, repair: Repair, parts: Partition | None, settings: Settings, progress: Progress | None
 ) -> Mending:
     """How the cut network is mended."""
 
@@ -178,12 +226,12 @@ def _mending(
         repair,
         batches,
         None if parts is None else parts.fit,
+        None,
         all(map(ports.open_batch, subject.specs)),
         {name: getattr(settings, name) for name in repair.options},
         settings.threads,
         settings.seed,
-        tune,
-        report,
+        report=report,
     )
 
 

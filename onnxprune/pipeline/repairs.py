@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 REPAIR_SAMPLES = 512
 """Most samples that a repair in closed form is fitted on."""
+TRAINED_AT_A_TIME = 64
+"""Samples that are read at a time for training."""
 
 
 @repair(
@@ -25,6 +27,7 @@ REPAIR_SAMPLES = 512
     help="refit, then training without labels; needs torch",
     needs=("samples", "weights", "torch"),
     after="refit",
+    trains=True,
     options=("epochs", "augment", "recipe"),
 )
 def distill(task: RepairTask) -> Graph:
@@ -33,10 +36,10 @@ def distill(task: RepairTask) -> Graph:
 
     assert task.samples is not None
     how = Distillation(seed=task.seed, **task.options)
-    batches = list(task.samples.batches(how.batch))
+    judges = None if task.judges is None else list(task.judges.batches(TRAINED_AT_A_TIME))
     return distilled(
-        task.net, task.pruned, task.alive, batches,
-        settings=how, threads=task.threads, progress=task.progress,
+        task.net, task.pruned, task.alive, list(task.samples.batches(TRAINED_AT_A_TIME)), settings=how, judges=judges,
+        threads=task.threads, progress=task.progress, tell=task.tell,
     )  # fmt: skip
 
 

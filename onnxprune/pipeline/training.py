@@ -19,6 +19,7 @@ from onnxprune.pipeline.planner import BATCH, Progress
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES
 from onnxprune.pipeline.training_settings import TrainSettings
 from onnxprune.pipeline.training_task import Prepared, TrainingRun, TrainingTask
+from onnxprune.pipeline.trial import tried
 from onnxprune.report.result import Result
 from onnxprune.rewrite.repair.table import WITH_SAMPLES
 from onnxprune.runtime.sessions import open_session
@@ -63,7 +64,7 @@ def _with_samples(subject: Subject, recipe: str) -> Subject:
     """The subject with the recipe's first samples for calibration."""
     from onnxprune.train.recipe import Recipe
 
-    batches, taken = Recipe(recipe, subject.specs), 0
+    batches, taken = Recipe(recipe, subject.specs, hold=True), 0
     found: list[dict[str, np.ndarray]] = []
     while taken < REPAIR_SAMPLES and len(found) < REPAIR_SAMPLES:
         samples = {k: np.asarray(v) for k, v in batches.batch(len(found))[0].items()}
@@ -78,26 +79,33 @@ def prepare(run: TrainingRun) -> Prepared:
     Raises:
         UsageError: there is nothing to train on.
     """
-    from onnxprune.train.loop import Training, process_group, set_up
+    from onnxprune.train.loop import Training, process_group
     from onnxprune.train.objective import objective
+    from onnxprune.train.shares import set_up
 
     settings = run.settings
-    set_up(settings.seed, settings.threads)
-    with process_group() as device:
+    with set_up(settings.seed, settings.threads), process_group() as device:
         loss = objective(
-            run.net, [] if run.samples is None else list(run.samples.fit.batches(settings.batch)), settings.recipe,
+            run.net, [] if run.samples is None else list(run.samples.learn.batches(settings.batch)), settings.recipe,
             batch=settings.batch, augment=settings.augment, seed=settings.seed, device=device,
         )  # fmt: skip
         training = Training(
-            settings.steps, lr=settings.rate, optimizer="sgd", clip=None,
-            checkpoint=settings.checkpoint, metrics=settings.metrics, device=device,
+            settings.steps, lr=settings.rate, optimizer="sgd", clip=None, checkpoint=settings.checkpoint,
+            metrics=settings.metrics, device=device, takes=loss.takes,
         )  # fmt: skip
         task = TrainingTask(run.subject, settings, run.samples, run.progress, loss, training)
         return settings.how.prepare(task, **settings.options)
 
 
-def finish(run: TrainingRun, prepared: Prepared) -> Result:
-    """The second half: cut, and compare with the trained model and with the original."""
+def finish(run: TrainingRun, prepared: Prepared, *, on_trial: bool = True) -> Result:
+    """The second half: cut, and compare with the trained model and with the original.
+
+    Args:
+        run: what was started.
+        prepared: the first half's outcome.
+        on_trial: whether the plan of `prune` with its refit is the result where it is as good on what nothing was
+            trained on.
+    """
     settings, trained = run.settings, f"{run.settings.method}, {run.settings.steps} steps: {prepared.words}"
     if prepared.tune is not None:
         how = settings.deciding(repair=WITH_SAMPLES)
@@ -114,6 +122,8 @@ def finish(run: TrainingRun, prepared: Prepared) -> Result:
     if change > PREPARED * size:
         short = f"the cut changed an output by {change:.1e} of {size:.3g}: training had not prepared it"
         warnings = (*warnings, f"{short}; give more --steps")
+    if on_trial:
+        result = tried(run, prepared, result)
     return replace(result, notes=(trained, changed), warnings=warnings)
 
 

@@ -186,10 +186,11 @@ def csgd(task: TrainingTask, *, strength: float = 3.0) -> Prepared:
     from onnxprune.pipeline.training_task import Prepared
     from onnxprune.train.csgd import csgd
 
-    widths = {name: len(keep) for name, keep in task.decide().keep().items()}
+    start = task.decide()
+    widths = {name: len(keep) for name, keep in start.keep().items()}
     merged = csgd(task.net, widths, task.loss, task.training, strength=strength, progress=task.report())
     words = f"the members of a cluster differ by at most {merged.spread:.1e} of their tensor's largest entry"
-    return Prepared(merged.trained, merged.model, task.keeping(merged.model, merged.keep), words)
+    return Prepared(merged.trained, merged.model, task.keeping(merged.model, merged.keep), words, start=start)
 
 
 @training_method("gsm", "the channels that matter least die", rate=5e-3)
@@ -215,13 +216,14 @@ def trp(task: TrainingTask, *, every: int = 20, nuclear: float = 3e-4, project: 
     from onnxprune.pipeline.training_task import Prepared
     from onnxprune.train.trp import trp
 
-    edits = task.decide().factorized()
+    start = task.decide()
+    edits = start.factorized()
     low = trp(
         task.net.graph, edits, task.loss, task.training,
         every=every, nuclear=nuclear, project=project, progress=task.report(),
     )  # fmt: skip
     words = f"the last truncation took at most {low.lost:.1e} of a layer's energy"
-    return Prepared(low.trained, low.model, task.plan(low.model, edits), words)
+    return Prepared(low.trained, low.model, task.plan(low.model, edits), words, start=start)
 
 
 GATED = 0.25

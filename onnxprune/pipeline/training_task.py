@@ -17,6 +17,7 @@ from onnxprune.decide.blocks import Block
 from onnxprune.errors import BudgetError
 from onnxprune.graph.model import Graph, digest
 from onnxprune.measure.cost import CostModel
+from onnxprune.pipeline.apply import Tell, Tuning
 from onnxprune.pipeline.asked import limits_of
 from onnxprune.pipeline.goals import Ratio
 from onnxprune.pipeline.opened import Subject
@@ -43,7 +44,8 @@ class TrainingRun:
     Attributes:
         subject: the model.
         settings: how.
-        samples: `fit` decides the sizes, and teaches where there is no recipe; None: there are none.
+        samples: `fit` decides the sizes, `learn` teaches where there is no recipe, and `judge` judges what came of
+            that; None: there are none.
         progress: called with (phase, done, total).
     """
 
@@ -56,6 +58,17 @@ class TrainingRun:
     def net(self) -> Analysed:
         """The original."""
         return self.subject.net
+
+    def decide(self, **settings: Any) -> PrunePlan:
+        """The plan that would be made without training, from the method's kinds of edits."""
+        plan = make_plan(self.subject, Ratio(self.settings.ratio), self.settings.deciding(**settings), self.progress)
+        own = self._origin()
+        return replace(plan, origin=replace(own, settings={**plan.origin.settings, **own.settings}))
+
+    def _origin(self) -> Origin:
+        """What a plan remembers of how it was made."""
+        how = self.settings
+        return origin_of(self.subject, how.decided(), ratio=how.ratio, trained=how.method, steps=how.steps)
 
 
 @dataclass(frozen=True)
@@ -75,20 +88,9 @@ class TrainingTask(TrainingRun):
         progress, steps = self.progress, self.settings.steps
         return None if progress is None else lambda k, n: progress("train", done + k, steps)
 
-    def decide(self, **settings: Any) -> PrunePlan:
-        """The plan that would be made without training, from the method's kinds of edits."""
-        plan = make_plan(self.subject, Ratio(self.settings.ratio), self.settings.deciding(**settings), self.progress)
-        own = self._origin()
-        return replace(plan, origin=replace(own, settings={**plan.origin.settings, **own.settings}))
-
     def plan(self, model: onnx.ModelProto, edits: Iterable[Edit]) -> PrunePlan:
         """A plan of those edits for that model."""
         return PrunePlan(digest(model), tuple(edits), self._origin(), seed=self.settings.seed)
-
-    def _origin(self) -> Origin:
-        """What a plan remembers of how it was made."""
-        how = self.settings
-        return origin_of(self.subject, how.decided(), ratio=how.ratio, trained=how.method, steps=how.steps)
 
     def keeping(self, model: onnx.ModelProto, keep: Mapping[str, tuple[int, ...]]) -> PrunePlan:
         """A plan that keeps those channels of groups, for that model."""
@@ -107,13 +109,15 @@ class Prepared:
         plan: how; its digest is that of `model`.
         words: what the method found.
         tune: what is left to do when the model is cut and refitted: the cut network to a better one.
+        start: the plan that is made without training, which the outcome is held against; None: not made yet.
     """
 
     trained: onnx.ModelProto
     model: onnx.ModelProto
     plan: PrunePlan
     words: str
-    tune: Callable[[Graph], Graph] | None = None
+    tune: Tuning | None = None
+    start: PrunePlan | None = None
 
 
 def budget_of(task: TrainingTask, blocks: Sequence[Block] = ()) -> Budget:
@@ -160,17 +164,21 @@ def tuned(task: TrainingTask, plan: PrunePlan, done: int, words: str) -> Prepare
     settings, samples = task.settings, task.samples
     assert samples is not None  # what is cut first says that it needs them
 
-    def tune(cut: Graph) -> Graph:
+    def tune(cut: Graph, tell: Tell) -> Graph:
         from onnxprune.train.distill import Distillation, distill
 
         beside = task.training.checkpoint and task.training.checkpoint.with_name(f"{task.training.checkpoint.name}.cut")
         how = Distillation(
-            training=replace(task.training, steps=settings.steps - done, checkpoint=beside),
+            training=replace(
+                task.training, steps=settings.steps - done, lr=settings.lr, highest=settings.rate, checkpoint=beside
+            ),
             epochs=None, batch=settings.batch, augment=settings.augment, recipe=settings.recipe, seed=settings.seed,
         )  # fmt: skip
         return distill(
-            task.net, cut, task.net.channels.alive(plan.keep()), list(samples.fit.batches(settings.batch)),
-            settings=how, threads=settings.threads, progress=task.report(done),
+            task.net, cut, task.net.channels.alive(plan.keep()), list(samples.learn.batches(settings.batch)),
+            settings=how, judges=None if samples.judge.shared else list(samples.judge.batches(settings.batch)),
+            threads=settings.threads, progress=task.report(done),
+            tell=lambda found: tell(replace(found, step=settings.method)),
         )  # fmt: skip
 
-    return Prepared(task.subject.model, task.subject.model, plan, words, tune)
+    return Prepared(task.subject.model, task.subject.model, plan, words, Tuning(tune, settings.recipe is None))

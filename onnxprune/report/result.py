@@ -21,6 +21,7 @@ from onnxprune.files.write import atomic_write
 from onnxprune.measure.cost import Cost
 from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.surgery import Surgery
+from onnxprune.measure.trained import Trained
 from onnxprune.plan import PrunePlan
 from onnxprune.runtime import sessions
 from onnxprune.timing.bench_result import BenchResult
@@ -65,6 +66,7 @@ class Result:
         refused: the layers to which something could not be done that was done to others, and why.
         warnings: what the user should know.
         notes: what was measured besides, in words.
+        training: what came of every step that trained: what was kept, the start or what was reached, and why.
         feeds: inputs for the run of the written file; None: it is loaded only.
     """
 
@@ -84,6 +86,7 @@ class Result:
     refused: tuple[Refused, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    training: tuple[Trained, ...] = ()
     feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -140,6 +143,7 @@ class Result:
             "factorized": [asdict(e) for e in self.plan.factorized()],
             "warnings": list(self.warnings),
             "notes": list(self.notes),
+            "training": [asdict(t) | {"words": t.in_words()} for t in self.training],
             "cuts": list(self.cuts),
         }
 

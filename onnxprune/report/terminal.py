@@ -176,6 +176,7 @@ def summary(
         lines.append(f"low rank     {len(made)} layers made of two: {', '.join(map(plain, made[:4]))}{more}")
     label = "trained" if result.plan.origin.trained else "measured"
     lines += [f"{label:<13}{plain(note)}" for note in result.notes]
+    lines += [f"training     {plain(t.step)}: {plain(t.in_words())}" for t in result.training]
     top = result.reasons()
     if top:
         lines.append("kept whole   " + "; ".join(f"{plain(r)} ({n})" for r, n in top))

@@ -68,7 +68,7 @@ def csgd(
         progress: called with (steps done, steps).
     """
     # stored statistics that nothing moves would keep members apart
-    network = Network(net.graph, batch_norm="batch").to(training.device)
+    network = Network(net.graph, batch_norm="batch", takes=training.takes).to(training.device)
     groups = {g.name: g for g in net.channels.groups if widths.get(g.name, g.width) < g.width}
     clusters = {name: clusters_of(g, network, widths[name]) for name, g in groups.items()}
     pulls = [

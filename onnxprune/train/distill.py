@@ -6,32 +6,46 @@ Starting from the refitted network, every step minimises over a batch
 
 where t runs over the block ends (the places that the whole computation passes through) in the first part of the run,
 and over the last feature map alone in the rest; Z_o is taken at the channels that the pruned network kept. Outputs that
-are no scores of classes count by their relative squared error. A part of the samples is held out; the parameters that
-do best there are the result. With a recipe the steps take its samples, and its loss is added. The schedule in two
-parts and the relative errors are ours.
+are no scores of classes count by their relative squared error. With a recipe the steps take its samples, and its loss
+is added. The schedule in two parts and the relative errors are ours.
+
+It is on trial (`judge`): what it starts from and what it reaches are compared on samples that it does not train on, and
+the start is kept unless the other is better by more than chance. BatchNormalization keeps its statistics, as those of
+a few hundred samples are worse, unless a recipe gives more. Every core takes its share of a batch; shares are the same
+however many cores there are, and so is the outcome. What the original answers is worked out once, where samples come
+unchanged and there is room for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onnxprune import parallel
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
+from onnxprune.measure.trained import Trained
 from onnxprune.runtime.ports import Feeds, input_specs
-from onnxprune.train.loop import Training, half_precision, process_group, rank, ranks, set_up, train
-from onnxprune.train.network import Network, as_feeds, channels_last
+from onnxprune.train.judge import Judge, LabelJudge, verdict
+from onnxprune.train.loop import Training, process_group, rank, ranks, train
+from onnxprune.train.network import Network, as_feeds, channels_last, only_batch
 from onnxprune.train.recipe import Recipe
 from onnxprune.train.samples import Samples, augmenter
+from onnxprune.train.shares import Figured, Share, Shares, alone, set_up
 
 MOST_ENDS = 12
 """Block ends that are compared; of more, so many evenly spaced."""
+
+
+ANSWERS = 1 << 28
+"""Bytes of the original's answers that are kept, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +55,26 @@ class Distillation:
     Attributes:
         training: the loop's settings; its `steps` are worked out from `epochs`, unless there are none.
         epochs: passes over the samples; None: as many steps as `training` says.
-        batch: samples of a step.
+        batch: samples of a step; None: as many as suit their number.
         temperature: T.
         maps: weight of the feature maps.
         blockwise: share of the run in which every block end counts.
-        held_out: share of the samples that is not trained on, for choosing the best parameters.
+        held_out: share of the samples that is not trained on, where no others are given to judge by.
         augment: see `train.samples.AUGMENTATIONS`.
-        batch_norm: see `network.BATCH_NORM`.
+        batch_norm: see `network.BATCH_NORM`; None: frozen, but with a recipe, which has more samples, the batch's.
         recipe: file.py with samples to train on, and a loss of their labels that is added, see `recipe`; None: none.
         seed: for everything random.
     """
 
-    training: Training = field(default_factory=lambda: Training(steps=1))
+    training: Training = field(default_factory=lambda: Training(steps=1, lr=None))
     epochs: int | None = 40
-    batch: int = 64
+    batch: int | None = None
     temperature: float = 2.0
     maps: float = 1.0
     blockwise: float = 0.3
     held_out: float = 0.125
     augment: tuple[str, ...] = ()
-    batch_norm: str = "batch"
+    batch_norm: str | None = None
     recipe: str | None = None
     seed: int = 0
 
@@ -72,10 +86,12 @@ def distill(
     batches: Iterable[Feeds],
     *,
     settings: Distillation | None = None,
+    judges: Iterable[Feeds] | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[Trained], None] = lambda outcome: None,
 ) -> Graph:
-    """The pruned network, trained to compute what the original computes.
+    """The pruned network, trained to compute what the original computes, or as it was where that did not help.
 
     Args:
         net: the network before the cut.
@@ -83,38 +99,123 @@ def distill(
         alive: (unit_count + 1,) bool, what was kept.
         batches: unlabelled samples.
         settings: how.
-        threads: of torch; None: one, which is the fastest on a busy machine.
+        judges: samples to judge by, which nothing was fitted on; None: a part of the others, and with a recipe a part
+            of its own.
+        threads: cores to use; None: all, but with a recipe, which cannot be shared out, one.
         progress: called with (steps done, steps).
+        tell: told what came of it.
 
     Raises:
         UnsupportedError: torch has no form of an operator; the message names the node.
     """
     how = settings or Distillation()
-    set_up(how.seed, threads)
-    fit, held = _parted(batches, how)
-    with process_group() as device:
-        teacher = Network(net.graph).to(device).eval()
-        student = channels_last(Network(pruned.settle(), batch_norm=how.batch_norm)).to(device)
-        if next(student.parameters(), None) is None:  # all that could learn has gone
-            return student.graph
-        compared = Compared.of(net.graph, student.graph, CutSizes(net.channels, alive), device)
-        training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
-        early = int(how.blockwise * training.steps)
-        recipe = None if how.recipe is None else Recipe(how.recipe, input_specs(net.model))
-        draw = step_samples(recipe or fit, how.augment, how.seed, device)
+    with set_up(how.seed, threads if how.recipe else 1), parallel.at_most(threads), process_group() as device:
+        lesson = Lesson(net, pruned, alive, list(batches), how, None if judges is None else list(judges), device)
+        judge = lesson.judge
+        if next(lesson.student.parameters(), None) is None:  # all that could learn has gone
+            return lesson.student.graph
+        if judge is None:
+            tell(Trained("distill", "start", "", None, None, None, 0, 0, 0, None, why=TOO_FEW))
+            return pruned
+        start = judge(lesson.student)
+        found = train(
+            lesson.student, lesson.loss, lesson.training, check=lambda: judge(lesson.student), start=start,
+            little=judge.little, progress=progress,
+        )  # fmt: skip
+        tell(verdict("distill", judge, start, found))
+    return lesson.student.cpu().learned()
 
-        def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-            feeds, labelled = draw(step)
-            return compared.loss(teacher, student, feeds, how, all_ends=step < early, labelled=labelled)
 
-        def check() -> float:
-            with torch.no_grad(), half_precision(training, device):
-                parts = [as_feeds(feeds, device) for feeds in held.all()]
-                found = [(len(next(iter(p.values()))), compared.loss(teacher, student, p, how)[0]) for p in parts]
-            return float(sum(n * value for n, value in found) / sum(n for n, _ in found))
+TOO_FEW = "there are too few samples to judge training by; give at least eight"
 
-        train(student, loss, training, check=check, progress=progress)
-    return student.cpu().learned()
+
+class Lesson:
+    """Teacher, student, what they are compared on, and what is minimised.
+
+    Attributes:
+        student: the network that is trained.
+        training: how, with the number of steps.
+        judge: what tells how well a network does; None: there are too few samples for one.
+        loss: of a step.
+    """
+
+    def __init__(
+        self,
+        net: Analysed,
+        pruned: Graph,
+        alive: np.ndarray,
+        batches: Sequence[Feeds],
+        how: Distillation,
+        judges: Sequence[Feeds] | None,
+        device: torch.device,
+    ):
+        self.how, self.device = how, device
+        self.teacher = Network(net.graph).to(device).eval()
+        self.teacher.takes = takes = only_batch(self.teacher, net.feeds)
+        norm = how.batch_norm or ("frozen" if how.recipe is None else "batch")
+        student = Network(pruned.settle(), batch_norm=norm, takes=takes)
+        self.student = channels_last(student).to(device).eval()
+        self.compared = Compared.of(net.graph, student.graph, CutSizes(net.channels, alive), device)
+        unit = takes or 1
+        self.recipe = None if how.recipe is None else Recipe(how.recipe, input_specs(net.model), hold=True)
+        fit, held = Samples(batches, how.batch, unit), None if judges is None else Samples(judges, None, unit)
+        if self.recipe is None and held is None:
+            fit, held = fit.parted(how.held_out)
+        self.fit = fit
+        self.training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
+        self.judge = self._judge(held)
+        self.early = int(how.blockwise * self.training.steps)
+        shared = self.recipe is None and device.type == "cpu" and norm == "frozen"
+        if self.recipe is None and not how.augment and self.judge is not None:
+            self.fit = self._answered(fit)
+        self._draw = step_samples(self.recipe or self.fit, how.augment, how.seed, device)
+        self.loss = Shares(self._shares) if shared else self._whole
+
+    def _judge(self, held: Samples | None) -> Judge | LabelJudge | None:
+        if self.recipe is not None:
+            return LabelJudge(self.recipe, self.device)
+        if held is None or held.count < 2:
+            return None
+        return Judge(self.teacher, held, self.compared.outputs, self.device)
+
+    def _whole(self, step: int) -> Figured:
+        feeds, labelled = self._draw(step)
+        return self._loss(step, feeds, labelled)
+
+    def _shares(self, step: int) -> Sequence[Share]:
+        feeds, _ = self._draw(step)
+        count = len(next(iter(feeds.values())))
+        parts = self.fit.shares(feeds)
+        return [(len(next(iter(p.values()))) / count, partial(self._loss, step, p, None)) for p in parts]
+
+    def _loss(self, step: int, feeds: dict[str, Tensor], labelled: Labelled | None) -> Figured:
+        ends = self.compared.ends_of(every=step < self.early)
+        goal = {name.removeprefix(ANSWER): v for name, v in feeds.items() if name.startswith(ANSWER)}
+        feeds = {name: v for name, v in feeds.items() if not name.startswith(ANSWER)}
+        goal = goal or self.compared.goals(self.teacher, feeds, ends)
+        return self.compared.loss(goal, self.student, feeds, self.how, ends, labelled=labelled)
+
+    def _answered(self, samples: Samples) -> Samples:
+        """The samples with what the original answers to each beside them, where there is room."""
+        ends = self.compared.ends_of(every=self.how.blockwise > 0)
+        parts = samples.all()
+
+        def answers(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            alone()
+            goal = self.compared.goals(self.teacher, as_feeds(feeds, self.device), ends)
+            return {ANSWER + name: value.float().cpu().numpy() for name, value in goal.items()}
+
+        count = len(next(iter(parts[0].values())))
+        first = answers(parts[0])
+        whole = sum(v.nbytes for v in first.values()) / count * samples.count
+        if whole > ANSWERS or any(len(v) != count for v in first.values()):
+            return samples
+        found = [{**feeds, **more} for feeds, more in zip(parts, parallel.each(answers, parts), strict=True)]
+        return Samples(found, samples.size, samples.unit)
+
+
+ANSWER = "\0answer "
+"""Stands before the name of a tensor of the original's among the samples."""
 
 
 Labelled = Callable[[dict[str, Tensor]], Tensor]
@@ -134,16 +235,6 @@ def step_samples(
         return change(as_feeds(source.batch(step, seed, rank(), ranks()), device), step), None
 
     return draw
-
-
-def _parted(batches: Iterable[Feeds], how: Distillation) -> tuple[Samples, Samples]:
-    """(samples to train on, samples to choose the best parameters on). A single batch serves for both."""
-    given = Samples(batches, how.batch)
-    parts = given.all()
-    if len(parts) < 2:
-        return given, given
-    last = max(1, round(how.held_out * len(parts)))
-    return Samples(parts[:-last], how.batch), Samples(parts[-last:], how.batch)
 
 
 @dataclass(frozen=True)
@@ -175,38 +266,47 @@ class Compared:
             outputs[inside] = len(shape) == 2 and shape[1] > 1 and (node is None or node.op_type != "Sigmoid")
         return cls(ends, outputs)
 
-    def loss(
-        self,
-        teacher: Network,
-        student: Network,
-        feeds: dict[str, Tensor],
-        how: Distillation,
-        *,
-        all_ends: bool = False,
-        labelled: Labelled | None = None,
-    ) -> tuple[Tensor, dict[str, float]]:
-        """(what is minimised, its parts).
-
-        Args:
-            teacher, student: the two networks.
-            feeds: samples.
-            how: temperature and weights.
-            all_ends: compare every block end, not the last one alone.
-            labelled: a loss of the student's outputs that is added.
-        """
+    def ends_of(self, *, every: bool) -> list[str]:
+        """The block ends that are compared, at most `MOST_ENDS` of them, or the last one alone."""
         ends = list(self.ends)
         if len(ends) > MOST_ENDS:
             ends = [ends[int(i)] for i in np.linspace(0, len(ends) - 1, MOST_ENDS)]
-        ends = ends if all_ends else ends[-1:]
-        wanted = [*ends, *self.outputs]
-        with torch.no_grad():
-            goal = teacher(feeds, wanted)
-        got = student(feeds, list(dict.fromkeys([*wanted, *(student.graph.outputs if labelled else ())])))
+        return ends if every else ends[-1:]
+
+    @torch.no_grad()
+    def goals(self, teacher: Network, feeds: dict[str, Tensor], ends: Sequence[str]) -> dict[str, Tensor]:
+        """What the original says of outputs, and of block ends at the channels that were kept."""
+        found = teacher(feeds, list(dict.fromkeys([*ends, *self.outputs])))
+        for tensor in set(ends) - set(self.outputs):
+            axis, kept = self.ends[tensor]
+            found[tensor] = found[tensor] if kept is None else found[tensor].index_select(axis, kept)
+        return found
+
+    def loss(
+        self,
+        goal: Mapping[str, Tensor],
+        student: Network,
+        feeds: dict[str, Tensor],
+        how: Distillation,
+        ends: Sequence[str],
+        *,
+        labelled: Labelled | None = None,
+    ) -> Figured:
+        """(what is minimised, its parts).
+
+        Args:
+            goal: what the original says, see `goals`.
+            student: the network that learns.
+            feeds: samples.
+            how: temperature and weights.
+            ends: block ends that are compared.
+            labelled: a loss of the student's outputs that is added.
+        """
+        wanted = dict.fromkeys([*ends, *self.outputs, *(student.graph.outputs if labelled else ())])
+        got = student(feeds, list(wanted))
         maps = torch.zeros((), device=next(iter(got.values())).device)
         for tensor in ends:
-            axis, kept = self.ends[tensor]
-            z = goal[tensor] if kept is None else goal[tensor].index_select(axis, kept)
-            maps = maps + relative(got[tensor], z)
+            maps = maps + relative(got[tensor], goal[tensor])
         outputs = torch.zeros_like(maps)
         for name, scores in self.outputs.items():
             outputs = outputs + (divergence(got[name], goal[name], how.temperature) if scores

@@ -96,7 +96,7 @@ def gates(
         branches: those that may go.
         loss, training, progress: as for `gsm`; of the training only the number of steps and the files count.
     """
-    network = Network(graph, batch_norm="batch").to(training.device)
+    network = Network(graph, batch_norm="batch", takes=training.takes).to(training.device)
     gated = _Gates(network, budget.groups, branches)
     ascent = _Ascent(gated, budget, branches)
 

@@ -81,7 +81,7 @@ def gsm(
         training: how; optimizer and clipping are GSM's own.
         progress: called with (steps done, steps).
     """
-    network = Network(graph, batch_norm="batch").to(training.device)
+    network = Network(graph, batch_norm="batch", takes=training.takes).to(training.device)
     kernels = {name: p for name, p in network.named_parameters() if p.ndim > 1}
     count = sum(p.numel() for p in kernels.values())
     most = max(1, round(density * count))
@@ -118,7 +118,7 @@ def gsm_channels(
         budget: what may go, and how much.
         loss, training, progress: as for `gsm`.
     """
-    network, groups = Network(graph, batch_norm="batch").to(training.device), budget.groups
+    network, groups = Network(graph, batch_norm="batch", takes=training.takes).to(training.device), budget.groups
     memory: dict[str, Any] = {
         "masks": {},
         "seen": {g.name: torch.zeros(g.width, dtype=torch.float64) for g in groups},

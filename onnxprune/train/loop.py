@@ -1,9 +1,10 @@
-"""The training loop: steps, cosine schedule, held-out checks, checkpoints, metrics, several processes.
+"""The training loop: steps, cosine schedule, held-out checks, checkpoints, metrics, cores, several processes.
 
-It knows no model and no loss: it is given both as functions. Everything random is a function of the seed and the step,
-so that a run that was killed and resumed from its checkpoint ends with the same parameters as one that was not. Under
-`torchrun` every process takes its share of each batch and gradients are averaged (gloo on CPUs, nccl on GPUs; the
-latter has been run with a single process).
+It knows no model and no loss: it is given both as functions. Where it is told how well the network does before the
+first step, training is on trial: the parameters of that beginning are kept unless others are better by more than
+chance. Everything random is a function of the seed and the step, so that a run that was killed and resumed from its
+checkpoint ends with the same parameters as one that was not. Under `torchrun` every process takes its share of each
+batch and gradients are averaged (gloo on CPUs, nccl on GPUs; the latter has been run with a single process).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from onnxprune.errors import FileError, UsageError, unknown
+from onnxprune.measure.chance import LITTLE, beats
+from onnxprune.train.shares import Figured, Shares, side_by_side
 
-Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[int], Figured]
 """step -> (what is minimised, figures to log)."""
+LOOKS = 20
+"""Looks at held-out samples in a run, where nobody says how many."""
+LOG_EVERY = 100
+"""Steps between lines of the metrics, where nobody says how often to look."""
+RATES = (1 / 64, 1 / 16, 1 / 4, 1.0)
+"""Learning rates to try, as shares of the highest that makes sense."""
+TRYING, LONGEST = 1 / 16, 24
+"""Share of a run that each of them is tried for, and most steps."""
+BACK_OFF = 0.25
+"""What the rate is multiplied by where training runs into numbers that are none."""
 
 
 @dataclass(frozen=True)
@@ -34,37 +47,62 @@ class Training:
 
     Attributes:
         steps: optimizer steps in all.
-        lr: highest learning rate; rises over the first `warmup` steps and falls to 0 along a cosine.
-        warmup: steps.
+        lr: highest learning rate; rises over the first `warmup` steps and falls to 0 along a cosine. None: found by
+            short trials, which are undone (`find_rate`), and no higher than `highest`.
+        highest: see `lr`.
+        warmup: steps; None: a tenth of the run, and no more than fifty.
         optimizer: "adamw", "sgd" (Nesterov momentum 0.9) or "gsm" (heavy momentum 0.98).
         decay: weight decay of kernels; vectors are not decayed.
         clip: gradients are scaled down to this norm; None: as they are.
-        check_every: steps between looks at the held-out samples; the best parameters seen there are kept.
+        check_every: steps between looks at the held-out samples; the best parameters seen there are kept. None: so many
+            that there are about twenty looks.
         patience: looks without a better one after which the run ends; None: never.
         bf16: run in bfloat16 where torch thinks it safe; None: where the processor or GPU has instructions for it.
         checkpoint: file to resume from and to write to every `save_every` seconds.
-        metrics: file that gets a line of JSON at every look.
+        metrics: file that gets a line of JSON at every look; where nobody says how often to look, every hundred steps.
         device: where C-SGD, GSM, TRP and gates put their network; `process_group` gives it.
+        takes: samples that their network takes at a time where it takes no others, see `network.only_batch`.
     """
 
     steps: int
-    lr: float = 2e-3
-    warmup: int = 50
+    lr: float | None = 2e-3
+    highest: float = 2e-3
+    warmup: int | None = None
     optimizer: str = "adamw"
     decay: float = 1e-4
     clip: float | None = 1.0
-    check_every: int = 100
+    check_every: int | None = None
     patience: int | None = None
     bf16: bool | None = None
     checkpoint: Path | None = None
     save_every: float = 20.0
     metrics: Path | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009
+    takes: int | None = None
+
+    @property
+    def rising(self) -> int:
+        """Steps in which the learning rate rises."""
+        return max(1, min(50, self.steps // 10) if self.warmup is None else self.warmup)
+
+    @property
+    def every(self) -> int:
+        """Steps between looks at the held-out samples."""
+        return max(1, -(-self.steps // LOOKS)) if self.check_every is None else self.check_every
+
+    def looks_at(self, done: int) -> bool:
+        """Whether there is such a look behind so many steps."""
+        return done % self.every == 0 or done == self.steps
+
+    def logs_at(self, done: int) -> bool:
+        """Whether the metrics get a line behind so many steps."""
+        return self.looks_at(done) if self.check_every else done % LOG_EVERY == 0 or done == self.steps
 
 
 def rate(step: int, training: Training) -> float:
     """Learning rate of a step."""
-    rise = min(1.0, (step + 1) / max(1, training.warmup))
+    assert training.lr is not None
+    rise = min(1.0, (step + 1) / training.rising)
     return training.lr * rise * 0.5 * (1 + math.cos(math.pi * step / training.steps))
 
 
@@ -91,12 +129,18 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimi
 }
 
 
+Check = Callable[[], "float | Tensor"]
+"""What counts on held-out samples, one figure or (samples,) of them, the lower the better."""
+
+
 def train(
     network: nn.Module,
-    loss: Loss,
+    loss: Loss | Shares,
     training: Training,
     *,
-    check: Callable[[], float] | None = None,
+    check: Check | None = None,
+    start: Tensor | None = None,
+    little: float = LITTLE,
     after_backward: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
     memory: dict[str, Any] | None = None,
@@ -108,7 +152,11 @@ def train(
         network: what is trained.
         loss: of a step.
         training: how.
-        check: the figure of merit on held-out samples, the lower the better.
+        check: the figure of merit on held-out samples.
+        start: what `check` says before the first step. The network then ends with the parameters that it has now,
+            unless the best of the others is better by more than chance (`beats`); and where it runs into numbers
+            that are none, it goes back to the best, with a lower rate.
+        little: relative fall of the figure that does not matter.
         after_backward: may change the gradients of a step.
         after_step: may change the parameters after a step.
         memory: what a method has to know besides the parameters (tensors, numbers, dicts of them): it goes into the
@@ -116,17 +164,25 @@ def train(
         progress: called with (steps done, steps).
 
     Returns:
-        {"steps", "best", "best_step", "seconds", "resumed_at"}.
+        {"steps", "best", "best_step", "seconds", "resumed_at", "lr", "merits", "kept": "start" or "trained"}.
 
     Raises:
         UsageError: the checkpoint belongs to another run.
     """
+    held: dict[str, Any] = {"lr": training.lr, "slower": 1.0}
     optimizer = _optimizer(network, training)
-    state = _State(network, optimizer, training, {} if memory is None else memory)
-    for step in range(state.resume(), training.steps):
+    state = _State(network, optimizer, training, {} if memory is None else memory, held, start, little)
+    first = state.resume()
+    if held["lr"] is None:
+        held["lr"] = find_rate(network, loss, training, check)
+    how = replace(training, lr=held["lr"])
+    for step in range(first, training.steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, training)
+            group["lr"] = held["slower"] * rate(step, how)
         total, figures = _differentiated(network, loss, optimizer, training, step)
+        if start is not None and not math.isfinite(float(total)):
+            state.back_off()
+            continue
         if after_backward:
             after_backward(step)
         if training.clip is not None:
@@ -137,9 +193,9 @@ def train(
         done = step + 1
         if progress:
             progress(done, training.steps)
-        if done % training.check_every == 0 or done == training.steps:
+        if training.looks_at(done) or training.logs_at(done):
             network.eval()
-            state.look(done, float(total), None if check is None else check(), figures)
+            state.look(done, float(total), check, figures)
             if state.stale(done):
                 break
         if state.due():
@@ -148,6 +204,31 @@ def train(
     state.restore_best()
     network.eval()
     return state.summary()
+
+
+def find_rate(network: nn.Module, loss: Loss | Shares, training: Training, check: Check | None) -> float:
+    """The learning rate with which a short run of its own schedule does best on the held-out samples.
+
+    Rates rise until one does worse than the one before. The network is left as it was.
+    """
+    if check is None:
+        return training.highest
+    short = min(LONGEST, max(2, round(TRYING * training.steps)))
+    before = _copied(network)
+    tried: list[tuple[float, float]] = []
+    trial = replace(training, steps=short, warmup=None, check_every=short, patience=None, checkpoint=None, metrics=None)
+    for lr in (share * training.highest for share in RATES):
+        merit = train(network, loss, replace(trial, lr=lr), check=check)["best"]
+        network.load_state_dict(before)
+        tried.append((merit, lr))
+        if len(tried) > 1 and not merit <= tried[-2][0]:
+            break
+    network.eval()
+    return min(tried)[1]  # where none is a number, all are infinite: the lowest rate
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().clone() for k, v in network.state_dict().items()}
 
 
 def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -161,14 +242,19 @@ def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
     kernels = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": kernels, "weight_decay": training.decay}, {"params": vectors, "weight_decay": 0.0}]
-    return OPTIMIZERS[training.optimizer](groups, training.lr)
+    return OPTIMIZERS[training.optimizer](groups, training.lr or training.highest)
 
 
 def _differentiated(
-    network: nn.Module, loss: Loss, optimizer: torch.optim.Optimizer, training: Training, step: int
-) -> tuple[Tensor, dict[str, float]]:
+    network: nn.Module, loss: Loss | Shares, optimizer: torch.optim.Optimizer, training: Training, step: int
+) -> Figured:
     """(the loss of a step, its figures); the network has the gradients, the mean over all processes."""
     network.train()
+    if isinstance(loss, Shares):
+        device = next(network.parameters()).device
+        found = side_by_side(network, loss.of(step), lambda: half_precision(training, device))
+        average_gradients(network)
+        return found
     with half_precision(training, next(network.parameters()).device):
         total, figures = loss(step)
     optimizer.zero_grad(set_to_none=True)
@@ -181,19 +267,31 @@ class _State:
     """How far a run has come, with what a checkpoint holds."""
 
     def __init__(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, training: Training, memory: dict[str, Any]
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        training: Training,
+        memory: dict[str, Any],
+        held: dict[str, Any],
+        start: Tensor | None,
+        little: float,
     ):
-        self.network, self.optimizer, self.training, self.memory = network, optimizer, training, memory
+        self.network, self.optimizer, self.training, self.memory, self.held = network, optimizer, training, memory, held
         self.best, self.best_step, self.resumed_at = math.inf, 0, 0
+        self.start, self.little, self.first = start, little, None if start is None else _copied(network)
+        self.merits: Tensor | None = None
         self.kept: dict[str, Tensor] | None = None
         self.begin = self.saved = time.monotonic()
 
-    def look(self, step: int, loss: float, merit: float | None, figures: dict[str, float]) -> None:
+    def look(self, step: int, loss: float, check: Check | None, figures: dict[str, float]) -> None:
         """Keep the parameters where they are the best so far, and add a line to the metrics."""
-        if merit is not None and merit < self.best:
-            self.best, self.best_step = merit, step
-            self.kept = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        if self.training.metrics is not None and rank() == 0:
+        merit = None
+        if check is not None and self.training.looks_at(step):
+            merits = torch.as_tensor(check(), dtype=torch.float64).cpu()
+            merit = float(merits.mean())
+            if merit < self.best:
+                self.best, self.best_step, self.merits, self.kept = merit, step, merits, _copied(self.network)
+        if self.training.metrics is not None and rank() == 0 and self.training.logs_at(step):
             seconds = round(time.monotonic() - self.begin, 2)
             line = {"step": step, "loss": loss, "held_out": merit, **figures, "seconds": seconds}
             with self.training.metrics.open("a", encoding="utf-8") as file:
@@ -202,7 +300,7 @@ class _State:
     def stale(self, step: int) -> bool:
         """Whether nothing better was seen for as long as patience lasts."""
         t = self.training
-        return t.patience is not None and step - self.best_step >= t.patience * t.check_every
+        return t.patience is not None and step - self.best_step >= t.patience * t.every
 
     def summary(self) -> dict[str, Any]:
         """What `train` gives back."""
@@ -212,11 +310,27 @@ class _State:
             "best_step": self.best_step,
             "seconds": time.monotonic() - self.begin,
             "resumed_at": self.resumed_at,
+            "lr": self.held["lr"],
+            "merits": self.merits,
+            "kept": "trained" if self.worth_it() else "start",
         }
 
+    def worth_it(self) -> bool:
+        """Whether training has made anything better; where nobody looked at the beginning, it is taken to have."""
+        start, found = self.start, self.merits
+        return start is None or (found is not None and beats(found.numpy(), start.numpy(), self.little))
+
     def restore_best(self) -> None:
-        if self.kept is not None:
-            self.network.load_state_dict(self.kept)
+        """The best parameters back into the network: those of the beginning among them, where these were looked at."""
+        best = self.kept if self.worth_it() else self.first
+        if best is not None:
+            self.network.load_state_dict(best)
+
+    def back_off(self) -> None:
+        """From numbers that are none back to the best ones, and slower from here."""
+        self.network.load_state_dict(self.kept or self.first or {})
+        self.optimizer.state.clear()
+        self.held["slower"] *= BACK_OFF
 
     def _run(self) -> dict[str, Any]:
         t = self.training
@@ -238,6 +352,8 @@ class _State:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": (self.best, self.best_step),
+            "merits": self.merits,
+            "held": self.held,
             "kept": self.kept,
             "memory": self.memory,
         }
@@ -268,16 +384,11 @@ class _State:
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.best, self.best_step = content["best"]
-        self.kept = content["kept"]
+        self.kept, self.merits = content["kept"], content["merits"]
+        self.held.update(content["held"])
         self.memory.update(content["memory"])
         self.resumed_at = int(content["step"])
         return self.resumed_at
-
-
-def set_up(seed: int, threads: int | None) -> None:
-    """Seed torch and set its threads; None: one, which is the fastest on a busy machine."""
-    torch.set_num_threads(threads or 1)
-    torch.manual_seed(seed)
 
 
 # ---- several processes ---------------------------------------------------------------------------------------

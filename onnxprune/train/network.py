@@ -5,6 +5,10 @@ are found, and a constant is a parameter for each use: a vector that an exporter
 twice, while a weight that several layers share stays one. Sizes are computed in numpy, so any batch and any image size
 runs. `learned` gives the graph with the parameters in it, `to_onnx` the file; nothing else in it changes.
 
+All floating point is float32 in here, whatever the file stores (float16 has too little range for gradients, and
+torch mixes no types): what goes back into the file is rounded to its type. Where a graph takes batches of one size
+alone, as one that was exported with a fixed batch may, it is run in such batches, one behind the other.
+
 What it does not know: which channels are coupled, what is trained for, and on what.
 """
 
@@ -19,7 +23,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from onnxprune.errors import UnsupportedError
+from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import evaluate, operators
 from onnxprune.graph.model import Graph, Use
 from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attributes
@@ -55,6 +59,7 @@ class Network(nn.Module):
     Args:
         graph: the model's, without edits; left so.
         batch_norm: one of `BATCH_NORM`.
+        takes: samples that the graph takes at a time, where it takes no others, see `only_batch`; None: any number.
 
     Attributes:
         names: use -> name of its parameter.
@@ -65,10 +70,11 @@ class Network(nn.Module):
         UnsupportedError: an operator that torch has no table entry for.
     """
 
-    def __init__(self, graph: Graph, *, batch_norm: str = "frozen"):
+    def __init__(self, graph: Graph, *, batch_norm: str = "frozen", takes: int | None = None):
         super().__init__()
         self.graph = graph
         self.batch_norm = batch_norm
+        self.takes = takes
         self.names: dict[Use, str] = {}
         self.moving: dict[Use, str] = {}
         self._constants: dict[Use, np.ndarray] = {}
@@ -124,8 +130,20 @@ class Network(nn.Module):
 
         Raises:
             UnsupportedError: a node that cannot be run in torch; the message names it.
+            UsageError: so many samples are not a number of whole batches, where the graph takes those alone.
         """
         targets = tuple(self.graph.outputs if wanted is None else wanted)
+        count, takes = len(next(iter(feeds.values()))), self.takes
+        if takes is None or count == takes:
+            return self._walk(feeds, targets)
+        if count % takes:
+            raise UsageError(f"the model takes batches of {takes} alone, and was given {count} samples to train on")
+        starts = range(0, count, takes)
+        parts = [self._walk({k: v[i : i + takes] for k, v in feeds.items()}, targets) for i in starts]
+        return {name: torch.cat([torch.atleast_1d(part[name]) for part in parts]) for name in targets}
+
+    def _walk(self, feeds: Mapping[str, Tensor], targets: tuple[str, ...]) -> dict[str, Tensor]:
+        """The tensors of one batch."""
         values: dict[str, Value] = dict(feeds)
         device = next(iter(feeds.values())).device
         found: dict[str, Value] = {}
@@ -228,7 +246,7 @@ class Network(nn.Module):
         for use, name in (*self.names.items(), *self.moving.items()):
             old = graph.value(use)
             assert old is not None
-            new = getattr(self, name).detach().to("cpu", torch.float32).contiguous().numpy().astype(old.dtype)
+            new = _stored(getattr(self, name).detach().to("cpu", torch.float32).contiguous().numpy(), old.dtype)
             if new.tobytes() != old.tobytes():
                 graph.set_constant(use, new.copy())
         return graph
@@ -246,15 +264,29 @@ def _named(node: onnx.NodeProto) -> str:
     return f"node {node.name or node.output[0]!r} ({domain}{node.op_type})"
 
 
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it is a type of floating point, bfloat16 (which numpy does not know) among them."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def _stored(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values in float32 in the type of the file; what is beyond its range becomes its largest number."""
+    if dtype == np.float16:
+        most = float(np.finfo(np.float16).max)
+        value = np.clip(value, -most, most)
+    return value.astype(dtype)
+
+
 def _tensor(value: Value, device: torch.device) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    return torch.from_numpy(np.array(value, order="C")).to(device)  # a copy: folded constants are read-only
+    kind = np.float32 if is_float(value.dtype) else value.dtype
+    return torch.from_numpy(np.array(value, kind, order="C")).to(device)  # a copy: folded constants are read-only
 
 
 def _is_learned(node: onnx.NodeProto, i: int, value: np.ndarray) -> bool:
     line = operators.of(node)
-    if i not in line.learned or value.dtype.kind != "f":
+    if i not in line.learned or not is_float(value.dtype):
         return False
     if not line.arithmetic:
         return True
@@ -263,10 +295,11 @@ def _is_learned(node: onnx.NodeProto, i: int, value: np.ndarray) -> bool:
 
 
 def as_feeds(feeds: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Samples as tensors; images in channels-last, the layout that convolutions like."""
+    """Samples as tensors, floating point in float32; images in channels-last, the layout that convolutions like."""
     found = {}
     for name, value in feeds.items():
-        tensor = torch.from_numpy(np.ascontiguousarray(value)).to(device)
+        held = np.asarray(value, np.float32 if is_float(value.dtype) else value.dtype)
+        tensor = torch.from_numpy(np.ascontiguousarray(held)).to(device)
         found[name] = tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
     return found
 
@@ -277,3 +310,41 @@ def channels_last(network: Network) -> Network:
         if p.ndim == 4:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
     return network
+
+
+ALIKE = 1e-3
+"""Difference of outputs, relative to the largest, up to which two runs say the same."""
+
+
+@torch.no_grad()
+def only_batch(network: Network, feeds: Mapping[str, np.ndarray]) -> int | None:
+    """How many samples a network takes at a time, where it takes no others; None: any number.
+
+    It is run on two batches, and on both as one: a graph that spells its batch (a Reshape to `1, -1`, for one) then
+    fails, or mixes the samples, which no size of a tensor shows.
+
+    Args:
+        network: the original, on the CPU or a GPU.
+        feeds: one batch that the model takes.
+    """
+    own = len(next(iter(feeds.values())))
+    if any(v.ndim == 0 or len(v) != own for v in feeds.values()):
+        return own
+    other = {name: np.roll(value, 1, axis=-1) for name, value in feeds.items()}
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    first, second = (network(as_feeds(f, device)) for f in (feeds, other))
+    try:
+        both = network(as_feeds({k: np.concatenate([feeds[k], other[k]]) for k in feeds}, device))
+    except UnsupportedError:
+        return own
+    same = all(_alike(both[k], torch.cat([first[k], second[k]])) for k in first if first[k].ndim)
+    return None if same and all(v.ndim for v in first.values()) else own
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not b.numel():
+        return True
+    a, b = a.double(), b.double()
+    return torch.allclose(a, b, rtol=0, atol=ALIKE * float(b.abs().nan_to_num().max()), equal_nan=True)

@@ -7,20 +7,41 @@ feature map and its outputs (`distill.Compared`), on the recipe's samples or on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.errors import UsageError
+from onnxprune.graph.model import Graph
 from onnxprune.runtime.ports import Feeds, input_specs
 from onnxprune.train.distill import Compared, Distillation, step_samples
-from onnxprune.train.network import Network
+from onnxprune.train.judge import Judge, LabelJudge
+from onnxprune.train.network import Network, only_batch
 from onnxprune.train.recipe import Recipe
 from onnxprune.train.samples import Samples
 
 Objective = Callable[[Network, int], Tensor]
+"""(network, step) -> the loss."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """An objective, and what else is known of it.
+
+    Attributes:
+        of: the objective.
+        takes: samples that the network takes at a time, where it takes no others.
+    """
+
+    of: Objective
+    takes: int | None = None
+
+    def __call__(self, network: Network, step: int) -> Tensor:
+        return self.of(network, step)
 
 
 def objective(
@@ -32,7 +53,7 @@ def objective(
     augment: Sequence[str] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Objective:
+) -> Taught:
     """The loss of a network at a step.
 
     Args:
@@ -49,16 +70,48 @@ def objective(
     """
     on = torch.device(device)
     given = list(batches)
-    labelled = None if recipe is None else Recipe(recipe, input_specs(net.model))
+    labelled = None if recipe is None else Recipe(recipe, input_specs(net.model), hold=True)
     if not given and labelled is None:
         raise UsageError("nothing to train on; give --recipe with labelled data, or --calib with samples")
-    how, draw = Distillation(), step_samples(labelled or Samples(given, batch), augment, seed, on)
-    teacher = Network(net.graph).to(on).eval()
-    uncut = CutSizes(net.channels, np.ones(net.channels.unit_count + 1, bool))
-    compared = Compared.of(net.graph, net.graph, uncut, on)
+    teacher, compared = _original(net, on)
+    samples = labelled or Samples(given, batch, teacher.takes or 1)
+    how, draw = Distillation(), step_samples(samples, augment, seed, on)
+    ends = compared.ends_of(every=False)
 
     def loss(network: Network, step: int) -> Tensor:
         feeds, loss_of_labels = draw(step)
-        return compared.loss(teacher, network, feeds, how, labelled=loss_of_labels)[0]
+        goal = compared.goals(teacher, feeds, ends)
+        return compared.loss(goal, network, feeds, how, ends, labelled=loss_of_labels)[0]
 
-    return loss
+    return Taught(loss, teacher.takes)
+
+
+def judge(
+    net: Analysed, held: Iterable[Feeds], recipe: str | None, *, device: torch.device
+) -> tuple[Judge | LabelJudge, Callable[[onnx.ModelProto], np.ndarray]]:
+    """(the judge, its figures for a model): by a recipe's labels, else by the original's answers.
+
+    Args:
+        net: the network as it was given.
+        held: samples that nothing was trained on.
+        recipe: as for `objective`; what it sets apart there is what is judged by here.
+        device: where to work it out.
+    """
+    teacher, compared = _original(net, device)
+    judges = (
+        Judge(teacher, Samples(held, None, teacher.takes or 1), compared.outputs, device) if recipe is None
+        else LabelJudge(Recipe(recipe, net.graph.inputs, hold=True), device)
+    )  # fmt: skip
+
+    def figures(model: onnx.ModelProto) -> np.ndarray:
+        return judges(Network(Graph(model), takes=teacher.takes).to(device).eval()).numpy()
+
+    return judges, figures
+
+
+def _original(net: Analysed, device: torch.device) -> tuple[Network, Compared]:
+    """The original as a teacher, and what it teaches to a network of its own size."""
+    teacher = Network(net.graph).to(device).eval()
+    teacher.takes = only_batch(teacher, net.feeds)
+    uncut = CutSizes(net.channels, np.ones(net.channels.unit_count + 1, bool))
+    return teacher, Compared.of(net.graph, net.graph, uncut, device)

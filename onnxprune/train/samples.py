@@ -6,7 +6,8 @@ would have had, and ranks of a data-parallel run need not talk to share an epoch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +17,30 @@ from torch import Tensor
 from onnxprune.errors import UsageError, unknown
 from onnxprune.runtime.ports import Feeds
 
+LEAST, MOST = 8, 64
+"""Samples of a batch at least and at most, where nobody says how many."""
+SHARE = 16
+"""Samples that one thread takes of a batch."""
+
 
 class Samples:
     """All samples in memory. Alike ones are shuffled one by one; of several sizes, batch by batch as they came.
 
     Args:
         batches: feeds, each of several samples.
-        size: samples of a batch.
+        size: samples of a batch; None: about an eighth of all, so that there are several steps to an epoch.
+        unit: samples that belong together: a batch, and a share of one, is a multiple of it.
     """
 
-    def __init__(self, batches: Iterable[Feeds], size: int):
+    def __init__(self, batches: Iterable[Feeds], size: int | None = None, unit: int = 1):
         given = [{k: np.asarray(v) for k, v in b.items()} for b in batches]
-        self.size = size
+        self.unit = unit
+        self.count = sum(len(next(iter(b.values()))) for b in given)
+        wanted = min(MOST, max(LEAST, 1 << max(0, (self.count // 8).bit_length() - 1))) if size is None else size
+        self.size = max(unit, min(wanted, self.count) // unit * unit)
         alike = all(len({b[k].shape[1:] for b in given}) == 1 for k in given[0])
         self.whole = {k: np.concatenate([b[k] for b in given]) for k in given[0]} if alike else None
         self.parts = given
-        self.count = sum(len(next(iter(b.values()))) for b in given)
 
     @property
     def per_epoch(self) -> int:
@@ -45,14 +54,34 @@ class Samples:
         if self.whole is None:
             order = rng.permutation(len(self.parts))
             return {k: v[rank::ranks] for k, v in self.parts[order[at]].items()}
-        rows = rng.permutation(self.count)[at * self.size : (at + 1) * self.size][rank::ranks]
+        rows = rng.permutation(self.count)[at * self.size : (at + 1) * self.size]
+        rows = rows.reshape(-1, self.unit)[rank::ranks].reshape(-1)
         return {k: v[rows] for k, v in self.whole.items()}
 
     def all(self) -> list[dict[str, np.ndarray]]:
         """Every sample once, in order."""
         if self.whole is None:
             return self.parts
-        return [{k: v[i : i + self.size] for k, v in self.whole.items()} for i in range(0, self.count, self.size)]
+        return self.shares(self.whole)
+
+    def shares(self, feeds: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The samples in parts of about `SHARE`, none of them left out."""
+        size = max(self.unit, SHARE // self.unit * self.unit)
+        count = len(next(iter(feeds.values())))
+        return [{k: v[i : i + size] for k, v in feeds.items()} for i in range(0, count, size)]
+
+    def parted(self, share: float) -> tuple[Samples, Samples | None]:
+        """(most of the samples, the share at the end), or all of them and None where there are too few to part."""
+        if self.whole is None:
+            last = max(1, round(share * len(self.parts)))
+            halves = (self.parts[:-last], self.parts[-last:]) if len(self.parts) > 1 else (self.parts, [])
+        else:
+            units = self.count // self.unit
+            at = (units - max(1, round(share * units))) * self.unit
+            first, rest = ({k: v[rows] for k, v in self.whole.items()} for rows in (slice(at), slice(at, None)))
+            halves = ([first], [rest]) if at else (self.parts, [])
+        most, few = halves
+        return Samples(most, self.size, self.unit), Samples(few, self.size, self.unit) if few else None
 
 
 # ---- augmentations -----------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def trp(
         project: False: plain training to compare with, truncated once at the end.
         progress: called with (steps done, steps).
     """
-    network = Network(graph, batch_norm="batch").to(training.device)
+    network = Network(graph, batch_norm="batch", takes=training.takes).to(training.device)
     layers = [(_parameter(network, e), e.rank) for e in edits]
     unfoldings = {name: unfolding(network, e) for (name, _), e in zip(layers, edits, strict=True)}
     lost = dict.fromkeys(unfoldings, 0.0)

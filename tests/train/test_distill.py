@@ -1,5 +1,6 @@
 """Distillation: the pruned network comes closer to the original on samples that it has not seen; and its wiring."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,7 +115,10 @@ def test_block_ends_are_what_everything_passes_through():
     assert all(graph.nodes[graph.producer[t]].op_type == "Relu" for t in ends) and len(ends) == 3
 
 
-def test_the_pipeline_refits_and_then_distills():
+@pytest.mark.parametrize("kept", ["trained", "start"])
+def test_the_pipeline_refits_and_then_distills(kept, monkeypatch):
+    """What training reaches is kept where the judges are sure, else the refit as it would have been without it."""
+    monkeypatch.setattr("onnxprune.train.loop.beats", lambda after, before, little: kept == "trained")
     results = {}
     for repair in ("refit", "distill"):
         results[repair] = onnxprune.prune(
@@ -122,11 +126,22 @@ def test_the_pipeline_refits_and_then_distills():
         )
     assert results["distill"].repair == "distill"
     assert results["distill"].plan == results["refit"].plan
-    assert results["distill"].model.SerializeToString() != results["refit"].model.SerializeToString()
+    files = [results[repair].model.SerializeToString() for repair in ("distill", "refit")]
+    assert (files[0] == files[1]) == (kept == "start")
+    [told] = results["distill"].training
+    assert (told.step, told.kept, told.samples, told.steps) == ("distill", kept, 18, 6) and not results[
+        "refit"
+    ].training
+    words = "improved held-out KL" if kept == "trained" else "kept the start: 6 steps did not help"
+    assert (
+        words in results["distill"].summary()
+        and words in json.loads(results["distill"].to_json())["training"][0]["words"]
+    )
 
 
-def test_layers_made_of_two_are_trained_too():
+def test_layers_made_of_two_are_trained_too(monkeypatch):
     """The pairs are there before the training, and it moves both halves."""
+    monkeypatch.setattr("onnxprune.train.loop.beats", lambda after, before, little: True)
     subject = api.open_model(small(), calibration=batches(3))
     layer = [n for n in subject.graph.nodes.values() if n.op_type == "Conv"][2]
     [key] = [k for k, n in subject.graph.nodes.items() if n is layer]

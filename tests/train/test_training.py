@@ -115,7 +115,12 @@ def test_what_is_cut_first_is_trained_then():
         train_and_prune(subject, TrainSettings("tune", ratio=0.5, steps=steps, batch=32)) for steps in (200, 4)
     )
     assert long.after.macs <= 0.5 * long.before.macs and long.plan.edits == short.plan.edits
-    assert long.fidelity.sqnr_db > short.fidelity.sqnr_db + 1
+    plain = onnxprune.apply_plan(subject, long.plan)
+    for result in (long, short):  # four steps once took the outputs from 22.7 dB to 12.2
+        assert result.fidelity.sqnr_db >= plain.fidelity.sqnr_db
+        [told] = result.training
+        same = result.model.SerializeToString() == plain.model.SerializeToString()
+        assert told.step == "tune" and same == (told.kept == "start") and told.samples == 24
     assert long.plan.settings["trained"] == "tune" and not long.warnings
     assert "trained      tune, 200 steps" in long.summary()
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from onnxprune.channels import Analysed
     from onnxprune.graph.model import Graph
+    from onnxprune.measure.trained import Trained
     from onnxprune.samples.calibration import Calibration
 
 Progress = Callable[[int, int], None]
@@ -27,11 +28,13 @@ class RepairTask:
         alive: (unit_count + 1,) bool, what was kept.
         batches: samples to fit on; none: random inputs must do.
         samples: all that may be fitted on, for a repair that takes its own batches; None: there are none.
+        judges: samples that nothing was fitted on, for a repair that trains; None: it has to set some apart.
         any_batch: whether the first axis of the inputs is a batch of any size.
         options: the repair's own, by name.
         threads: ORT threads, and tasks side by side.
         seed: for everything random.
         progress: called with (layers done, layers).
+        tell: told what came of training.
     """
 
     net: Analysed
@@ -39,11 +42,13 @@ class RepairTask:
     alive: np.ndarray
     batches: Sequence[Mapping[str, np.ndarray]] = ()
     samples: Calibration | None = None
+    judges: Calibration | None = None
     any_batch: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     seed: int = 0
     progress: Progress | None = None
+    tell: Callable[[Trained], None] = lambda outcome: None
 
     def of(self, pruned: Graph) -> RepairTask:
         """The same task for another pruned network."""

@@ -124,4 +124,5 @@ def _cast(a, x):
 
 
 DTYPES = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64,
-          9: torch.bool, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}  # fmt: skip
+          9: torch.bool, **dict.fromkeys((10, 11, 16), torch.float32)}  # fmt: skip
+"""ONNX's types; every floating point is float32 in a network, see `network`."""

@@ -1,0 +1,161 @@
+"""Distillation never below its start: agreement with the original on unseen images, before and after it.
+
+    python benchmarks/distill_never_worse.py --models ../shared/models --data ../shared/data --epochs 5
+    python benchmarks/distill_never_worse.py --nets resnet20 --ratios 0.8 --epochs 2,5,40
+    python benchmarks/distill_never_worse.py --nets resnet20 --ratios 0.8 --threads 1,2 --no-cache
+
+For every net and share of MACs: the plan of `prune` on `--samples` unlabelled training images, refitted (the start),
+and the same plan with `--repair distill` (the end). Both are compared with the original on `--unseen` test images; no
+labels are used. `kept` is what the tool itself said that it kept, judged on samples of its own.
+`seconds` are those of the training alone, on the wall clock. CIFAR nets (`cifar_*.onnx`) need Pillow and the folder
+of `--data`. Exit code 1 where an end is below its start. Needs torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import onnx
+
+import onnxprune
+from onnxprune import api
+from onnxprune.pipeline.settings import Settings
+from onnxprune.runtime.sessions import open_session
+
+NETS = ("resnet20_fmnist", "resnet56_fmnist", "vgg_fmnist", "mbv2_fmnist", "cifar_resnet20", "cifar_resnet56")
+MEAN, SPREAD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+
+
+def main() -> int:
+    parser = common.options(__doc__, "distill_never_worse.jsonl")
+    add = parser.add_argument
+    add("--nets", type=common.words, default=NETS, metavar="LIST", help="file names in --models, without .onnx")
+    add("--data", type=Path, default=common.ROOT.parent / "shared" / "data", metavar="DIR", help="for the CIFAR nets")
+    add("--ratios", type=common.numbers, default=(0.3, 0.5, 0.8), metavar="LIST")
+    add("--epochs", type=lambda text: tuple(map(int, text.split(","))), default=(5,), metavar="LIST")
+    add("--threads", type=lambda text: tuple(map(int, text.split(","))), default=(None,), metavar="LIST")
+    add("--samples", type=int, default=512, metavar="N", help="unlabelled training images (512)")
+    add("--unseen", type=int, default=2000, metavar="N", help="test images to compare on (2000)")
+    add("--augment", type=common.words, default=(), metavar="LIST")
+    args = parser.parse_args()
+    begin, cache, lines, rows = time.perf_counter(), common.Cache(args.cache), [], []
+    for net in args.nets:
+        path = args.models / f"{net}.onnx"
+        if not path.is_file():
+            common.say(f"skipped: {path} is not there")
+            continue
+        given, unseen = images(net, args)
+        for ratio in args.ratios:
+            found = measure(cache, path, given, unseen, ratio, args)
+            lines += found
+            rows += [row(net, line) for line in found]
+            for line in rows[-len(found) :]:
+                common.say("  ".join(line))
+    head = ("net", "MACs", "epochs", "cores", "start agrees", "end agrees", "KL", "kept", "seconds", "what was said")
+    print(common.table(head, rows))
+    worst = min((line["end"] - line["start"] for line in lines), default=0.0)
+    print(f"\nLeast change of agreement: {100 * worst:+.2f} points; {args.unseen} unseen images each.")
+    print(common.footer(time.perf_counter() - begin))
+    common.write_lines(lines, args.json)
+    return int(worst < 0)
+
+
+def images(net: str, args: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(unlabelled training images, test images) as the net reads them."""
+    if not net.startswith("cifar"):
+        data = common.Fashion()
+        return data.calibration(0, args.samples), data.x[: args.unseen]
+    sys.path.append(str(args.data))
+    read = importlib.import_module("images").cifar
+    train, test = read("cifar10_train.npz", first=args.samples)[0], read("cifar10_test.npz", first=args.unseen)[0]
+    return tuple(((x / np.float32(255) - MEAN) / SPREAD).transpose(0, 3, 1, 2).copy() for x in (train, test))  # type: ignore[return-value]
+
+
+def measure(
+    cache: common.Cache, path: Path, given: np.ndarray, unseen: np.ndarray, ratio: float, args: Any
+) -> list[dict[str, Any]]:
+    """One net and share of MACs: a line for each number of epochs and of cores."""
+    key = {
+        "benchmark": "distill_never_worse", "model": common.file_digest(path), "ratio": ratio, "samples": len(given),
+        "unseen": len(unseen), "augment": list(args.augment), "code": common.code_digest(),
+    }  # fmt: skip
+    memory: dict[str, Any] = {}
+
+    def start() -> dict[str, Any]:
+        """What all lines share, made once where any is not there yet."""
+        if not memory:
+            subject = onnxprune.open_model(path, calibration=given)
+            plan = api.make_plan(subject, onnxprune.Ratio(ratio), Settings())
+            refitted = api.apply_plan(subject, plan, Settings(repair="refit"))
+            memory.update(subject=subject, plan=plan, before=refitted, original=answers(subject.model, unseen))
+        return memory
+
+    def make(epochs: int, threads: int | None) -> dict[str, Any]:
+        made = start()
+        how = Settings(repair="distill", epochs=epochs, augment=args.augment, threads=threads)
+        watch = Watch()
+        result = api.apply_plan(made["subject"], made["plan"], how, progress=watch)
+        [told] = result.training
+        (start_kl, start_agrees), (end_kl, end_agrees) = (
+            compared(made["original"], answers(r.model, unseen)) for r in (made["before"], result)
+        )
+        return {
+            "removed": result.macs_removed, "epochs": epochs, "cores": threads, "start": start_agrees,
+            "end": end_agrees, "start_kl": start_kl, "end_kl": end_kl, "kept": told.kept, "rate": told.rate,
+            "words": told.in_words(), "seconds": watch.seconds,
+        }  # fmt: skip
+
+    return [
+        cache.get({**key, "epochs": epochs, "threads": threads}, lambda e=epochs, t=threads: make(e, t))  # type: ignore[misc]
+        for epochs in args.epochs
+        for threads in args.threads
+    ]
+
+
+class Watch:
+    """Seconds from the first to the last step of the training."""
+
+    def __init__(self) -> None:
+        self.first = self.last = 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase == "distill":
+            self.last = time.perf_counter()
+            self.first = self.first or self.last
+
+    @property
+    def seconds(self) -> float:
+        return self.last - self.first
+
+
+def answers(model: onnx.ModelProto, x: np.ndarray, batch: int = 250) -> np.ndarray:
+    """(images, classes) scores."""
+    session = open_session(model, threads=1, optimise=True)
+    [name] = [i.name for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}]
+    return np.concatenate([session.run({name: x[i : i + batch]})[0] for i in range(0, len(x), batch)])
+
+
+def compared(original: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """(mean KL(original ‖ other), share of images of which both say the same)."""
+    p, q = (v - v.max(1, keepdims=True) for v in (original, other))
+    p, q = (v - np.log(np.exp(v).sum(1, keepdims=True)) for v in (p, q))
+    return float((np.exp(p) * (p - q)).sum(1).mean()), float((p.argmax(1) == q.argmax(1)).mean())
+
+
+def row(net: str, line: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table."""
+    return (
+        net, f"−{100 * line['removed']:.0f}%", f"{line['epochs']}", f"{line['cores'] or 'all'}",
+        f"{100 * line['start']:.2f}", f"{100 * line['end']:.2f}", f"{line['start_kl']:.4f} → {line['end_kl']:.4f}",
+        line["kept"], f"{line['seconds']:.1f}", line["words"],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
