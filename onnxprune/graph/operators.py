@@ -203,6 +203,8 @@ op("QLinearMatMul", matrix(3, floats=False), QUANTIZED, "takes_constants", chann
 op("QGemm", matrix(3, bias=6, turned="transB", floats=False), QUANTIZED, channels=1, zero_points={0: 2, 3: 5},
    domain=MICROSOFT)
 op("Attention")
+op("Attention", "sums", learned=(1, 2), domain=MICROSOFT, unfit="it mixes what its weight makes", uncounted="by heads")
+op("MultiHeadAttention", domain=MICROSOFT)
 op("RotaryEmbedding")
 op("RotaryEmbedding", domain=MICROSOFT)
 
