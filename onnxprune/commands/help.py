@@ -1,4 +1,4 @@
-"""`onnxprune help TOPIC`: the names that an option takes, from the tables that hold them."""
+"""`onnxprune help TOPIC`: the names that an option takes, from the tables that hold them, and the documents."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from textwrap import fill
 
 from onnxprune.commands.common import as_json, columns, print_out
+from onnxprune.commands.documents import document, laid_out
 from onnxprune.commands.options import Parser, add_words
 from onnxprune.errors import unknown
 from onnxprune.report.terminal import Status, plain
@@ -71,11 +72,27 @@ def _settings() -> Rows:
     return ((name, option.doc) for name, option in OPTIONS.items())
 
 
+def _none() -> Rows:
+    """Of a topic that is a document alone."""
+    return ()
+
+
 TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
+    "start": ("from an exporter to a file in production", _none),
+    "samples": ("which samples, how many, and how they are read", _none),
+    "choosing": ("how much to remove, by what, and what pruning cannot do", _none),
+    "outputs": ("what is said of the outputs: fidelity, verdict, gates", _none),
+    "devices": ("CPU, GPU and other providers; timing", _none),
+    "python": ("every public name, with an example", _none),
+    "methods": ("the algorithms: formulas, sources, what is ours", _none),
+    "figures": ("what was measured, and the commands that measure it", _none),
+    "inside": ("how it works, and how to add to it", _none),
+    "errors": ("exit codes, and what messages mean", _none),
+    "changes": ("what is new", _none),
     "criteria": ("what --criterion takes", _criteria),
     "repairs": ("what --repair takes", _repairs),
     "targets": ("what may be asked for instead of a ratio", _targets),
-    "training": ("what `onnxprune train --method` takes", _training),
+    "training": ("what `onnxprune train --method` takes; recipes", _training),
     "providers": ("what --providers takes", _providers),
     "calibration": ("what --calib and `calibration` take", _calibration),
     "settings": ("the keywords of onnxprune.prune and Settings", _settings),
@@ -87,7 +104,7 @@ def _noted(text: str, notes: list[str]) -> str:
 
 
 def parser() -> Parser:
-    made = Parser("help", "help [TOPIC] [options]", f"What options take, from their tables.\n\n{_listed(_topics())}")
+    made = Parser("help", "help [TOPIC] [options]", f"Documents, and what options take.\n\n{_listed(_topics())}")
     made.add_argument("topic", nargs="?", metavar="TOPIC", help=argparse.SUPPRESS)
     add = made.add_argument_group("general").add_argument
     add("--json", action="store_true", help="print one JSON object instead of text")
@@ -99,10 +116,13 @@ def run(args: argparse.Namespace, status: Status) -> None:
     if args.topic is not None and args.topic not in TOPICS:
         raise unknown("topic", args.topic, TOPICS)
     rows = list(_topics() if args.topic is None else TOPICS[args.topic][1]())
+    text = document(args.topic or "")
     if args.json:
-        print_out(as_json({"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows)}))
-    else:
-        print_out(_listed(rows))
+        more = {"text": text} if text else {}
+        print_out(as_json({"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows), **more}))
+        return
+    listed = [_listed(rows)] if rows else []
+    print_out("\n".join([*listed, *([laid_out(text, _width())] if text else [])]))
 
 
 def _topics() -> Rows:
@@ -117,5 +137,9 @@ def _listed(rows: Rows) -> str:
 
 
 def _entry(head: str, text: str) -> str:
-    width, indent = min(columns() or WIDTH, WIDTH), " " * len(head)
-    return fill(text, width, initial_indent=head, subsequent_indent=indent, break_long_words=False) + "\n"
+    indent = " " * len(head)
+    return fill(text, _width(), initial_indent=head, subsequent_indent=indent, break_long_words=False) + "\n"
+
+
+def _width() -> int:
+    return min(columns() or WIDTH, WIDTH)

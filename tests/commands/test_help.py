@@ -8,6 +8,7 @@ import pytest
 
 from onnxprune.cli import COMMANDS, main
 from onnxprune.commands import help, prune
+from onnxprune.commands.documents import document
 from onnxprune.commands.options import given, takes
 from onnxprune.decide.criteria import CRITERIA
 from onnxprune.pipeline.goals import TARGETS
@@ -88,7 +89,7 @@ NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("topic", help.TOPICS)
+@pytest.mark.parametrize("topic", NAMES)
 def test_a_topic_lists_its_table(capsys, topic):
     assert main(["help", topic]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -96,6 +97,36 @@ def test_a_topic_lists_its_table(capsys, topic):
         assert any(line.startswith(f"  {name} ") for line in lines), name
     assert main(["help", topic, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["entries"]) >= len(NAMES[topic])
+
+
+TABLES = {topic for topic, (_, entries) in help.TOPICS.items() if list(entries())}
+DOCUMENTS = [topic for topic in help.TOPICS if document(topic)]
+
+
+def test_a_topic_is_a_table_or_a_document():
+    assert set(NAMES) == TABLES and TABLES | set(DOCUMENTS) == set(help.TOPICS)
+
+
+@pytest.mark.parametrize("topic", DOCUMENTS)
+def test_a_topic_shows_its_document(capsys, topic):
+    title = document(topic).splitlines()[0].removeprefix("# ")
+    assert main(["help", topic]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert title in lines and max(map(len, lines)) <= 124 and len(lines) > 10
+    assert main(["help", topic, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == document(topic)
+
+
+def test_documents_are_shown_at_once():
+    script = """import sys, time
+from onnxprune.cli import main
+for topic in sys.argv[1:]:
+    assert main(["help", topic]) == 0
+assert not {"numpy", "onnx", "torch", "scipy", "onnxruntime", "rich"} & set(sys.modules)
+print(time.process_time(), file=sys.stderr)"""
+    only = [topic for topic in DOCUMENTS if topic not in TABLES]
+    done = subprocess.run([sys.executable, "-c", script, *only], check=True, capture_output=True, text=True)
+    assert float(done.stderr) < 0.2 * len(only)
 
 
 def test_topics_are_listed(capsys):
