@@ -157,7 +157,7 @@ def test_a_method_of_one_s_own_from_python(fading):
     result = train_and_prune(subject, how, lambda *args: told.append(args))
     moved, size = change(result)
     assert result.after.macs <= 0.6 * result.before.macs
-    assert moved <= 1e-5 * size and not result.warnings  # what was cut had faded
+    assert moved <= 1e-5 * size and not set(result.warnings) - set(subject.doubts)  # what was cut had faded
     assert result.notes[0] == "fading, 60 steps: 0.6 left a step" and ("train", 60, 60) in told
     assert result.plan.settings["trained"] == "fading"
     kept = train_and_prune(subject, TrainSettings("fading", ratio=0.4, steps=2, batch=32, options={"left": 1.0}))
