@@ -12,6 +12,8 @@ from PIL import Image
 
 import onnxprune
 from onnxprune.runtime.sessions import open_session
+from tests.channels import surgery
+from tests.graph.test_work import BODIES, ROWS
 
 ROOT = Path(__file__).parent.parent
 RESNET = ROOT / "benchmarks/models/resnet20_fmnist.onnx"
@@ -20,6 +22,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import accuracy  # noqa: E402
 import child  # noqa: E402
 import common  # noqa: E402
+import count_macs  # noqa: E402
 import exporters  # noqa: E402
 import peers  # noqa: E402
 import photographs  # noqa: E402
@@ -32,6 +35,35 @@ import torch_peers  # noqa: E402
 
 def calibration(count):
     return np.load(ROOT / "benchmarks/data/calib.npz")["x"][:count]
+
+
+# ---- multiply-accumulates, node by node ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row[3] != "n + 2" and name != "distances"])
+def test_the_second_count_is_right(name):
+    """The rows that the tool's own count is tested by."""
+    inputs, weights, nodes, macs, *opset = ROWS[name]
+    if any(op in nodes for op in ("GroupQuery", "DecoderMasked")):
+        pytest.skip("not counted there")
+    if opset and opset[0] > surgery.newest_opset():
+        pytest.skip("ONNX Runtime here has no such opset")
+    kind = "int32" if "Integer(" in nodes else "uint8" if "QLinear" in nodes or "QGemm" in nodes else "float"
+    text = f"({inputs}) => ({kind}[] y) {f'<{weights}>' if weights else ''} {{ {nodes} }}"
+    model = surgery.model_of(text, *opset)
+    assert count_macs.count(model, surgery.feeds_of(model)) == macs
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_are_run_as_onnx_runtime_runs_them(name):
+    text, macs = BODIES[name]
+    model = surgery.model_of(text)
+    assert count_macs.count(model, surgery.feeds_of(model)) == macs
+
+
+def test_the_two_counts_stand_side_by_side():
+    *cells, words = count_macs.compare(RESNET, 0.5, {})
+    assert words == "0.0000%" and cells[0::2] == cells[1::2] and cells[4].startswith("50.")
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, load
+from onnx import TensorProto, helper, load, numpy_helper
 
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
@@ -156,6 +156,24 @@ BODIES = {
 def test_bodies_by_running(name):
     text, macs = BODIES[name]
     assert counted(text)[0] == macs
+
+
+def test_a_body_for_every_element_of_a_sequence():
+    def port(name):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+    body = helper.make_graph([helper.make_node("MatMul", ["e", "w"], ["o"])], "b", [port("e")], [port("o")])
+    nodes = [
+        helper.make_node("SplitToSequence", ["x", "two"], ["s"], axis=0),
+        helper.make_node("SequenceMap", ["s"], ["m"], body=body),
+        helper.make_node("ConcatFromSequence", ["m"], ["y"], axis=0),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [6, 4])
+    weights = [numpy_helper.from_array(np.ones((4, 5), np.float32), "w"), numpy_helper.from_array(np.array(2), "two")]
+    made = helper.make_graph(nodes, "g", [x], [port("y")], weights)
+    graph = Graph(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    seen = observe(graph, {"x": np.ones((6, 4), np.float32)})
+    assert count_macs(graph, seen.shapes, seen.ran) == 6 * 4 * 5 and not uncounted(graph, seen.shapes, seen.ran)
 
 
 @pytest.mark.parametrize("opset", [9, 12, 13])

@@ -6,6 +6,7 @@ import pytest
 
 from onnxprune import api
 from onnxprune.channels import find_channels
+from onnxprune.errors import BudgetError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, WidthCost, count_macs, count_params
@@ -179,6 +180,36 @@ def test_recurrent_layers_cost_what_they_multiply(op, gates):
     assert result.before.macs == cost.total and result.macs_removed > 0.05
 
 
+def test_lengths_of_sequences_count_whatever_is_cut():
+    """Lengths that the graph computes: the sums of a run, at any widths."""
+    text = """(float[6,2,12] x, int32[2] n) => (float[] y) <float[12,8] u, float[1,16,8] w, float[1,16,4] r, int32 one = {1}>
+    { m = MatMul(x, u) a = Relu(m) k = Add(n, one) y, h = LSTM<hidden_size=4>(a, w, r, , k) }"""
+    model = model_of(text)
+    graph, feeds = Graph(model), feeds_of(model) | {"n": np.array([1, 3], np.int32)}
+    channels = find_channels(graph, observe(graph, feeds))
+    half = channels.alive({"u": range(4)})
+    pruned = Graph(cut(graph, channels, half))
+    seen = observe(pruned, feeds)
+    assert CostModel(graph, channels).total == 12 * 12 * 8 + 6 * 16 * (8 + 4)
+    assert (
+        CostModel(graph, channels)(half) == count_macs(pruned, seen.shapes, seen.ran) == 12 * 12 * 4 + 6 * 16 * (4 + 4)
+    )
+
+
+LOOPED = """(float[N,3,8,8] x) => (float[] y) <float[8,3,3,3] a, float[6,8,1,1] b, int64 n = {5}, bool go = {1}, float[6,6,3,3] w>
+    { h = Conv(x, a) r = Relu(h) k = Conv(r, b) y = Loop(n, go, k) <body = l (int64 i, bool g, float[N,6,6,6] s) =>
+        (bool g2, float[N,6,6,6] s2) { g2 = Identity(g) s2 = Conv<pads=[1,1,1,1]>(s, w) }> }"""
+
+
+def test_a_loop_counts_before_and_after():
+    inside = 5 * 36 * 6 * 6 * 9
+    result = api.prune(model_of(LOOPED), 0.05, round_to=1)
+    assert result.before.macs == 36 * (8 * 27 + 6 * 8) + inside
+    assert inside < result.after.macs < result.before.macs and result.macs_removed < 0.06
+    with pytest.raises(BudgetError, match="of the macs can go"):
+        api.prune(model_of(LOOPED), 0.5, round_to=1)
+
+
 EINSUMS = {
     "turned": ("float[N,16] x", "float[24,16] w", "float[5,24] v", "nc,dc->nd", "nc,dc->nd"),
     "as it is": ("float[N,16] x", "float[16,24] w", "float[24,5] v", "nc,cd->nd", "ab,bc"),
@@ -218,8 +249,8 @@ SHARED_BIAS = """(float[N,3,8,8] x) => (float[] y)
 @pytest.mark.parametrize("samples", [False, True])
 @pytest.mark.parametrize(
     "text",
-    [NET, SHARED, SHARED_BIAS, QUANTIZED, DEQUANTIZED],
-    ids=["residual", "shared", "shared bias", "quantized", "dequantized"],
+    [NET, LOOPED, SHARED, SHARED_BIAS, QUANTIZED, DEQUANTIZED],
+    ids=["residual", "looped", "shared", "shared bias", "quantized", "dequantized"],
 )
 def test_everybody_says_the_same(text, samples, tmp_path):
     """What a plan promises, what `apply` says, and what `inspect` and `verify` say of the file: to the byte."""
