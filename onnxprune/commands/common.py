@@ -59,8 +59,11 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
 
 
 def say_doubts(args: argparse.Namespace, subject: Subject, status: Status) -> None:
-    """Warn of samples that cannot tell, where no result does."""
-    for text in () if args.quiet else subject.doubts:
+    """Warn of samples that cannot tell and of patterns that match nothing, where no result does."""
+    from onnxprune.pipeline.asked import unmatched
+
+    patterns = unmatched(subject.net, exclude=args.exclude, keep_block=getattr(args, "keep_block", None))
+    for text in () if args.quiet else (*subject.doubts, *patterns):
         status.say(f"warning: {text}")
 
 

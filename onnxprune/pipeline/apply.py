@@ -19,6 +19,7 @@ from onnxprune.measure.cost import Cost, count_macs, count_params, shares_weight
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.likeness import likeness
 from onnxprune.parallel import one_blas_thread
+from onnxprune.pipeline.asked import unmatched
 from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Progress, counted
@@ -83,6 +84,7 @@ def apply_plan(
         settings.repair, sampled=parts is not None, lossless=plan.lossless, has_weights=lambda: _has_weights(net)
     )
     warnings = [*subject.warnings, *first.doubts, *cut.warnings, *words]
+    warnings += unmatched(net, exclude=settings.exclude, keep_block=settings.keep_block)
     if parts is None and not plan.lossless and original is None:
         warnings.append(_unsampled(repair))
     merges = repair.merges_likest and plan.by_likeness
