@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from onnxprune.commands.common import as_json, print_out
+from onnxprune.commands.common import as_json, check_inputs, print_out
 from onnxprune.commands.options import Parser, add_general, add_settings, given
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import words
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.report.bench import bench_csv
     from onnxprune.timing.cases import bench_cases
 
+    check_inputs(args)
     _check_files(args)
     settings = {"threads": 1, **given(args, "bench")}
     shapes = _cases(args.input_shape)

@@ -9,13 +9,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.errors import FileError, UsageError
+from onnxprune.errors import CalibrationError, FileError, PruneError, UsageError, one_line
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.report.terminal import Status
+from onnxprune.samples.sources import kinds
 
 if TYPE_CHECKING:
     from onnxprune.api import Subject
@@ -33,6 +34,34 @@ def check_samples(args: argparse.Namespace) -> None:
         repair = REPAIRS.get(getattr(args, "repair", None) or "")
         if repair is not None and "samples" in repair.needs:
             raise UsageError(f"--repair {repair.name} needs samples; give --calib")
+
+
+def check_inputs(args: argparse.Namespace) -> None:
+    """Refuse what is to be read and is not there, before any output is looked at."""
+    from onnxprune.samples.user_code import FUNCTION
+
+    models = (getattr(args, "model", None), *getattr(args, "models", ()))
+    for path in filter(None, models):
+        try:
+            os.stat(path)
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
+            reason = getattr(error, "strerror", None) or error
+            raise FileError(one_line(f"{path}: cannot be read: {reason}; check the path")) from error
+    for name, kind, remedy in INPUTS:
+        path = getattr(args, name, None)
+        found = FUNCTION.fullmatch(path) if path else None
+        if name == "eval" and path and not (found or path.endswith(".npz")):
+            continue  # no file at all
+        if path and not os.path.lexists(found["path"] if found else path):
+            raise kind(one_line(f"{path}: not found; {remedy()}"))
+
+
+INPUTS: Sequence[tuple[str, type[PruneError], Callable[[], str]]] = (
+    ("calib", CalibrationError, lambda: f"give {kinds()}"),
+    ("eval", CalibrationError, lambda: "give file.py:function, or an .npz file with labels"),
+    ("recipe", UsageError, lambda: "give a file.py with batches() and loss()"),
+)
+"""Option -> what is raised where it names what is not there, and what to give."""
 
 
 def shapes_given(args: argparse.Namespace) -> dict[str, Sequence[int]] | None:
@@ -59,8 +88,11 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
 
 
 def say_doubts(args: argparse.Namespace, subject: Subject, status: Status) -> None:
-    """Warn of samples that cannot tell, where no result does."""
-    for text in () if args.quiet else subject.doubts:
+    """Warn of samples that cannot tell and of patterns that match nothing, where no result does."""
+    from onnxprune.pipeline.asked import unmatched
+
+    patterns = unmatched(subject.net, exclude=args.exclude, keep_block=getattr(args, "keep_block", None))
+    for text in () if args.quiet else (*subject.doubts, *patterns):
         status.say(f"warning: {text}")
 
 

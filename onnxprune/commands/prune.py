@@ -218,8 +218,8 @@ def run_apply(args: argparse.Namespace, status: Status) -> None:
     from onnxprune import api
 
     output = output_of(args)
-    check_outputs(args, output, sources=[args.plan])
     plan = read_plan(args.plan)
+    check_outputs(args, output, sources=[args.plan])
     carried = {"seed": plan.seed, "batch": plan.batch, "providers": plan.providers}  # unless told otherwise
     settings = Settings(**{**carried, **given(args, "apply")})
     subject = open_subject(args, status, plan)

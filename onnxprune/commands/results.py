@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.commands.common import coloured, columns, print_out, read_text
+from onnxprune.commands.common import check_inputs, coloured, columns, print_out, read_text
 from onnxprune.commands.options import gates_of
 from onnxprune.errors import BudgetError, FileError, UsageError
 from onnxprune.pipeline.gates import ANYWAY, Gates, destroyed
@@ -31,12 +31,11 @@ def output_of(args: argparse.Namespace) -> str:
 
 
 def check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequence[str] = ()) -> None:
-    """Refuse an output before the work is done."""
+    """Refuse an output before the work is done; but first, an input that is not there."""
     from onnxprune.files.write import ensure_writable
 
+    check_inputs(args)
     given = [args.model, *sources, *([args.calib] if args.calib and Path(args.calib).exists() else [])]
-    if not Path(args.model).exists():
-        return  # reading it says so better
     for output in filter(None, outputs):
         ensure_writable(output, force=args.force, sources=given)
         folder = Path(output).parent

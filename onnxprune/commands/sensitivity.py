@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from onnxprune.commands.common import as_json, check_samples, open_subject, print_out, say_doubts
+from onnxprune.commands.common import as_json, check_inputs, check_samples, open_subject, print_out, say_doubts
 from onnxprune.commands.options import Parser, add_general, add_samples, add_settings, numbers
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import words
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.files.write import atomic_write_bytes, ensure_writable
     from onnxprune.pipeline import sensitivity as sensitivities
 
+    check_inputs(args)
     shares = sensitivities.shares(sensitivities.STEPS if args.steps is None else args.steps, args.widths)
     output = args.output or f"{args.model.removesuffix('.onnx')}.sensitivity.json"
     sources = [p for p in (args.model, args.calib) if Path(p).exists()]

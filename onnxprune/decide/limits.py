@@ -31,7 +31,7 @@ class Limits:
     on_gpu: bool = False
 
     def allows(self, group: ChannelGroup) -> bool:
-        return self.allows_any(_names(group))
+        return self.allows_any(names_of(group))
 
     def allows_any(self, names: Collection[str]) -> bool:
         """Whether what goes by these names may be cut."""
@@ -63,7 +63,8 @@ class Limits:
         return max(1, step // int(np.gcd(step, size)))
 
 
-def _names(group: ChannelGroup) -> set[str]:
+def names_of(group: ChannelGroup) -> set[str]:
+    """What a group goes by: its name, and the weights that carry its channels."""
     return {group.name} | {s.tensor for s in group.slices if s.role in ("writes", "within")}
 
 

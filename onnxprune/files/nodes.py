@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-from onnx import GraphProto
+from onnx import GraphProto, TensorProto, TypeProto
 
 from onnxprune.files.refuse import refuse
 from onnxprune.files.tensors import MAX_DIM
 from onnxprune.files.walk import Walk
-from onnxprune.protobuf.nodes import titled
+from onnxprune.protobuf.nodes import subgraphs, titled
+from onnxprune.protobuf.serialize import BITS
 
 
 def check_nodes(walk: Walk, label: str) -> None:
@@ -52,6 +53,40 @@ def check_nodes(walk: Walk, label: str) -> None:
                 f"{titled(node)} splits {dims[0]} channels of weight {node.input[at]!r} into {group} groups"
                 "; they do not divide, export the model again",
             )
+
+
+def check_references(graph: GraphProto, label: str) -> None:
+    """Attributes that refer to those of a function, where there is none around them: in a graph and its bodies."""
+    bodies = [graph]
+    while bodies:
+        for node in bodies.pop().node:
+            for attribute in node.attribute:
+                if name := attribute.ref_attr_name:
+                    refuse(
+                        label,
+                        f"{titled(node)} takes its {attribute.name!r} from attribute {name!r} of a function, but is in "
+                        "none; export the model again",
+                    )
+            bodies += subgraphs(node)
+
+
+def check_types(walk: Walk, label: str) -> None:
+    """Element types of inputs, outputs and of what lies between, that nobody knows."""
+    for graph in walk.graphs:
+        for what, ports in (("input", graph.input), ("output", graph.output), ("tensor", graph.value_info)):
+            for port in ports:
+                kind = _element_type(port.type)
+                if kind and kind not in BITS and kind != TensorProto.STRING:
+                    refuse(label, f"{what} {port.name!r} has the unknown data type {kind}; export the model again")
+
+
+def _element_type(kind: TypeProto) -> int:
+    """Of a tensor, or of the tensors that a sequence, a map or an optional holds; 0 where it is not said."""
+    while (which := kind.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        kind = getattr(kind, which).elem_type
+    if which == "map_type":
+        return _element_type(kind.map_type.value_type)
+    return getattr(kind, which).elem_type if which in ("tensor_type", "sparse_tensor_type") else 0
 
 
 def check_ports(graph: GraphProto, label: str) -> None:

@@ -18,7 +18,7 @@ from onnxprune.files.external import load_external
 from onnxprune.files.functions import checkable, inline, run_checker
 from onnxprune.files.growth import check_growth
 from onnxprune.files.names import check_names, reorder
-from onnxprune.files.nodes import check_nodes, check_ports
+from onnxprune.files.nodes import check_nodes, check_ports, check_references, check_types
 from onnxprune.files.parse import parse, read_bytes
 from onnxprune.files.refuse import refuse
 from onnxprune.files.tensors import check_tensors
@@ -92,6 +92,8 @@ def _settle(model: ModelProto, label: str, *, base: Path | None, owned: bool) ->
         reorder(graph, order)
     if orders:  # reordering copies nodes: what the walk holds is stale
         walk = walk_model(model, label)
+    check_references(model.graph, label)
+    check_types(walk, label)
     check_tensors(walk, label)
     check_nodes(walk, label)
     check_growth(model, walk, label)

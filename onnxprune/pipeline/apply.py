@@ -21,6 +21,7 @@ from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.likeness import likeness
 from onnxprune.measure.trained import Trained
 from onnxprune.parallel import one_blas_thread
+from onnxprune.pipeline.asked import unmatched
 from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.countable import doubt
 from onnxprune.pipeline.opened import Subject
@@ -100,6 +101,7 @@ def apply_plan(
     cut = cut_and_prove(net, plan, None if parts is None else parts.held.first(PROBED), stop_early=stop_early)
     repair, words = chosen_repair(subject, plan, settings)
     warnings = [*subject.warnings, *first.doubts, *cut.warnings, *words]
+    warnings += unmatched(net, exclude=settings.exclude, keep_block=settings.keep_block)
     if parts is None and not plan.lossless and original is None:
         warnings.append(_unsampled(repair))
     merges = repair.merges_likest and plan.by_likeness

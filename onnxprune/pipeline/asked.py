@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
+from onnxprune.channels import Analysed
+from onnxprune.decide.blocks import all_blocks
 from onnxprune.decide.criteria import BY_DEFAULT, named
-from onnxprune.decide.limits import Limits
-from onnxprune.errors import UsageError
+from onnxprune.decide.limits import Limits, names_of
+from onnxprune.errors import UsageError, nearest, one_line
+from onnxprune.graph.layers import products
 from onnxprune.pipeline.settings import Settings
 from onnxprune.timing.engine import Engine
 
@@ -28,6 +32,40 @@ def allows(settings: Settings, weight: str) -> bool:
     """Whether a layer with a weight of that name may be made of two."""
     wanted = settings.include is None or bool(re.search(settings.include, weight))
     return wanted and not (settings.exclude is not None and re.search(settings.exclude, weight))
+
+
+def unmatched(
+    net: Analysed, *, include: str | None = None, exclude: str | None = None, keep_block: str | None = None
+) -> list[str]:
+    """What is to be said of patterns that match nothing: `--exclude`, `--keep-block`.
+
+    Raises:
+        UsageError: `include` matches nothing.
+    """
+    if include is exclude is keep_block is None:
+        return []
+    blocks = {key for block in all_blocks(net) for key in (block.name, *block.nodes)}
+    uses = [layer.weight for layer in products(net.graph, net.shapes) if layer.weight is not None]
+    weights = {net.graph.nodes[key].input[i] for key, i in uses}
+    named = blocks | weights | {name for group in net.channels.groups for name in names_of(group)}
+    if include is not None and not _matches(include, named):
+        raise UsageError(_nothing("--include", include, named))
+    given = (("--exclude", exclude, named), ("--keep-block", keep_block, blocks))
+    return [_nothing(o, pattern, known) for o, pattern, known in given if pattern and not _matches(pattern, known)]
+
+
+def _matches(pattern: str, names: Collection[str]) -> bool:
+    return any(re.search(pattern, name) for name in names)
+
+
+def _nothing(option: str, pattern: str, names: Collection[str]) -> str:
+    near = nearest(pattern, sorted(names))
+    hint = f"; did you mean {near}?" if near else ""
+    if option == "--keep-block":
+        return one_line(f"{option} {pattern!r} matches no node of a block{hint} - nodes go by their first outputs")
+    return one_line(
+        f"{option} {pattern!r} matches no group, weight or block{hint} - `onnxprune inspect` lists the groups"
+    )
 
 
 def choices_of(settings: Settings, samples: bool) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.limits import Limits
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.work import work
-from onnxprune.pipeline.asked import limits_of
+from onnxprune.pipeline.asked import limits_of, unmatched
 from onnxprune.pipeline.settings import Settings
 
 LARGEST_BRANCH = 0.75
@@ -69,6 +69,7 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
         UsageError: the settings leave nothing to prune.
     """
+    unmatched(net, include=settings.include)
     groups = tuple(g for g in net.channels.groups if g.name not in leave)
     net = replace(net, channels=replace(net.channels, groups=groups))
     kinds, of = set(settings.kinds()), settings.of or "macs"

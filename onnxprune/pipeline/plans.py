@@ -9,7 +9,7 @@ from functools import partial
 from onnxprune.errors import UnstableError, UnsupportedError, UsageError
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.apply import apply_plan
-from onnxprune.pipeline.asked import limits_of
+from onnxprune.pipeline.asked import limits_of, unmatched
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.countable import check_countable
 from onnxprune.pipeline.goals import Goal, Lossless, Ratio, Target
@@ -66,6 +66,7 @@ def _lossless_plan(subject: Subject, settings: Settings) -> PrunePlan:
     """
     if not subject.channels.groups:
         raise UnsupportedError(f"nothing can be pruned: {why_not(subject.channels)}")
+    unmatched(subject.net, include=settings.include)
     limits = limits_of(settings)
     samples = [] if subject.calibration is None else [subject.calibration.first(BATCH)]
     edits, decided = plan_lossless(subject.net, samples, limits)

@@ -30,6 +30,7 @@ from onnxprune.files.write import atomic_write_text, ensure_writable
 from onnxprune.graph.work import work
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.parallel import one_blas_thread
+from onnxprune.pipeline.asked import unmatched
 from onnxprune.pipeline.block_trials import block_damages
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.opened import ModelLike, Subject, open_model
@@ -193,6 +194,7 @@ def _places(subject: Subject, shares: Sequence[float], methods: Collection[str],
     blocks = all_blocks(subject.net) if "blocks" in methods else ()
     if not groups and not blocks:
         raise UnsupportedError(f"nothing can be cut: {why_not(channels)}")
+    unmatched(subject.net, include=limits.include)
     found = [_Place("group", g.name, g.width, widths_of(g, shares), g) for g in groups if limits.allows(g)]
     found += [_Place("block", b.name, 1, (0,), b) for b in blocks if may_go(b, subject.net, limits)]
     if not found:

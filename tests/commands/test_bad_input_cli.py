@@ -187,6 +187,39 @@ def test_an_output_that_is_an_input(here, capsys, kind):
     refused(capsys, here, ["m.onnx", "--calib", "s.npz", "-o", output, "--force"], 7, "itself")
 
 
+MISSING = [
+    (["none.onnx", "-o", "mine.onnx"], 7, "none.onnx"),
+    (["m.onnx", "--calib", "none.npz", "-o", "mine.onnx"], 4, "none.npz"),
+    (["m.onnx", "--calib", "none", "-o", "mine.onnx"], 4, "none: not found"),
+    (["m.onnx", "--calib", "none.py:f", "-o", "mine.onnx"], 4, "none.py:f"),
+    (["m.onnx", "--calib", "none.npz", "-o", "nowhere/p.onnx"], 4, "none.npz"),
+    (["m.onnx", "--calib", "none.npz", "-o", "m.onnx"], 4, "none.npz"),
+    (["m.onnx", "--calib", "none.npz", "--ratios", "0.3,0.5", "-o", "mine.onnx"], 4, "none.npz"),
+    (
+        ["m.onnx", "--calib", str(CALIB), "--report", "mine.onnx", "--max-drop", "1", "--eval", "none.npz"],
+        4,
+        "none.npz",
+    ),
+    (["m.onnx", "--calib", str(CALIB), "-o", "mine.onnx", "--max-drop", "1", "--eval", "none.py:f"], 4, "none.py:f"),
+    (["m.onnx", "--calib", str(CALIB), "-o", "mine.onnx", "--repair", "distill", "--recipe", "none.py"], 2, "none.py"),
+    (["plan", "m.onnx", "--calib", "none.npz", "-o", "mine.onnx"], 4, "none.npz"),
+    (["apply", "m.onnx", "none.json", "-o", "mine.onnx"], 7, "none.json"),
+    (["sensitivity", "m.onnx", "--calib", "none.npz", "-o", "mine.onnx"], 4, "none.npz"),
+    (["sensitivity", "m.onnx", "--calib", "none.npz", "--plot", "mine.svg"], 4, "none.npz"),
+    (["train", "m.onnx", "--method", "tune", "--calib", "none.npz", "-o", "mine.onnx"], 4, "none.npz"),
+    (["train", "m.onnx", "--method", "tune", "--recipe", "none.py", "-o", "mine.onnx"], 2, "none.py"),
+    (["bench", "m.onnx", "none.onnx", "--csv", "mine.onnx"], 7, "none.onnx"),
+    (["report", "none.json", "-o", "mine.onnx"], 7, "none.json"),
+]
+
+
+@pytest.mark.parametrize(("argv", "code", "says"), MISSING, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_an_input_that_is_not_there_is_said_before_an_output_that_is(here, capsys, argv, code, says):
+    for name in ("mine.onnx", "mine.svg"):
+        Path(name).write_bytes(b"mine")
+    refused(capsys, here, argv, code, says)
+
+
 def test_existing_outputs(here, capsys):
     Path("m.pruned.onnx").write_bytes(b"mine")
     Path("plan.json").write_bytes(b"mine")

@@ -110,6 +110,25 @@ def ports(*shape):
     return edit
 
 
+def set_type(port, kind):
+    port.tensor_type.elem_type = kind
+
+
+def refers(model):
+    """An attribute that is one of a function's."""
+    node = (model.graph if isinstance(model, ModelProto) else model).node[0]
+    if not node.attribute:
+        node.op_type = "LeakyRelu"
+        node.attribute.append(helper.make_attribute("alpha", 0.5))
+    node.attribute[0].ref_attr_name = "k"
+
+
+def in_body(edit):
+    model = parser.parse_model(IF)
+    edit(model.graph.node[0].attribute[0].g)
+    return model
+
+
 # what it is, the file (bytes or a model), what the message says
 BAD = [
     ("empty", b"", "is empty"),
@@ -146,6 +165,38 @@ BAD = [
     ("inf", changed(set_weight(np.inf)), "tensor 'w', read by node 'first' (Conv), has Inf"),
     ("unknown dtype", changed(lambda m: setattr(weight(m), "data_type", 99)), "unknown data type 99"),
     ("undefined dtype", changed(lambda m: setattr(weight(m), "data_type", 0)), "unknown data type 0"),
+    (
+        "unknown type of an input",
+        changed(lambda m: set_type(m.graph.input[0].type, 99)),
+        "input 'x' has the unknown data type 99",
+    ),
+    (
+        "unknown type of an output",
+        changed(lambda m: set_type(m.graph.output[0].type, 99)),
+        "output 'y' has the unknown data type 99",
+    ),
+    (
+        "unknown type in between",
+        changed(lambda m: set_type(m.graph.value_info.add(name="a").type, -1)),
+        "tensor 'a' has the unknown data type -1",
+    ),
+    (
+        "unknown type in a sequence",
+        changed(lambda m: set_type(m.graph.value_info.add(name="a").type.sequence_type.elem_type, 77)),
+        "tensor 'a' has the unknown data type 77",
+    ),
+    (
+        "unknown type in a map",
+        changed(lambda m: set_type(m.graph.value_info.add(name="a").type.map_type.value_type, 77)),
+        "tensor 'a' has the unknown data type 77",
+    ),
+    ("unknown type in a body", in_body(lambda b: set_type(b.output[0].type, 99)), "has the unknown data type 99"),
+    (
+        "attribute of no function",
+        changed(refers),
+        "node 'first' (Conv) takes its 'kernel_shape' from attribute 'k' of a function",
+    ),
+    ("attribute of no function, in a body", in_body(refers), "takes its 'alpha' from attribute 'k' of a function"),
     ("stride 0", changed(attribute("strides", [0, 1])), "node 'first' (Conv) has strides [0, 1]"),
     ("group 0", changed(attribute("group", 0)), "node 'first' (Conv) has group 0"),
     ("groups", changed(attribute("group", 3)), "into 3 groups"),
