@@ -9,7 +9,10 @@ import contextlib
 import importlib
 import importlib.metadata
 import platform
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +22,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.errors import ProviderError, one_line
+from onnxprune.runtime import telemetry
 from onnxprune.runtime.providers import CPU
 from onnxprune.runtime.reasons import reason
 
@@ -62,8 +66,8 @@ def require_ort() -> ModuleType:
             f'`pip uninstall -y {" ".join(found)}` and then `pip install "onnxprune[{extra}]"`'
         )
     try:
-        _sound["onnxruntime"] = importlib.import_module("onnxruntime")
-        return _sound["onnxruntime"]
+        with _signals_later():
+            module = importlib.import_module("onnxruntime")
     except ImportError as error:
         if found:
             raise ProviderError(
@@ -76,6 +80,27 @@ def require_ort() -> ModuleType:
             "ONNX Runtime is not installed; run "
             '`pip install "onnxprune[gpu]"` (NVIDIA GPU) or `pip install "onnxprune[cpu]"`'
         ) from error
+    telemetry.switch_off(module)
+    _sound["onnxruntime"] = module
+    return module
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Holds interruptions back: native code that is interrupted while it loads says that it does not load."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # others are not interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not None:  # not one of another language's
+                before[number] = signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @cache
