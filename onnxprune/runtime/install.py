@@ -9,10 +9,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import platform
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +19,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.errors import ProviderError, one_line
-from onnxprune.runtime import telemetry
+from onnxprune.runtime import signals, telemetry
 from onnxprune.runtime.providers import CPU
 from onnxprune.runtime.reasons import reason
 
@@ -66,7 +63,7 @@ def require_ort() -> ModuleType:
             f'`pip uninstall -y {" ".join(found)}` and then `pip install "onnxprune[{extra}]"`'
         )
     try:
-        with _signals_later():
+        with signals.later():  # interrupted while it loads, it says that it does not load
             module = importlib.import_module("onnxruntime")
     except ImportError as error:
         if found:
@@ -83,24 +80,6 @@ def require_ort() -> ModuleType:
     telemetry.switch_off(module)
     _sound["onnxruntime"] = module
     return module
-
-
-@contextlib.contextmanager
-def _signals_later() -> Iterator[None]:
-    """Holds interruptions back: native code that is interrupted while it loads says that it does not load."""
-    came: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # others are not interrupted
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not None:  # not one of another language's
-                before[number] = signal.signal(number, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
 
 
 @cache
