@@ -79,6 +79,7 @@ def prune(
     image: ImageSpec | None = None,
     bench: bool = False,
     gates: Gates | None = None,
+    trusted: bool = False,
     progress: Progress | None = None,
     of: str | None = None,
     criterion: str | None = None,
@@ -119,6 +120,7 @@ def prune(
         image: how to read a folder of images.
         bench: also measure latency, original against pruned.
         gates: what the outcome must keep: `Gates(min_top1=0.95)`.
+        trusted: whether the model's first runs are made in this process; else in children that can be killed.
         progress: called with (phase, done, total).
         of, criterion, and all others: as in `Settings`.
 
@@ -136,7 +138,7 @@ def prune(
     settings = goal.serve(settings)
     subject = open_model(
         model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image,
-        prune_statistics=prune_statistics,
+        prune_statistics=prune_statistics, trusted=trusted,
     )  # fmt: skip
     if isinstance(goal, Target):
         result = targets.reach(subject, goal, settings, metric=metric, progress=progress)

@@ -29,8 +29,8 @@ PAUSE_S = 0.01
 """Between two looks at a child."""
 STUCK_S = 3.0
 """Asleep for so long without any work: a fork that waits for a lock that nobody will let go."""
-PATIENCE = 4
-"""How many times its seconds a child may take on a machine that is busy with something else."""
+PATIENCE = 2
+"""How many times its seconds a child may be under way on a machine that is busy with something else."""
 FORKS = sys.platform == "linux"  # macOS has frameworks that do not survive it
 
 
@@ -43,8 +43,8 @@ class Caps:
         room: bytes that it holds beyond what its parent held.
     """
 
-    seconds: float = 7.0
-    room: int = 3 << 29
+    seconds: float = 6.0
+    room: int = 5 << 28
 
 
 class Stopped(ModelError):
@@ -89,23 +89,29 @@ class Child:
             Stopped: it took too much, or died.
             PruneError: what the job raised.
         """
+        answer = self._answer()
+        if answer[:1] == inside.FULL and self._more is not None:  # refused at once, where honest work may have had it
+            before, self._caps, self._more = self._caps, self._more(), None
+            if self._caps.room > before.room:
+                self._start(isinstance(self._process, _Fork))
+                answer = self._answer()
+        kind, said = answer[:1], answer[1:]
+        if kind == inside.DONE:
+            return said
+        if kind == inside.FULL:
+            self._too_much(f"{self._caps.room / 2**30:.1f} GiB of memory")
+        if kind == inside.REFUSED:
+            name, text = json.loads(said)
+            raise getattr(errors, name, ModelError)(text)
+        raise RuntimeError(said.decode("utf-8", "replace"))
+
+    def _answer(self) -> bytes:
         try:
             while not self._process.over(PAUSE_S):
                 self._watch()
         finally:
             self._process.kill()
-        answer = self._process.answer
-        if not answer:
-            self._died(self._process.status)
-        kind, said = answer[:1], answer[1:]
-        if kind == inside.DONE:
-            return said
-        if kind == inside.FULL:
-            self._stop(f"took more than {self._caps.room / 2**30:.1f} GiB of memory")
-        if kind == inside.REFUSED:
-            name, text = json.loads(said)
-            raise getattr(errors, name, ModelError)(text)
-        raise RuntimeError(said.decode("utf-8", "replace"))
+        return self._process.answer or self._died(self._process.status)
 
     def kill(self) -> None:
         """It is not wanted any more."""
@@ -131,27 +137,28 @@ class Child:
             self._start(fork=False)
             return
         took, limit = now - self._begin, self._caps.seconds
-        late = took > limit and (used.worked > limit / 2 or took > PATIENCE * limit)
+        late = took > limit and (used.worked > limit / PATIENCE or took > PATIENCE * limit)
         full = used.held - self._held > self._caps.room
         if (late or full) and self._more is not None:
             self._caps, self._more = self._more(), None
             _allow(self._process.pid, self._caps.room)
         elif late:
-            self._stop(f"took more than {limit:.3g} s")
+            self._too_much(f"{limit:.2g} s" if limit < 10 else f"{limit:.0f} s")
         elif full:
-            self._stop(f"took more than {self._caps.room / 2**30:.1f} GiB of memory")
+            self._too_much(f"{self._caps.room / 2**30:.1f} GiB of memory")
 
     def _died(self, status: int) -> NoReturn:
         if status in (-signal.SIGINT, -signal.SIGTERM) and callable(signal.getsignal(-status)):
             signal.raise_signal(-status)  # meant for all of us
+        how = f"crashed (status {status})"
         if status == -signal.SIGKILL:
-            self._stop("was killed, probably for want of memory")
-        with contextlib.suppress(ValueError):
-            self._stop(f"crashed ({signal.Signals(-status).name})")
-        self._stop(f"crashed (status {status})")
+            how = "was killed, probably for want of memory"
+        elif status < 0:
+            how = f"crashed ({signal.Signals(-status).name})"
+        raise Stopped(one_line(f"{self._label}: {self._what} {how}; the model is damaged, export it again"))
 
-    def _stop(self, text: str) -> NoReturn:
-        raise Stopped(one_line(f"{self._label}: {self._what} {text}; {self._remedy}"))
+    def _too_much(self, what: str) -> NoReturn:
+        raise Stopped(one_line(f"{self._label}: {self._what} took more than {what}; {self._remedy}"))
 
 
 def call(job: inside.Job, *args: Any, label: str, what: str, **how: Any) -> bytes:

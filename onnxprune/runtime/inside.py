@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from onnxprune.errors import PruneError
+from onnxprune.runtime import signals
 
 Job = Callable[..., bytes]
 DONE, FULL, REFUSED, FAILED = b"=", b"m", b"r", b"f"
@@ -25,7 +26,6 @@ DONE, FULL, REFUSED, FAILED = b"=", b"m", b"r", b"f"
 _LENGTH = struct.Struct("<q")
 _PER_THREAD = 80 << 20
 """Addresses that a thread takes without filling them: its stack and its part of the heap."""
-_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def be_copy(job: Job, args: Sequence[Any], out: int, room: int, parent: int) -> NoReturn:
@@ -69,7 +69,7 @@ def addresses(room: int, hard: int) -> int:
     It stops what would be too much at once; what a child holds, its parent sees. Allocators ask for more than they
     fill.
     """
-    most = room * 5 // 4 + (1 << 28) + _PER_THREAD * (os.cpu_count() or 1) + _mapped()
+    most = room * 9 // 8 + (1 << 27) + _PER_THREAD * (os.cpu_count() or 1) + _mapped()
     return most if hard < 0 else min(most, hard)
 
 
@@ -82,12 +82,7 @@ def _above(descriptor: int) -> int:
 def _settle(room: int, parent: int) -> None:
     """Die with the parent, leave no core, take no more addresses than allowed."""
     faulthandler.disable()
-    with contextlib.suppress(ImportError, AttributeError, OSError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    signals.die_with(parent)
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
         import resource
 

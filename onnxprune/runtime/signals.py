@@ -1,11 +1,14 @@
-"""Interruptions that wait while something must not be interrupted."""
+"""Interruptions that wait while something must not be interrupted, and processes that end with the one they serve."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
+
+_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager
@@ -24,3 +27,13 @@ def later() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the parent of this process has ended, where the system does that."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

@@ -155,6 +155,16 @@ def test_more_room_is_more_addresses():
 
 
 @LINUX
+def test_what_was_refused_at_once_is_tried_again_with_more_room():
+    much = Child(long, [700 << 20], label="m", what="its run", caps=Caps(60, ROOM), more=lambda: Caps(60, 4 << 30))
+    assert len(much.result()) == 700 << 20
+    with pytest.raises(Stopped, match=r"0\.3 GiB"):
+        Child(
+            long, [700 << 20], label="m", what="its run", caps=Caps(60, ROOM), more=lambda: Caps(60, 300 << 20)
+        ).result()
+
+
+@LINUX
 def test_a_fork_that_is_stuck_is_started_afresh(monkeypatch):
     monkeypatch.setattr(child, "STUCK_S", 0.3)
     lock = threading.Lock()
