@@ -78,8 +78,8 @@ def prune(
     samples: int | None = None,
     image: ImageSpec | None = None,
     bench: bool = False,
-    gates: Gates | None = None,
     trusted: bool = False,
+    gates: Gates | None = None,
     progress: Progress | None = None,
     of: str | None = None,
     criterion: str | None = None,
@@ -119,8 +119,8 @@ def prune(
         samples: use at most so many samples.
         image: how to read a folder of images.
         bench: also measure latency, original against pruned.
-        gates: what the outcome must keep: `Gates(min_top1=0.95)`.
         trusted: whether the model's first runs are made in this process; else in children that can be killed.
+        gates: what the outcome must keep: `Gates(min_top1=0.95)`.
         progress: called with (phase, done, total).
         of, criterion, and all others: as in `Settings`.
 

@@ -17,7 +17,7 @@ from onnxprune.pipeline.settings import OPTIONS, Settings, flag_of, help_of
 from onnxprune.pipeline.training_settings import TrainSettings
 
 BESIDES = ("model", "ratio", "target", "lossless", "metric", "calibration", "input_shapes", "samples", "image", "bench",
-           "trusted", "progress")  # fmt: skip
+           "trusted", "gates", "progress")  # fmt: skip
 """What `prune` takes that is no setting: the model, the goal, the samples, whom to trust, and how the run is followed."""
 
 
