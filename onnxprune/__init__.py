@@ -7,6 +7,8 @@ result.save("model.pruned.onnx")
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from onnxprune.runtime import telemetry
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from onnxprune.samples.images import ImageSpec
     from onnxprune.timing.cases import bench_cases
     from onnxprune.timing.latency import bench
+
+telemetry.forbid()
 
 # Imported when first asked for: `onnxprune --help` must not wait for onnx and numpy.
 _HOMES = {

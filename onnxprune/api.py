@@ -78,6 +78,7 @@ def prune(
     samples: int | None = None,
     image: ImageSpec | None = None,
     bench: bool = False,
+    trusted: bool = False,
     gates: Gates | None = None,
     progress: Progress | None = None,
     of: str | None = None,
@@ -118,6 +119,7 @@ def prune(
         samples: use at most so many samples.
         image: how to read a folder of images.
         bench: also measure latency, original against pruned.
+        trusted: whether the model's first runs are made in this process; else in children that can be killed.
         gates: what the outcome must keep: `Gates(min_top1=0.95)`.
         progress: called with (phase, done, total).
         of, criterion, and all others: as in `Settings`.
@@ -136,7 +138,7 @@ def prune(
     settings = goal.serve(settings)
     subject = open_model(
         model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image,
-        prune_statistics=prune_statistics,
+        prune_statistics=prune_statistics, trusted=trusted,
     )  # fmt: skip
     if isinstance(goal, Target):
         result = targets.reach(subject, goal, settings, metric=metric, progress=progress)

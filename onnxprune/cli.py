@@ -21,6 +21,7 @@ from onnxprune.commands import bench, help, inspect, prune, report, sensitivity,
 from onnxprune.commands.options import Parser
 from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError, nearest
 from onnxprune.report.terminal import Status
+from onnxprune.runtime.supervisor import supervised
 
 COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, Status], None]]] = {
     "prune": (partial(prune.parser, "prune"), prune.run),
@@ -37,15 +38,28 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, St
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code; never raises."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run one command. Returns the exit code; never raises. Without `argv` it is that of this process, and the work is
+    done in another."""
+    if argv is not None:
+        return _command(list(argv), Status(sys.stderr))
+    argv = sys.argv[1:]
+    if not argv or not _LIGHT.isdisjoint(argv):
+        return _command(argv, Status(sys.stderr))
+    return supervised(lambda note: _command(argv, Status(sys.stderr, note.write), alone=True), _ended)
+
+
+_LIGHT = frozenset(("-h", "--help", "--version", "help", "report"))
+"""What runs no model."""
+
+
+def _command(argv: list[str], status: Status, *, alone: bool = False) -> int:
+    """The exit code; `alone`: the process ends with the command."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a name that the terminal cannot spell must not stop us
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    status = Status(sys.stderr)
     debug = "--debug" in argv
     try:
-        with _terminated(), warnings.catch_warnings():
+        with _terminated(alone), warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
             try:
@@ -73,6 +87,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
+def _ended(number: int, doing: str) -> int:
+    """Exit code and words for a process that a signal has ended; it has said so itself where it was doing nothing."""
+    code, text = ModelError.exit_code, f"crashed ({signal.Signals(number).name}) while: {doing}; export the model again"
+    if number == signal.SIGINT:
+        code, text = 130, f"interrupted while: {doing}"
+    elif number == signal.SIGTERM:
+        code, text = 143, f"terminated while: {doing}"
+    elif number == signal.SIGKILL:
+        code, _ = _explain(MemoryError(), doing.partition(" ")[0])
+        text = f"killed, probably for want of memory, while: {doing}; use fewer --samples or a machine with more"
+    if doing:
+        Status(sys.stderr).fail(text)
+    return code
+
+
 def _dispatch(argv: list[str], status: Status) -> None:
     if not argv:
         raise UsageError("no model given; try `onnxprune MODEL --ratio 0.5`, or `onnxprune --help`")
@@ -83,7 +112,7 @@ def _dispatch(argv: list[str], status: Status) -> None:
         _check_command(argv)
         parser, command, rest = prune.parser(), prune.run, argv
     args = parser.read(rest)
-    status.set(quiet=args.quiet, verbose=args.verbose)
+    status.set(quiet=args.quiet, verbose=args.verbose, model=str(getattr(args, "model", "")))
     command(args, status)
 
 
@@ -115,21 +144,25 @@ def _explain(error: BaseException, phase: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM becomes SystemExit(143), so that temporary files are removed on the way out."""
+def _terminated(alone: bool) -> Iterator[None]:
+    """SIGTERM becomes SystemExit(143), so that temporary files are removed on the way out. One signal is enough: the
+    terminal tells every process, and the one that waits hands it on, perhaps late."""
 
     def stop(number: int, frame: object) -> NoReturn:
-        raise SystemExit(143)
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(143)
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
-        yield
-        return
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if not alone or signal.getsignal(number) is stop:
+                signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -151,8 +151,14 @@ class Stopped(Exception):
 
 def go_on() -> None:
     """Raises `Stopped` inside of a task that nobody waits for; to be called now and then."""
-    if any(event.is_set() for event in getattr(_here, "stopped", ())):
+    if unwanted()():
         raise Stopped
+
+
+def unwanted() -> Callable[[], bool]:
+    """Tells whether the task that this is called in is one that nobody waits for any more; may be asked anywhere."""
+    events = getattr(_here, "stopped", ())
+    return lambda: any(event.is_set() for event in events)
 
 
 def gram(x: np.ndarray) -> np.ndarray:

@@ -83,6 +83,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         shapes=shapes,
         rounds=args.rounds,
         time_budget_s=args.time_budget,
+        trusted=args.trusted,
         progress=lambda done, total: status.progress("bench", done, total),
         **settings,
     )

@@ -84,6 +84,7 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
         samples=args.samples,
         image=image,
         prune_statistics=bool(args.prune_statistics) if plan is None else plan.prune_statistics,
+        trusted=args.trusted,
     )
 
 

@@ -168,6 +168,7 @@ def add_general(parser: Parser, *, json_help: str = "print one JSON object inste
     add = parser.add_argument_group("general").add_argument
     add("--json", action="store_true", help=json_help)
     add_settings(add, parser.command, GENERAL)
+    add("--trusted", action="store_true", help="run the model here from the start, not first in a process of its own")
     add_words(add)
 
 

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from dataclasses import asdict
 
     from onnxprune.files.read import read_model
+    from onnxprune.graph.rehearsal import Rehearsal
     from onnxprune.graph.seeds import with_seeds
     from onnxprune.graph.sparse import unpacked
     from onnxprune.measure.fidelity import check_fidelity
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     plan = read_plan(args.plan)
     subject = open_subject(args, status, plan)
     pruned, _ = unpacked(with_seeds(read_model(args.pruned)))
+    Rehearsal(args.pruned, args.trusted).run(pruned, subject.feeds)
     status.phase("surgery")
     surgery, sizes, after = recheck(subject, plan, pruned)
     before = asdict(subject.cost())

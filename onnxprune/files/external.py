@@ -60,6 +60,8 @@ def load_external(tensors: list[tuple[str, TensorProto]], label: str, base: Path
             claimed[location] = claimed.get(location, 0) + need
             if claimed[location] > 4 * size + 2**26:  # many tensors over the same bytes: a bomb
                 refuse(label, f"external file {location!r} is read over and over; export the model again")
+            if claimed[location] > 4 * _on_disk(fd) + 2**28:  # holes, which read as zeros
+                refuse(label, f"external file {location!r} is nearly empty, {size:,} bytes of holes; fetch it again")
             tensor.raw_data = _pread(fd, need, offset)
             tensor.ClearField("data_location")
             del tensor.external_data[:]
@@ -103,6 +105,12 @@ def _open_external(base: Path, location: str, name: str, label: str) -> int:
         os.close(fd)
         refuse(label, f"{where}, {trouble}")
     return fd
+
+
+def _on_disk(fd: int) -> int:
+    """Bytes that a file takes, holes left out."""
+    info = os.fstat(fd)
+    return 512 * getattr(info, "st_blocks", info.st_size // 512)
 
 
 def _whole(text: str, what: str, name: str, label: str) -> int:

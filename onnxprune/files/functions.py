@@ -16,6 +16,9 @@ from onnxprune.protobuf.nodes import DEFAULT_DOMAINS
 APART = "onnxprune.deprecated"
 """The domain of what the checker is not to look at."""
 
+MOST_NODES, MOST_TIMES = 10_000, 50
+"""Nodes that functions may grow to, and for every node of the file."""
+
 
 def inline(model: ModelProto, label: str) -> None:
     """Replaces calls of local functions by their bodies, in place."""
@@ -44,8 +47,11 @@ def inline(model: ModelProto, label: str) -> None:
             if inner in bodies and inner not in size:
                 todo.append((inner, False))
     total = sum(size.get(called(node), 1) for node in _flat_nodes(model.graph))
+    written = sum(1 for body in (model.graph, *model.functions) for _ in _flat_nodes(body))
     if total > MAX_NODES:
         refuse(label, f"its functions grow to more than {MAX_NODES:,} nodes; simplify the model first")
+    if total > MOST_NODES + MOST_TIMES * written:
+        refuse(label, f"its functions grow {written:,} nodes to {total:,}; simplify the model first")
     flat = ModelProto.FromString(sandbox.in_child("inline", skeleton(model), label))
     del model.graph.node[:]
     model.graph.node.extend(flat.graph.node)

@@ -129,11 +129,11 @@ def _sorted(nodes: list[NodeProto], reads: list[list[str]], maker: dict[str, int
     if len(order) < len(nodes):
         placed = set(order)
         at = next(index for index in range(len(nodes)) if index not in placed)
-        seen: list[int] = []
+        seen: dict[int, int] = {}  # in order
         while at not in seen:  # a node that cannot go waits for another such node: follow until it repeats
-            seen.append(at)
+            seen[at] = len(seen)
             at = min(waits[at] - placed)
-        around = seen[seen.index(at) :]
+        around = list(seen)[seen[at] :]
         names = ", ".join(titled(nodes[i]) for i in around[:3]) + (", …" if len(around) > 3 else "")
         refuse(label, f"the graph has a cycle through {names}; export the model again")
     return order

@@ -1,89 +1,71 @@
-"""A child process with a clock and a memory cap, for what an ONNX library may not come back from."""
+"""What an ONNX library may not come back from, in a child process with a clock and a memory cap."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
+import onnx
 from onnx import ModelProto
 
-from onnxprune.errors import FileError, ModelError, one_line
 from onnxprune.files.refuse import first_line, refuse
+from onnxprune.runtime import child, inside
 
-CHILD_SECONDS = 10.0
-CHILD_BYTES = 2 * 2**30
-"""On top of four times what is sent to the child."""
-_CHILD = r"""
-import sys
-job, seconds, room = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except (ImportError, ValueError, OSError):
-    pass
-try:
-    import onnx
-    data = sys.stdin.buffer.read()
-    if job == "inline":
-        import onnx.inliner
-        flat = onnx.inliner.inline_local_functions(onnx.ModelProto.FromString(data))
-        sys.stdout.buffer.write(flat.SerializeToString())
-    elif job == "check":
-        onnx.checker.check_model(data)
-        try:
-            onnx.shape_inference.infer_shapes(data)
-        except MemoryError:
-            raise
-        except Exception:
-            pass  # inference may not know a type; all that counts is that it comes to an end
-    else:
-        from onnx.reference import ReferenceEvaluator
-        try:
-            ReferenceEvaluator(onnx.ModelProto.FromString(data)).run(None, {})
-        except MemoryError:
-            raise
-        except Exception as error:
-            if "allocate" in str(error):
-                raise MemoryError from error
-except MemoryError:
-    sys.exit(4)
-except Exception as error:
-    sys.stderr.write(str(error))
-    sys.exit(3)
-"""
-_JOBS = {
-    "inline": "inlining its functions",
-    "check": "checking its subgraphs",
-    "run": "computing its constants",
-}
+CAPS = child.Caps()
+"""On top of four times what the child gets to see."""
 
 
 def in_child(job: str, model: ModelProto, label: str) -> bytes:
-    """Does `job` where it can be killed; returns what the child wrote."""
-    data = model.SerializeToString()
-    room = CHILD_BYTES + 4 * len(data)
-    command = [sys.executable, "-P", "-c", _CHILD, job, str(CHILD_SECONDS), str(room)]
-    # OpenBLAS maps a large stack per thread, which the cap on addresses would count
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
-    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    what = _JOBS[job]
+    """Does `job` where it can be killed; returns what it came to.
+
+    Raises:
+        ModelError: it does not work, takes too much, or ends the child.
+    """
+    function, what = _JOBS[job]
+    caps = child.Caps(CAPS.seconds, CAPS.room + 4 * model.ByteSize())
+    return child.call(function, model, label, label=label, what=what, caps=caps)
+
+
+def _inlined(model: ModelProto, label: str) -> bytes:
+    import onnx.inliner
+
     try:
-        done = subprocess.run(
-            command, input=data, capture_output=True, timeout=CHILD_SECONDS, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(
-            one_line(f"{label}: {what} took more than {CHILD_SECONDS:g} s; simplify the model first")
-        ) from error
-    except OSError as error:
-        raise FileError(one_line(f"{label}: {what} needs a child process, which failed: {error}")) from error
-    if done.returncode == 0:
-        return done.stdout
-    if done.returncode == 3:
-        refuse(label, f"{first_line(done.stderr.decode('utf-8', 'replace'))}; export the model again")
-    if done.returncode == 4:
-        refuse(label, f"{what} took more than {room / 2**30:.1f} GiB of memory; simplify the model first")
-    refuse(label, f"{what} crashed (status {done.returncode}); simplify the model first")
+        return onnx.inliner.inline_local_functions(model).SerializeToString()
+    except MemoryError:
+        raise
+    except Exception as error:
+        refuse(label, f"{first_line(error)}; export the model again")
+
+
+def _checked(model: ModelProto, label: str) -> bytes:
+    try:
+        onnx.checker.check_model(model)
+    except MemoryError:
+        raise
+    except Exception as error:
+        refuse(label, f"{first_line(error)}; export the model again")
+    try:
+        onnx.shape_inference.infer_shapes(model)
+    except MemoryError:
+        raise
+    except Exception:  # it may not know a type; all that counts is that it comes to an end
+        pass
+    return b""
+
+
+def _run(model: ModelProto, label: str) -> bytes:
+    from onnx.reference import ReferenceEvaluator
+
+    try:
+        ReferenceEvaluator(model).run(None, {})
+    except MemoryError:
+        raise
+    except Exception as error:  # what does not run here may run elsewhere; all that counts is how much it takes
+        if "allocate" in str(error):
+            raise MemoryError from error
+    return b""
+
+
+_JOBS: dict[str, tuple[inside.Job, str]] = {
+    "inline": (_inlined, "inlining its functions"),
+    "check": (_checked, "checking its subgraphs"),
+    "run": (_run, "computing its constants"),
+}
+"""What is done, and how messages call it."""

@@ -13,6 +13,7 @@ from onnxprune.graph import sparse
 from onnxprune.graph.facts import Operator
 from onnxprune.protobuf.nodes import titled
 from onnxprune.protobuf.serialize import BITS, nbytes
+from onnxprune.runtime.ports import MAX_RANK
 
 MAX_DIM = 2**31 - 1
 """The longest axis."""
@@ -82,6 +83,8 @@ def shape_trouble(tensor: TensorProto) -> str | None:
     dims = list(tensor.dims)
     if tensor.data_type not in BITS and tensor.data_type != TensorProto.STRING:
         return f"has the unknown data type {tensor.data_type}"
+    if len(dims) > MAX_RANK:
+        return f"has {len(dims)} axes"
     for dim in dims:
         if dim < 0:
             return f"has a negative dimension in {in_words(tensor)}"

@@ -13,6 +13,8 @@ from onnxprune.graph.facts import Operator
 
 MAX_DEPTH = 16
 """Subgraphs inside subgraphs."""
+MAX_BODIES = 1_000
+"""Subgraphs in all; they double with every If inside of both branches of another."""
 MAX_NODES = 1_000_000
 """In all graphs, after inlining."""
 _RARE_ATTRIBUTES = {AttributeProto.GRAPHS, AttributeProto.TENSORS}
@@ -48,6 +50,8 @@ def walk_model(model: ModelProto, label: str) -> Walk:
             refuse(label, f"subgraphs are nested more than {MAX_DEPTH} deep; simplify the model first")
         if isinstance(body, GraphProto):
             walk.graphs.append(body)
+            if len(walk.graphs) > MAX_BODIES:
+                refuse(label, f"has more than {MAX_BODIES:,} subgraphs; simplify the model first")
             walk.tensors.extend((t.name, t) for t in body.initializer)
             for sparse in body.sparse_initializer:
                 walk.add_sparse(sparse.values.name, sparse)

@@ -8,6 +8,8 @@ constant.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,8 @@ from onnxprune.protobuf.nodes import DEFAULT_DOMAINS
 
 LIMIT = 1 << 27
 """Largest folded value in elements: a ConstantOfShape bomb stays unfolded."""
+ROOM = 1 << 28
+"""Bytes that values made of constants and sizes may take beside what the file stores."""
 
 TABLE: dict[str, Callable[..., Any]] = {}
 
@@ -46,13 +50,24 @@ def foldable(node: onnx.NodeProto) -> bool:
     return operators.of(node).numpy is not None or (node.domain in DEFAULT_DOMAINS and node.op_type in TABLE)
 
 
-def evaluate(node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
-    """The node's outputs for constant operands, or None when this table cannot tell."""
+def evaluate(
+    node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset: int, room: int = ROOM
+) -> list[np.ndarray] | None:
+    """The node's outputs for constant operands, or None when this table cannot tell, or they would not find room.
+
+    Args:
+        node: the node.
+        operands: its inputs; None for those left out.
+        opset: of the default domain.
+        room: bytes that an output may take that is larger than what it is made of.
+    """
     attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if opset < 7 and "broadcast" in attrs:
         return None  # aligned by an attribute, not from the right
     if node.op_type == "Split":
         attrs["outputs"] = len(node.output)
+    if _spread(node, attrs, [v for v in operands if v is not None]) > room:
+        return None
     try:
         with np.errstate(all="ignore"):
             plain = operators.of(node).numpy
@@ -60,6 +75,27 @@ def evaluate(node: onnx.NodeProto, operands: Sequence[np.ndarray | None], opset:
     except _CANNOT:
         return None
     return result if isinstance(result, list) else [np.asarray(result)]
+
+
+def held(results: Sequence[np.ndarray]) -> int:
+    """Bytes of the arrays that are no views of others."""
+    return sum(r.nbytes for r in results if r.base is None)
+
+
+def _spread(node: onnx.NodeProto, attrs: dict[str, Any], operands: Sequence[np.ndarray]) -> int:
+    """Bytes of what joins, picks or broadcasts its operands, for which a few make many; 0 for other nodes, which check
+    for themselves or make no more than there is."""
+    width = max((v.itemsize for v in operands), default=0)
+    if node.op_type == "Concat":
+        return sum(v.size for v in operands) * width
+    if node.op_type == "Gather" and len(operands) == 2 and operands[0].ndim:
+        x, indices = operands
+        length = x.shape[attrs.get("axis", 0) % x.ndim]
+        return indices.size * (x.size // length if length else 0) * width
+    if operators.of(node).family == "broadcast":
+        with contextlib.suppress(ValueError):  # they do not fit together
+            return math.prod(np.broadcast_shapes(*(v.shape for v in operands))) * width
+    return 0
 
 
 def axes_of(attrs: dict[str, Any], operand: np.ndarray | None, default: Any = None) -> Any:

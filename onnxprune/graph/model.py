@@ -37,7 +37,7 @@ from onnxprune.protobuf.nodes import (
     stored_tensors,
     subgraphs,
 )
-from onnxprune.protobuf.serialize import copied, serialized
+from onnxprune.protobuf.serialize import copied, serialized, weight_bytes
 
 Use = tuple[str, int]
 """One use of a tensor: (first output name of the reading node, input position)."""
@@ -124,6 +124,7 @@ class Graph:
         self.inputs = tuple(i.name for i in model.graph.input if i.name not in self.initializers)
         self.outputs = tuple(o.name for o in model.graph.output)
         self._values: dict[str, np.ndarray | None] = dict(weights or {})
+        self._room = evaluate.ROOM + 4 * weight_bytes(model)  # for constants that are computed
         self._edits = Edits()
         self._reserved: set[str] | None = None
         self._memo: dict[str, tuple[Any, Any]] = {}
@@ -176,9 +177,10 @@ class Graph:
                     dtype = self.float_of(node.input[1])
                     results = None if dtype is None else [operands[0].astype(dtype)]
                 elif fit and evaluate.foldable(node):
-                    results = evaluate.evaluate(node, operands, self.opset)
+                    results = evaluate.evaluate(node, operands, self.opset, self._room)
                 elif fit and node.input:
                     results = fold.run_node(node, operands, self.model)
+                self._room -= evaluate.held(results or ())
                 for k, o in enumerate(node.output):
                     self._values[o] = None if results is None or k >= len(results) else results[k]
                 self._values.setdefault(top, None)  # a node whose output an edit has renamed

@@ -56,6 +56,7 @@ def follow(graph: Graph, shapes: Mapping[str, Shape], known: Observed | None = N
             again: its value is the very same array.
     """
     derived: dict[str, np.ndarray] = {}
+    room = evaluate.ROOM
     for node, inputs, outputs in graph.once("followed", graph, lambda: _followed(graph)):
         if operators.of(node).measures:
             shape = shapes.get(inputs[0])
@@ -76,8 +77,9 @@ def follow(graph: Graph, shapes: Mapping[str, Shape], known: Observed | None = N
         if same and known is not None and all(o in known.derived for o in outputs if o):
             derived.update((o, known.derived[o]) for o in outputs if o)
             continue
-        results = evaluate.evaluate(node, operands, graph.opset)
+        results = evaluate.evaluate(node, operands, graph.opset, room)
         if results is not None:
+            room -= evaluate.held(results)
             derived.update(zip([o for o in outputs if o], results, strict=False))
     return derived
 
@@ -108,49 +110,55 @@ def depends_on_sizes(graph: Graph) -> set[str]:
     return found
 
 
-def observe(graph: Graph, feeds: Feeds) -> Observed:
+def observe(graph: Graph, feeds: Feeds, *, name: str = "model") -> Observed:
     """Run the model once on `feeds` and note the size of every tensor.
 
     Where all sizes follow from sizes, the run goes without the arithmetic of convolutions and products.
+
+    Args:
+        graph: the model.
+        feeds: what it is fed.
+        name: what messages call it.
 
     Raises:
         ModelError: the model does not run on these inputs.
     """
     nodes = [n for n in graph.nodes.values() if any(o and graph.constant(o) is None for o in n.output)]
-    observed = _sizes(graph, feeds, nodes)
+    observed = _sizes(graph, feeds, nodes, name)
     keys, tensors = counted_inside(graph), summed(graph)
     return replace(observed, ran=_ran(graph, feeds, nodes, keys, tensors)) if keys or tensors else observed
 
 
-def _sizes(graph: Graph, feeds: Feeds, nodes: Sequence[onnx.NodeProto]) -> Observed:
+def _sizes(graph: Graph, feeds: Feeds, nodes: Sequence[onnx.NodeProto], name: str) -> Observed:
     computed = depends_on_sizes(graph)
     empty = sizes_only(graph, nodes, computed)
     if empty is not None:
         with contextlib.suppress(ModelError):  # the model itself says best what does not fit
-            observed = _observed(graph, feeds, computed, _folded(graph, empty.nodes, set(feeds), empty.constants))
+            net = _folded(graph, empty.nodes, set(feeds), empty.constants)
+            observed = _observed(graph, feeds, computed, net, name)
             if empty.fits(observed.shapes):
                 return observed
-    return _observed(graph, feeds, computed, _folded(graph, nodes, set(feeds)))
+    return _observed(graph, feeds, computed, _folded(graph, nodes, set(feeds)), name)
 
 
-def _observed(graph: Graph, feeds: Feeds, computed: set[str], net: ModelAndWeights) -> Observed:
+def _observed(graph: Graph, feeds: Feeds, computed: set[str], net: ModelAndWeights, name: str) -> Observed:
     shapes: dict[str, Shape] = {k: tuple(v.shape) for k, v in feeds.items()}
     shapes |= {t.values.name: tuple(t.dims) for t in graph.model.graph.sparse_initializer}
     for node in graph.nodes.values():
-        for name in (*node.input, *node.output):
-            if name and name not in shapes and (value := graph.constant(name)) is not None:
-                shapes[name] = value.shape
+        for tensor in (*node.input, *node.output):
+            if tensor and tensor not in shapes and (value := graph.constant(tensor)) is not None:
+                shapes[tensor] = value.shape
     unseen = [o for n in graph.nodes.values() for o in n.output if o and o not in shapes]
     like = {
         n.output[0]: n.input[0]
         for n in graph.nodes.values()
         if operators.of(n).keeps_size and n.output[0] not in graph.outputs
     }
-    run = partial(_tap, net, _tensors_only(graph, net.model, unseen), feeds)
+    run = partial(_tap, net, _tensors_only(graph, net.model, unseen), feeds, name)
     shapes |= run([o for o in unseen if o not in computed and o not in like])
-    for name in unseen:  # in execution order
-        if name in like and name not in computed and like[name] in shapes:
-            shapes[name] = shapes[like[name]]
+    for tensor in unseen:  # in execution order
+        if tensor in like and tensor not in computed and like[tensor] in shapes:
+            shapes[tensor] = shapes[like[tensor]]
     shapes |= run([o for o in unseen if o not in computed and o not in shapes])
     derived = follow(graph, shapes)
     # What looked like shape arithmetic but is beyond the table still has a size: a second run tells.
@@ -238,7 +246,9 @@ def _folded(
     return ModelAndWeights(model, add_external_weights(model, values))
 
 
-def _tap(net: ModelAndWeights, tensors: Collection[str], feeds: Feeds, wanted: Sequence[str]) -> dict[str, Shape]:
+def _tap(
+    net: ModelAndWeights, tensors: Collection[str], feeds: Feeds, title: str, wanted: Sequence[str]
+) -> dict[str, Shape]:
     """The sizes of what is wanted and a tensor, in one run."""
     names = [name for name in wanted if name in tensors]
     if not names:
@@ -252,6 +262,6 @@ def _tap(net: ModelAndWeights, tensors: Collection[str], feeds: Feeds, wanted: S
     for name, tap in zip(reversed(names), reversed(taps), strict=True):
         model.graph.node.append(helper.make_node("Shape", [name], [tap]))
         model.graph.output.append(helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
-    session = sessions.open_session(model, optimise=False, weights=net.weights, feed=True)
+    session = sessions.open_session(model, optimise=False, weights=net.weights, feed=True, name=title)
     values = session.run(feeds, taps)
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}

@@ -6,15 +6,14 @@ with them and takes the other branch, both are alive, and the `If` stays as it i
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from onnxprune.errors import ModelError
 from onnxprune.graph.branches import chosen, with_branches
 from onnxprune.graph.model import Graph
-from onnxprune.graph.shapes import Observed, observe
+from onnxprune.graph.rehearsal import Rehearsal, unless_refused
+from onnxprune.graph.shapes import Observed
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds, InputSpec
 
@@ -23,7 +22,7 @@ DEEPEST = 8
 
 
 def followed(
-    graph: Graph, observed: Observed, specs: Sequence[InputSpec], feeds: Feeds
+    graph: Graph, observed: Observed, specs: Sequence[InputSpec], feeds: Feeds, first: Rehearsal
 ) -> tuple[Graph, Observed, list[str]]:
     """The network with the branches in it that sizes decide; what a run of it shows; and what to tell the user.
 
@@ -32,12 +31,13 @@ def followed(
         observed: what a run on `feeds` showed.
         specs: its inputs.
         feeds: the inputs of that run.
+        first: how further runs are made.
     """
     notes: list[str] = []
     for _ in range(DEEPEST):
         taken = chosen(graph, observed)
         sized = {key: value for key, value in taken.items() if graph.constant(graph.nodes[key].input[0]) is None}
-        alive, sure = _both_alive(graph, specs, feeds, sized) if sized else (set[str](), True)
+        alive, sure = _both_alive(graph, specs, feeds, sized, first) if sized else (set[str](), True)
         taken = {key: value for key, value in taken.items() if key not in alive}
         if not taken:
             break
@@ -46,12 +46,12 @@ def followed(
             why = f"the branch is followed that inputs of these sizes take ({sizes}); what is written has no other"
             notes += [f"node {key!r} (If): {why}" for key in taken if key in sized]
         graph = Graph(with_branches(graph.model, taken))
-        observed = observe(graph, feeds)
+        observed = first.observe(graph, feeds)
     return graph, observed, notes
 
 
 def _both_alive(
-    graph: Graph, specs: Sequence[InputSpec], feeds: Feeds, taken: dict[str, bool]
+    graph: Graph, specs: Sequence[InputSpec], feeds: Feeds, taken: dict[str, bool], first: Rehearsal
 ) -> tuple[set[str], bool]:
     """The keys of those that decide otherwise at some other sizes at which the model runs; and whether no others will:
     only the batch is open, and the model runs with any."""
@@ -60,11 +60,11 @@ def _both_alive(
     if not others:
         return set(), True
     names = sorted(set(conditions.values()))
-    session = sessions.open_session(sessions.with_outputs(graph.model, names), pack=False)
+    telling = sessions.with_outputs(graph.model, names)
     found, runs = set[str](), 0
     for other in others:
-        with contextlib.suppress(ModelError):
-            values = dict(zip(session.outputs, session.run(other), strict=True))
+        with unless_refused():
+            values = first.run(telling, other, names)
             found |= {key for key, name in conditions.items() if bool(np.ravel(values[name])[0]) != taken[key]}
             runs += 1
     return found, runs == len(others) and all(isinstance(d, int) for s in specs for d in s.shape[1:])

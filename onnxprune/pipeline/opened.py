@@ -19,8 +19,9 @@ from onnxprune.files.read import check_model, read_model
 from onnxprune.graph import sparse
 from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.model import Graph, digest
+from onnxprune.graph.rehearsal import Rehearsal, unless_refused
 from onnxprune.graph.seeds import with_seeds
-from onnxprune.graph.shapes import Observed, observe
+from onnxprune.graph.shapes import Observed
 from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.measure.telling import doubts
@@ -29,6 +30,7 @@ from onnxprune.pipeline.branches import followed
 from onnxprune.pipeline.settings import Settings
 from onnxprune.protobuf.serialize import byte_size
 from onnxprune.runtime import ports, sessions
+from onnxprune.runtime.child import Stopped
 from onnxprune.samples.calibration import Calibration, open_calibration
 from onnxprune.samples.digest import digest as digest_of
 from onnxprune.samples.images import ImageSpec
@@ -144,6 +146,7 @@ def open_model(
     samples: int | None = None,
     image: ImageSpec | None = None,
     prune_statistics: bool = False,
+    trusted: bool = False,
 ) -> Subject:
     """Read, check, run once and analyse a model.
 
@@ -154,6 +157,7 @@ def open_model(
         samples: use at most so many samples.
         image: how to turn a folder of images into samples.
         prune_statistics: also find channels over which a normalization takes its mean.
+        trusted: whether the model's first runs are made in this process; else in children that can be killed.
 
     Raises:
         ModelError, CalibrationError, FileError: what was given cannot be used.
@@ -163,6 +167,9 @@ def open_model(
     identity = digest(proto)
     proto, packed = sparse.unpacked(with_seeds(proto))
     specs = ports.input_specs(proto)
+    first = Rehearsal("model" if path is None else str(path), trusted)
+    if not trusted:
+        ports.check_size(specs, first.label)
     data = None
     if calibration is not None:
         data = open_calibration(calibration, specs, limit=samples, image=image)
@@ -174,16 +181,19 @@ def open_model(
     graph = Graph(proto)
     batch = None
     try:
-        feeds, observed = _first_run(graph, specs, feeds, guess=data is None and not input_shapes)
+        feeds, observed = _first_run(graph, specs, feeds, first, guess=data is None and not input_shapes)
+    except Stopped:
+        raise
     except ModelError as error:
-        batch, feeds, observed = _other_batch(graph, specs, feeds, () if input_shapes else BATCHES, error)
+        batch, feeds, observed = _other_batch(graph, specs, feeds, () if input_shapes else BATCHES, first, error)
     else:
-        batch = _only_batch(graph, specs, feeds, observed, sampled=data is not None)
+        batch = _only_batch(graph, specs, feeds, observed, first, sampled=data is not None)
     if data is not None and batch is not None:
         data = data.in_batches_of(batch)
         feeds = feeds if input_shapes else data.first(1)
-    graph, observed, notes = followed(graph, observed, specs, feeds)
-    channels = find_channels(graph, observed, prune_statistics=prune_statistics)
+    graph, observed, notes = followed(graph, observed, specs, feeds, first)
+    with first.running(graph.model, feeds):
+        channels = find_channels(graph, observed, prune_statistics=prune_statistics)
     return Subject(graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed)
 
 
@@ -196,14 +206,15 @@ def _other_batch(
     specs: Sequence[ports.InputSpec],
     feeds: Mapping[str, np.ndarray],
     batches: Sequence[int],
+    first: Rehearsal,
     error: ModelError,
 ) -> tuple[int, Mapping[str, np.ndarray], Observed]:
     """What a model that declares any batch takes instead of the one it has just failed with: the batch that it was
     exported with, if it is a usual one."""
     for batch in batches if any(map(ports.open_batch, specs)) else ():
         other = ports.in_batch(specs, feeds, batch)
-        with contextlib.suppress(ModelError):
-            return batch, other, observe(graph, other)
+        with unless_refused():
+            return batch, other, first.observe(graph, other)
     raise error
 
 
@@ -212,6 +223,7 @@ def _only_batch(
     specs: Sequence[ports.InputSpec],
     feeds: Mapping[str, np.ndarray],
     observed: Observed,
+    first: Rehearsal,
     *,
     sampled: bool,
 ) -> int | None:
@@ -225,11 +237,10 @@ def _only_batch(
     if own is None or (own == 1 and not sampled) or free:
         return None
     other = ports.in_batch(specs, feeds, 2 if own == 1 else 1)
-    try:
-        sessions.open_session(graph.model, pack=False).run(other)
-    except ModelError:
-        return own
-    return None
+    with unless_refused():
+        first.run(graph.model, other)
+        return None
+    return own
 
 
 GUESSES = (96, 32, 640, 299, 512)
@@ -239,11 +250,13 @@ LINES = ((48, 320), (32, 100), (32, 320))
 
 
 def _first_run(
-    graph: Graph, specs: Sequence[ports.InputSpec], feeds: Mapping[str, np.ndarray], *, guess: bool
+    graph: Graph, specs: Sequence[ports.InputSpec], feeds: Mapping[str, np.ndarray], first: Rehearsal, *, guess: bool
 ) -> tuple[Mapping[str, np.ndarray], Observed]:
     """Run the model once. When nobody said how large a dynamic input is, other usual sizes are tried as well."""
     try:
-        return feeds, observe(graph, feeds)
+        return feeds, first.observe(graph, feeds)
+    except Stopped:
+        raise
     except ModelError as error:
         if not guess or not any(map(ports.open_sizes, specs)):
             raise
@@ -254,6 +267,6 @@ def _first_run(
                 with contextlib.suppress(UsageError):  # a fixed axis says otherwise
                     tried.append(ports.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
         for other in (*tried, *(ports.default_feed(specs, size=size) for size in GUESSES)):
-            with contextlib.suppress(ModelError):
-                return other, observe(graph, other)
+            with unless_refused():
+                return other, first.observe(graph, other)
         raise ModelError(f"{error}; say what sizes it takes: {ports.shape_hint(specs)}") from error

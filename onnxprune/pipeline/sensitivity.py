@@ -61,6 +61,7 @@ def sensitivity(
     samples: int | None = None,
     image: ImageSpec | None = None,
     prune_statistics: bool = False,
+    trusted: bool = False,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -68,7 +69,7 @@ def sensitivity(
     """Damage to the outputs against the kept width, for every group of channels cut alone, and of every block dropped.
 
     Args:
-        model, calibration, input_shapes, samples, image, prune_statistics: as for `open_model`.
+        model, calibration, input_shapes, samples, image, prune_statistics, trusted: as for `open_model`.
         path: where measurements are kept; the file of an earlier run on the same model and samples is gone on with.
         force: replace a file at `path` that holds something else.
         steps: measure at that many widths, evenly spaced below the full one.
@@ -88,6 +89,7 @@ def sensitivity(
         samples=samples,
         image=image,
         prune_statistics=prune_statistics,
+        trusted=trusted,
     )
     return measure(
         subject,

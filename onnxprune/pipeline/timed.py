@@ -61,5 +61,6 @@ def paired(
         seed=settings.seed,
         rounds=rounds,
         time_budget_s=30,
+        trusted=True,
         progress=progress,
     )

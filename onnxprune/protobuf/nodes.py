@@ -15,6 +15,8 @@ import onnx
 DEFAULT_DOMAINS = ("", "ai.onnx")
 WITH_BODIES = frozenset(("If", "Loop", "Scan", "SequenceMap"))
 """The operators of the default domain that carry bodies."""
+LOOPS = frozenset(("Loop",))
+"""Those of them that may never come to an end."""
 FLOATS = frozenset(getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "FLOAT16", "DOUBLE", "BFLOAT16"))
 
 
@@ -58,6 +60,12 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield a.g
         elif a.type == onnx.AttributeProto.GRAPHS:
             yield from a.graphs
+
+
+def has_loops(graph: onnx.GraphProto) -> bool:
+    """Whether how often something is done may depend on what is computed."""
+    carriers = [node for node in graph.node if node.op_type in WITH_BODIES]
+    return any(node.op_type in LOOPS or any(map(has_loops, subgraphs(node))) for node in carriers)
 
 
 def captured(node: onnx.NodeProto) -> set[str]:

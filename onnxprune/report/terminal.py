@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -243,25 +243,28 @@ def _wrapped(line: str, width: int) -> str:
 
 
 class Status:
-    """How far the work is, on standard error: a bar on a terminal, a line a phase with `verbose`."""
+    """How far the work is, on standard error: a bar on a terminal, a line a phase with `verbose`. `tell` gets the phase
+    and the model too, and nothing once the last line is said."""
 
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-        self.now = "start"
+    def __init__(self, stream: TextIO, tell: Callable[[str], None] = lambda doing: None):
+        self.stream, self._tell = stream, tell
+        self.now, self.model = "start", ""
+        tell(self.now)
         self.verbose = self.quiet = False
         self._began = time.monotonic()
         self._bars: Any = None
         self._bar: Any = None
 
-    def set(self, *, quiet: bool, verbose: bool) -> None:
-        """How much to say."""
-        self.quiet, self.verbose = quiet, verbose and not quiet
+    def set(self, *, quiet: bool, verbose: bool, model: str = "") -> None:
+        """How much to say, and of what."""
+        self.quiet, self.verbose, self.model = quiet, verbose and not quiet, model
 
     def phase(self, name: str) -> None:
         """A new phase begins."""
         if name == self.now:
             return
         self.now = name
+        self._tell(f"{name} {self.model}".rstrip())
         if self.verbose:
             self.say(f"{time.monotonic() - self._began:6.1f} s  {name}")
         if self._wants_bars():
@@ -290,6 +293,7 @@ class Status:
         """The last line: what went wrong."""
         self.close()
         self.say(f"error: {' '.join(text.split())}")
+        self._tell("")
 
     def close(self) -> None:
         """Take the bar away."""

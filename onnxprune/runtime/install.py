@@ -19,6 +19,7 @@ import onnx
 from onnx import helper
 
 from onnxprune.errors import ProviderError, one_line
+from onnxprune.runtime import signals, telemetry
 from onnxprune.runtime.providers import CPU
 from onnxprune.runtime.reasons import reason
 
@@ -62,8 +63,8 @@ def require_ort() -> ModuleType:
             f'`pip uninstall -y {" ".join(found)}` and then `pip install "onnxprune[{extra}]"`'
         )
     try:
-        _sound["onnxruntime"] = importlib.import_module("onnxruntime")
-        return _sound["onnxruntime"]
+        with signals.later():  # interrupted while it loads, it says that it does not load
+            module = importlib.import_module("onnxruntime")
     except ImportError as error:
         if found:
             raise ProviderError(
@@ -76,6 +77,9 @@ def require_ort() -> ModuleType:
             "ONNX Runtime is not installed; run "
             '`pip install "onnxprune[gpu]"` (NVIDIA GPU) or `pip install "onnxprune[cpu]"`'
         ) from error
+    telemetry.switch_off(module)
+    _sound["onnxruntime"] = module
+    return module
 
 
 @cache

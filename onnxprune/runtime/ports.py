@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from onnxprune.errors import ModelError, UnsupportedError, UsageError, one_line
 
 Feeds = Mapping[str, np.ndarray]
 """Input name -> array: what one run is fed."""
+MAX_FED_BYTES, MAX_RANK = 1 << 28, 32
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,19 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
     stored = {t.name for t in model.graph.initializer}
     stored |= {s.values.name for s in model.graph.sparse_initializer}
     return tuple(_spec_of_port(port) for port in model.graph.input if port.name not in stored)
+
+
+def check_size(specs: Sequence[InputSpec], name: str) -> None:
+    """ModelError where one run must be fed with more than a model may hold, by the axes that are fixed, or with arrays
+    of more axes than numpy has; `name` is what messages call it."""
+    sizes = {s.name: s.dtype.itemsize * math.prod(n for n in s.shape if isinstance(n, int)) for s in specs}
+    if sum(sizes.values()) > MAX_FED_BYTES:
+        largest = max(sizes, key=lambda n: sizes[n])
+        total = f"its inputs take {sum(sizes.values()):,} bytes, most of them {largest!r}"
+        raise ModelError(one_line(f"{name}: {total}; export it with dynamic axes, or trust it (--trusted)"))
+    deep = next((s for s in specs if len(s.shape) > MAX_RANK), None)
+    if deep is not None:
+        raise ModelError(one_line(f"{name}: input {deep.name!r} has {len(deep.shape)} axes; export the model again"))
 
 
 def open_batch(spec: InputSpec) -> bool:

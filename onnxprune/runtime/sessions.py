@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,10 +21,11 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from onnxprune.errors import FileError, ModelError, UsageError, one_line
-from onnxprune.parallel import threads_here
+from onnxprune.parallel import Stopped, threads_here
 from onnxprune.protobuf import serialize
 from onnxprune.protobuf.external import write_external
-from onnxprune.runtime import accelerated, install, ports
+from onnxprune.protobuf.nodes import has_loops
+from onnxprune.runtime import accelerated, install, ports, stopping
 from onnxprune.runtime.accelerated import Placed
 from onnxprune.runtime.providers import CPU, check_providers, options_by_provider, provider_name, provider_of
 from onnxprune.runtime.reasons import reason
@@ -31,6 +33,8 @@ from onnxprune.runtime.weights import ModelAndWeights, with_external_weights, wi
 
 FEW_WEIGHTS = 2000
 """Number of weights up to which ORT may go without packing them."""
+LOOP_SECONDS = 60.0
+"""Of a run for every sample, where a loop may have no end."""
 SHARED_BYTES = 1 << 23
 """Bytes of weights from which they are handed to ORT beside the model."""
 
@@ -60,6 +64,7 @@ class Session:
         weights: Mapping[str, np.ndarray] | None = None,
         fed: bool = False,
         otherwise: Callable[[], Session] | None = None,
+        loops: bool = False,
     ) -> None:
         self.raw = raw
         self.name = name
@@ -68,7 +73,7 @@ class Session:
         self.provider_options = _in_force(raw)
         self._weights = dict(weights or {})  # what ORT reads where it is
         self._fed = self._weights if fed else {}
-        self._otherwise = otherwise
+        self._otherwise, self._loops = otherwise, loops
         self.inputs = tuple(ports.spec_of_session(port) for port in raw.get_inputs() if port.name not in self._fed)
         self.outputs = tuple(port.name for port in raw.get_outputs())
         self.providers = tuple(raw.get_providers())
@@ -80,8 +85,19 @@ class Session:
         Raises:
             ModelError: ORT refused the feeds or failed; one line with its reason.
         """
+        seconds = LOOP_SECONDS * max((len(v) for v in feeds.values() if np.ndim(v)), default=1) if self._loops else inf
+        names, options = None if outputs is None else list(outputs), install.require_ort().RunOptions()
         try:
-            return list(self.raw.run(None if outputs is None else list(outputs), {**self._fed, **feeds}))
+            with stopping.stoppable(options, seconds):
+                return list(self.raw.run(names, {**self._fed, **feeds}, options))
+        except stopping.Halted as halted:
+            if str(halted) == stopping.SIGNAL:  # whoever heard of it wants us to go on
+                return self.run(feeds, outputs)
+            if str(halted) == stopping.UNWANTED:
+                raise Stopped from halted
+            raise ModelError(
+                one_line(f"{self.name}: a run took more than {seconds:g} s; simplify its Loop")
+            ) from halted
         except Exception as error:
             if self._otherwise is not None:  # a kernel may want its weights constant
                 other, self._fed, self._otherwise = self._otherwise(), {}, None
@@ -204,7 +220,9 @@ def _opened(
             raw, nodes = _on_cpu(ort, source, options(), way.record, name)
         else:
             raw, nodes = accelerated.start(ort, source, options, way.providers, way.tuned, name)
-        session = Session(raw, name=name, nodes=nodes, keep=folder, weights=weights)
+        proto = model if apart is None else apart.model
+        loops = isinstance(proto, ModelProto) and has_loops(proto.graph)
+        session = Session(raw, name=name, nodes=nodes, keep=folder, weights=weights, loops=loops)
         undo.pop_all()
     return session
 
@@ -238,7 +256,8 @@ def _fed_session(apart: ModelAndWeights, opened: Callable[..., Session]) -> Sess
         session = opened(with_weights_as_inputs(apart))
     except ModelError:
         return constant()
-    return Session(session.raw, name=session.name, weights=apart.weights, fed=True, otherwise=constant)
+    loops = has_loops(apart.model.graph)
+    return Session(session.raw, name=session.name, weights=apart.weights, fed=True, otherwise=constant, loops=loops)
 
 
 def _loadable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxprune.errors import UsageError, one_line
+from onnxprune.errors import PruneError, UsageError, one_line
+from onnxprune.graph.rehearsal import Rehearsal
+from onnxprune.runtime.child import Stopped
 from onnxprune.runtime.ports import default_feed
 from onnxprune.runtime.sessions import Session
 
@@ -33,6 +36,24 @@ def labels_of(models: Sequence[Model], names: Sequence[str] | None) -> list[str]
             label, n = f"{stem} ({n})", n + 1
         labels.append(label)
     return labels
+
+
+def rehearse(
+    model: Model, label: str, feeds: Mapping[str, NDArray[Any]] | None, shapes: Mapping[str, Sequence[int]] | None
+) -> None:
+    """Run a model in a child, on the CPU, with one sample unless the input is given. What else is wrong with it is told
+    when it is timed.
+
+    Raises:
+        Stopped: it took too much, or ended the child.
+    """
+    name = str(model) if isinstance(model, str | Path) else label
+    try:
+        Rehearsal(name).run(model, partial(default_feed, shapes=shapes) if feeds is None else feeds)
+    except Stopped:
+        raise
+    except PruneError:
+        pass
 
 
 def fitting_feeds(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.runtime.install import require_ort
 from onnxprune.runtime.providers import RECORDED, device_of
 from onnxprune.runtime.sessions import Session
 
@@ -81,16 +82,12 @@ class BoundRun:
 
 def to_device(array: NDArray[Any], device: str) -> Any:
     """The array where a provider keeps its tensors."""
-    import onnxruntime as ort
-
-    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+    return require_ort().OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
 def unrecorded() -> Any:
     """Options of a run that is neither recorded nor replayed (ORT's key and value for that)."""
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
+    options = require_ort().RunOptions()
     options.add_run_config_entry("gpu_graph_id", "-1")
     return options
 

@@ -26,7 +26,7 @@ from onnxprune.runtime import sessions
 from onnxprune.runtime.install import versions
 from onnxprune.runtime.providers import CPU
 from onnxprune.timing.accelerators import accelerators
-from onnxprune.timing.bench_inputs import Model, batch_of, fitting_feeds, labels_of
+from onnxprune.timing.bench_inputs import Model, batch_of, fitting_feeds, labels_of, rehearse
 from onnxprune.timing.bench_result import BenchResult, Comparison, Timing
 from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.rounds import MIN_ROUNDS, SAMPLE_MS, no_collection, timed_rounds
@@ -50,6 +50,7 @@ def bench(
     time_budget_s: float | None = None,
     seed: int = 0,
     spinning: bool | None = None,
+    trusted: bool = False,
     progress: Progress | None = None,
 ) -> BenchResult:
     """Time `models` side by side.
@@ -68,6 +69,7 @@ def bench(
         seed: of the random input and of the order within a round.
         spinning: whether idle threads poll instead of sleep; None: with one thread, which has nobody to wait for. On a
             busy machine it makes the median ten times the minimum.
+        trusted: whether the models' first runs are made in this process; else in children that can be killed.
         progress: called after each round.
 
     Raises:
@@ -79,6 +81,8 @@ def bench(
     asked = _Asked(tuple(providers), provider_options, threads, spin, batch, rounds, time_budget_s, seed)
     asked.check(len(models))
     labels = labels_of(models, names)
+    for model, label in zip(models, labels, strict=True) if not trusted else ():
+        rehearse(model, label, feeds, shapes)
     opened = [asked.open(model, name) for model, name in zip(models, labels, strict=True)]
     source = labels[0] if feeds is None else "the feeds given"
     fed = fitting_feeds(opened, feeds, source, batch=batch, shapes=shapes, seed=seed)

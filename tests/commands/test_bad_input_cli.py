@@ -316,7 +316,7 @@ PHASES = ["observe", "make_plan", "apply_plan", "save"]
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
 def test_signals_leave_nothing(here, capsys, monkeypatch, phase, number, code):
     """The signal arrives in each phase; in the last one when the temporary file is there."""
-    room = {"save": "runtime.sessions.open_session", "observe": "pipeline.opened.observe"}
+    room = {"save": "runtime.sessions.open_session", "observe": "graph.rehearsal.observe"}
     target = f"onnxprune.{room.get(phase, f'pipeline.plans.{phase}')}"
     if phase == "save":
         from onnxprune.runtime import sessions

@@ -15,6 +15,7 @@ from onnxprune.files import sandbox
 from onnxprune.files.external import external_files
 from onnxprune.files.read import check_model, read_model
 from onnxprune.runtime import install
+from onnxprune.runtime.child import Caps
 from tests.files.models import changed, conv, external, set_weight, weight
 
 
@@ -386,10 +387,9 @@ def test_a_newer_opset_than_onnxruntime_runs(monkeypatch):
         check_model(changed(lambda m: setattr(m.opset_import[0], "version", 22)))
 
 
-@pytest.mark.slow
 def test_a_child_that_hangs_is_killed(monkeypatch):
-    monkeypatch.setattr(sandbox, "_CHILD", "import time; time.sleep(60)")
-    monkeypatch.setattr(sandbox, "CHILD_SECONDS", 0.2)
+    monkeypatch.setitem(sandbox._JOBS, "check", (lambda *_: time.sleep(60), "checking its subgraphs"))
+    monkeypatch.setattr(sandbox, "CAPS", Caps(seconds=0.2))
     start = time.monotonic()
     with pytest.raises(ModelError, match=r"more than 0\.2 s"):
         check_model(parser.parse_model(IF))
@@ -397,7 +397,7 @@ def test_a_child_that_hangs_is_killed(monkeypatch):
 
 
 def test_a_child_that_crashes_is_reported(monkeypatch):
-    monkeypatch.setattr(sandbox, "_CHILD", "import os; os.abort()")
+    monkeypatch.setitem(sandbox._JOBS, "check", (lambda *_: os.abort(), "checking its subgraphs"))
     with pytest.raises(ModelError, match="checking its subgraphs crashed"):
         check_model(parser.parse_model(IF))
 

@@ -17,8 +17,8 @@ from onnxprune.pipeline.settings import OPTIONS, Settings, flag_of, help_of
 from onnxprune.pipeline.training_settings import TrainSettings
 
 BESIDES = ("model", "ratio", "target", "lossless", "metric", "calibration", "input_shapes", "samples", "image", "bench",
-           "progress")  # fmt: skip
-"""What `prune` takes that is no setting: the model, the goal, the samples, and how the run is followed."""
+           "trusted", "gates", "progress")  # fmt: skip
+"""What `prune` takes that is no setting: the model, the goal, the samples, whom to trust, and how the run is followed."""
 
 
 def test_prune_has_a_keyword_for_every_setting_and_says_what_it_is():

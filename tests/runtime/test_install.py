@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import os
+import signal
 import sys
+import time
 
 import pytest
 
@@ -49,3 +53,26 @@ def test_versions_are_text():
     found = install.versions()
     assert set(found) == {"onnx", "onnxruntime", "numpy", "python", "platform", "cpu"}
     assert all(isinstance(text, str) and text and text.isprintable() for text in found.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_a_signal_while_onnxruntime_is_imported_is_a_signal(monkeypatch, number):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def importing(name):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+        except KeyboardInterrupt:  # what pybind11 makes of it
+            raise ImportError("initialization failed") from None
+        return real(name)
+
+    real, before = importlib.import_module, signal.signal(number, stop)
+    monkeypatch.setattr(install, "_sound", {})
+    monkeypatch.setattr(install.importlib, "import_module", importing)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            install.require_ort()
+    finally:
+        signal.signal(number, before)

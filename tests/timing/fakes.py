@@ -66,6 +66,7 @@ def fake_sessions(monkeypatch):
         thread_time_ns=lambda: clock.now - clock.taken,
     )
     monkeypatch.setattr(sessions, "open_session", open_session)
+    monkeypatch.setattr(latency, "rehearse", lambda *_: None)  # there is no model
     monkeypatch.setattr(rounds, "lost_turns", lambda: 0)
     monkeypatch.setattr(bound_run, "unrecorded", lambda: "unrecorded")
     monkeypatch.setattr(bound_run, "to_device", lambda array, device: FakeValue(device))
