@@ -37,10 +37,18 @@ def options():
     return known
 
 
+NAMED = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", README)))
+
+
 def test_every_option_exists():
-    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", README)))
-    assert named - options() == set()
-    assert len(named) > 10  # the pattern finds them at all
+    assert NAMED - options() == set()
+    assert len(NAMED) > 10  # the pattern finds them at all
+
+
+def test_every_option_is_in_the_main_help():
+    page = prune.parser().format_help()
+    for flag in NAMED:
+        assert re.search(rf"(?<![\w-]){flag}(?![\w-])", page), flag
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -43,7 +43,7 @@ def parser() -> Parser:
     )
     made = Parser("bench", "bench A [B ...] [options]", about)
     add = made.add_argument
-    add("models", nargs="+", metavar="MODEL")
+    add("models", nargs="+", metavar="MODEL", help=argparse.SUPPRESS)
     add("--batch", type=_batches, default=(1,), metavar="LIST", help="for a dynamic batch axis: 8, or 1,8,32")
     add(
         "--input-shape",

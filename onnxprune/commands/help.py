@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from textwrap import fill
 
-from onnxprune.commands.common import as_json, columns, print_out
+from onnxprune.commands.common import as_json, print_out
 from onnxprune.commands.options import Parser, add_words
-from onnxprune.errors import unknown
+from onnxprune.errors import EXITS, unknown
 from onnxprune.report.terminal import Status, plain
+from onnxprune.report.wrapping import filled, room
 
 Rows = Iterable[tuple[str, str]]
 """Names, each with what it is."""
-WIDTH = 100
-"""Columns of text, as those of `--help`; on a narrower terminal, as many as it has."""
 
 
 def _criteria() -> Rows:
@@ -71,6 +69,10 @@ def _settings() -> Rows:
     return ((name, option.doc) for name, option in OPTIONS.items())
 
 
+def _exits() -> Rows:
+    return ((str(code), text) for code, text in EXITS.items())
+
+
 TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
     "criteria": ("what --criterion takes", _criteria),
     "repairs": ("what --repair takes", _repairs),
@@ -79,6 +81,7 @@ TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
     "providers": ("what --providers takes", _providers),
     "calibration": ("what --calib and `calibration` take", _calibration),
     "settings": ("the keywords of onnxprune.prune and Settings", _settings),
+    "exits": ("what exit codes mean", _exits),
 }
 
 
@@ -110,12 +113,15 @@ def _topics() -> Rows:
 
 
 def _listed(rows: Rows) -> str:
-    """Lines, the names in a column."""
+    """Lines, the names in a column; a long name stands above what it is."""
     found = [(plain(name), plain(text)) for name, text in rows]
-    size = max(len(name) for name, _ in found)
-    return "".join(_entry(f"  {name:<{size}}  ", text) for name, text in found)
-
-
-def _entry(head: str, text: str) -> str:
-    width, indent = min(columns() or WIDTH, WIDTH), " " * len(head)
-    return fill(text, width, initial_indent=head, subsequent_indent=indent, break_long_words=False) + "\n"
+    width = room()
+    size = min(max(len(name) for name, _ in found), width // 3)
+    lines = []
+    for name, text in found:
+        head, rest = f"  {name:<{size}}  ", " " * (size + 4)
+        if len(name) > size:
+            lines.append(head.rstrip())
+            head = rest
+        lines += filled(text, width, head, rest)
+    return "\n".join(lines) + "\n"

@@ -33,7 +33,8 @@ from onnxprune.commands.results import (
     wants_bench,
     write_text,
 )
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.commands.table import COMMANDS, flags_of
+from onnxprune.errors import EXITS, BudgetError, UsageError
 from onnxprune.pipeline.gates import ANYWAY, Gates
 from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
 from onnxprune.pipeline.settings import REMOVE, REPAIR, TIMING, Settings
@@ -45,21 +46,17 @@ if TYPE_CHECKING:
     from onnxprune.report.result import Result
 
 ABOUT = """\
-Prune a CNN given as an ONNX file (never changed): a smaller, faster file with nearly the same outputs.
-  onnxprune MODEL --ratio 0.5 --calib samples.npz [-o OUT]     the main job
-  onnxprune inspect MODEL                                      what can be pruned, and why not the rest
-  onnxprune plan MODEL ... -o plan.json                        decide, and write the decision down
-  onnxprune apply MODEL PLAN [--calib SAMPLES] [-o OUT]        carry a plan out
-  onnxprune verify ORIGINAL PRUNED --plan PLAN [--calib ...]   check a pruned file
-  onnxprune sensitivity MODEL --calib SAMPLES                  what each cut does to the outputs
-  onnxprune bench A [B ...]                                    latency side by side
-  onnxprune train MODEL --method csgd --recipe FILE.py         prune while training (needs torch)
-  onnxprune report RESULT.json [-o OUT.html]                   a result as a page
-`onnxprune COMMAND --help` tells a command's options, `onnxprune help` the names they take; the main job's:
-"""
-EXITS = """\
-exit codes: 0 done, 1 our bug, 2 usage, 3 bad model, 4 bad samples, 5 nothing to prune, 6 ratio or check
-missed, 7 reading or writing failed, 8 provider not available, 130 interrupted, 143 terminated
+Prune a CNN given as an ONNX file: smaller, faster, nearly the same outputs.
+  MODEL --ratio 0.5 --calib SAMPLES  the main job; its options are below
+  inspect MODEL                      what can be pruned, and why not the rest
+  plan MODEL -o PLAN                 decide, and write the decision down
+  apply MODEL PLAN                   carry a plan out
+  verify MODEL PRUNED --plan PLAN    check a pruned file
+  sensitivity MODEL --calib SAMPLES  what each cut does to the outputs
+  bench A B                          latency side by side
+  train MODEL --method csgd          prune while training (needs torch)
+  report RESULT.json                 what --json printed, as a page
+  help TOPIC                         names that options take; exit codes
 """
 
 
@@ -73,7 +70,7 @@ def _add_goals(add: Add, *, several: bool = False) -> None:
         add("--ratios", type=numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
         for kind in TARGETS.values():
             add(kind.option, dest=kind.name, type=float, metavar=kind.metavar, help=f"instead: {kind.help}")
-        add("--eval", metavar="SPEC", help="file.py:function of a model's path, or .npz with labels (top-1 %%)")
+        add("--eval", metavar="SPEC", help="file.py:function of a path, or labelled .npz (top-1)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
 
 
@@ -82,14 +79,30 @@ def _add_bench(add: Add) -> None:
         "--bench",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="measure latency (default: with --calib, without --json)",
+        help="measure latency (default with --calib, not --json)",
     )
+
+
+def _exits() -> str:
+    return "exit codes: " + ", ".join(f"{code} {text}" for code, text in EXITS.items())
+
+
+def _more() -> str:
+    """The options that the main help does not explain, by the command whose help does."""
+    shown = {flag for a in parser()._actions if a.help is not argparse.SUPPRESS for flag in a.option_strings}
+    lines = ["more options, which `onnxprune COMMAND --help` explains:"]
+    for name, (make, _) in COMMANDS.items():
+        own = [flag for flag in flags_of(make()) if flag not in shown]
+        shown.update(own)
+        if own:
+            lines.append(f"  {name:<11}  {', '.join(own)}")
+    return "\n".join(lines)
 
 
 def parser(name: str = "") -> Parser:
     about = "The main job: decide, cut, repair, check, measure, write." if name else ABOUT
     usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
-    parser = Parser(name, usage, about, EXITS)
+    parser = Parser(name, usage, about, _exits if name else _more)
     parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)  # the usage line says it
     add, brief = parser.add_argument_group("what to remove").add_argument, not name
     _add_goals(add, several=True)
@@ -100,18 +113,18 @@ def parser(name: str = "") -> Parser:
     _add_bench(add)
     add_settings(add, "prune", TIMING, brief=brief)
     add_output(add)
-    add_gates(add)
+    add_gates(add, brief=brief)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     add_report(add)
-    add_general(parser)
+    add_general(parser, add if brief else None)
     return parser
 
 
 def plan_parser() -> Parser:
     about = "Decide which channels go, and write that down as JSON (without -o: on standard output)."
     parser = Parser("plan", "plan MODEL [--ratio R] [--calib SAMPLES] [-o plan.json] [options]", about)
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     add = parser.add_argument_group("what to remove").add_argument
     _add_goals(add)
     add_settings(add, "plan", REMOVE)
@@ -125,7 +138,7 @@ def plan_parser() -> Parser:
 def apply_parser() -> Parser:
     about = "Carry a plan out: the same bytes as the command that made it."
     parser = Parser("apply", "apply MODEL PLAN [--calib SAMPLES] [-o OUT] [options]", about)
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out")
     add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument

@@ -29,7 +29,7 @@ def parser() -> Parser:
         f"{methods()}"
     )
     parser = Parser("train", "train MODEL --method NAME [--recipe FILE.py] [--calib SAMPLES] [options]", about)
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     add = parser.add_argument_group("what to remove").add_argument
     add("--method", required=True, metavar="NAME", help=", ".join(METHODS))
     add("--method-option", action="append", default=[], metavar="NAME=VALUE",

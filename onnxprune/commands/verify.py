@@ -19,8 +19,8 @@ def parser() -> Parser:
         "file has the sizes that the plan says, and its outputs stay close to the original's (fidelity)."
     )
     parser = Parser("verify", "verify ORIGINAL PRUNED --plan PLAN [--calib SAMPLES] [options]", about)
-    parser.add_argument("model", metavar="ORIGINAL")
-    parser.add_argument("pruned", metavar="PRUNED")
+    parser.add_argument("model", metavar="ORIGINAL", help=argparse.SUPPRESS)
+    parser.add_argument("pruned", metavar="PRUNED", help=argparse.SUPPRESS)
     parser.add_argument("--plan", required=True, metavar="PLAN", help="what was kept")
     add_gates(parser.add_argument)
     parser.add_argument(

@@ -69,7 +69,7 @@ class TrainSettings:
             raise UsageError("steps, batch and learning rate are above 0")
         Ratio(self.ratio)
         if self.of not in KINDS:
-            raise UsageError(f"training works towards macs, params or channels, not {self.of!r}")
+            raise unknown("cost of training", self.of, KINDS)
         if method.takes_settings:
             known = other_settings()
             for name in self.options:
