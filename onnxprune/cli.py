@@ -84,6 +84,7 @@ def _dispatch(argv: list[str], status: Status) -> None:
 
         parser, command = prune.parser(), prune.run
     args = parser.read(rest)
+    args.argv = ["onnxprune", *argv]
     status.set(quiet=args.quiet, verbose=args.verbose)
     command(args, status)
 

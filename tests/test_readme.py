@@ -94,3 +94,11 @@ def test_exit_codes_are_those_of_the_code():
 
 def test_no_path_of_a_machine():
     assert not re.search(r"/(home|work|root|Users|tmp)/", README)
+
+
+def test_the_package_lists_its_public_names():
+    import onnxprune
+
+    assert set(onnxprune.__all__) < set(dir(onnxprune)) and "__version__" in dir(onnxprune)
+    assert all(hasattr(onnxprune, name) for name in dir(onnxprune))
+    assert (Path(onnxprune.__file__).parent / "py.typed").is_file()

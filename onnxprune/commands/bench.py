@@ -131,7 +131,7 @@ def _show(args: argparse.Namespace, results: tuple[Any, ...], status: Status) ->
             status.say(line)
     if args.json:
         several = {"schema": 1, "kind": "onnxprune bench", "results": [r.to_json() for r in results]}
-        print_out(as_json(results[0].to_json() if len(results) == 1 else several))
+        print_out(as_json(results[0].to_json() if len(results) == 1 else several, args))
         return
     from rich.console import Console
 

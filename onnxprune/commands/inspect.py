@@ -28,4 +28,4 @@ def run(args: argparse.Namespace, status: Status) -> None:
     status.phase("count")
     found = inspection(subject)
     status.close()
-    print_out(as_json(found) if args.json else render(found, None if args.verbose else ROWS, columns()))
+    print_out(as_json(found, args) if args.json else render(found, None if args.verbose else ROWS, columns()))

@@ -117,7 +117,8 @@ def takes(command: str, option: Option) -> bool:
 def _add(add: Add, name: str, option: Option, text: str) -> None:
     flag = flag_of(name)
     if not option.metavar:
-        add(flag, dest=name, action="store_true", default=None, help=text)
+        action = "store_false" if flag.startswith("--no-") else "store_true"
+        add(flag, dest=name, action=action, default=None, help=text)
     elif option.repeated:
         add(flag, dest=name, action="append", metavar=option.metavar, help=text)
     else:

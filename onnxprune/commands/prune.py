@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out, say_doubts
+from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out, run_of, say_doubts
 from onnxprune.commands.options import (
     Add,
     Parser,
@@ -37,7 +38,7 @@ from onnxprune.commands.table import COMMANDS, flags_of
 from onnxprune.errors import EXITS, BudgetError, UsageError
 from onnxprune.pipeline.gates import ANYWAY, Gates
 from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
-from onnxprune.pipeline.settings import REMOVE, REPAIR, TIMING, Settings
+from onnxprune.pipeline.settings import REMOVE, REPAIR, RESULT, TIMING, Settings
 from onnxprune.report.terminal import Status, change, costs, plain, si, table
 
 if TYPE_CHECKING:
@@ -92,10 +93,10 @@ def _more() -> str:
     shown = {flag for a in parser()._actions if a.help is not argparse.SUPPRESS for flag in a.option_strings}
     lines = ["more options, which `onnxprune COMMAND --help` explains:"]
     for name, (make, _) in COMMANDS.items():
-        own = [flag for flag in flags_of(make()) if flag not in shown]
+        own = [flag for flag in flags_of(make()) if flag not in {*shown, "--help"}]
         shown.update(own)
         if own:
-            lines.append(f"  {name:<11}  {', '.join(own)}")
+            lines.append(f"  {name:<11}  {' '.join(own)}")
     return "\n".join(lines)
 
 
@@ -114,9 +115,11 @@ def parser(name: str = "") -> Parser:
     add_settings(add, "prune", TIMING, brief=brief)
     add_output(add)
     add_gates(add, brief=brief)
+    add_settings(add, "prune", RESULT, brief=brief)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     add_report(add)
+    add("--plot", metavar="FILE", help="with --ratios, draw the curve: .svg or .png")
     add_general(parser, add if brief else None)
     return parser
 
@@ -147,6 +150,7 @@ def apply_parser() -> Parser:
     add_settings(add, "apply", TIMING)
     add_gates(add)
     add_output(add)
+    add_settings(add, "apply", RESULT)
     add_general(parser)
     return parser
 
@@ -158,6 +162,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     if args.ratios is not None:
         _sweep(args, status)
         return
+    if args.plot:
+        raise UsageError("--plot draws a curve over several ratios; give --ratios too, or --report for one result")
     from onnxprune import api
     from onnxprune.pipeline.reach import change as change_of
 
@@ -188,16 +194,20 @@ def run(args: argparse.Namespace, status: Status) -> None:
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
     """A whole trade-off curve from one look at the samples: one file a ratio."""
-    other = args.plan_out or args.report or args.dry_run or args.lossless
+    other = args.plan_out or args.dry_run or args.lossless
     if args.ratio is not None or other or _target(args) is not None:
-        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out, --report and --dry-run")
+        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out and --dry-run")
+    if args.plot:
+        from onnxprune.report import plots
+
+        plots.require(args.plot)
     from onnxprune import api
     from onnxprune.report.terminal import sweep_table
 
     settings = Settings(**given(args, "prune"))
     base = Path(output_of(args))
     outputs = [str(base.with_name(f"{base.stem}-{ratio:g}{base.suffix}")) for ratio in args.ratios]
-    check_outputs(args, *outputs)
+    check_outputs(args, *outputs, args.report, args.plot)
     subject = open_subject(args, status)
     status.phase("plan")
     results, slower, ruined = [], [], []
@@ -216,14 +226,36 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     status.close()
     for text in dict.fromkeys(w for r in results for w in r.warnings if not args.quiet):
         status.say(f"warning: {text}")
+    swept = _swept(results, args, outputs)
+    _draw_sweep(args, results, swept)
     if args.json:
-        print_out(as_json({"schema": 1, "kind": "onnxprune sweep", "results": [r.to_dict() for r in results]}))
+        print_out(as_json(swept, args))
     else:
         print_out(sweep_table(results, outputs, columns()))
     said = [f"slower than the original and not written: {', '.join(slower)}; {FASTER}"] if slower else []
     said += [f"not written: {', '.join(ruined)}; cut less, or {ANYWAY} to have them as they are"] if ruined else []
     if said:
         raise BudgetError("; ".join(said))
+
+
+def _swept(results: Sequence[Result], args: argparse.Namespace, files: Sequence[str]) -> dict[str, Any]:
+    """A sweep as plain values; its run is said once."""
+    each = [{k: v for k, v in r.to_dict().items() if k != "run"} for r in results]
+    return {"schema": 1, "kind": "onnxprune sweep", "results": each, "run": run_of(args, files)}
+
+
+def _draw_sweep(args: argparse.Namespace, results: Sequence[Result], swept: dict[str, Any]) -> None:
+    """The page and the picture, where they are asked for."""
+    if args.report:
+        from onnxprune.report.page import render
+
+        write_text(render(swept, name=Path(args.model).name), args.report, args)
+    if args.plot:
+        from onnxprune.files.write import atomic_write_bytes
+        from onnxprune.report import plots, sweep_plot
+
+        picture = plots.encoded(sweep_plot.draw(results), args.plot)
+        atomic_write_bytes(picture, args.plot, force=args.force, sources=[args.model])
 
 
 def run_apply(args: argparse.Namespace, status: Status) -> None:
@@ -254,10 +286,11 @@ def run_plan(args: argparse.Namespace, status: Status) -> None:
     plan = api.make_plan(subject, goal, settings, status.progress)
     say_doubts(args, subject, status)
     status.close()
+    text = plan.to_json(run_of(args))
     if args.output:
-        write_text(plan.to_json(), args.output, args)
+        write_text(text, args.output, args)
     if args.json or not args.output:
-        print_out(plan.to_json())
+        print_out(text)
     else:
         _show_plan(args, subject, plan, settings, f"wrote {plain(args.output)}")
 
@@ -336,7 +369,7 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, sett
             "layers": found.to_json(),
             "plan": json.loads(plan.to_json()),
         }
-        print_out(as_json(content))
+        print_out(as_json(content, args))
         return
     print_out(costs(before, after, title="planned") + "\n")
     cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         atomic_write_bytes(picture, args.plot, force=args.force, sources=[*sources, output])
     status.close()
     if args.json:
-        print_out(as_json(found.to_dict()))
+        print_out(as_json(found.to_dict(), args))
         return
     from rich.console import Console
 

@@ -10,7 +10,7 @@ from onnxprune.commands.common import as_json, check_samples, open_subject, prin
 from onnxprune.commands.options import Parser, add_gates, add_general, add_samples, gates_of
 from onnxprune.commands.results import kept_too_little, read_plan, seed_of
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.report.terminal import Status, costs, fidelity_lines, plain, surgery_words
+from onnxprune.report.terminal import Status, costs, fidelity_said, plain, said_lines, surgery_words
 
 
 def parser() -> Parser:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
             "fidelity": None if fidelity is None else asdict(fidelity),
             "missed": missed,
         }
-        print_out(as_json(content))
+        print_out(as_json(content, args))
     else:
         if after is not None:
             print_out(costs(before, asdict(after)) + "\n")
@@ -95,5 +95,5 @@ def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: b
         lines.append("fidelity     not checked; give --calib")
     else:
         kind = "samples" if every else "held-out samples"
-        lines += fidelity_lines(fidelity, kind)
+        lines += said_lines(fidelity_said(fidelity, kind))
     return "\n".join(lines) + "\n"

@@ -30,7 +30,7 @@ RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
-REMOVE, REPAIR, TIMING, GENERAL = "what to remove", "repair", "timing", "general"
+REMOVE, REPAIR, TIMING, RESULT, GENERAL = "what to remove", "repair", "timing", "result", "general"
 """What options are about."""
 DECIDING = ("prune", "plan")
 MAKING = ("prune", "apply")
@@ -135,7 +135,7 @@ class Settings:
     prune_statistics: bool = _deciding(
         False, "", "cut under LayerNorm and the like too: not exact",
         "also cut axes over which a normalization takes its mean; the cut is then inexact",
-        commands=(*DECIDING, "inspect", "sensitivity", "train"),
+        commands=(*DECIDING, "inspect", "sensitivity", "train"), rare=True,
     )  # fmt: skip
     repair: str | None = option(
         None, "NAME", _repairs_in_words,
@@ -174,6 +174,11 @@ class Settings:
         "options of theirs, by provider",
         flag="--provider-option", read=parse_provider_options, repeated=True, part=TIMING,
         commands=("prune", "plan", "apply", "bench"), rare=True,
+    )  # fmt: skip
+    metadata: bool = option(
+        True, "", "leave out of the file how it was made",
+        "whether the file says how it was made (`metadata_props` named onnxprune.*)",
+        flag="--no-metadata", part=RESULT, commands=(*MAKING, "train"), rare=True,
     )  # fmt: skip
     threads: int | None = option(
         None, "N", "cores to use (default: all; one for timed runs)",
