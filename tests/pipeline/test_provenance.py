@@ -108,10 +108,10 @@ def test_the_size_is_that_of_the_file(here):
 
 
 def test_without_metadata_the_file_says_nothing(here, capsys):
-    ran(capsys, "m.onnx --calib s.npz --no-metadata --no-bench -o p.onnx")
+    ran(capsys, "m.onnx --calib s.npz --no-metadata --no-bench --allow-destroyed -o p.onnx")
     assert props("p.onnx") == {"author": "somebody"}
-    ran(capsys, "m.onnx --calib s.npz --no-bench -o q.onnx")
-    ran(capsys, "q.onnx --calib s.npz --ratio 0.2 --no-metadata --no-bench -o r.onnx")
+    ran(capsys, "m.onnx --calib s.npz --no-bench --allow-destroyed -o q.onnx")
+    ran(capsys, "q.onnx --calib s.npz --ratio 0.2 --no-metadata --no-bench --allow-destroyed -o r.onnx")
     assert props("r.onnx") == {"author": "somebody"}
 
 
@@ -137,7 +137,7 @@ def test_a_target_is_named_and_not_the_ratio_that_it_came_to(here, capsys):
 
 def test_the_metric_of_a_drop_is_named(here, capsys):
     np.savez("labelled.npz", x=SAMPLES, labels=np.arange(16) % 4)
-    text = ran(capsys, "m.onnx --calib s.npz --max-drop 100 --eval labelled.npz --no-bench --round-to 1 -o p.onnx")
+    text = ran(capsys, "m.onnx --calib s.npz --max-drop 100 --eval labelled.npz --no-bench --allow-destroyed -o p.onnx")
     assert "--max-drop 100, in top-1 of labelled.npz in percent" in " ".join(text.split())
     assert "top-1 of labelled.npz in percent " in props("p.onnx")["onnxprune.asked"] + " "
 

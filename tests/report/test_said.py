@@ -9,6 +9,8 @@ import pytest
 
 from onnxprune import api
 from onnxprune.channels import Pinned
+from onnxprune.measure.agreement import PartFidelity
+from onnxprune.measure.cost import Kind
 from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.surgery import Surgery
 from onnxprune.plan import DropBlock, Factorize
@@ -42,6 +44,14 @@ def variants(result):
     yield "against the original", replace(result, surgery=Surgery(1e-7, 8, against="original"))
     yield "integers", replace(result, fidelity=Fidelity(3, None, None, None, held_out=False, equal=0.5))
     yield "all metrics", replace(result, fidelity=Fidelity(3, 0.9, 10.0, 0.25, equal=0.5))
+    parts = (
+        PartFidelity("y[:, <2]", "class scores", 0.9, 12.0, 0.8, 0.75, 0.5, 0.6, 2),
+        PartFidelity("boxes", "values", 0.99, 20.0, 0.99), PartFidelity("labels", "integers", same=0.5, chance=0.1),
+    )  # fmt: skip
+    why = "y[:, <2]: top-1 agreement 75.0%, chance would give 50.0%"
+    yield "destroyed", replace(result, fidelity=Fidelity(3, 0.9, 12.0, 0.75, True, 0.5, parts, "destroyed", why))
+    cost = replace(result.before, uncounted=(Kind("x::Foo", 2, "unknown"), Kind("Bar", 1, "too")), uncounted_time=0.1)
+    yield "not counted", replace(result, before=cost)
     yield "nothing to compare", replace(result, fidelity=Fidelity(3, None, None, None))
     yield "notes and warnings", replace(result, notes=("a metric 1 < 2", "b"), warnings=("x & y", "slow\x1b"))
     edits = (
@@ -64,7 +74,7 @@ def variants(result):
 
 NAMES = [
     "plain", "untimed", "no samples", "inner and turned", "inexact", "against the original", "integers", "all metrics",
-    "nothing to compare", "notes and warnings", "blocks and ranks", "kept whole", "refused", "speed-up", "a drop",
+    "destroyed", "not counted", "nothing to compare", "notes and warnings", "blocks and ranks", "kept whole", "refused", "speed-up", "a drop",
     "lossless", "trained", "params", "pruned before", "pruned once before",
 ]  # fmt: skip
 
@@ -89,4 +99,4 @@ def test_every_kind_is_tried(result):
         line[:13].strip() for _, r in variants(result) for line in summary(r, verbose=True, width=10_000).splitlines()
     }
     assert {"asked", "before", "speed-up", "surgery", "fidelity", "groups", "blocks", "low rank", "measured", "trained",
-            "kept whole", "not refitted", "not split", "warning", "MACs", "latency p50"} <= said  # fmt: skip
+            "kept whole", "not refitted", "not split", "verdict", "not counted", "", "warning", "MACs", "latency p50"} <= said  # fmt: skip
