@@ -47,8 +47,7 @@ if TYPE_CHECKING:
     from onnxprune.report.result import Result
 
 ABOUT = """\
-Prune a CNN given as an ONNX file: smaller, faster, nearly the same outputs.
-  MODEL --ratio 0.5 --calib SAMPLES  the main job; its options are below
+Prune a CNN in an ONNX file: smaller, faster, nearly the same outputs. Or:
   inspect MODEL                      what can be pruned, and why not the rest
   plan MODEL -o PLAN                 decide, and write the decision down
   apply MODEL PLAN                   carry a plan out

@@ -17,7 +17,7 @@ from onnxprune.pipeline.settings import OPTIONS, Settings, flag_of, help_of
 from onnxprune.pipeline.training_settings import TrainSettings
 
 BESIDES = ("model", "ratio", "target", "lossless", "metric", "calibration", "input_shapes", "samples", "image", "bench",
-           "progress")  # fmt: skip
+           "gates", "progress")  # fmt: skip
 """What `prune` takes that is no setting: the model, the goal, the samples, and how the run is followed."""
 
 
@@ -44,8 +44,9 @@ def test_prune_hands_every_setting_on(monkeypatch):
     monkeypatch.setattr("onnxprune.pipeline.settings.find_spec", lambda name: True)
     monkeypatch.setattr("onnxprune.decide.criteria.find_spec", lambda name: True)
     monkeypatch.setattr("onnxprune.api.open_model", lambda model, **how: how["prune_statistics"])
-    monkeypatch.setattr("onnxprune.api.plan_and_apply", lambda *given, **how: given)
+    monkeypatch.setattr("onnxprune.api.plans.plan_and_apply", lambda *given, **how: given)
     monkeypatch.setattr("onnxprune.api._called", lambda result, given: result)
+    monkeypatch.setattr("onnxprune.api._warn", lambda result: None)
     assert onnxprune.prune("m", 0.3, **other) == (True, Ratio(0.3), Settings(**other))
 
 
