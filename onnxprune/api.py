@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
+from inspect import signature
 from typing import Any, ParamSpec
 
 from onnxprune.channels import ChannelGroup
@@ -26,6 +28,7 @@ from onnxprune.pipeline.planner import Progress
 from onnxprune.pipeline.plans import make_plan
 from onnxprune.pipeline.settings import OPTIONS, Settings
 from onnxprune.pipeline.timed import measure_latency
+from onnxprune.report.provenance import call_words, this_run
 from onnxprune.report.result import Result
 from onnxprune.samples.images import ImageSpec
 
@@ -99,6 +102,7 @@ def prune(
     batch: int = 1,
     providers: tuple[str, ...] = ("cpu",),
     provider_options: Mapping[str, Mapping[str, object]] | None = None,
+    metadata: bool = True,
     threads: int | None = None,
     seed: int = 0,
 ) -> Result:
@@ -148,7 +152,15 @@ def prune(
         missed = gates.missed(result.fidelity, lambda: targets.change(subject, settings, metric, result.model))
         if missed:
             raise BudgetError("; ".join(missed))
-    return result
+    return _called(result, given)
+
+
+def _called(result: Result, given: Mapping[str, Any]) -> Result:
+    """The result, which knows the call of `prune` that it comes from."""
+    usual = {p.name: p.default for p in signature(prune).parameters.values() if p.default is not p.empty}
+    call = call_words("onnxprune.prune", {k: v for k, v in given.items() if k != "progress"}, usual)
+    named = {} if result.source is None else {"model": result.source.name}
+    return replace(result, made=replace(result.made, run={**named, **this_run(call=call)}))
 
 
 __all__ = [

@@ -7,34 +7,19 @@ error is one line and an exit code (`errors.py`). At the top only the standard l
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from onnxprune.commands import bench, help, inspect, prune, report, sensitivity, train, verify
-from onnxprune.commands.options import Parser
-from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError, nearest
+from onnxprune.commands.mistakes import meant_command
+from onnxprune.commands.table import COMMANDS
+from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError
 from onnxprune.report.terminal import Status
 from onnxprune.runtime.supervisor import supervised
-
-COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, Status], None]]] = {
-    "prune": (partial(prune.parser, "prune"), prune.run),
-    "inspect": (inspect.parser, inspect.run),
-    "plan": (prune.plan_parser, prune.run_plan),
-    "apply": (prune.apply_parser, prune.run_apply),
-    "train": (train.parser, train.run),
-    "verify": (verify.parser, verify.run),
-    "sensitivity": (sensitivity.parser, sensitivity.run),
-    "bench": (bench.parser, bench.run),
-    "report": (report.parser, report.run),
-    "help": (help.parser, help.run),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,26 +87,35 @@ def _ended(number: int, doing: str) -> int:
     return code
 
 
+START = """\
+onnxprune makes a CNN in the ONNX format smaller and faster. Type
+
+  onnxprune MODEL.onnx --calib SAMPLES    half the work, mended on your samples
+  onnxprune inspect MODEL.onnx            what can be cut, and why not the rest
+  onnxprune --help                        every command and option
+
+"""
+
+
 def _dispatch(argv: list[str], status: Status) -> None:
     if not argv:
+        if sys.stdout.isatty():
+            print(START, end="", flush=True)
         raise UsageError("no model given; try `onnxprune MODEL --ratio 0.5`, or `onnxprune --help`")
-    if argv[0] in COMMANDS:
-        make_parser, command = COMMANDS[argv[0]]
-        parser, rest = make_parser(), argv[1:]
+    name, rest = (argv[0], argv[1:]) if argv[0] in COMMANDS else ("", argv)
+    if not name and (near := meant_command(argv[0])):  # the word would be taken for the model
+        raise UsageError(f"no command or file {argv[0]!r}; did you mean `onnxprune {near}`?")
+    if name:
+        make_parser, command = COMMANDS[name]
+        parser = make_parser()
     else:
-        _check_command(argv)
-        parser, command, rest = prune.parser(), prune.run, argv
+        from onnxprune.commands import prune
+
+        parser, command = prune.parser(), prune.run
     args = parser.read(rest)
+    args.argv = ["onnxprune", *argv]
     status.set(quiet=args.quiet, verbose=args.verbose, model=str(getattr(args, "model", "")))
     command(args, status)
-
-
-def _check_command(argv: Sequence[str]) -> None:
-    """Refuse a word that is no file, and nearly a command: it would be taken for the model."""
-    word = argv[0]
-    near = nearest(word, COMMANDS)
-    if near and word.isalpha() and not os.path.exists(word):
-        raise UsageError(f"no command or file {word!r}; did you mean `onnxprune {near}`?")
 
 
 def _explain(error: BaseException, phase: str) -> tuple[int, str]:

@@ -18,6 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+EXITS = {
+    0: "done", 1: "our bug", 2: "usage", 3: "bad model", 4: "bad samples", 5: "nothing to prune",
+    6: "ratio or check missed", 7: "reading or writing failed", 8: "provider not available", 130: "interrupted",
+    143: "terminated",
+}  # fmt: skip
+"""What an exit code means."""
+
 
 def one_line(text: object) -> str:
     """`text` on one line: blanks collapsed, control characters and lone surrogates escaped."""

@@ -158,6 +158,8 @@ class Origin:
     Attributes:
         ratio: share of the cost that was to go.
         target: what was to be reached, by its name: {"speedup": 2.0}.
+        came_to: the ratio that the target came to.
+        metric: what a target measured, in words.
         lossless: whether only what changes no output was to go.
         settings: every setting by its name, as it came out: the criterion that was taken, not the one asked for.
         samples: how many there were.
@@ -175,6 +177,8 @@ class Origin:
 
     ratio: float | None = None
     target: Mapping[str, float] | None = None
+    came_to: float | None = None
+    metric: str | None = None
     lossless: bool | None = None
     settings: Mapping[str, Value] = field(default_factory=dict)
     samples: int | None = None
@@ -276,8 +280,12 @@ class PrunePlan:
 
         return replace(self, edits=tuple(map(first, self.edits)), origin=replace(self.origin, leading=len(groups)))
 
-    def to_json(self) -> str:
-        """JSON text; `from_json` gives the plan back."""
+    def to_json(self, run: Mapping[str, Any] | None = None) -> str:
+        """JSON text; `from_json` gives the plan back.
+
+        Args:
+            run: when, where and by which command it was made, for the reader.
+        """
         content = {
             "schema": SCHEMA,
             "kind": "onnxprune plan",
@@ -285,6 +293,7 @@ class PrunePlan:
             **{name: getattr(self, name) for name in CARRIED},
             "settings": self.origin.to_dict(),
             "edits": [{"edit": KINDS[type(e)], **asdict(e)} for e in self.edits],
+            **({"run": dict(run)} if run else {}),
         }
         return json.dumps(content, indent=1) + "\n"
 

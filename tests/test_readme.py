@@ -38,10 +38,18 @@ def options():
     return known
 
 
+NAMED = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", README)))
+
+
 def test_every_option_exists():
-    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"<!--.*?-->", "", README)))
-    assert named - options() == set()
-    assert len(named) > 10  # the pattern finds them at all
+    assert NAMED - options() == set()
+    assert len(NAMED) > 10  # the pattern finds them at all
+
+
+def test_every_option_is_in_the_main_help():
+    page = prune.parser().format_help()
+    for flag in NAMED:
+        assert re.search(rf"(?<![\w-]){flag}(?![\w-])", page), flag
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -79,3 +87,11 @@ def test_it_is_short():
 
 def test_no_path_of_a_machine():
     assert not re.search(r"/(home|work|root|Users|tmp)/", README)
+
+
+def test_the_package_lists_its_public_names():
+    import onnxprune
+
+    assert set(onnxprune.__all__) < set(dir(onnxprune)) and "__version__" in dir(onnxprune)
+    assert all(hasattr(onnxprune, name) for name in dir(onnxprune))
+    assert (Path(onnxprune.__file__).parent / "py.typed").is_file()

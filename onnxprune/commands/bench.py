@@ -43,7 +43,7 @@ def parser() -> Parser:
     )
     made = Parser("bench", "bench A [B ...] [options]", about)
     add = made.add_argument
-    add("models", nargs="+", metavar="MODEL")
+    add("models", nargs="+", metavar="MODEL", help=argparse.SUPPRESS)
     add("--batch", type=_batches, default=(1,), metavar="LIST", help="for a dynamic batch axis: 8, or 1,8,32")
     add(
         "--input-shape",
@@ -133,7 +133,7 @@ def _show(args: argparse.Namespace, results: tuple[Any, ...], status: Status) ->
             status.say(line)
     if args.json:
         several = {"schema": 1, "kind": "onnxprune bench", "results": [r.to_json() for r in results]}
-        print_out(as_json(results[0].to_json() if len(results) == 1 else several))
+        print_out(as_json(results[0].to_json() if len(results) == 1 else several, args))
         return
     from rich.console import Console
 

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +115,18 @@ def print_out(text: str) -> None:
     sys.stdout.write(text)
 
 
-def as_json(content: Any) -> str:
-    return json.dumps(content, allow_nan=False) + "\n"
+def run_of(args: argparse.Namespace, files: Sequence[str] = ()) -> dict[str, Any]:
+    """When, where and by which command line this runs, and which files it wrote."""
+    from onnxprune.report.provenance import this_run
+
+    model = getattr(args, "model", None)
+    named = {} if model is None else {"model": Path(model).name}
+    return {**named, **this_run(command=args.argv), **({"files": list(files)} if files else {})}
+
+
+def as_json(content: Mapping[str, Any], args: argparse.Namespace) -> str:
+    """One JSON object; the run stands last, apart from what is the same in every run."""
+    return json.dumps({**content, "run": content.get("run") or run_of(args)}, allow_nan=False) + "\n"
 
 
 def coloured() -> bool:

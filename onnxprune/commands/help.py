@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from textwrap import fill
 
-from onnxprune.commands.common import as_json, columns, print_out
+from onnxprune.commands.common import as_json, print_out
 from onnxprune.commands.documents import document, laid_out
 from onnxprune.commands.options import Parser, add_words
-from onnxprune.errors import unknown
+from onnxprune.errors import EXITS, unknown
 from onnxprune.report.terminal import Status, plain
+from onnxprune.report.wrapping import filled, room
 
 Rows = Iterable[tuple[str, str]]
 """Names, each with what it is."""
-WIDTH = 100
-"""Columns of text, as those of `--help`; on a narrower terminal, as many as it has."""
 
 
 def _criteria() -> Rows:
@@ -77,6 +75,10 @@ def _none() -> Rows:
     return ()
 
 
+def _exits() -> Rows:
+    return ((str(code), text) for code, text in EXITS.items())
+
+
 TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
     "start": ("from an exporter to a file in production", _none),
     "samples": ("which samples, how many, and how they are read", _none),
@@ -96,6 +98,7 @@ TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
     "providers": ("what --providers takes", _providers),
     "calibration": ("what --calib and `calibration` take", _calibration),
     "settings": ("the keywords of onnxprune.prune and Settings", _settings),
+    "exits": ("what exit codes mean", _exits),
 }
 
 
@@ -119,10 +122,12 @@ def run(args: argparse.Namespace, status: Status) -> None:
     text = document(args.topic or "")
     if args.json:
         more = {"text": text} if text else {}
-        print_out(as_json({"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows), **more}))
+        print_out(
+            as_json({"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows), **more}, args)
+        )
         return
     listed = [_listed(rows)] if rows else []
-    print_out("\n".join([*listed, *([laid_out(text, _width())] if text else [])]))
+    print_out("\n".join([*listed, *([laid_out(text, room())] if text else [])]))
 
 
 def _topics() -> Rows:
@@ -130,16 +135,15 @@ def _topics() -> Rows:
 
 
 def _listed(rows: Rows) -> str:
-    """Lines, the names in a column."""
+    """Lines, the names in a column; a long name stands above what it is."""
     found = [(plain(name), plain(text)) for name, text in rows]
-    size = max(len(name) for name, _ in found)
-    return "".join(_entry(f"  {name:<{size}}  ", text) for name, text in found)
-
-
-def _entry(head: str, text: str) -> str:
-    indent = " " * len(head)
-    return fill(text, _width(), initial_indent=head, subsequent_indent=indent, break_long_words=False) + "\n"
-
-
-def _width() -> int:
-    return min(columns() or WIDTH, WIDTH)
+    width = room()
+    size = min(max(len(name) for name, _ in found), width // 3)
+    lines = []
+    for name, text in found:
+        head, rest = f"  {name:<{size}}  ", " " * (size + 4)
+        if len(name) > size:
+            lines.append(head.rstrip())
+            head = rest
+        lines += filled(text, width, head, rest)
+    return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from onnxprune.report.terminal import Status
 
 def parser() -> Parser:
     parser = Parser("inspect", "inspect MODEL [options]", "What can be pruned, and why the rest cannot.")
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     add_settings(parser.add_argument_group("analysis").add_argument, "inspect", REMOVE)
     add_samples(parser)
     add_general(parser)
@@ -28,4 +28,4 @@ def run(args: argparse.Namespace, status: Status) -> None:
     status.phase("count")
     found = inspection(subject)
     status.close()
-    print_out(as_json(found) if args.json else render(found, None if args.verbose else ROWS, columns()))
+    print_out(as_json(found, args) if args.json else render(found, None if args.verbose else ROWS, columns()))

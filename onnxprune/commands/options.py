@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, NoReturn
 
 from onnxprune import __version__
-from onnxprune.errors import UsageError, nearest
+from onnxprune.commands import mistakes
+from onnxprune.errors import UsageError
 from onnxprune.pipeline.gates import ANYWAY, GATES, Gates
 from onnxprune.pipeline.options import words
 from onnxprune.pipeline.settings import GENERAL, OPTIONS, Option, flag_of, help_of
+from onnxprune.report.wrapping import filled, room, wrapped
 from onnxprune.samples.sources import kinds
 
 Add = Callable[..., object]
@@ -23,23 +25,28 @@ Add = Callable[..., object]
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are ours: one line, exit code 2.
+    """An ArgumentParser whose errors are ours: one line, exit code 2, and what was probably meant.
 
     Attributes:
         command: which command it is of.
     """
 
-    def __init__(self, name: str, usage: str, about: str, epilog: str | None = None):
+    def __init__(self, name: str, usage: str, about: str, epilog: Callable[[], str] | None = None):
         super().__init__(
             prog=f"onnxprune {name}".strip(),
             usage=f"onnxprune {usage}",
             description=about,
-            epilog=epilog,
             allow_abbrev=False,
             add_help=False,  # `add_general` lists it
-            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=27, width=100),
+            formatter_class=Formatter,
         )
         self.command = name or "prune"
+        self._ending = epilog
+
+    def format_help(self) -> str:
+        if self._ending is not None:  # made only now: it may ask the other commands
+            self.epilog = self._ending()
+        return super().format_help()
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The arguments, options and positional ones in any order.
@@ -47,16 +54,49 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: some are wrong, or are none.
         """
+        self._check_options(argv)
         found, rest = self.parse_known_intermixed_args(argv)
         if not rest:
             return found
-        wrong = next((word for word in rest if word.startswith("-")), "").partition("=")[0]
-        near = nearest(wrong, self._option_string_actions)
-        hint = f"did you mean {near}? " if near else ""
-        raise UsageError(f"unrecognized arguments: {' '.join(rest)}; {hint}see `{self.prog} --help`")
+        word = next((w for w in rest if not w.startswith("-")), rest[0])
+        self.error(f"unexpected {word!r}; {mistakes.meant_by(word, self)}".rstrip("; "))
+
+    def _check_options(self, argv: Sequence[str]) -> None:
+        """Refuse an option that there is not, before its value is taken for something else."""
+        takes_value = False
+        for word in argv:
+            if word == "--":
+                return
+            option = mistakes.dashed(word).partition("=")[0]
+            if option and not takes_value and not self._has(word):
+                self.error(f"unknown option {word.partition('=')[0]}; {mistakes.meant_by(option, self)}".rstrip("; "))
+            action = self._option_string_actions.get(word)
+            takes_value = action is not None and action.nargs != 0
+
+    def _has(self, word: str) -> bool:
+        """Whether an option is spelled so: -o FILE, -oFILE, -qv, --output=FILE."""
+        known = self._option_string_actions
+        return word.partition("=")[0] in known or (not word.startswith("--") and word[:2] in known)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+        raise UsageError(f"{message}{'' if message.endswith('?') else ';'} see `{self.prog} --help`")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal, with no word broken."""
+
+    def __init__(self, prog: str, **rest: Any):
+        width = room()
+        super().__init__(prog, max_help_position=min(27, width // 3), width=width, **rest)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return filled(text, width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return wrapped(text, width)
+
+    def _format_usage(self, usage: str | None, *rest: Any) -> str:
+        return "\n".join(filled(f"usage: {usage}", self._width, "", " " * 9)) + "\n\n"
 
 
 # ---- settings --------------------------------------------------------------------------------------------
@@ -77,7 +117,8 @@ def takes(command: str, option: Option) -> bool:
 def _add(add: Add, name: str, option: Option, text: str) -> None:
     flag = flag_of(name)
     if not option.metavar:
-        add(flag, dest=name, action="store_true", default=None, help=text)
+        action = "store_false" if flag.startswith("--no-") else "store_true"
+        add(flag, dest=name, action=action, default=None, help=text)
     elif option.repeated:
         add(flag, dest=name, action="append", metavar=option.metavar, help=text)
     else:
@@ -132,7 +173,7 @@ def add_samples(parser: Parser) -> None:
     add = parser.add_argument_group("samples").add_argument
     add("--calib", metavar="SAMPLES", help=f"unlabelled: {kinds()}")
     add("--samples", type=int, metavar="N", help="use at most N samples")
-    add("--image", metavar="SPEC", help="for a folder of images: size=224x224,mean=0.5,std=0.5,...")
+    add("--image", metavar="SPEC", help="of images in a folder: size=224x224,mean=0.5,...")
     add(
         "--input-shape",
         type=sizes,
@@ -143,11 +184,16 @@ def add_samples(parser: Parser) -> None:
     )
 
 
-def add_gates(add: Add) -> None:
-    """What the outcome must keep, or nothing is written."""
+def add_gates(add: Add, *, brief: bool = False) -> None:
+    """What the outcome must keep, or nothing is written; `brief` leaves them to `onnxprune prune --help`."""
+
+    def line(text: str) -> str:
+        return argparse.SUPPRESS if brief else text
+
     for name, gate in GATES.items():
-        add(f"--{name.replace('_', '-')}", type=float, metavar=gate.metavar, help=f"{gate.help}; else exit 6")
-    add(ANYWAY, action="store_true", help="write a model whose outputs are destroyed, too: it is to be trained")
+        flag = f"--{name.replace('_', '-')}"
+        add(flag, type=float, metavar=gate.metavar, help=line(f"{gate.help}; else exit 6"))
+    add(ANYWAY, action="store_true", help=line("write a model whose outputs are destroyed, too: it is to be trained"))
 
 
 def gates_of(args: argparse.Namespace, **more: float | None) -> Gates:
@@ -159,23 +205,31 @@ def add_report(add: Add) -> None:
     add("--report", metavar="FILE", help="write a page about the result too: .html")
 
 
-def add_output(add: Add, written: str = "NAME.pruned.onnx beside the input") -> None:
+def add_output(add: Add, written: str = "NAME.pruned.onnx") -> None:
     add("-o", "--output", metavar="FILE", help=f"where to write (default {written})")
     add("--force", action="store_true", help="replace an existing file")
 
 
-def add_general(parser: Parser, *, json_help: str = "print one JSON object instead of text") -> None:
-    add = parser.add_argument_group("general").add_argument
+def add_general(
+    parser: Parser, brief: Add | None = None, *, json_help: str = "print one JSON object instead of text"
+) -> None:
+    """What all commands have; `brief`: --json goes there, and the others are left to `onnxprune prune --help`."""
+    add = brief or parser.add_argument_group("general").add_argument
     add("--json", action="store_true", help=json_help)
-    add_settings(add, parser.command, GENERAL)
-    add("--trusted", action="store_true", help="run the model here from the start, not first in a process of its own")
-    add_words(add)
+    add_settings(add, parser.command, GENERAL, brief=brief is not None)
+    trusted = "run the model here from the start, not first in a process of its own"
+    add("--trusted", action="store_true", help=argparse.SUPPRESS if brief is not None else trusted)
+    add_words(add, brief=brief is not None)
 
 
-def add_words(add: Add) -> None:
+def add_words(add: Add, *, brief: bool = False) -> None:
     """How much is said; help and version."""
-    add("-q", "--quiet", action="store_true", help="only errors on standard error")
-    add("-v", "--verbose", action="store_true", help="name the phases; full tables")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    add("-h", "--help", action="help", help=argparse.SUPPRESS)
-    add("--version", action="version", version=f"onnxprune {__version__}")
+
+    def line(text: str) -> str:
+        return argparse.SUPPRESS if brief else text
+
+    add("-q", "--quiet", action="store_true", help=line("only errors on standard error"))
+    add("-v", "--verbose", action="store_true", help=line("name the phases; full tables"))
+    add("--debug", action="store_true", help=line("show the traceback of an error"))
+    add("-h", "--help", action="help", help=line("this text"))
+    add("--version", action="version", version=f"onnxprune {__version__}", help=line("which version this is"))

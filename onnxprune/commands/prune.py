@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out, say_doubts
+from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out, run_of, say_doubts
 from onnxprune.commands.options import (
     Add,
     Parser,
@@ -33,10 +34,11 @@ from onnxprune.commands.results import (
     wants_bench,
     write_text,
 )
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.commands.table import COMMANDS, flags_of
+from onnxprune.errors import EXITS, BudgetError, UsageError
 from onnxprune.pipeline.gates import ANYWAY, Gates
 from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
-from onnxprune.pipeline.settings import REMOVE, REPAIR, TIMING, Settings
+from onnxprune.pipeline.settings import REMOVE, REPAIR, RESULT, TIMING, Settings
 from onnxprune.report.terminal import Status, change, costs, plain, si, table
 
 if TYPE_CHECKING:
@@ -45,21 +47,16 @@ if TYPE_CHECKING:
     from onnxprune.report.result import Result
 
 ABOUT = """\
-Prune a CNN given as an ONNX file (never changed): a smaller, faster file with nearly the same outputs.
-  onnxprune MODEL --ratio 0.5 --calib samples.npz [-o OUT]     the main job
-  onnxprune inspect MODEL                                      what can be pruned, and why not the rest
-  onnxprune plan MODEL ... -o plan.json                        decide, and write the decision down
-  onnxprune apply MODEL PLAN [--calib SAMPLES] [-o OUT]        carry a plan out
-  onnxprune verify ORIGINAL PRUNED --plan PLAN [--calib ...]   check a pruned file
-  onnxprune sensitivity MODEL --calib SAMPLES                  what each cut does to the outputs
-  onnxprune bench A [B ...]                                    latency side by side
-  onnxprune train MODEL --method csgd --recipe FILE.py         prune while training (needs torch)
-  onnxprune report RESULT.json [-o OUT.html]                   a result as a page
-`onnxprune COMMAND --help` tells a command's options, `onnxprune help` the names they take; the main job's:
-"""
-EXITS = """\
-exit codes: 0 done, 1 our bug, 2 usage, 3 bad model, 4 bad samples, 5 nothing to prune, 6 ratio or check
-missed, 7 reading or writing failed, 8 provider not available, 130 interrupted, 143 terminated
+Prune a CNN in an ONNX file: smaller, faster, nearly the same outputs. Or:
+  inspect MODEL                      what can be pruned, and why not the rest
+  plan MODEL -o PLAN                 decide, and write the decision down
+  apply MODEL PLAN                   carry a plan out
+  verify MODEL PRUNED --plan PLAN    check a pruned file
+  sensitivity MODEL --calib SAMPLES  what each cut does to the outputs
+  bench A B                          latency side by side
+  train MODEL --method csgd          prune while training (needs torch)
+  report RESULT.json                 what --json printed, as a page
+  help TOPIC                         names that options take; exit codes
 """
 
 
@@ -73,7 +70,7 @@ def _add_goals(add: Add, *, several: bool = False) -> None:
         add("--ratios", type=numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
         for kind in TARGETS.values():
             add(kind.option, dest=kind.name, type=float, metavar=kind.metavar, help=f"instead: {kind.help}")
-        add("--eval", metavar="SPEC", help="file.py:function of a model's path, or .npz with labels (top-1 %%)")
+        add("--eval", metavar="SPEC", help="file.py:function of a path, or labelled .npz (top-1)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
 
 
@@ -82,14 +79,30 @@ def _add_bench(add: Add) -> None:
         "--bench",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="measure latency (default: with --calib, without --json)",
+        help="measure latency (default with --calib, not --json)",
     )
+
+
+def _exits() -> str:
+    return "exit codes: " + ", ".join(f"{code} {text}" for code, text in EXITS.items())
+
+
+def _more() -> str:
+    """The options that the main help does not explain, by the command whose help does."""
+    shown = {flag for a in parser()._actions if a.help is not argparse.SUPPRESS for flag in a.option_strings}
+    lines = ["more options, which `onnxprune COMMAND --help` explains:"]
+    for name, (make, _) in COMMANDS.items():
+        own = [flag for flag in flags_of(make()) if flag not in {*shown, "--help"}]
+        shown.update(own)
+        if own:
+            lines.append(f"  {name:<11}  {' '.join(own)}")
+    return "\n".join(lines)
 
 
 def parser(name: str = "") -> Parser:
     about = "The main job: decide, cut, repair, check, measure, write." if name else ABOUT
     usage = f"{name} MODEL [--ratio R] [--calib SAMPLES] [-o OUT] [options]".strip()
-    parser = Parser(name, usage, about, EXITS)
+    parser = Parser(name, usage, about, _exits if name else _more)
     parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)  # the usage line says it
     add, brief = parser.add_argument_group("what to remove").add_argument, not name
     _add_goals(add, several=True)
@@ -100,18 +113,20 @@ def parser(name: str = "") -> Parser:
     _add_bench(add)
     add_settings(add, "prune", TIMING, brief=brief)
     add_output(add)
-    add_gates(add)
+    add_gates(add, brief=brief)
+    add_settings(add, "prune", RESULT, brief=brief)
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     add_report(add)
-    add_general(parser)
+    add("--plot", metavar="FILE", help="with --ratios, draw the curve: .svg or .png")
+    add_general(parser, add if brief else None)
     return parser
 
 
 def plan_parser() -> Parser:
     about = "Decide which channels go, and write that down as JSON (without -o: on standard output)."
     parser = Parser("plan", "plan MODEL [--ratio R] [--calib SAMPLES] [-o plan.json] [options]", about)
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     add = parser.add_argument_group("what to remove").add_argument
     _add_goals(add)
     add_settings(add, "plan", REMOVE)
@@ -125,7 +140,7 @@ def plan_parser() -> Parser:
 def apply_parser() -> Parser:
     about = "Carry a plan out: the same bytes as the command that made it."
     parser = Parser("apply", "apply MODEL PLAN [--calib SAMPLES] [-o OUT] [options]", about)
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out")
     add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument
@@ -134,6 +149,7 @@ def apply_parser() -> Parser:
     add_settings(add, "apply", TIMING)
     add_gates(add)
     add_output(add)
+    add_settings(add, "apply", RESULT)
     add_general(parser)
     return parser
 
@@ -145,6 +161,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     if args.ratios is not None:
         _sweep(args, status)
         return
+    if args.plot:
+        raise UsageError("--plot draws a curve over several ratios; give --ratios too, or --report for one result")
     from onnxprune import api
     from onnxprune.pipeline.reach import change as change_of
 
@@ -175,16 +193,20 @@ def run(args: argparse.Namespace, status: Status) -> None:
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
     """A whole trade-off curve from one look at the samples: one file a ratio."""
-    other = args.plan_out or args.report or args.dry_run or args.lossless
+    other = args.plan_out or args.dry_run or args.lossless
     if args.ratio is not None or other or _target(args) is not None:
-        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out, --report and --dry-run")
+        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out and --dry-run")
+    if args.plot:
+        from onnxprune.report import plots
+
+        plots.require(args.plot)
     from onnxprune import api
     from onnxprune.report.terminal import sweep_table
 
     settings = Settings(**given(args, "prune"))
     base = Path(output_of(args))
     outputs = [str(base.with_name(f"{base.stem}-{ratio:g}{base.suffix}")) for ratio in args.ratios]
-    check_outputs(args, *outputs)
+    check_outputs(args, *outputs, args.report, args.plot)
     subject = open_subject(args, status)
     status.phase("plan")
     results, slower, ruined = [], [], []
@@ -203,14 +225,36 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     status.close()
     for text in dict.fromkeys(w for r in results for w in r.warnings if not args.quiet):
         status.say(f"warning: {text}")
+    swept = _swept(results, args, outputs)
+    _draw_sweep(args, results, swept)
     if args.json:
-        print_out(as_json({"schema": 1, "kind": "onnxprune sweep", "results": [r.to_dict() for r in results]}))
+        print_out(as_json(swept, args))
     else:
         print_out(sweep_table(results, outputs, columns()))
     said = [f"slower than the original and not written: {', '.join(slower)}; {FASTER}"] if slower else []
     said += [f"not written: {', '.join(ruined)}; cut less, or {ANYWAY} to have them as they are"] if ruined else []
     if said:
         raise BudgetError("; ".join(said))
+
+
+def _swept(results: Sequence[Result], args: argparse.Namespace, files: Sequence[str]) -> dict[str, Any]:
+    """A sweep as plain values; its run is said once."""
+    each = [{k: v for k, v in r.to_dict().items() if k != "run"} for r in results]
+    return {"schema": 1, "kind": "onnxprune sweep", "results": each, "run": run_of(args, files)}
+
+
+def _draw_sweep(args: argparse.Namespace, results: Sequence[Result], swept: dict[str, Any]) -> None:
+    """The page and the picture, where they are asked for."""
+    if args.report:
+        from onnxprune.report.page import render
+
+        write_text(render(swept, name=Path(args.model).name), args.report, args)
+    if args.plot:
+        from onnxprune.files.write import atomic_write_bytes
+        from onnxprune.report import plots, sweep_plot
+
+        picture = plots.encoded(sweep_plot.draw(results), args.plot)
+        atomic_write_bytes(picture, args.plot, force=args.force, sources=[args.model])
 
 
 def run_apply(args: argparse.Namespace, status: Status) -> None:
@@ -241,10 +285,11 @@ def run_plan(args: argparse.Namespace, status: Status) -> None:
     plan = api.make_plan(subject, goal, settings, status.progress)
     say_doubts(args, subject, status)
     status.close()
+    text = plan.to_json(run_of(args))
     if args.output:
-        write_text(plan.to_json(), args.output, args)
+        write_text(text, args.output, args)
     if args.json or not args.output:
-        print_out(plan.to_json())
+        print_out(text)
     else:
         _show_plan(args, subject, plan, settings, f"wrote {plain(args.output)}")
 
@@ -323,7 +368,7 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, sett
             "layers": found.to_json(),
             "plan": json.loads(plan.to_json()),
         }
-        print_out(as_json(content))
+        print_out(as_json(content, args))
         return
     print_out(costs(before, after, title="planned") + "\n")
     cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]

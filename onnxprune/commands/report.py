@@ -17,7 +17,7 @@ def parser() -> Parser:
     made = Parser("report", "report RESULT.json [-o OUT.html] [options]", about)
     made.add_argument("result", metavar="RESULT", help="a file with what --json printed")
     made.add_argument("-o", "--output", metavar="FILE", help="where to write (default RESULT.html beside it)")
-    made.add_argument("--name", metavar="TEXT", help="what the page calls the model (default RESULT)")
+    made.add_argument("--name", metavar="TEXT", help="what the page calls the model (default its file name)")
     made.add_argument("--force", action="store_true", help="replace an existing file")
     add_words(made.add_argument_group("general").add_argument)
     return made
@@ -25,7 +25,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.files.write import atomic_write_text
-    from onnxprune.report.page import render
+    from onnxprune.report.page import render, title_of
 
     source = Path(args.result)
     output = args.output or str(source.with_suffix(".html"))
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source}: {none}") from error
     try:
-        page = render(found, name=args.name or source.stem)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        page = render(found, name=args.name or title_of(found) or source.stem)
+    except ValueError as error:
         raise UsageError(f"{source}: not a result of this version of onnxprune: {error}") from error
     atomic_write_text(page, output, force=args.force, sources=[source])
     status.close()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.commands.common import check_inputs, coloured, columns, print_out, read_text
+from onnxprune.commands.common import check_inputs, coloured, columns, print_out, read_text, run_of
 from onnxprune.commands.options import gates_of
 from onnxprune.errors import BudgetError, FileError, UsageError
 from onnxprune.pipeline.gates import ANYWAY, Gates, destroyed
@@ -88,13 +89,14 @@ def refuse_or_save(
     Raises:
         BudgetError: it keeps too little.
     """
+    result = replace(result, made=replace(result.made, run=run_of(args)))
     missed = kept_too_little(args, result.fidelity, gates or gates_of(args), drop)
     if missed:
         show_result(args, result, None, status)
         raise BudgetError(f"{'; '.join(missed)}; nothing was written; {_remedy(args, result)}")
     save(args, result, status)
     if getattr(args, "plan_out", None):
-        write_text(result.plan.to_json(), args.plan_out, args)
+        write_text(result.plan.to_json(result.made.run), args.plan_out, args)
     if getattr(args, "report", None):
         write_text(result.to_html(), args.report, args)
     show_result(args, result, output, status)

@@ -23,7 +23,7 @@ def parser() -> Parser:
         "on where the last one stopped."
     )
     made = Parser("sensitivity", "sensitivity MODEL --calib SAMPLES [-o FILE] [options]", about)
-    made.add_argument("model", metavar="MODEL")
+    made.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     add = made.add_argument_group("what to cut").add_argument
     add("--steps", type=int, metavar="N", help="so many widths, evenly spaced (default 8)")
     add("--widths", type=numbers, metavar="LIST", help="kept shares instead: 0.75,0.5,0.25")
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         atomic_write_bytes(picture, args.plot, force=args.force, sources=[*sources, output])
     status.close()
     if args.json:
-        print_out(as_json(found.to_dict()))
+        print_out(as_json(found.to_dict(), args))
         return
     from rich.console import Console
 

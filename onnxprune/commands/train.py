@@ -17,7 +17,7 @@ from onnxprune.commands.options import (
 )
 from onnxprune.commands.results import check_outputs, output_of, refuse_or_save
 from onnxprune.pipeline.options import words
-from onnxprune.pipeline.settings import REMOVE
+from onnxprune.pipeline.settings import REMOVE, RESULT
 from onnxprune.pipeline.training_methods import METHODS
 from onnxprune.report.terminal import Status
 
@@ -29,7 +29,7 @@ def parser() -> Parser:
         f"{methods()}"
     )
     parser = Parser("train", "train MODEL --method NAME [--recipe FILE.py] [--calib SAMPLES] [options]", about)
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     add = parser.add_argument_group("what to remove").add_argument
     add("--method", required=True, metavar="NAME", help=", ".join(METHODS))
     add("--method-option", action="append", default=[], metavar="NAME=VALUE",
@@ -50,6 +50,7 @@ def parser() -> Parser:
     add("--bench", action="store_true", help="measure latency")
     add_gates(add)
     add_output(add)
+    add_settings(add, "train", RESULT)
     add_report(add)
     add_general(parser)
     return parser
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         args.method, ratio=args.ratio, of=args.of, steps=args.steps, batch=args.batch, lr=args.lr, augment=args.augment,
         recipe=args.recipe, include=args.include, exclude=args.exclude, seed=args.seed or 0, threads=args.threads,
         checkpoint=args.checkpoint and Path(args.checkpoint), metrics=args.metrics and Path(args.metrics),
-        options=options,
+        metadata=args.metadata is not False, options=options,
     )  # fmt: skip
     output = output_of(args)
     check_outputs(args, output, args.report)

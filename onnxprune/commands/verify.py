@@ -10,7 +10,7 @@ from onnxprune.commands.common import as_json, check_samples, open_subject, prin
 from onnxprune.commands.options import Parser, add_gates, add_general, add_samples, gates_of
 from onnxprune.commands.results import kept_too_little, read_plan, seed_of
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.report.terminal import Status, costs, fidelity_lines, plain, surgery_words
+from onnxprune.report.terminal import Status, costs, fidelity_said, plain, said_lines, surgery_words
 
 
 def parser() -> Parser:
@@ -19,8 +19,8 @@ def parser() -> Parser:
         "file has the sizes that the plan says, and its outputs stay close to the original's (fidelity)."
     )
     parser = Parser("verify", "verify ORIGINAL PRUNED --plan PLAN [--calib SAMPLES] [options]", about)
-    parser.add_argument("model", metavar="ORIGINAL")
-    parser.add_argument("pruned", metavar="PRUNED")
+    parser.add_argument("model", metavar="ORIGINAL", help=argparse.SUPPRESS)
+    parser.add_argument("pruned", metavar="PRUNED", help=argparse.SUPPRESS)
     parser.add_argument("--plan", required=True, metavar="PLAN", help="what was kept")
     add_gates(parser.add_argument)
     parser.add_argument(
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
             "fidelity": None if fidelity is None else asdict(fidelity),
             "missed": missed,
         }
-        print_out(as_json(content))
+        print_out(as_json(content, args))
     else:
         if after is not None:
             print_out(costs(before, asdict(after)) + "\n")
@@ -97,5 +97,5 @@ def _verification(surgery: Any, sizes: Sequence[str], fidelity: Any, *, every: b
         lines.append("fidelity     not checked; give --calib")
     else:
         kind = "samples" if every else "held-out samples"
-        lines += fidelity_lines(fidelity, kind)
+        lines += said_lines(fidelity_said(fidelity, kind))
     return "\n".join(lines) + "\n"

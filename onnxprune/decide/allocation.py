@@ -16,7 +16,7 @@ import numpy as np
 from onnxprune.channels import Channels
 from onnxprune.decide.adaptive import BlockMove, Ranked, adaptive
 from onnxprune.decide.limits import Ladder, Limits
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, unknown
 from onnxprune.measure.cost import CostModel, Running
 
 TOLERANCE = 0.01
@@ -73,7 +73,7 @@ def allocate(
     if not 0 < ratio < 1:
         raise UsageError(f"ratio {ratio} is not between 0 and 1 - 0.5 removes half")
     if how not in ALLOCATIONS:
-        raise UsageError(f"unknown allocation {how!r} - one of {', '.join(ALLOCATIONS)}")
+        raise unknown("allocation", how, ALLOCATIONS)
     ladders = [Ladder(g, scores[g.name], limits or Limits()) for g in channels.groups]
     if how == "adaptive":
         if damages is None:

@@ -25,6 +25,7 @@ from onnxprune.pipeline.asked import unmatched
 from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.countable import doubt
 from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.origin import provenance_of, sign
 from onnxprune.pipeline.planner import BATCH, Progress, counted
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
 from onnxprune.pipeline.refused import refused
@@ -115,6 +116,7 @@ def apply_plan(
         fidelity = check_fidelity(
             first.graph, graph.model, held, shapes=first.net.shapes, held_out=not parts.held.shared
         )
+    sign(graph.model, first, plan, settings, repair.name)
     before, after = first.cost(), _cost(net, plan, graph, first.sparse)
     warnings += filter(None, [doubt(before)])
     if after.params > before.params and shares_weights(net.graph, net.channels):
@@ -138,6 +140,7 @@ def apply_plan(
         inexact=() if cut.surgery.exact else net.channels.inexact,
         warnings=tuple(warnings),
         feeds=net.feeds,
+        made=provenance_of(first, settings, repair.name),
     )
     return measure_latency(result, subject, settings, progress) if bench else result
 

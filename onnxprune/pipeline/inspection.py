@@ -14,6 +14,7 @@ import onnx
 from onnxprune.channels import CutSizes
 from onnxprune.decide.limits import Limits
 from onnxprune.errors import ModelError
+from onnxprune.files.metadata import earlier
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import Cost, CostModel, Running, cost_of
@@ -24,7 +25,7 @@ from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.proof import removed_by
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.nodes import opset
-from onnxprune.report.terminal import not_counted, plain, si, table
+from onnxprune.report.terminal import earlier_words, not_counted, plain, si, table
 from onnxprune.rewrite.apply import alive_after, apply_edits, edit_exactly
 from onnxprune.runtime import ports
 
@@ -82,6 +83,7 @@ def inspection(subject: Subject) -> dict[str, Any]:
         "outputs": [{"name": o.name, "ran": _shape(subject, o.name)} for o in model.graph.output],
         "groups": groups,
         "inexact": list(channels.inexact),
+        "earlier": earlier(model),
         "pinned": sorted(pinned, key=lambda p: (-p["channels"], p["reason"])),
     }
 
@@ -98,6 +100,8 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
     ]
     if found["uncounted"]:
         lines.append(f"not counted  {not_counted(found)}")
+    if found["earlier"]:
+        lines.append(f"before       {earlier_words(found['earlier'])}")
     for one in found["inputs"]:
         declared = ", ".join("?" if n is None else plain(str(n)) for n in one["shape"])
         run = "x".join(map(str, one["ran"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -49,6 +49,7 @@ class Subject:
 
     `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
     `sparse` are the tensors that are stored sparse in the file, by name; `model` has them dense.
+    `asked` is what was said about reading the model and its samples.
     """
 
     model: onnx.ModelProto
@@ -61,6 +62,7 @@ class Subject:
     warnings: list[str] = field(default_factory=list)
     batch: int | None = None
     sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
     parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -194,7 +196,13 @@ def open_model(
     graph, observed, notes = followed(graph, observed, specs, feeds, first)
     with first.running(graph.model, feeds):
         channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    return Subject(graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed)
+    asked = {
+        "input_shapes": input_shapes and {name: list(sizes) for name, sizes in input_shapes.items()},
+        "image": image and asdict(image),
+    }
+    return Subject(
+        graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked
+    )
 
 
 BATCHES = (2, 4, 8, 16, 32, 64)

@@ -16,6 +16,7 @@ from onnxprune.graph.work import work
 from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.pipeline.apply import chosen_repair
 from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.origin import sign
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
@@ -67,6 +68,7 @@ def preview(subject: Subject, plan: PrunePlan, settings: Settings | None = None)
     """
     graph, (repair, _) = subject.graph, chosen_repair(subject, plan, settings or Settings())
     after = apply_edits(subject.net, plan.edits, Mending(repair.size))
+    sign(after.model, subject, plan, settings or Settings(), repair.name)
     seen = observe(after, subject.feeds)
     shapes, cost = seen.shapes, cost_of(after, seen.shapes, seen.ran)
     now = {done.key: done.macs for done in work(after, shapes, seen.ran)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import PurePath
 
 import onnx
 
@@ -18,6 +19,7 @@ from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.goals import Aim, Gain, Kept, Target
 from onnxprune.pipeline.opened import Subject
+from onnxprune.pipeline.origin import sign
 from onnxprune.pipeline.planner import BATCH, Planner, Progress
 from onnxprune.pipeline.search import close_loop, largest
 from onnxprune.pipeline.settings import Settings
@@ -62,7 +64,8 @@ def reach(
     """
     settings, kind = target.serve(settings or Settings()), target.entry
     if isinstance(kind, Kept):
-        return _keep(subject, target, kind, settings, metric_of(subject, settings, metric), progress)
+        measured = metric_of(subject, settings, metric)
+        return _keep(subject, target, kind, settings, measured, named(metric), progress)
     assert isinstance(kind, Gain)
     return _Loop(subject, target, kind, settings, progress).run()
 
@@ -80,7 +83,11 @@ class _Loop:
 
     def size(self, plan: PrunePlan | None = None) -> int:
         """Bytes of the file; of the original without a plan."""
-        return byte_size(self.subject.model if plan is None else self.planner.unrepaired(plan))
+        if plan is None:
+            return byte_size(self.subject.model)
+        found = self.planner.unrepaired(plan)
+        sign(found, self.subject, _remembering(plan, self.target), self.settings)
+        return byte_size(found)
 
     def latency_ms(self) -> float:
         """What a run of the original takes."""
@@ -179,8 +186,24 @@ def change(
     return found(subject.model), found(model)
 
 
+def named(metric: str | Metric | None) -> str:
+    """What a metric is called, without the folders that it lies in."""
+    if metric is None:
+        return "agreement with the original in percent"
+    if callable(metric):
+        return str(getattr(metric, "__name__", type(metric).__name__))
+    file = PurePath(metric).name
+    return f"top-1 of {file} in percent" if file.endswith(".npz") else file
+
+
 def _keep(
-    subject: Subject, target: Target, kind: Kept, settings: Settings, metric: Metric, progress: Progress | None
+    subject: Subject,
+    target: Target,
+    kind: Kept,
+    settings: Settings,
+    metric: Metric,
+    name: str,
+    progress: Progress | None,
 ) -> Result:
     """The largest cut that keeps the metric.
 
@@ -188,6 +211,7 @@ def _keep(
         subject, target, settings, progress: as for `reach`.
         kind: the target's.
         metric: what is kept.
+        name: what that is called.
 
     Raises:
         BudgetError: none does.
@@ -196,7 +220,8 @@ def _keep(
 
     def works(ratio: float) -> tuple[Result, float] | None:
         try:
-            result = apply_plan(subject, planner.plan(ratio), settings, progress=progress)
+            plan = _remembering(planner.plan(ratio), target, name)
+            result = apply_plan(subject, plan, settings, progress=progress)
         except BudgetError:
             return None
         after = metric(result.model)
@@ -206,10 +231,11 @@ def _keep(
     if found is None:
         raise BudgetError(kind.missed(target.value, before))
     (result, after), _ = found
-    plan = _remembering(result.plan, target)
-    return replace(result, plan=plan, notes=(f"metric {before:.4g} before, {after:.4g} after",))
+    return replace(result, notes=(f"{name} {before:.4g} before, {after:.4g} after",))
 
 
-def _remembering(plan: PrunePlan, target: Target) -> PrunePlan:
-    """The plan, which remembers what it was to reach."""
-    return replace(plan, origin=replace(plan.origin, target={target.kind: target.value}))
+def _remembering(plan: PrunePlan, target: Target, metric: str | None = None) -> PrunePlan:
+    """The plan, which remembers what it was to reach; the ratio is what that came to, and was not asked for."""
+    own = plan.origin
+    asked = replace(own, target={target.kind: target.value}, metric=metric, ratio=None, came_to=own.ratio)
+    return replace(plan, origin=asked)

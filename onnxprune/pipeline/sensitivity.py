@@ -25,7 +25,7 @@ from onnxprune.decide.curves import Curve
 from onnxprune.decide.limits import Limits
 from onnxprune.decide.study import trial_samples, trials_of
 from onnxprune.decide.trials import SHARES, Trials
-from onnxprune.errors import FileError, UnsupportedError, UsageError
+from onnxprune.errors import FileError, UnsupportedError, UsageError, unknown
 from onnxprune.files.write import atomic_write_text, ensure_writable
 from onnxprune.graph.work import work
 from onnxprune.measure.cost import CostModel, count_macs
@@ -188,9 +188,11 @@ def _places(subject: Subject, shares: Sequence[float], methods: Collection[str],
         UsageError: an unknown method, or nothing is left.
         UnsupportedError: nothing can be cut.
     """
-    unknown = sorted(set(methods) - set(METHODS))
-    if unknown or not methods:
-        raise UsageError(f"unknown method {''.join(unknown[:1])!r}; any of {', '.join(METHODS)}")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+    if not methods:
+        raise UsageError(f"no method given; any of {', '.join(METHODS)}")
     channels = subject.channels
     groups = channels.groups if "channels" in methods else ()
     blocks = all_blocks(subject.net) if "blocks" in methods else ()

@@ -12,13 +12,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import Option, among, at_least, listed, option, regular, whole, width, words
 from onnxprune.pipeline.repairs import REPAIRS
-from onnxprune.plan import Value
 from onnxprune.rewrite.repair.table import WITH_SAMPLES, WITHOUT_SAMPLES
 from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provider_options
+
+if TYPE_CHECKING:
+    from onnxprune.plan import Value
 
 METHODS = ("channels", "blocks", "rank")
 USUAL = ("channels", "blocks")
@@ -27,7 +30,7 @@ RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
-REMOVE, REPAIR, TIMING, GENERAL = "what to remove", "repair", "timing", "general"
+REMOVE, REPAIR, TIMING, RESULT, GENERAL = "what to remove", "repair", "timing", "result", "general"
 """What options are about."""
 DECIDING = ("prune", "plan")
 MAKING = ("prune", "apply")
@@ -85,7 +88,7 @@ class Settings:
         check=among("cost", lambda: KINDS),
     )  # fmt: skip
     criterion: str | None = _deciding(
-        None, "NAME", "elimination (default with --calib), lasso, similarity, l1, ...",
+        None, "NAME", "elimination (default with --calib), lasso, l1, l2, ...",
         'how channels are ranked; None: "elimination" when there are samples, else "activation"',
         check=_criterion,
     )  # fmt: skip
@@ -113,7 +116,7 @@ class Settings:
         check=regular, commands=(*DECIDING, "train"),
     )  # fmt: skip
     methods: tuple[str, ...] | None = _deciding(
-        None, "LIST", "of channels,blocks,rank (default: rank only where time counts); or 3c",
+        None, "LIST", "channels,blocks,rank (rank where time counts); 3c",
         'kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the last two '
         'need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial factorisation, '
         "channel factorisation and channels in turn. None: all kinds where times count, else channels and blocks: "
@@ -132,7 +135,7 @@ class Settings:
     prune_statistics: bool = _deciding(
         False, "", "cut under LayerNorm and the like too: not exact",
         "also cut axes over which a normalization takes its mean; the cut is then inexact",
-        commands=(*DECIDING, "inspect", "sensitivity", "train"),
+        commands=(*DECIDING, "inspect", "sensitivity", "train"), rare=True,
     )  # fmt: skip
     repair: str | None = option(
         None, "NAME", _repairs_in_words,
@@ -172,14 +175,21 @@ class Settings:
         flag="--provider-option", read=parse_provider_options, repeated=True, part=TIMING,
         commands=("prune", "plan", "apply", "bench"), rare=True,
     )  # fmt: skip
+    metadata: bool = option(
+        True, "", "leave out of the file how it was made",
+        "whether the file says how it was made (`metadata_props` named onnxprune.*)",
+        flag="--no-metadata", part=RESULT, commands=(*MAKING, "train"), rare=True,
+    )  # fmt: skip
     threads: int | None = option(
         None, "N", "cores to use (default: all; one for timed runs)",
         "ORT threads, and tasks side by side; None: as many as there are cores, one for timed runs",
         read=int, check=at_least(1, "the number of threads is at least 1"), part=GENERAL, commands=None,
+        rare=True,
     )  # fmt: skip
     seed: int = option(
         0, "N", "for everything random (default 0)", "for everything random",
         read=whole, check=at_least(0, "the seed is at least 0"), part=GENERAL, commands=None,
+        rare=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ class TrainSettings:
         include, exclude: regular expressions on the names of groups and their weights.
         checkpoint: file to go on from, written every 20 seconds.
         metrics: file that gets a line of JSON every hundred steps.
+        metadata: whether the file says how it was made.
         options: of the method's own: "strength" (csgd), "every", "nuclear", "project" (trp), other `Settings` (tune).
         seed: for everything random.
         threads: of torch and ONNX Runtime.
@@ -57,6 +58,7 @@ class TrainSettings:
     exclude: str | None = None
     checkpoint: Path | None = None
     metrics: Path | None = None
+    metadata: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     threads: int | None = None
@@ -69,7 +71,7 @@ class TrainSettings:
             raise UsageError("steps, batch and learning rate are above 0")
         Ratio(self.ratio)
         if self.of not in KINDS:
-            raise UsageError(f"training works towards macs, params or channels, not {self.of!r}")
+            raise unknown("cost of training", self.of, KINDS)
         if method.takes_settings:
             known = other_settings()
             for name in self.options:
@@ -100,6 +102,7 @@ class TrainSettings:
         own: dict[str, Any] = {
             "of": self.of, "methods": self.how.edits, "include": self.include,
             "exclude": self.exclude, "seed": self.seed, "threads": self.threads, "repair": "none",
+            "metadata": self.metadata,
         }  # fmt: skip
         return Settings(**{**own, **settings})
 

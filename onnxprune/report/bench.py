@@ -62,7 +62,7 @@ def render(result: BenchResult) -> RenderableType:
         speedup = Text("1") if c is None else Text(f"{c.speedup:.3f}x [{c.low:.3f}, {c.high:.3f}]")
         outcome = Text("baseline", "dim") if c is None else Text(c.verdict, COLOURS[c.verdict])
         table.add_row(Text(plain(t.name)), *times, speedup, outcome)
-    return Group(table, Text("\n".join(_conditions(result)), "dim"))
+    return Group(table, Text("\n".join(conditions(result)), "dim"))
 
 
 def bench_csv(*results: BenchResult) -> str:
@@ -93,7 +93,8 @@ def _comparison_row(c: Comparison) -> dict[str, Any]:
     }
 
 
-def _conditions(result: BenchResult) -> list[str]:
+def conditions(result: BenchResult) -> list[str]:
+    """How it was measured, and how far the noise reaches: a line each."""
     providers = sorted({provider for used in result.providers.values() for provider in used[:1]})
     ran_on = " + ".join([*providers, *result.machine["accelerators"]])
     threads = f"{result.threads} thread{'s' * (result.threads > 1)}"

@@ -1,101 +1,127 @@
-"""A result as one HTML page that needs nothing else: for whoever has to sign the pruned model off.
+"""What the tool printed as JSON, as one HTML page that needs nothing else.
 
-Made of the JSON form alone, so that a page can be drawn long after the run, on another machine.
+Made of the JSON alone, so that a page can be drawn long after the run, on another machine. What each kind of JSON
+holds, `forms` says; what its page shows, `pages`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.resources import files
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from onnxprune.report.terminal import by_reason, change, not_counted, plain, si
+from onnxprune.errors import nearest
+from onnxprune.report import forms
+from onnxprune.report.forms import Run
+from onnxprune.report.pages import measured, models, result
+from onnxprune.report.pages.shared import NODES as NODES
+from onnxprune.report.reading import Misfit, read
+from onnxprune.report.sensitivity import Sensitivity
+from onnxprune.report.terminal import plain, si
 
-Values = Mapping[str, Any]
-KIND = "onnxprune result"
-SCHEMAS = (1,)
-DOTS = 400
-"""Most timed rounds drawn a model."""
-NODES = 20
-"""Most nodes named for one reason."""
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+SCHEMA = 1
+GIVE = "give what `onnxprune ... --json` printed"
 
 
-def render(result: Values, *, name: str) -> str:
+@dataclass(frozen=True)
+class Page:
+    """How a kind of JSON is drawn.
+
+    Attributes:
+        form: what it holds.
+        template: the page, a file in `pages`.
+        shows: the form and the run -> what the template names.
+    """
+
+    form: Any
+    template: str
+    shows: Callable[[Any, Run], Mapping[str, Any]]
+
+
+PAGES: Mapping[str, Page] = {
+    "onnxprune result": Page(forms.Told, "result.html", result.result),
+    "onnxprune sweep": Page(forms.Swept, "sweep.html", result.sweep),
+    "onnxprune plan": Page(forms.Planned, "plan.html", models.plan),
+    "onnxprune dry run": Page(forms.Previewed, "dry_run.html", models.dry_run),
+    "onnxprune inspection": Page(forms.Inspected, "inspection.html", models.inspection),
+    "onnxprune verification": Page(forms.Verified, "verification.html", models.verification),
+    "onnxprune bench": Page(forms.Benched, "bench.html", measured.bench),
+    "onnxprune sensitivity": Page(Sensitivity, "sensitivity.html", measured.sensitivity),
+    "onnxprune help": Page(forms.Listed, "names.html", models.names),
+}
+"""Every kind of JSON that a command prints."""
+
+
+def render(content: Any, *, name: str) -> str:
     """The page.
 
     Args:
-        result: what `Result.to_dict` gives, or `--json` prints.
-        name: what the model is called.
+        content: what `Result.to_dict` gives, or a command with `--json` printed.
+        name: what the page calls it.
 
     Raises:
-        ValueError: `result` is something else, or of a version that is not known.
+        ValueError: it is something else, of a version that is not known, or not whole; the message says what it is.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    if result.get("kind") != KIND or result.get("schema") not in SCHEMAS:
-        raise ValueError(f"kind {result.get('kind')!r}, schema {result.get('schema')!r}; give what --json printed")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, lstrip_blocks=True)
-    environment.filters |= {"plain": plain, "si": si}
-    template = environment.from_string(files("onnxprune.report").joinpath("page.html").read_text("utf-8"))
-    return template.render(
-        r=result,
-        name=plain(name),
-        found={"verdict": None, "why": "", "parts": [], **(result["fidelity"] or {})},
-        costs=_costs(result["before"], result["after"]),
-        not_counted=not_counted(result["before"]) if result["before"].get("uncounted") else "",
-        widths=_widths(result["groups"]),
-        whole=_whole(result["pinned"]),
-        refused=_refused(result.get("refused", [])),
-        timing=None if result["latency"] is None else _timing(result["latency"]),
-        removed=sum(len(cut["removed"]) for cut in result["cuts"]),
-    )
+    page = _page_of(content)
+    try:
+        run = read(Run, content.get("run") or {}, "run")
+        shown = page.shows(read(page.form, _unfolded(content)), run)
+        return _environment().get_template(page.template).render(name=plain(name), **shown)
+    except Misfit as error:
+        raise Misfit([f"an {content['kind']} that is not whole: {error}"]) from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # where a form leaves things open
+        raise Misfit([f"an {content['kind']} that is not whole: {error!r}"]) from error
 
 
-def _costs(before: Values, after: Values) -> list[tuple[str, str, str, str]]:
-    rows = [
-        (title, f"{si(before[key])}{unit}", f"{si(after[key])}{unit}", change(before[key], after[key]))
-        for title, key, unit in (("MACs", "macs", ""), ("parameters", "params", ""), ("file size", "bytes", "B"))
-    ]
-    if before.get("latency_ms") and after.get("latency_ms"):
-        a, b = before["latency_ms"], after["latency_ms"]
-        rows.append(("latency, median", f"{a:.3f} ms", f"{b:.3f} ms", change(a, b)))
-    return rows
+@cache
+def _environment() -> Environment:
+    """The templates, compiled once."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    files = PackageLoader("onnxprune.report", "pages")
+    made = Environment(
+        autoescape=True, undefined=StrictUndefined, lstrip_blocks=True, loader=files,
+        finalize=lambda value: plain(value) if type(value) is str else value,
+    )  # fmt: skip
+    made.filters |= {"plain": plain, "si": si}
+    made.globals["parts"] = made.get_template("parts.html").module
+    return made
 
 
-def _widths(groups: list[Values]) -> list[dict[str, Any]]:
-    """Every group with its bar's length, in percent of the widest, and the share of it that stays."""
-    widest = max((g["before"] for g in groups), default=1)
-    return [{**g, "whole": 100 * g["before"] / widest, "share": g["after"] / g["before"]} for g in groups]
+def title_of(content: Any) -> str:
+    """The name of the model's file, where the JSON knows it."""
+    run = content.get("run") if isinstance(content, Mapping) else None
+    name = run.get("model") if isinstance(run, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
-def _whole(pinned: list[Values]) -> list[dict[str, Any]]:
-    """What stayed whole, by reason: how many channels, and at which nodes; the most frequent first."""
-    found: dict[str, dict[str, Any]] = {}
-    for p in pinned:
-        entry = found.setdefault(p["reason"], {"reason": p["reason"], "channels": 0, "nodes": {}})
-        entry["channels"] += p["count"]
-        entry["nodes"][f"{p['node'] or p['tensor']}, axis {p['axis']}"] = None
-    rows = sorted(found.values(), key=lambda entry: -entry["channels"])
-    return [{**row, "more": max(0, len(row["nodes"]) - NODES), "nodes": list(row["nodes"])[:NODES]} for row in rows]
+def _page_of(content: Any) -> Page:
+    """How it is drawn.
+
+    Raises:
+        ValueError: it is nothing that the tool prints, or of another version.
+    """
+    if not isinstance(content, Mapping):
+        kinds = {list: "a list", str: "text", type(None): "null", bool: "true or false"}
+        raise ValueError(f"it is {kinds.get(type(content), 'a number')}, not an object; {GIVE}")
+    kind = content.get("kind")
+    if not isinstance(kind, str):
+        keys = ", ".join(map(repr, list(content)[:5])) or "none"
+        raise ValueError(f"it has no `kind` (its keys: {keys}{', …' * (len(content) > 5)}); {GIVE}")
+    if kind not in PAGES:
+        near = nearest(kind, PAGES)
+        hint = f"did you mean {near!r}? " if near else ""
+        raise ValueError(f"kind {kind!r}; {hint}there are pages for {', '.join(PAGES)}")
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"{kind}, schema {content.get('schema')!r}; this version reads {SCHEMA}")
+    return PAGES[kind]
 
 
-def _refused(refused: list[Values]) -> list[dict[str, Any]]:
-    """What could not be done, by reason: how many layers, and which."""
-    found = by_reason((r["what"], r["reason"], r["node"]) for r in refused)
-    return [
-        {"what": w, "reason": why, "count": len(nodes), "nodes": nodes[:NODES], "more": max(0, len(nodes) - NODES)}
-        for (w, why), nodes in sorted(found.items(), key=lambda item: -len(item[1]))
-    ]
-
-
-def _timing(latency: Values) -> dict[str, Any]:
-    """Every round of both models as a dot, and where the medians are; x in percent of the width."""
-    rows = [{"name": t["name"], "samples": t["samples"][:DOTS], "p50": t["p50_ms"]} for t in latency["timings"]]
-    most = 1.05 * max(sorted(s)[int(0.98 * (len(s) - 1))] for s in (row["samples"] for row in rows))
-    for row in rows:
-        row["dots"] = [round(100 * x / most, 2) for x in row["samples"] if x <= most]
-        row["median"] = round(100 * row["p50"] / most, 2)
-        row["beyond"] = len(row["samples"]) - len(row["dots"])
-    step = next(s for k in range(-6, 9) for s in (10**k, 2 * 10**k, 5 * 10**k) if most / s <= 8)
-    ticks = [(f"{k * step:g}", round(100 * k * step / most, 2)) for k in range(int(most / step) + 1)]
-    return {"rows": rows, "ticks": ticks, "comparison": latency["comparisons"][0], **latency}
+def _unfolded(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """One case of a benchmark is printed as itself, several as a list."""
+    alone = content["kind"] == "onnxprune bench" and "results" not in content
+    return {"results": [content]} if alone else content

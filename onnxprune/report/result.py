@@ -1,7 +1,7 @@
 """The outcome of a pruning run: the model, what it cost and costs, and the evidence.
 
-Knows how to become JSON (versioned; equal bytes for equal input and seed unless latency was measured) and a
-screenful of text. Saving is atomic.
+Knows how to become JSON (versioned; equal bytes for equal input and seed unless latency was measured, but for the run
+at its end) and a screenful of text. Saving is atomic.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,34 +17,23 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune import __version__
 from onnxprune.channels import Pinned, common_reasons
 from onnxprune.files.write import atomic_write
+from onnxprune.graph.model import digest
 from onnxprune.measure.cost import Cost
 from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.surgery import Surgery
 from onnxprune.measure.trained import Trained
 from onnxprune.plan import PrunePlan
+from onnxprune.report.provenance import Provenance
+from onnxprune.report.refused import Refused
 from onnxprune.runtime import sessions
 from onnxprune.timing.bench_result import BenchResult
 
 SCHEMA = 1
 MANY_NODES = 5000
 """Nodes from which the written file is loaded without ORT's fusions: their time grows with the square of it."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """Something that could not be done to a layer.
-
-    Attributes:
-        what: "refitted", "split" (made of two) or "timed" (at several widths).
-        node: the layer, by its first output.
-        reason: why not, and what would help, in words.
-    """
-
-    what: str
-    node: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,7 @@ class Result:
         notes: what was measured besides, in words.
         training: what came of every step that trained: what was kept, the start or what was reached, and why.
         feeds: inputs for the run of the written file; None: it is loaded only.
+        made: where it comes from: digests, passes before this one, and the run.
     """
 
     model: onnx.ModelProto
@@ -88,6 +79,18 @@ class Result:
     notes: tuple[str, ...] = ()
     training: tuple[Trained, ...] = ()
     feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
+    made: Provenance = field(default=Provenance(), repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """One line: what it is of, what went, and how close the outputs are."""
+        name = "model" if self.source is None else self.source.name
+        kept = "not compared" if self.fidelity is None else self.fidelity.in_words()
+        return f"<Result {name}: {self.macs_removed:.1%} of the MACs removed, {kept}>"
+
+    @cached_property
+    def output_digest(self) -> str:
+        """SHA-256 of the model: of the file that is written, if it is one file."""
+        return digest(self.model)
 
     @property
     def macs_removed(self) -> float:
@@ -122,12 +125,20 @@ class Result:
         return target
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the model, as plain values."""
+        """Everything but the model, as plain values; what differs between equal runs stands last, under `run`."""
+        made = self.made
+        digests = {"model": made.model_digest, "samples": made.samples_digest, "output": self.output_digest}
+        run = {"run": dict(made.run)} if made.run else {}
+        return {**self.told(), "digests": digests, **run}
+
+    def told(self) -> dict[str, Any]:
+        """The same without digests and run: what can be said of it."""
         return {
             "schema": SCHEMA,
             "kind": "onnxprune result",
+            "version": __version__,
             "model_digest": self.plan.model_digest,
-            "settings": dict(self.plan.settings) | {"repair": self.repair},
+            "settings": {**self.plan.settings, "repair": self.repair, **self.made.repaired},
             "before": asdict(self.before),
             "after": asdict(self.after),
             "macs_removed": self.macs_removed,
@@ -145,6 +156,7 @@ class Result:
             "notes": list(self.notes),
             "training": [asdict(t) | {"words": t.in_words()} for t in self.training],
             "cuts": list(self.cuts),
+            "earlier": [dict(e) for e in self.made.earlier],
         }
 
     def to_json(self) -> str:

@@ -150,19 +150,20 @@ def render(found: Sensitivity, *, most: int | None = None, little: float = LITTL
         cells = [_damage(None if block else row.near(s)) for s in SHARES]
         cells += [_damage(row.near(0) if block else None)] if blocks else []
         table.add_row(Text(plain(row.name)), row.kind, str(row.width), *map(Text, cells), f"{gone:.0%}", f"-{macs:.1%}")
-    return Group(table, Text("\n".join(_notes(found, len(ranked), most, little)), "dim"))
+    return Group(table, Text("\n".join(notes(found, len(ranked), most, little)), "dim"))
 
 
-def _notes(found: Sensitivity, rows: int, most: int | None, little: float) -> list[str]:
+def notes(found: Sensitivity, rows: int, most: int | None, little: float) -> list[str]:
+    """What the table shows, a line each; `rows`: how many there are, `most`: how many of them are shown."""
     points = sum(len(r.points) for r in found.rows)
-    notes = [
+    said = [
         "damage to the outputs at the measured width nearest to each share, or without the block; 0: unchanged",
         f"can go: the share that goes at a damage of at most {little:g}; one cut at a time, its readers refit",
         f"{points} cuts, {found.measured} of them measured now, on {found.settings.get('samples', '?')} samples",
     ]
     if most is not None and rows > most:
-        notes.insert(0, f"… and {rows - most} more (use -v)")
-    return notes
+        said.insert(0, f"… and {rows - most} more (use -v)")
+    return said
 
 
 def _damage(point: Point | None) -> str:

@@ -10,11 +10,13 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from onnxprune.measure.fidelity import Fidelity
     from onnxprune.measure.surgery import Surgery
+    from onnxprune.report.forms import Stays, Told
+    from onnxprune.report.refused import Refused
     from onnxprune.report.result import Result
     from onnxprune.timing.bench_result import BenchResult
 
@@ -41,16 +43,22 @@ def si(value: float) -> str:
 
 def costs(before: Values, after: Values, *, title: str = "pruned") -> str:
     """What a model costs before and after, as `Cost` has it, a line each; what cannot be counted is named."""
-    rows = [("", "original", title, "change")]
+    rows = [("", "original", title, "change"), *cost_rows(before, after)]
+    lines = [f"{r[0]:<13}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows]
+    if before["uncounted"]:
+        lines.append(f"{'not counted':<13}{not_counted(before)}")
+    return "\n".join(lines) + "\n"
+
+
+def cost_rows(before: Values, after: Values) -> list[tuple[str, str, str, str]]:
+    """The same as cells: what, original, pruned, change."""
+    rows = []
     for name, key, unit in (("MACs", "macs", ""), ("parameters", "params", ""), ("file size", "bytes", "B")):
         rows.append((name, f"{si(before[key])}{unit}", f"{si(after[key])}{unit}", change(before[key], after[key])))
     if before.get("latency_ms") and after.get("latency_ms"):
         a, b = before["latency_ms"], after["latency_ms"]
         rows.append(("latency p50", f"{a:.3f} ms", f"{b:.3f} ms", change(a, b)))
-    lines = [f"{r[0]:<13}{r[1]:>12}{r[2]:>12}{r[3]:>10}" for r in rows]
-    if before["uncounted"]:
-        lines.append(f"{'not counted':<13}{not_counted(before)}")
-    return "\n".join(lines) + "\n"
+    return rows
 
 
 def not_counted(cost: Values) -> str:
@@ -132,59 +140,117 @@ COLOURS = {"kept": "32", "changed": "33", "destroyed": "1;31"}
 """Of a verdict on a terminal."""
 
 
-def fidelity_lines(fidelity: Fidelity, samples: str, *, colour: bool = False) -> list[str]:
+class Said(NamedTuple):
+    """A sentence about a result: what it is about, in a word or two, and what is said."""
+
+    about: str
+    text: str
+
+
+def fidelity_said(fidelity: Fidelity, samples: str) -> list[Said]:
     """The verdict and what it goes by, the figures, and those of each part where the outputs have several.
 
     Args:
         fidelity: what was found.
         samples: what kind of samples it was found on, in words.
-        colour: whether the verdict may be coloured.
     """
-    word = fidelity.verdict
-    if word is None:
-        return [f"fidelity     {fidelity.in_words()} on {fidelity.samples} {samples}"]
-    shown = f"\x1b[{COLOURS[word]}m{word}\x1b[0m" if colour else word
-    lines = [f"verdict      {shown}: {plain(fidelity.why)}"]
-    lines.append(f"fidelity     {fidelity.in_words()} on {fidelity.samples} {samples}")
+    figures = Said("fidelity", f"{fidelity.in_words()} on {fidelity.samples} {samples}")
+    if fidelity.verdict is None:
+        return [figures]
     several = fidelity.parts if len(fidelity.parts) > 1 else ()
-    return lines + [f"{'':<13}{plain(part.name)}: {part.in_words()}" for part in several[:PARTS]]
+    parts = [Said("", f"{plain(part.name)}: {part.in_words()}") for part in several[:PARTS]]
+    return [Said("verdict", f"{fidelity.verdict}: {plain(fidelity.why)}"), figures, *parts]
+
+
+def said_lines(said: Iterable[Said], *, colour: bool = False) -> list[str]:
+    """Sentences as lines; `colour`: whether the verdict may be coloured."""
+    return [f"{about:<13}{_coloured(text) if colour and about == 'verdict' else text}" for about, text in said]
+
+
+def _coloured(text: str) -> str:
+    word, colon, why = text.partition(":")
+    return f"\x1b[{COLOURS[word]}m{word}\x1b[0m{colon}{why}" if word in COLOURS else text
 
 
 def summary(
     result: Result, *, warnings: bool = True, verbose: bool = False, width: int = 100, colour: bool = False
 ) -> str:
     """The summary of a pruning run, about twenty lines; `verbose`: also what was refused, by reason."""
+    from onnxprune.report.forms import Told
+    from onnxprune.report.reading import read
+
+    told: Told = read(Told, result.told())
     lines = [*costs(asdict(result.before), asdict(result.after)).splitlines(), ""]
-    if result.latency is not None:
-        c = result.latency.comparisons[0]
-        lines.append(
-            f"speed-up     {c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}], {c.verdict} ({_timed(result.latency)})"
-        )
-    lines.append(f"surgery      {surgery_words(result.surgery, len(result.inexact))}")
-    if result.fidelity is not None:
-        held = "held-out samples" if result.fidelity.held_out else "samples that were also fitted on"
-        lines += fidelity_lines(result.fidelity, held, colour=colour)
-    cut = [(n, x, y) for n, x, y in result.groups if y < x]
-    lines.append(f"groups       {len(cut)} of {len(result.groups)} cut; repair: {result.repair}")
-    drops = result.plan.blocks()
-    if drops:
-        lines.append(f"blocks       {len(drops)} dropped: {', '.join(plain(name) for name in drops[:4])}")
-        lines[-1] += f" and {len(drops) - 4} more" if len(drops) > 4 else ""
-    made = list(dict.fromkeys(e.node for e in result.plan.factorized()))
-    if made:
-        more = f" and {len(made) - 4} more" if len(made) > 4 else ""
-        lines.append(f"low rank     {len(made)} layers made of two: {', '.join(map(plain, made[:4]))}{more}")
-    label = "trained" if result.plan.origin.trained else "measured"
-    lines += [f"{label:<13}{plain(note)}" for note in result.notes]
-    lines += [f"training     {plain(t.step)}: {plain(t.in_words())}" for t in result.training]
-    top = result.reasons()
-    if top:
-        lines.append("kept whole   " + "; ".join(f"{plain(r)} ({n})" for r, n in top))
-    if verbose:
-        lines += _refused(result)
-    if warnings:
-        lines += [f"warning      {plain(w)}" for w in result.warnings]
+    said = [s for s in sentences(told) if verbose or not s.about.startswith("not ")]
+    lines += said_lines([*said, *(Said("warning", plain(w)) for w in result.warnings if warnings)], colour=colour)
     return "\n".join(_wrapped(line, width) for line in lines) + "\n"
+
+
+def sentences(told: Told) -> list[Said]:
+    """All that is said of a result besides its costs and warnings, to whoever reads it: a line each on the terminal and
+    on the page."""
+    found = [("asked", asked_words(told["settings"])), ("before", earlier_words(told.get("earlier", ())))]
+    timed = told["latency"]
+    if timed is not None:
+        c = timed.comparisons[0]
+        found.append(("speed-up", f"{c.speedup:.2f}x [{c.low:.2f}, {c.high:.2f}], {c.verdict} ({_timed(timed)})"))
+    found.append(("surgery", surgery_words(told["surgery"], len(told["inexact"]))))
+    f = told["fidelity"]
+    if f is not None:
+        found += fidelity_said(f, "held-out samples" if f.held_out else "samples that were also fitted on")
+    cut = sum(g["after"] < g["before"] for g in told["groups"])
+    found.append(("groups", f"{cut} of {len(told['groups'])} cut; repair: {told['settings'].get('repair', 'none')}"))
+    found.append(("blocks", _some("{} dropped", told["blocks"])))
+    found.append(("low rank", _some("{} layers made of two", [e.node for e in told["factorized"]])))
+    label = "trained" if told["settings"].get("trained") else "measured"
+    found += [(label, plain(note)) for note in told["notes"]]
+    found += [("training", plain(f"{t['step']}: {t['words']}")) for t in told.get("training", ())]
+    found.append(("kept whole", "; ".join(f"{plain(r)} ({n})" for r, n in _common(told["pinned"]))))
+    found += _refused(told.get("refused", ()))
+    return [Said(about, text) for about, text in found if text]
+
+
+OF = {"macs": "the MACs", "params": "the parameters", "channels": "the channels", "latency": "the time"}
+
+
+def asked_words(settings: Mapping[str, Any]) -> str:
+    """What was asked for, as the command line spells it; empty where nobody knows."""
+    ratio, target, of = settings.get("ratio"), settings.get("target"), str(settings.get("of") or "macs")
+    text = f"--ratio {_number(ratio)} of {OF.get(of, of)}" if ratio is not None else ""
+    if isinstance(target, Mapping):
+        text = ", ".join(f"--{kind.replace('_', '-')} {_number(value)}" for kind, value in target.items())
+    text = "--lossless" if settings.get("lossless") else text
+    text += f", in {settings['metric']}" if settings.get("metric") else ""
+    text += f", by {settings['trained']} in {settings.get('steps')} steps" if settings.get("trained") else ""
+    return plain(text)
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def earlier_words(passes: Sequence[Mapping[str, str]]) -> str:
+    """That the original has been pruned before, how often and how; empty where it has not."""
+    if not passes:
+        return ""
+    last, times = passes[-1], f"{len(passes)} times" if len(passes) > 1 else "once"
+    how = f"{'last ' if len(passes) > 1 else ''}{last.get('asked') or 'with other settings'}"
+    return f"pruned {times} already ({plain(how)}); all that is said here is against that file"
+
+
+def _some(words: str, names: Sequence[str], most: int = 4) -> str:
+    """How many, and the first of them; empty where there are none."""
+    once = list(dict.fromkeys(names))
+    more = f" and {len(once) - most} more" if len(once) > most else ""
+    return f"{words.format(len(once))}: {', '.join(map(plain, once[:most]))}{more}" if once else ""
+
+
+def _common(pinned: Iterable[Stays], most: int = 3) -> list[tuple[str, int]]:
+    """The most common reasons, and how many channels each keeps."""
+    count: dict[str, int] = {}
+    for p in pinned:
+        count[p.reason] = count.get(p.reason, 0) + p.count
+    return sorted(count.items(), key=lambda item: (-item[1], item[0]))[:most]
 
 
 def by_reason(refused: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], list[str]]:
@@ -195,12 +261,15 @@ def by_reason(refused: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], 
     return found
 
 
-def _refused(result: Result) -> list[str]:
+def _refused(refused: Sequence[Refused]) -> list[tuple[str, str]]:
     """What could not be done to how many layers, a line a reason."""
-    found = by_reason((r.what, r.reason, r.node) for r in result.refused)
+    found = by_reason((r.what, r.reason, r.node) for r in refused)
     return [
-        f"{'not ' + what:<13}{plain(reason)} ({len(nodes)} layer{'s' * (len(nodes) > 1)}: {plain(nodes[0])}"
-        f"{', …' * (len(nodes) > 1)})"
+        (
+            f"not {what}",
+            f"{plain(reason)} ({len(nodes)} layer{'s' * (len(nodes) > 1)}: {plain(nodes[0])}"
+            f"{', …' * (len(nodes) > 1)})",
+        )
         for (what, reason), nodes in found.items()
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, unknown
 from onnxprune.samples.layout import Entry, Lazy
 from onnxprune.samples.messages import saying, shown
 from onnxprune.samples.reading import Reading
@@ -39,7 +39,7 @@ class ImageSpec:
     def __post_init__(self) -> None:
         for field, allowed in IMAGE_WORDS.items():
             if getattr(self, field) not in allowed:
-                raise UsageError(f"image: {field}={getattr(self, field)!r}; use one of {', '.join(allowed)}")
+                raise unknown(f"{field} of --image", getattr(self, field), allowed)
         if len(self.size) != 2 or min(self.size) < 1:
             raise UsageError(f"image: size={self.size}; give height x width, such as 224x224")
         for field in ("mean", "std"):
@@ -65,8 +65,10 @@ class ImageSpec:
         values: dict[str, Any] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, equals, value = (piece.strip() for piece in part.partition("="))
-            if not equals or name not in known:
-                raise UsageError(f"image: {part!r} is not name=value with a name of {', '.join(sorted(known))}")
+            if name not in known:
+                raise unknown("name in --image", name, sorted(known))
+            if not equals:
+                raise UsageError(f"image: {part!r} is not {name}=VALUE")
             try:
                 if name == "size":
                     values[name] = tuple(int(side) for side in value.lower().split("x"))

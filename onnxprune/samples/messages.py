@@ -6,11 +6,9 @@ What damaged files and other people's code raise is not known before; here it be
 from __future__ import annotations
 
 import os
-import sysconfig
-import tempfile
-import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from onnxprune.errors import CalibrationError, FileError, PruneError
@@ -32,6 +30,8 @@ def as_error(kind: type[PruneError], what: str) -> Iterator[None]:
     except (PruneError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
+        import traceback
+
         frames = traceback.extract_tb(error.__traceback__)
         if isinstance(error, SystemExit) and frames and _ours(frames[-1].filename):  # a signal
             raise
@@ -44,9 +44,15 @@ def as_error(kind: type[PruneError], what: str) -> Iterator[None]:
 
 
 _OWN = str(Path(__file__).resolve().parents[1]) + os.sep
-_LIBRARIES = tuple(
-    {os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-)
+
+
+@cache
+def _libraries() -> tuple[str, ...]:
+    """The folders of Python and of what is installed."""
+    import sysconfig
+
+    paths = map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))
+    return tuple({os.path.realpath(path) + os.sep for path in paths})
 
 
 def _ours(path: str) -> bool:
@@ -55,7 +61,7 @@ def _ours(path: str) -> bool:
 
 def _installed(path: str) -> bool:
     """Whether a line of code is of Python or of a package, or of no file."""
-    return path.startswith("<") or os.path.realpath(path).startswith(_LIBRARIES)
+    return path.startswith("<") or os.path.realpath(path).startswith(_libraries())
 
 
 @contextmanager
@@ -63,6 +69,8 @@ def no_room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        import tempfile
+
         where = shown(tempfile.gettempdir())
         raise FileError(f"{where}: samples do not fit: {line(error)}; use fewer, or set TMPDIR") from error
 

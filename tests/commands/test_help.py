@@ -1,8 +1,11 @@
 """What the command line says of itself: help waits for nothing, tables are listed, wrong options are answered."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,11 +13,14 @@ from onnxprune.cli import COMMANDS, main
 from onnxprune.commands import help, prune
 from onnxprune.commands.documents import document
 from onnxprune.commands.options import given, takes
+from onnxprune.commands.table import flags_of
 from onnxprune.decide.criteria import CRITERIA
+from onnxprune.errors import EXITS
 from onnxprune.pipeline.goals import TARGETS
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.pipeline.settings import OPTIONS, Settings, flag_of, help_of
 from onnxprune.pipeline.training_methods import METHODS
+from onnxprune.report import wrapping
 from onnxprune.runtime.providers import PROVIDERS
 from onnxprune.samples.sources import SOURCES
 
@@ -54,13 +60,13 @@ def test_the_main_help_leaves_rare_settings_to_prune():
 def test_what_is_read_is_what_was_written():
     line = """m.onnx --of params --criterion l1 --allocation uniform --round-to 4 --min-width 2 --include a --exclude b
         --methods channels,blocks --keep-block c --best-effort --prune-statistics --repair none --epochs 3
-        --batch 8 --providers cuda,cpu --provider-option cuda.a=1 --provider-option cuda.b=2 --threads 2 --seed 5"""
+        --batch 8 --providers cuda,cpu --provider-option cuda.a=1 --provider-option cuda.b=2 --no-metadata --threads 2 --seed 5"""
     found = given(prune.parser().read(line.split()), "prune")
     assert Settings(**found) == Settings(
         of="params", criterion="l1", allocation="uniform", round_to=4, min_width=2, include="a", exclude="b",
         methods=("channels", "blocks"), keep_block="c", best_effort=True, prune_statistics=True, repair="none",
         epochs=3, batch=8, providers=("cuda", "cpu"), provider_options={"CUDAExecutionProvider": {"a": "1", "b": "2"}},
-        threads=2, seed=5,
+        metadata=False, threads=2, seed=5,
     )  # fmt: skip
     assert found.keys() | {"augment", "recipe"} == OPTIONS.keys()  # those need a repair that trains
     assert given(prune.parser().read(["m.onnx"]), "prune") == {}
@@ -75,9 +81,33 @@ def test_what_is_read_is_what_was_written():
         (["inspct", "m.onnx"], "did you mean `onnxprune inspect`?"),
         (["m.onnx", "--calib", "none.npz", "--repair", "refitt"], "did you mean refit?"),
         (["help", "criterions"], "did you mean criteria?"),
+        (["--rati", "0.5"], "did you mean --ratio?"),
+        (["m.onnx", "-ratio", "0.5"], "did you mean --ratio?"),
+        (["m.onnx", "–ratio", "0.5"], "did you mean --ratio?"),
+        (["m.onnx", "ratio", "0.5"], "did you mean --ratio?"),
+        (["m.onnx", "ratio=0.5"], "did you mean --ratio=0.5?"),
+        (["m.onnx", "--min_width", "2"], "did you mean --min-width?"),
+        (["m.onnx", "--Ratio=0.5"], "did you mean --ratio?"),
+        (["bench", "m.onnx", "--report", "r.html"], "--report is an option of prune, train"),
+        (["m.onnx", "--checkpoint", "c"], "--checkpoint is an option of train"),
+        (["m.onnx", "inspect"], "a command comes first: `onnxprune inspect ...`"),
+        (["m.onnx", os.path.dirname(__file__)], "samples are given as --calib"),
+        (["--verison"], "did you mean --version?"),
+        (["sensitivty", "m.onnx"], "did you mean `onnxprune sensitivity`?"),
+        (["Inspect", "m.onnx"], "did you mean `onnxprune inspect`?"),
+        (["completion", "bsh"], "did you mean bash?"),
+        (["m.onnx", "--of", "mac"], "did you mean macs?"),
+        (["m.onnx", "--allocation", "adaptve"], "did you mean adaptive?"),
+        (["m.onnx", "--criterion", "elimnation"], "did you mean elimination?"),
+        (["m.onnx", "--methods", "chanels"], "did you mean channels?"),
+        (["m.onnx", "--providers", "cdua"], "did you mean cuda?"),
+        (["m.onnx", "--provider-option", "cdua.use_tf32=0"], "did you mean cuda?"),
+        (["m.onnx", "--calib", "c", "--image", "sise=2x2"], "did you mean size?"),
+        (["m.onnx", "--calib", "c", "--image", "size=2x2,order=rbg"], "did you mean rgb?"),
     ],
 )
 def test_what_is_nearly_right_is_told(capsys, argv, words):
+    """Before anything is read."""
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert words in err and len(err.splitlines()) == 1
@@ -86,6 +116,7 @@ def test_what_is_nearly_right_is_told(capsys, argv, words):
 NAMES = {
     "criteria": CRITERIA, "repairs": REPAIRS, "targets": [t.option for t in TARGETS.values()], "training": METHODS,
     "providers": PROVIDERS, "calibration": [s.words for s in SOURCES if s.place == "file"], "settings": OPTIONS,
+    "exits": [str(code) for code in EXITS],
 }  # fmt: skip
 
 
@@ -132,3 +163,55 @@ print(time.process_time(), file=sys.stderr)"""
 def test_topics_are_listed(capsys):
     assert main(["help"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(help.TOPICS)
+
+
+PAGES = [["--help"], *([name, "--help"] for name in COMMANDS), ["help"], *(["help", t] for t in help.TOPICS)]
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+@pytest.mark.parametrize("argv", PAGES, ids=" ".join)
+def test_help_is_as_wide_as_the_terminal_and_breaks_no_word(capsys, monkeypatch, argv, width):
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main(argv) == 0
+    wide = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert text.split() == wide.split()
+    for line in text.splitlines():
+        assert len(line) <= min(width, 100) or " " not in line.strip() or (width == 40 and len(line.split()) <= 3), line
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr", "none"])
+def test_help_in_a_pipe_is_as_wide_as_the_terminal_behind_it(monkeypatch, stream):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    found = {"stdout": 1, "stderr": 2, "none": -1}[stream]
+
+    def size(number):
+        if number != found:
+            raise OSError
+        return os.terminal_size((70, 20))
+
+    monkeypatch.setattr(wrapping.os, "get_terminal_size", size)
+    for name, number in (("__stdout__", 1), ("__stderr__", 2), ("__stdin__", 0)):
+        monkeypatch.setattr(wrapping.sys, name, SimpleNamespace(fileno=lambda number=number: number))
+    assert wrapping.room() == (80 if stream == "none" else 70)
+
+
+def test_the_main_help_names_every_option_and_fits_a_screen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = prune.parser().format_help()
+    for name, (make, _) in COMMANDS.items():
+        for flag in flags_of(make()):
+            assert re.search(rf"(?<![\w-]){flag}(?![\w-])", page), f"{flag} of {name}"
+    assert len(page.splitlines()) <= 60
+
+
+def test_nothing_but_the_name_says_what_to_type(capsys, monkeypatch):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "no model given; try `onnxprune MODEL" in err and len(err.splitlines()) == 1
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert "onnxprune MODEL.onnx --calib SAMPLES" in out and "--help" in out and max(map(len, out.splitlines())) <= 80

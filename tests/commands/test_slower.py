@@ -35,7 +35,7 @@ def run(tmp_path, capsys, monkeypatch):
 
         monkeypatch.setattr(sessions, "open_session", opening)
         monkeypatch.setattr(latency, "timed_rounds", rounds)
-        command = [tmp_path / "m.onnx", "--bench", *argv, "-o", tmp_path / "p.onnx"]
+        command = [tmp_path / "m.onnx", "--bench", "--no-metadata", *argv, "-o", tmp_path / "p.onnx"]
         code = main([str(a) for a in command])
         monkeypatch.setattr(sessions, "open_session", opened)
         out, err = capsys.readouterr()

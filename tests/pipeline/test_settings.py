@@ -37,13 +37,16 @@ def test_prune_hands_every_setting_on(monkeypatch):
         "of": "params", "criterion": "taylor", "allocation": "uniform", "round_to": 3, "min_width": 2, "include": "i",
         "exclude": "e", "methods": ("channels",), "keep_block": "k", "best_effort": True, "prune_statistics": True,
         "repair": "distill", "epochs": 7, "augment": ("flip",), "recipe": "r.py", "batch": 5,
-        "providers": ("cuda",), "provider_options": {"cuda": {"a": 1}}, "threads": 2, "seed": 9,
+        "providers": ("cuda",), "provider_options": {"cuda": {"a": 1}}, "metadata": False, "threads": 2,
+        "seed": 9,
     }  # fmt: skip
     assert other.keys() == {f.name for f in fields(Settings)}
     monkeypatch.setattr("onnxprune.pipeline.settings.find_spec", lambda name: True)
     monkeypatch.setattr("onnxprune.decide.criteria.find_spec", lambda name: True)
     monkeypatch.setattr("onnxprune.api.open_model", lambda model, **how: how["prune_statistics"])
-    monkeypatch.setattr("onnxprune.api.plan_and_apply", lambda *given, **how: given)
+    monkeypatch.setattr("onnxprune.api.plans.plan_and_apply", lambda *given, **how: given)
+    monkeypatch.setattr("onnxprune.api._called", lambda result, given: result)
+    monkeypatch.setattr("onnxprune.api._warn", lambda result: None)
     assert onnxprune.prune("m", 0.3, **other) == (True, Ratio(0.3), Settings(**other))
 
 

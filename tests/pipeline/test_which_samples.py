@@ -62,7 +62,9 @@ def roles(repair, by_likeness, edits, seed=3):
     def outcome(samples):
         subject = api.open_model(model, calibration=samples)
         plan = PrunePlan(subject.digest, edits, by_likeness=by_likeness)
-        result = api.apply_plan(subject, plan, api.Settings(repair=repair, seed=seed, epochs=1, threads=1))
+        result = api.apply_plan(
+            subject, plan, api.Settings(repair=repair, seed=seed, epochs=1, threads=1, metadata=False)
+        )
         assert result.fidelity.samples == 1 and result.fidelity.held_out
         return result.model.SerializeToString(), result.fidelity
 

@@ -1,0 +1,207 @@
+"""What the tool prints as JSON, kind by kind: the keys that a reader may count on, and what they hold.
+
+Other keys may stand beside them; what came later than the first version need not be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
+
+from onnxprune.measure.cost import Cost, Kind
+from onnxprune.measure.fidelity import Fidelity
+from onnxprune.measure.surgery import Surgery
+from onnxprune.plan import Factorize
+from onnxprune.report.refused import Refused
+from onnxprune.timing.bench_result import BenchResult
+
+
+class Run(TypedDict, total=False):
+    """When, where and by which command or call."""
+
+    version: str
+    date: str
+    model: str
+    command: str
+    call: str
+    machine: Mapping[str, str | int | None]
+    files: tuple[str, ...]
+
+
+class Narrowed(TypedDict):
+    """A group of channels, before and after."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Stays:
+    """An axis that stays whole, wholly or in part, and why."""
+
+    tensor: str
+    axis: int
+    count: int
+    reason: str
+    node: str
+
+
+class Cut(TypedDict):
+    """What was removed at one place."""
+
+    removed: tuple[int, ...]
+
+
+class Told(TypedDict):
+    """A result, all but its model."""
+
+    settings: Mapping[str, Any]
+    model_digest: str
+    before: Cost
+    after: Cost
+    macs_removed: float
+    surgery: Surgery
+    inexact: tuple[str, ...]
+    fidelity: Fidelity | None
+    latency: BenchResult | None
+    groups: tuple[Narrowed, ...]
+    pinned: tuple[Stays, ...]
+    refused: NotRequired[tuple[Refused, ...]]
+    blocks: tuple[str, ...]
+    factorized: tuple[Factorize, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    training: NotRequired[tuple[Mapping[str, Any], ...]]
+    cuts: tuple[Cut, ...]
+    earlier: NotRequired[tuple[Mapping[str, str], ...]]
+    digests: NotRequired[Mapping[str, str | None]]
+
+
+class Swept(TypedDict):
+    """Several results of one model."""
+
+    results: tuple[Told, ...]
+
+
+class Planned(TypedDict):
+    """A plan; what its edits hold, `PrunePlan` says."""
+
+    model_digest: str
+    edits: tuple[Mapping[str, Any], ...]
+    settings: NotRequired[Mapping[str, Any]]
+
+
+class Uncounted(TypedDict):
+    """What of a model could not be counted."""
+
+    uncounted: NotRequired[tuple[Kind, ...]]
+    uncounted_time: NotRequired[float | None]
+
+
+class Change(TypedDict):
+    """A total, before and after."""
+
+    before: float
+    after: float
+
+
+class LayerPreview(TypedDict):
+    """What becomes of a layer."""
+
+    layer: str
+    op: str
+    macs_before: float
+    macs_after: float
+    what: str
+
+
+class Previewed(Uncounted):
+    """A dry run."""
+
+    macs: Change
+    params: Change
+    groups: tuple[Narrowed, ...]
+    layers: tuple[LayerPreview, ...]
+    plan: Planned
+
+
+class Benched(TypedDict):
+    """Latencies of one case or several."""
+
+    results: tuple[BenchResult, ...]
+
+
+class Port(TypedDict):
+    """An input or output."""
+
+    name: str
+    ran: tuple[int, ...]
+    dtype: NotRequired[str]
+    shape: NotRequired[tuple[int | str | None, ...]]
+
+
+class Prunable(TypedDict):
+    """A group of channels that can be cut."""
+
+    name: str
+    width: int
+    step: int
+    macs: float
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+class Place(TypedDict):
+    """An axis that stays whole."""
+
+    node: str
+    tensor: str
+    axis: int
+    channels: int
+
+
+class Whole(TypedDict):
+    """Axes that stay whole for one reason."""
+
+    reason: str
+    channels: int
+    where: tuple[Place, ...]
+
+
+class Inspected(Uncounted):
+    """What can be pruned in a model, and what cannot."""
+
+    model_digest: str
+    ir_version: int
+    opset: int
+    nodes: int
+    params: int
+    macs: float
+    bytes: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    groups: tuple[Prunable, ...]
+    inexact: tuple[str, ...]
+    pinned: tuple[Whole, ...]
+    earlier: NotRequired[tuple[Mapping[str, str], ...]]
+
+
+class Verified(TypedDict):
+    """A pruned file held against its plan."""
+
+    before: NotRequired[Cost]
+    after: NotRequired[Cost | None]
+    surgery: Surgery
+    inexact: tuple[str, ...]
+    sizes_match: bool
+    fidelity: Fidelity | None
+    missed: tuple[str, ...]
+
+
+class Listed(TypedDict):
+    """Names that an option takes."""
+
+    topic: str | None
+    entries: Mapping[str, str]

@@ -1,0 +1,125 @@
+"""The pages about a result, and about several results of one model: for whoever has to sign the pruned model off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+from onnxprune.report.bench import conditions
+from onnxprune.report.forms import Run, Swept, Told
+from onnxprune.report.metrics import shared_metric
+from onnxprune.report.pages.shared import curve, gathered, how_made, times, uncounted, widths
+from onnxprune.report.terminal import asked_words, by_reason, change, cost_rows, sentences, si
+
+
+def result(told: Told, run: Run) -> dict[str, Any]:
+    """What the page about one result shows."""
+    latency = told["latency"]
+    return {
+        "r": told,
+        "said": sentences(told),
+        "costs": cost_rows(asdict(told["before"]), asdict(told["after"])),
+        "not_counted": uncounted(told["before"]),
+        "widths": widths(told["groups"]),
+        "whole": _whole(told),
+        "refused": _refused(told),
+        "timing": None if latency is None else times(latency),
+        "conditions": () if latency is None else conditions(latency),
+        "removed": sum(len(cut["removed"]) for cut in told["cuts"]),
+        "made": how_made(run, told["settings"], _digests(told)),
+    }
+
+
+def sweep(told: Swept, run: Run) -> dict[str, Any]:
+    """What the page about several results shows: the curve, a row each, and what is said of each."""
+    results = told["results"]
+    files = run.get("files", ())
+    names = [PurePath(f).name for f in files] if len(files) == len(results) else [""] * len(results)
+    rows = [_row(r, name) for r, name in zip(results, names, strict=True)]
+    first = results[0] if results else None
+    settings = {} if first is None else {k: v for k, v in first["settings"].items() if k not in ("ratio", "came_to")}
+    charts = [chart for chart in (_kept(results), _speed(results)) if chart]
+    warnings = list(dict.fromkeys(w for r in results for w in r["warnings"]))
+    digests = [] if first is None else [row for row in _digests(first) if "outcome" not in row[0]]
+    return {
+        "rows": rows,
+        "charts": charts,
+        "warnings": warnings,
+        "filled": [k for k in range(10) if any(row["cells"][k] for row in rows)],
+        "made": how_made(run, settings, digests),
+    }
+
+
+def _row(told: Told, name: str) -> dict[str, Any]:
+    f, timed = told["fidelity"], told["latency"]
+    a, b = told["before"], told["after"]
+    cells = (
+        asked_words(told["settings"]),
+        f"{told['macs_removed']:.1%}",
+        "" if f is None else f.verdict or "",
+        "" if f is None or f.top1 is None else f"{f.top1:.1%}",
+        "" if f is None or f.equal is None else f"{f.equal:.1%}",
+        "" if f is None or f.cosine is None else f"{f.cosine:.4f}",
+        "" if f is None or f.sqnr_db is None else f"{f.sqnr_db:.1f} dB",
+        "" if timed is None else f"{timed.comparisons[0].speedup:.2f}x",
+        change(a.params, b.params),
+        f"{si(b.bytes)}B",
+    )
+    return {
+        "name": name or cells[0],
+        "cells": cells,
+        "said": sentences(told),
+        "costs": cost_rows(asdict(a), asdict(b)),
+        "not_counted": uncounted(a),
+    }
+
+
+def _kept(results: Sequence[Told]) -> dict[str, Any] | None:
+    """How close the outputs are, against what went."""
+    metric = shared_metric([r["fidelity"] for r in results])
+    if metric is None:
+        return None
+    points = [(100 * r["macs_removed"], metric.value(r["fidelity"]) or 0.0) for r in results]
+    marked = [(x, y, f"{y:.4g}{metric.unit} at {x:.1f}% fewer MACs") for x, y in points]
+    return curve(marked, "MACs removed", metric.title, y_unit=metric.unit, x_unit="%")
+
+
+def _speed(results: Sequence[Told]) -> dict[str, Any] | None:
+    """How fast, against what went."""
+    timed = [(100 * r["macs_removed"], r["latency"].comparisons[0].speedup) for r in results if r["latency"]]
+    marked = [(x, y, f"{y:.2f}x at {x:.1f}% fewer MACs") for x, y in timed]
+    return curve(marked, "MACs removed", "speed-up", y_unit="x", x_unit="%") if marked else None
+
+
+def _digests(told: Told) -> list[tuple[str, object]]:
+    named = {
+        "model": "sha256 of the original",
+        "samples": "sha256 of the samples",
+        "output": "sha256 of the outcome",
+    }
+    given: Mapping[str, object] = told.get("digests", {"model": told["model_digest"]})
+    passes = [
+        (f"pruned before, {k + 1}", f"{p.get('asked', '')}; onnxprune {p.get('version', '')}; {p.get('settings', '')}")
+        for k, p in enumerate(told.get("earlier", ()))
+    ]
+    return [*((named.get(k, k), v) for k, v in given.items()), *passes]
+
+
+def _whole(told: Told) -> list[dict[str, Any]]:
+    """What stayed whole, by reason: how many channels, and at which nodes; the most frequent first."""
+    found: dict[str, tuple[int, dict[str, None]]] = {}
+    for p in told["pinned"]:
+        count, nodes = found.setdefault(p.reason, (0, {}))
+        nodes[f"{p.node or p.tensor}, axis {p.axis}"] = None
+        found[p.reason] = count + p.count, nodes
+    ranked = sorted(found.items(), key=lambda item: -item[1][0])
+    return gathered({f"{reason}: {count} channels": list(nodes) for reason, (count, nodes) in ranked})
+
+
+def _refused(told: Told) -> list[dict[str, Any]]:
+    """What could not be done, by reason: how many layers, and which."""
+    found = by_reason((r.what, r.reason, r.node) for r in told.get("refused", ()))
+    ranked = sorted(found.items(), key=lambda item: -len(item[1]))
+    return gathered({f"not {w}: {why}; {len(n)} layer{'s' * (len(n) != 1)}": n for (w, why), n in ranked})
