@@ -7,9 +7,9 @@ from scipy.special import stdtrit
 
 SURE = 0.975
 """How sure one must be that a difference of means is there."""
-LITTLE = 0.1
-"""Relative fall of a mean distance that does not count. What was chosen by a hundred samples, from many looks at them,
-is a few percent worse on others; so is a refit that has to do without them; and classes are noisier still."""
+LITTLE = 0.05
+"""Relative fall of a mean distance that does not count: what was chosen by a hundred samples, from many looks at them,
+is a few percent worse on others, and the classes that outputs say are noisier still."""
 
 
 def noise(after: np.ndarray, before: np.ndarray, little: float = LITTLE) -> float:

@@ -41,6 +41,7 @@ from onnxprune.rewrite.factorize import factorable
 from onnxprune.rewrite.repair.nearest import cut_merged
 from onnxprune.rewrite.repair.table import NONE, Repair
 from onnxprune.runtime import ports
+from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import Partition
 
 PROBED = 8
@@ -59,12 +60,12 @@ class Tuning:
     """What is done last with the repaired network: other weights of the same sizes, or the same where that is better.
 
     Attributes:
-        run: (network, whom to tell what came of it) -> network.
-        spares: whether it is judged by samples that the repair must not have been fitted on.
+        run: (network, samples to judge by, whom to tell what came of it) -> network.
+        sampled: whether it is judged by samples, and not by a recipe's labels.
     """
 
-    run: Callable[[Graph, Tell], Graph]
-    spares: bool
+    run: Callable[[Graph, Calibration | None, Tell], Graph]
+    sampled: bool
 
 
 @one_blas_thread
@@ -77,6 +78,7 @@ def apply_plan(
     tune: Tuning | None = None,
     bench: bool = False,
     stop_early: bool = False,
+    on_trial: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Cut, check the surgery, repair, and compare with the original.
@@ -88,6 +90,7 @@ def apply_plan(
         original: what the subject was trained from, if it was: costs and fidelity are compared with that.
         tune: what else is done with the repaired network.
         stop_early: give up as soon as random input seems to decide the outputs: for callers who have another plan.
+        on_trial: whether half of what is held will judge the result: nothing is reported on that.
         bench, progress: as for `prune`.
 
     Raises:
@@ -101,6 +104,8 @@ def apply_plan(
     net, parts = subject.net, subject.partition(settings.seed)
     cut = cut_and_prove(net, plan, None if parts is None else parts.held.first(PROBED), stop_early=stop_early)
     repair, words = chosen_repair(subject, plan, settings)
+    if parts is not None and (on_trial or _judged_by_samples(repair, settings, tune)):
+        parts = parts.on_trial(settings.seed)
     warnings = [*subject.warnings, *first.doubts, *cut.warnings, *words]
     warnings += unmatched(net, exclude=settings.exclude, keep_block=settings.keep_block)
     if parts is None and not plan.lossless and original is None:
@@ -193,29 +198,18 @@ def _mended(
     progress: Progress | None,
     start: Graph,
 ) -> tuple[Graph, tuple[Trained, ...]]:
-    """(the network that is mended, what came of training).
-
-    Where training is judged by samples, nothing before it is fitted on these: what was would look twice as good on
-    them as it is. Where it does not help, the repair is made again, from all the samples that there are for it.
-    """
+    """(the network that is mended, what came of training)."""
     told: list[Trained] = []
-    spared = parts is not None and not parts.judge.shared and _spares(repair, settings, tune)
-    first = parts
-    if parts is not None and spared:
-        first = replace(parts, fit=parts.learn)
-    mending = _mending(subject, repair, first, settings, progress)
-    mending = replace(mending, judges=parts.judge.take(REPAIR_SAMPLES) if parts and spared else None, tell=told.append)
+    judges = None if parts is None else parts.trial
+    mending = replace(_mending(subject, repair, parts, settings, progress), judges=judges, tell=told.append)
     if tune is not None:
-        mending = replace(mending, finish=lambda graph: tune.run(graph, told.append))
-    graph = apply_edits(subject.net, plan.edits, mending, start=start)
-    if spared and all(t.kept == "start" for t in told):
-        graph = apply_edits(subject.net, plan.edits, _mending(subject, repair.first, parts, settings, progress))
-    return graph, tuple(told)
+        mending = replace(mending, finish=lambda graph: tune.run(graph, judges, told.append))
+    return apply_edits(subject.net, plan.edits, mending, start=start), tuple(told)
 
 
-def _spares(repair: Repair, settings: Settings, tune: Tuning | None) -> bool:
-    """Whether training is judged by samples, and not by a recipe's."""
-    return tune.spares if tune is not None else repair.trains and settings.recipe is None
+def _judged_by_samples(repair: Repair, settings: Settings, tune: Tuning | None) -> bool:
+    """Whether something trains that is judged by samples, and not by a recipe's labels."""
+    return tune.sampled if tune is not None else repair.trains and settings.recipe is None
 
 
 def _mending(
@@ -231,7 +225,6 @@ def _mending(
         repair,
         batches,
         None if parts is None else parts.fit,
-        None,
         all(map(ports.open_batch, subject.specs)),
         {name: getattr(settings, name) for name in repair.options},
         settings.threads,

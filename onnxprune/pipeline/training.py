@@ -16,14 +16,12 @@ from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.countable import OTHERWISE, check_countable
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import BATCH, Progress
-from onnxprune.pipeline.repairs import REPAIR_SAMPLES
 from onnxprune.pipeline.training_settings import TrainSettings
 from onnxprune.pipeline.training_task import Prepared, TrainingRun, TrainingTask
-from onnxprune.pipeline.trial import tried
+from onnxprune.pipeline.trial import tried, with_samples
 from onnxprune.report.result import Result
 from onnxprune.rewrite.repair.table import WITH_SAMPLES
 from onnxprune.runtime.sessions import open_session
-from onnxprune.samples.calibration import open_calibration
 
 PREPARED = 1e-2
 """Change of an output, relative to the largest, above which a cut was not prepared."""
@@ -56,21 +54,8 @@ def start(subject: Subject, settings: TrainSettings, progress: Progress | None =
     best_effort = bool(settings.options.get("best_effort"))
     check_countable(subject, settings.of, best_effort=best_effort, otherwise=OTHERWISE)
     if subject.calibration is None and settings.how.needs_samples and settings.recipe is not None:
-        subject = _with_samples(subject, settings.recipe)
+        subject = with_samples(subject, settings.recipe)
     return TrainingRun(subject, settings, subject.partition(settings.seed), progress)
-
-
-def _with_samples(subject: Subject, recipe: str) -> Subject:
-    """The subject with the recipe's first samples for calibration."""
-    from onnxprune.train.recipe import Recipe
-
-    batches, taken = Recipe(recipe, subject.specs, hold=True), 0
-    found: list[dict[str, np.ndarray]] = []
-    while taken < REPAIR_SAMPLES and len(found) < REPAIR_SAMPLES:
-        samples = {k: np.asarray(v) for k, v in batches.batch(len(found))[0].items()}
-        found.append(samples)
-        taken += len(next(iter(samples.values())))
-    return replace(subject, calibration=open_calibration(found, subject.specs))
 
 
 def prepare(run: TrainingRun) -> Prepared:
@@ -86,7 +71,7 @@ def prepare(run: TrainingRun) -> Prepared:
     settings = run.settings
     with set_up(settings.seed, settings.threads), process_group() as device:
         loss = objective(
-            run.net, [] if run.samples is None else list(run.samples.learn.batches(settings.batch)), settings.recipe,
+            run.net, [] if run.samples is None else list(run.samples.fit.batches(settings.batch)), settings.recipe,
             batch=settings.batch, augment=settings.augment, seed=settings.seed, device=device,
         )  # fmt: skip
         training = Training(
@@ -112,7 +97,10 @@ def finish(run: TrainingRun, prepared: Prepared, *, on_trial: bool = True) -> Re
         result = apply_plan(run.subject, prepared.plan, how, tune=prepared.tune, progress=run.progress)
         return replace(result, notes=(trained,))
     own = _subject_of(prepared, run.subject)
-    result = apply_plan(own, prepared.plan, settings.deciding(), original=run.subject, progress=run.progress)
+    result = apply_plan(
+        own, prepared.plan, settings.deciding(), original=run.subject, on_trial=on_trial and settings.recipe is None,
+        progress=run.progress,
+    )  # fmt: skip
     feeds = dict(run.subject.feeds) if run.samples is None else run.samples.held.first(BATCH)
     before, after = (open_session(m, threads=1).run(feeds) for m in (prepared.trained, result.model))
     change = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))

@@ -25,6 +25,7 @@ from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.planner import Planner, Progress
 from onnxprune.pipeline.plans import make_plan
 from onnxprune.plan import Edit, KeepChannels, Origin, PrunePlan
+from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import Partition
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ class TrainingRun:
     Attributes:
         subject: the model.
         settings: how.
-        samples: `fit` decides the sizes, `learn` teaches where there is no recipe, and `judge` judges what came of
-            that; None: there are none.
+        samples: `fit` decides the sizes, and teaches where there is no recipe; None: there are none.
         progress: called with (phase, done, total).
     """
 
@@ -164,7 +164,7 @@ def tuned(task: TrainingTask, plan: PrunePlan, done: int, words: str) -> Prepare
     settings, samples = task.settings, task.samples
     assert samples is not None  # what is cut first says that it needs them
 
-    def tune(cut: Graph, tell: Tell) -> Graph:
+    def tune(cut: Graph, judges: Calibration | None, tell: Tell) -> Graph:
         from onnxprune.train.distill import Distillation, distill
 
         beside = task.training.checkpoint and task.training.checkpoint.with_name(f"{task.training.checkpoint.name}.cut")
@@ -175,8 +175,8 @@ def tuned(task: TrainingTask, plan: PrunePlan, done: int, words: str) -> Prepare
             epochs=None, batch=settings.batch, augment=settings.augment, recipe=settings.recipe, seed=settings.seed,
         )  # fmt: skip
         return distill(
-            task.net, cut, task.net.channels.alive(plan.keep()), list(samples.learn.batches(settings.batch)),
-            settings=how, judges=None if samples.judge.shared else list(samples.judge.batches(settings.batch)),
+            task.net, cut, task.net.channels.alive(plan.keep()), list(samples.fit.batches(settings.batch)),
+            settings=how, judges=None if judges is None else list(judges.batches(settings.batch)),
             threads=settings.threads, progress=task.report(done),
             tell=lambda found: tell(replace(found, step=settings.method)),
         )  # fmt: skip

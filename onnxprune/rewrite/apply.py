@@ -39,33 +39,33 @@ class Mending:
         repair: what is done.
         batches: samples to fit on; none: random inputs must do.
         samples: all that may be fitted on, for a repair that takes its own batches; None: there are none.
-        judges: samples that nothing is fitted on, for a repair that trains; None: it has to set some apart.
         any_batch: whether the first axis of the inputs is a batch of any size.
         options: the repair's own, by name.
         threads: ORT threads, and tasks side by side.
         seed: for everything random.
         finish: what is done last, to the network with all its edits but those that only tidy up.
         report: phase -> whom to tell of its progress.
+        judges: samples that nothing is fitted on, for a repair that trains; None: it has to set some apart.
         tell: told what came of training.
     """
 
     repair: Repair = field(default_factory=lambda: REPAIRS[NONE])
     batches: Sequence[Mapping[str, np.ndarray]] = ()
     samples: Calibration | None = None
-    judges: Calibration | None = None
     any_batch: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     seed: int = 0
     finish: Callable[[Graph], Graph] | None = None
     report: Callable[[str], Progress | None] = lambda phase: None
+    judges: Calibration | None = None
     tell: Callable[[Trained], None] = lambda outcome: None
 
     def task(self, net: Analysed, pruned: Graph, alive: np.ndarray, phase: str) -> RepairTask:
         """What the repair is given in one of its phases."""
         return RepairTask(
-            net, pruned, alive, self.batches, self.samples, self.judges, self.any_batch, self.options, self.threads,
-            self.seed, self.report(phase), self.tell,
+            net, pruned, alive, self.batches, self.samples, self.any_batch, self.options, self.threads, self.seed,
+            self.report(phase), self.judges, self.tell,
         )  # fmt: skip
 
 

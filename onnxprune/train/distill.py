@@ -126,7 +126,7 @@ def distill(
     return lesson.student.cpu().learned()
 
 
-TOO_FEW = "there are too few samples to judge training by; give at least eight"
+TOO_FEW = "there are too few samples to judge training by; give at least sixteen"
 
 
 class Lesson:

@@ -100,7 +100,7 @@ def judge(
     teacher, compared = _original(net, device)
     judges = (
         Judge(teacher, Samples(held, None, teacher.takes or 1), compared.outputs, device) if recipe is None
-        else LabelJudge(Recipe(recipe, net.graph.inputs, hold=True), device)
+        else LabelJudge(Recipe(recipe, input_specs(net.model), hold=True), device)
     )  # fmt: skip
 
     def figures(model: onnx.ModelProto) -> np.ndarray:

@@ -233,3 +233,20 @@ def test_a_drop_is_measured_on_what_was_held_back():
     settings = api.Settings(criterion="l1", allocation="uniform", repair="none", round_to=1)
     result = api.reach(subject, api.Target("max_drop", 1), settings)
     assert result.macs_removed > 0.8 and "100 before, 100 after" in result.notes[0]
+
+
+@pytest.mark.parametrize(("count", "held", "trial"), [(64, 8, 8), (16, 2, 2), (8, 2, 0)])
+def test_what_judges_training_is_half_of_what_was_held_back(count, held, trial):
+    """Nothing is reported on it, and where a half would be one sample, there is none."""
+    x = np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1) * np.ones((3, 5, 5), np.float32)
+    parts = Partition.of(api.open_model(surgery.model_of(SMALL), calibration=x).calibration, 0)
+    apart = parts.on_trial(0)
+    seen = {
+        name: {int(v.flat[0]) for feeds in part.batches(1) for v in feeds["x"]}
+        for name, part in (("before", parts.held), ("held", apart.held), ("trial", apart.trial))
+        if part is not None
+    }
+    judges = seen.get("trial", set())
+    assert (len(seen["held"]), len(judges)) == (held, trial)
+    assert seen["held"] | judges == seen["before"] and not seen["held"] & judges
+    assert apart.fit is parts.fit

@@ -129,10 +129,10 @@ def test_the_pipeline_refits_and_then_distills(kept, monkeypatch):
     files = [results[repair].model.SerializeToString() for repair in ("distill", "refit")]
     assert (files[0] == files[1]) == (kept == "start")
     [told] = results["distill"].training
-    assert (told.step, told.kept, told.samples, told.steps) == ("distill", kept, 18, 6) and not results[
+    assert (told.step, told.kept, told.samples, told.steps) == ("distill", kept, 12, 9) and not results[
         "refit"
     ].training
-    words = "improved held-out KL" if kept == "trained" else "kept the start: 6 steps did not help"
+    words = "improved held-out KL" if kept == "trained" else "kept the start: 9 steps did not help"
     assert (
         words in results["distill"].summary()
         and words in json.loads(results["distill"].to_json())["training"][0]["words"]

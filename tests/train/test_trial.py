@@ -157,7 +157,7 @@ def test_too_few_samples_to_judge_by_are_said_so():
     one = [{"x": batches(1)[0]["x"][:1]}]
     out = distill(net, Graph(pruned), alive, one, settings=HOW, tell=told.append).export()
     assert out.SerializeToString() == Graph(pruned).export().SerializeToString()
-    assert told[0].in_words() == "kept the start: there are too few samples to judge training by; give at least eight"
+    assert told[0].in_words() == "kept the start: there are too few samples to judge training by; give at least sixteen"
 
 
 @pytest.mark.parametrize(("count", "size"), [(20, 8), (54, 8), (288, 32), (4000, 64)])
@@ -246,4 +246,4 @@ def test_what_was_kept_is_in_the_terminal_the_json_and_on_the_page(tmp_path, cap
     assert "Training (distill): " in (tmp_path / "r.html").read_text()
     assert main([*line, "--json"]) == 0
     [told] = json.loads(capsys.readouterr().out)["training"]
-    assert told["kept"] in ("start", "trained") and told["words"] and told["samples"] == 12
+    assert told["kept"] in ("start", "trained") and told["words"] and told["samples"] == 8

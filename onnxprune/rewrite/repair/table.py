@@ -34,7 +34,7 @@ class Repair:
         keeps_blocks: whether it looks at whole networks, so that blocks go only after it.
         merges_likest: whether it goes further from a network whose removed channels were merged into the likest kept
             ones, where the plan asks for that.
-        trains: whether it is judged by samples that nothing was fitted on, and may end where it began.
+        trains: whether it trains, which is judged by samples that nothing was fitted on and may end where it began.
         options: names of the settings that are its own.
     """
 

@@ -28,12 +28,12 @@ class RepairTask:
         alive: (unit_count + 1,) bool, what was kept.
         batches: samples to fit on; none: random inputs must do.
         samples: all that may be fitted on, for a repair that takes its own batches; None: there are none.
-        judges: samples that nothing was fitted on, for a repair that trains; None: it has to set some apart.
         any_batch: whether the first axis of the inputs is a batch of any size.
         options: the repair's own, by name.
         threads: ORT threads, and tasks side by side.
         seed: for everything random.
         progress: called with (layers done, layers).
+        judges: samples that nothing was fitted on, for a repair that trains; None: it has to set some apart.
         tell: told what came of training.
     """
 
@@ -42,12 +42,12 @@ class RepairTask:
     alive: np.ndarray
     batches: Sequence[Mapping[str, np.ndarray]] = ()
     samples: Calibration | None = None
-    judges: Calibration | None = None
     any_batch: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     seed: int = 0
     progress: Progress | None = None
+    judges: Calibration | None = None
     tell: Callable[[Trained], None] = lambda outcome: None
 
     def of(self, pruned: Graph) -> RepairTask:
