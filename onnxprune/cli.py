@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace, St
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; never raises."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    heard = _open_streams()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a name that the terminal cannot spell must not stop us
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not debug:
                 warnings.simplefilter("ignore")
             try:
+                if not heard:
+                    raise FileError("standard output is closed; send it to a file, or to /dev/null")
                 _dispatch(argv, status)
                 sys.stdout.flush()
             finally:
@@ -71,6 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, text = _explain(error, status.now)
         status.fail(text)
         return code
+
+
+def _open_streams() -> bool:
+    """Open the standard streams that are closed, on nothing: the next file would take the place of one, and what
+    libraries say would go into it. Returns whether standard output was open."""
+    heard = sys.stdout is not None
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False, encoding="utf-8")
+    sys.stderr = sys.stderr or open(2, "w", closefd=False, encoding="utf-8")
+    return heard
 
 
 def _dispatch(argv: list[str], status: Status) -> None:
