@@ -25,11 +25,12 @@ from onnxprune.runtime.supervisor import supervised
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; never raises. Without `argv` it is that of this process, and the work is
     done in another."""
+    heard = _open_streams()
     if argv is not None:
-        return _command(list(argv), Status(sys.stderr))
+        return _command(list(argv), Status(sys.stderr), heard=heard)
     argv = sys.argv[1:]
-    if not argv or not _LIGHT.isdisjoint(argv):
-        return _command(argv, Status(sys.stderr))
+    if not argv or not heard or not _LIGHT.isdisjoint(argv):
+        return _command(argv, Status(sys.stderr), heard=heard)
     return supervised(lambda note: _command(argv, Status(sys.stderr, note.write), alone=True), _ended)
 
 
@@ -37,8 +38,8 @@ _LIGHT = frozenset(("-h", "--help", "--version", "help", "report"))
 """What runs no model."""
 
 
-def _command(argv: list[str], status: Status, *, alone: bool = False) -> int:
-    """The exit code; `alone`: the process ends with the command."""
+def _command(argv: list[str], status: Status, *, alone: bool = False, heard: bool = True) -> int:
+    """The exit code; `alone`: the process ends with the command; `heard`: standard output is open."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a name that the terminal cannot spell must not stop us
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -48,6 +49,8 @@ def _command(argv: list[str], status: Status, *, alone: bool = False) -> int:
             if not debug:
                 warnings.simplefilter("ignore")
             try:
+                if not heard:
+                    raise FileError("standard output is closed; send it to a file, or to /dev/null")
                 _dispatch(argv, status)
                 sys.stdout.flush()
             finally:
@@ -95,6 +98,20 @@ onnxprune makes a CNN in the ONNX format smaller and faster. Type
   onnxprune --help                        every command and option
 
 """
+
+
+def _open_streams() -> bool:
+    """Open the standard streams that are closed, on nothing: the next file would take the place of one, and what
+    libraries say would go into it. Returns whether standard output was open."""
+    heard = sys.stdout is not None
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False, encoding="utf-8")
+    sys.stderr = sys.stderr or open(2, "w", closefd=False, encoding="utf-8")
+    return heard
 
 
 def _dispatch(argv: list[str], status: Status) -> None:

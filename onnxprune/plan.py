@@ -305,7 +305,7 @@ class PrunePlan:
             UsageError: not a plan, or one of a newer schema.
         """
         try:
-            content = json.loads(text)
+            content = read_json(text)
             if content.get("kind") != "onnxprune plan":
                 raise UsageError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
             if content["schema"] > SCHEMA:
@@ -313,10 +313,25 @@ class PrunePlan:
             edits = tuple(map(_edit, content["edits"]))
             settings = dict(content.get("settings", {}))
             return cls(str(content["model_digest"]), edits, Origin.from_dict(settings), **_carried(content, settings))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, UsageError):
                 raise
             raise UsageError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error
+
+
+def read_json(text: str) -> Any:
+    """What JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, or holds a number that is not finite, which JSON does not have.
+    """
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is no number")
+        return value
+
+    return json.loads(text, parse_float=finite, parse_constant=finite)
 
 
 CARRIED = {"lossless": False, "by_likeness": False, "prune_statistics": False, "seed": 0, "batch": 1,

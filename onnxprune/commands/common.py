@@ -102,13 +102,12 @@ def say_doubts(args: argparse.Namespace, subject: Subject, status: Status) -> No
 
 def read_text(path: str | Path, otherwise: str) -> str:
     """A text file that the user names; `otherwise`: what it is if it is not text, and the remedy."""
+    from onnxprune.files import text
+
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return text.read_text(path)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: {otherwise}") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FileError(f"{path}: cannot be read: {reason}; check the path") from error
+        raise UsageError(one_line(f"{path}: {otherwise}")) from error
 
 
 def print_out(text: str) -> None:

@@ -19,8 +19,9 @@ from onnxprune.graph.model import Graph
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.verdict import basis
 from onnxprune.runtime import ports, sessions
-from onnxprune.samples.calibration import open_calibration
-from onnxprune.samples.messages import as_error
+from onnxprune.samples.arrays import member
+from onnxprune.samples.calibration import GIB, open_calibration
+from onnxprune.samples.messages import as_error, shown
 from onnxprune.samples.user_code import importable, load_function
 
 Metric = Callable[[onnx.ModelProto], float]
@@ -65,16 +66,12 @@ def open_metric(spec: str, specs: Sequence[ports.InputSpec], *, threads: int | N
 
 
 def _top1(path: str, specs: Sequence[ports.InputSpec], threads: int | None) -> Metric:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            name = next((n for n in LABELS if n in content.files and n not in {s.name for s in specs}), None)
-            labels = None if name is None else np.asarray(content[name]).ravel()
-            arrays = {k: content[k] for k in content.files if k != name}
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path}: cannot be read as .npz: {error}") from error
+    if not Path(path).is_file():
+        raise CalibrationError(f"{shown(path)}: not found, or no file; give an .npz file with labels")
+    labels = member(Path(path), [n for n in LABELS if n not in {s.name for s in specs}], 2 * GIB)
     if labels is None or labels.dtype.kind not in "iu":
         raise CalibrationError(f"{path}: no whole numbers under {' or '.join(LABELS)}; --eval needs the classes there")
-    data = open_calibration(arrays, specs)
+    labels, data = labels.ravel(), open_calibration(path, specs)
     if len(data) != len(labels):
         raise CalibrationError(f"{path}: {len(data)} samples but {len(labels)} labels")
 

@@ -26,6 +26,7 @@ from onnxprune.decide.limits import Limits
 from onnxprune.decide.study import trial_samples, trials_of
 from onnxprune.decide.trials import SHARES, Trials
 from onnxprune.errors import FileError, UnsupportedError, UsageError, unknown
+from onnxprune.files.text import read_text
 from onnxprune.files.write import atomic_write_text, ensure_writable
 from onnxprune.graph.work import work
 from onnxprune.measure.cost import CostModel, count_macs
@@ -302,9 +303,7 @@ class _Store:
         """
         other = f"{path}: exists already; choose another -o, or --force (force=True) to start it anew"
         try:
-            found = Sensitivity.from_json(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read: {error.strerror}; choose another -o") from error
+            found = Sensitivity.from_json(read_text(path))
         except ValueError as error:
             raise FileError(f"{other}; it holds no sensitivities") from error
         for what in ("model_digest", "samples_digest", "settings"):

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.plan import read_json
 from onnxprune.report.terminal import plain
 
 KIND = "onnxprune sensitivity"
@@ -117,12 +118,12 @@ class Sensitivity:
             ValueError: it is not what `to_json` writes.
         """
         try:
-            data = json.loads(text)
+            data = read_json(text)
             if data["kind"] != KIND or data["schema"] != 1:
                 raise ValueError("another kind of file")
             rows = tuple(_row(r) for r in data["rows"])
             return cls(data["model_digest"], data["samples_digest"], data["settings"], rows, bool(data["complete"]))
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"not a table of sensitivities: {error}") from error
 
 
@@ -131,7 +132,10 @@ def _row(data: Mapping[str, Any]) -> Row:
         Point(int(p["kept"]), None if p["damage"] is None else float(p["damage"]), float(p["macs_removed"]))
         for p in data["points"]
     ]
-    return Row(str(data["kind"]), str(data["name"]), int(data["width"]), tuple(points))
+    row = Row(str(data["kind"]), str(data["name"]), int(data["width"]), tuple(points))
+    if row.width < 1 or not all(0 <= p.kept < row.width for p in points):
+        raise ValueError(f"{row.name!r} is {row.width} wide and cut to {[p.kept for p in points]}")
+    return row
 
 
 def render(found: Sensitivity, *, most: int | None = None, little: float = LITTLE) -> RenderableType:

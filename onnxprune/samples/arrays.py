@@ -12,7 +12,8 @@ import math
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnxprune.errors import CalibrationError
-from onnxprune.samples.layout import Entry, Lazy, held
+from onnxprune.samples.layout import Entry, Layout, Lazy, held
 from onnxprune.samples.messages import line, no_room, saying, shape_text, shown
 from onnxprune.samples.reading import Reading
 
@@ -45,6 +46,19 @@ def npz(reading: Reading, path: Path) -> Entry:
         return reading.layout.entry(name, {key: _member(reading, path, archive, key, chosen[key]) for key in chosen})
 
 
+def member(path: Path, names: Sequence[str], max_bytes: int) -> np.ndarray | None:
+    """What an archive holds under the first of the names that it has; None where it has none of them.
+
+    Raises:
+        CalibrationError: it is no archive, or that member is damaged, pickled, or larger than `max_bytes`.
+    """
+    reading = Reading(Layout(()), None, None, max_bytes)
+    with saying(shown(path)), zipfile.ZipFile(path) as archive:
+        held = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        name = next((n for n in names if n in held), None)
+        return None if name is None else _member(reading, path, archive, name, held[name]).load()
+
+
 def _member(reading: Reading, path: Path, archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> Lazy:
     where = f"{shown(path)}: input {key!r}"
     stored = info.compress_type == zipfile.ZIP_STORED
@@ -62,7 +76,9 @@ def _member(reading: Reading, path: Path, archive: zipfile.ZipFile, key: str, in
         start = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30])) + header.start
         if start + header.bytes > path.stat().st_size:
             raise CalibrationError(f"{where}: the archive is cut short; copy it again")
-        return Lazy(header.shape, header.dtype, partial(header.map, path, start))
+        whole = reading.limit is None or not header.shape or header.shape[0] <= reading.limit
+        check = partial(_check_sum, where, path, info, start - header.start) if whole else lambda: None
+        return Lazy(header.shape, header.dtype, cache(partial(_mapped, header, path, start, check)))
     shape = header.shape
     if (
         reading.limit is not None
@@ -72,6 +88,22 @@ def _member(reading: Reading, path: Path, archive: zipfile.ZipFile, key: str, in
     ):
         shape = (min(shape[0], reading.limit), *shape[1:])  # unpack no rows beyond the limit
     return Lazy(shape, header.dtype, cache(partial(_unpack, where, path, info, header, shape)))
+
+
+def _mapped(header: _Header, path: Path, start: int, check: Callable[[], None]) -> np.ndarray:
+    check()
+    return header.map(path, start)
+
+
+def _check_sum(where: str, path: Path, info: zipfile.ZipInfo, start: int) -> None:
+    """Hold the bytes of a stored member, which is mapped, against its checksum."""
+    found, left = 0, info.file_size
+    with saying(where), path.open("rb") as file:
+        file.seek(start)
+        while left and (piece := file.read(min(left, 1 << 24))):
+            found, left = zlib.crc32(piece, found), left - len(piece)
+    if left or found != info.CRC:
+        raise CalibrationError(f"{where}: its checksum is not that of the archive; copy it again")
 
 
 def npy(reading: Reading, path: Path) -> Entry:
