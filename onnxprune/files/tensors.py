@@ -67,7 +67,7 @@ def _check_sparse(walk: Walk, label: str) -> None:
     room = max(UNPACKED, MOST_SPARSE * sum(sparse.stored(t) for _, t in walk.sparse))
     for name, tensor in walk.sparse:
         dims, kind = list(tensor.dims), tensor.values.data_type
-        if any(d < 0 or d > MAX_DIM for d in dims) or kind not in BITS:
+        if len(dims) > MAX_RANK or any(d < 0 or d > MAX_DIM for d in dims) or kind not in BITS:
             refuse(label, f"sparse tensor {name!r} has shape {dims} and data type {kind}; export it dense")
         room -= math.prod(dims) * BITS[kind] // 8
         if room < 0:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, one_line
 from onnxprune.graph import evaluate, operators
 from onnxprune.graph.bodies import SelfCounting, counted_inside, summed
 from onnxprune.graph.model import Graph
@@ -25,7 +25,7 @@ from onnxprune.graph.sizes_only import sizes_only
 from onnxprune.graph.work import NOTHING, Ran
 from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured, node_key
 from onnxprune.runtime import sessions
-from onnxprune.runtime.ports import Feeds
+from onnxprune.runtime.ports import MAX_RANK, Feeds
 from onnxprune.runtime.weights import ModelAndWeights, add_external_weights
 
 Shape = tuple[int, ...]
@@ -264,4 +264,7 @@ def _tap(
         model.graph.output.append(helper.make_tensor_value_info(tap, onnx.TensorProto.INT64, [None]))
     session = sessions.open_session(model, optimise=False, weights=net.weights, feed=True, name=title)
     values = session.run(feeds, taps)
+    deep = next((name for name, value in zip(names, values, strict=True) if len(value) > MAX_RANK), None)
+    if deep is not None:
+        raise ModelError(one_line(f"{title}: tensor {deep!r} has more than {MAX_RANK} axes; export the model again"))
     return {name: tuple(int(d) for d in value) for name, value in zip(names, values, strict=True)}

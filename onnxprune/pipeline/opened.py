@@ -14,12 +14,12 @@ import numpy as np
 import onnx
 
 from onnxprune.channels import Analysed, Channels, find_channels
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import ModelError, UsageError, one_line
 from onnxprune.files.read import check_model, read_model
 from onnxprune.graph import sparse
 from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.model import Graph, digest
-from onnxprune.graph.rehearsal import Rehearsal, unless_refused
+from onnxprune.graph.rehearsal import REMEDY, Rehearsal, unless_refused
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed
 from onnxprune.graph.work import uncounted
@@ -194,6 +194,8 @@ def open_model(
         data = data.in_batches_of(batch)
         feeds = feeds if input_shapes else data.first(1)
     graph, observed, notes = followed(graph, observed, specs, feeds, first)
+    if not trusted:
+        _check_axes(graph, observed, feeds, first.label)
     with first.running(graph.model, feeds):
         channels = find_channels(graph, observed, prune_statistics=prune_statistics)
     asked = {
@@ -203,6 +205,22 @@ def open_model(
     return Subject(
         graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked
     )
+
+
+LONG_AXIS, AXES = 1 << 20, 1 << 27
+"""An axis may be as long whatever is fed; all together may have so many places: each is looked at."""
+
+
+def _check_axes(graph: Graph, observed: Observed, feeds: Mapping[str, np.ndarray], label: str) -> None:
+    """ModelError where activations have axes blown up far beyond what is fed."""
+    most, places = max(LONG_AXIS, 64 * sum(v.size for v in feeds.values())), 0
+    for name, shape in observed.shapes.items():
+        if name in graph.initializers or graph.constant(name) is not None:  # stored, however long
+            continue
+        places += sum(shape)
+        if max(shape, default=0) > most or places > AXES:
+            what = f"tensor {name!r} has shape {list(shape)}, too long to be analysed"
+            raise ModelError(one_line(f"{label}: {what}; {REMEDY}"))
 
 
 BATCHES = (2, 4, 8, 16, 32, 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 
 import numpy as np
@@ -86,6 +87,40 @@ LAUGHS = functions(
     *(f"c = local.{f} (a)  b = local.{f} (c)" for f in "ABCDEFGHIJKLMNOPQRSTUVWXY"),
     call="Z",
 )
+DOUBLES = functions(
+    "b = Relu (a)",
+    *(f"c = local.{f} (a)  b = local.{f} (c)" for f in "ABCDEFGHIJKLMNOP"),
+    call="Q",
+)
+
+
+def branching(depth: int) -> ModelProto:
+    """An If inside of both branches of another, and so on."""
+
+    def branch(depth: int, path: str) -> onnx.GraphProto:
+        ends = [helper.make_tensor_value_info(f"n{path}", TensorProto.FLOAT, [2])]
+        return helper.make_graph([inside(depth, path)], "branch", [], ends)
+
+    def inside(depth: int, path: str) -> onnx.NodeProto:
+        if not depth:
+            return helper.make_node("Neg", ["x"], [f"n{path}"])
+        then, other = (branch(depth - 1, path + way) for way in "te")
+        return helper.make_node("If", ["c"], [f"n{path}"], then_branch=then, else_branch=other)
+
+    ends = [helper.make_tensor_value_info(n, t, s) for n, t, s in (("x", 1, [2]), ("c", 9, []), ("n", 1, [2]))]
+    graph = helper.make_graph([inside(depth, "")], "net", ends[:2], ends[2:])
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def ring(length: int, behind: int = 0) -> ModelProto:
+    """Nodes that wait for one another in a circle, and some that wait for these."""
+    nodes = [helper.make_node("Relu", [f"c{(k + 1) % length}"], [f"c{k}"]) for k in range(length)]
+    nodes += [helper.make_node("Relu", [f"c{k - 1}"], [f"c{k}"]) for k in range(length, length + behind)]
+    port = helper.make_tensor_value_info("c0", TensorProto.FLOAT, [1])
+    graph = helper.make_graph(nodes, "ring", [], [port])
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
 FILL = """<ir_version: 8, opset_import: ["": 17]>
 net (float[1] x) => (float[M] y) <int64[1] shape = {%s}> {
     z = ConstantOfShape (shape)
@@ -236,6 +271,9 @@ BAD = [
     ("fill bomb", parser.parse_model(FILL % 2**40), "would make a tensor of 4,398,046,511,104 bytes"),
     ("computed fill bomb", parser.parse_model(COMPUTED_FILL), "of memory"),
     ("range bomb", parser.parse_model(RANGE), "would make a tensor"),
+    ("function doubling", DOUBLES, "its functions grow 34 nodes to 65,536; simplify"),
+    ("branch doubling", branching(11), "more than 1,000 subgraphs"),
+    ("rank", changed(dims(*[1] * 40)), "'w' has 40 axes"),
 ]
 
 
@@ -400,6 +438,44 @@ def test_a_child_that_crashes_is_reported(monkeypatch):
     monkeypatch.setitem(sandbox._JOBS, "check", (lambda *_: os.abort(), "checking its subgraphs"))
     with pytest.raises(ModelError, match="checking its subgraphs crashed"):
         check_model(parser.parse_model(IF))
+
+
+@pytest.mark.parametrize(("length", "behind"), [(60_000, 0), (2, 60_000), (30_000, 30_000)])
+def test_a_long_cycle_in_no_time(length, behind):
+    model, begin = ring(length, behind), time.process_time()
+    with pytest.raises(ModelError, match=r"cycle through node 'c0' \(Relu\), node 'c1' \(Relu\)"):
+        check_model(model)
+    assert time.process_time() - begin < 8  # a second on a quiet machine
+
+
+def test_many_branches_in_no_time():
+    model, begin = branching(13), time.process_time()
+    with pytest.raises(ModelError, match="subgraphs"):
+        check_model(model)
+    assert time.process_time() - begin < 3
+
+
+def test_functions_may_grow_to_something():
+    model = functions("b = Relu (a)", *(f"c = local.{f} (a)  b = local.{f} (c)" for f in "ABCDEFGH"), call="I")
+    assert len(check_model(model).graph.node) == 256
+
+
+@pytest.mark.skipif(not hasattr(os, "ftruncate"), reason="needs files with holes")
+def test_a_file_of_holes_is_not_read(tmp_path):
+    """It takes nothing on the disk, and would take all memory."""
+    with open(tmp_path / "w.data", "wb") as file:
+        file.truncate(1 << 36)
+    if os.stat(tmp_path / "w.data").st_blocks * 512 > 1 << 30:
+        pytest.skip("this file system has no holes")
+    big = changed(external("w.data", offset=0, length=4 * 2**32), dims(2**16, 2**16, 1, 1))
+    (tmp_path / "m.onnx").write_bytes(big.SerializeToString())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match=r"external file 'w.data' is nearly empty"):
+        read_model(tmp_path / "m.onnx")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    small = changed(external("w.data", offset=0, length=48))
+    (tmp_path / "s.onnx").write_bytes(small.SerializeToString())
+    assert not numpy_helper.to_array(read_model(tmp_path / "s.onnx").graph.initializer[0]).any()
 
 
 @pytest.mark.slow

@@ -104,9 +104,9 @@ def test_the_model_is_run_once_and_its_weights_stay_outside(monkeypatch):
     tap = shapes._tap
     monkeypatch.setattr(shapes, "sizes_only", lambda *_: None)
 
-    def noted(net, tensors, feeds, wanted):
+    def noted(net, tensors, feeds, title, wanted):
         taps.extend([(net.model.ByteSize(), set(net.weights))] if wanted else [])
-        return tap(net, tensors, feeds, wanted)
+        return tap(net, tensors, feeds, title, wanted)
 
     monkeypatch.setattr(shapes, "_tap", noted)
     seen(CONV, x=x(1, 4, 5, 5))

@@ -179,3 +179,33 @@ def test_the_hint_fits_the_inputs(name):
     with pytest.raises(ModelError) as error:
         api.open_model(surgery.model_of(text))
     assert str(error.value).endswith(f"say what sizes it takes: {hint}")
+
+
+TOO_LARGE = [
+    ("one input", "(float[1,3,60000,60000] x) => (float[] y) { y = Relu(x) }", "its inputs take 43,200,000,000 bytes"),
+    ("a batch", "(float[2147483647,3,8,8] x) => (float[] y) { y = Relu(x) }", "its inputs take"),
+    ("all inputs", f"({', '.join(f'float[1,3,2000,2000] x{k}' for k in range(9))}) => (float[] y) {{ y = Sum(x0, x8) }}",
+     "its inputs take 432,000,000 bytes, most of them 'x0'"),
+    ("strings", "(string[100000000] x, float[2] z) => (float[] y) { y = Relu(z) }", "its inputs take"),
+    ("many axes", f"(float[{','.join('1' * 40)}] x) => (float[] y) {{ y = Relu(x) }}", "input 'x' has 40 axes"),
+    ("axes that are made", f"(float[2] x) => (float[] y) <int64[40] a = {{{','.join(map(str, range(40)))}}}> "
+     "{ y = Unsqueeze(x, a) }", "tensor 'y' has more than 32 axes"),
+    ("a long axis", "(float[1,8] x) => (float[] y) <int64[2] a = {1, 1000000}> { t = Tile(x, a) y = Relu(t) }",
+     "tensor 't' has shape [1, 8000000], too long"),
+    ("many long axes", "(float[1,64] x) => (float[] y) <int64[2] a = {1, 16000}> { t = Tile(x, a) r0 = Relu(t)"
+     + " ".join(f"r{k + 1} = Relu(r{k})" for k in range(150)) + " y = Relu(r150) }", "too long to be analysed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "says"), [r[1:] for r in TOO_LARGE], ids=[r[0] for r in TOO_LARGE])
+def test_what_is_too_large_to_look_at_is_refused_at_once(text, says):
+    with pytest.raises(ModelError, match=r"^model: ") as caught:
+        api.open_model(surgery.model_of(text))
+    assert says in str(caught.value)
+
+
+def test_what_is_trusted_may_be_large():
+    text = "(float[1,8] x) => (float[] y) <int64[2] a = {1, 150000}> { t = Tile(x, a) y = Relu(t) }"
+    with pytest.raises(ModelError, match="too long"):
+        api.open_model(surgery.model_of(text))
+    assert api.open_model(surgery.model_of(text), trusted=True).channels.shapes["t"] == (1, 1_200_000)
