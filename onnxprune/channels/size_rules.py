@@ -194,6 +194,18 @@ def _attention(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> N
     return [("scale", float((shape[-1] / (attr(node, "q_num_heads", 1) if len(shape) == 3 else 1)) ** -0.5))]
 
 
+@size_rule("Attention", "MultiHeadAttention", domain="com.microsoft")
+def _heads(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
+    """The heads that stay, and the sizes of q, k and v where they are spelled out."""
+    if not cut.changed(node.output[0]):
+        return []
+    line = cut.alive[cut.lines[node.output[0]][1]]
+    heads = attr(node, "num_heads")
+    left = int(line.reshape(heads, -1)[:, 0].sum())
+    sizes = attr(node, "qkv_hidden_sizes")
+    return [("num_heads", left), *([("qkv_hidden_sizes", [s // heads * left for s in sizes])] if sizes else [])]
+
+
 @size_rule("Tile")
 def _tile(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
     """What has size 1 is repeated as often as there are channels left."""

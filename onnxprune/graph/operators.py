@@ -235,6 +235,9 @@ op("QLinearMatMul", matrix(3, floats=False), QUANTIZED, "takes_constants", chann
 op("QGemm", matrix(3, bias=6, turned="transB", floats=False), QUANTIZED, channels=1, zero_points={0: 2, 3: 5},
    domain=MICROSOFT)
 op("Attention", macs=macs.attention)
+op("Attention", "sums", macs=macs.projecting(past=4), learned=(1, 2), domain=MICROSOFT,
+   unfit="it mixes what its weight makes")
+op("MultiHeadAttention", macs=macs.multi_head, domain=MICROSOFT)
 op("CDist", macs=macs.contracted, domain=MICROSOFT)
 op("RotaryEmbedding")
 op("RotaryEmbedding", domain=MICROSOFT)
@@ -256,9 +259,7 @@ op("MatMulBnb4", macs=macs.contracted, domain=MICROSOFT)
 op("MatMulFpQ4", macs=macs.contracted, domain=MICROSOFT)
 op("QOrderedMatMul", macs=macs.contracted, domain=MICROSOFT)
 op("DynamicQuantizeLSTM", macs=macs.stepwise(lengths=4), domain=MICROSOFT)
-op("Attention", macs=macs.projecting(past=4), domain=MICROSOFT)
 op("QAttention", macs=macs.projecting(past=8), domain=MICROSOFT)
-op("MultiHeadAttention", macs=macs.multi_head, domain=MICROSOFT)
 op("GroupQueryAttention", macs=macs.grouped_query, domain=MICROSOFT)
 op("DecoderMaskedMultiHeadAttention", macs=macs.one_step, domain=MICROSOFT)
 

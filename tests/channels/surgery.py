@@ -234,6 +234,8 @@ def assert_explained(graph: Graph, channels: Channels) -> None:
             value = graph.constant(node.input[i])
             if value is None or value.ndim < (-axis if axis < 0 else axis + 1) or value.shape[axis] == 1:
                 continue
+            if node.op_type == "Einsum" and value.ndim == 1:
+                continue  # factors: like a bias, they neither make nor read
             axis %= value.ndim
             units = channels.params.get((key, i), {}).get(axis, np.full(value.shape[axis], -1))
             free = int((units >= 0).sum())

@@ -169,6 +169,15 @@ row("SkipSimplifiedLayerNormalization", f"""{SEQ} <float[12,8] w, float[8] g, fl
     {{ h = MatMul(x, w) n = com.microsoft.SkipSimplifiedLayerNormalization(h, h, g) m = MatMul(n, u) y = MatMul(m, v) }}""", [7],
     "SkipSimplifiedLayerNormalization mixes")
 
+row("Attention of ORT, whole heads", f"""{SEQ} <float[12,16] u, float[16,48] w, float[48] b, float[16,5] v>
+    {{ h = MatMul(x, u) a = com.microsoft.Attention<num_heads=4>(h, w, b) y = MatMul(a, v) }}""", [4, 16])
+row("Attention of ORT, values of another width, biased scores", f"""{SEQ} <float[12,40] w, float[40] b, float[1,4,6,6] s, float[8,5] v>
+    {{ a = com.microsoft.Attention<num_heads=4, qkv_hidden_sizes=[16,16,8]>(x, w, b, , , s) y = MatMul(a, v) }}""", [4])
+row("MultiHeadAttention of ORT", f"""{SEQ} <float[12,16] wq, float[12,16] wk, float[12,8] wv, float[40] b, float[8,5] v>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) t = MatMul(x, wv) a = com.microsoft.MultiHeadAttention<num_heads=4>(q, k, t, b) y = MatMul(a, v) }}""", [4])
+row("MultiHeadAttention of ORT that hands on its keys", f"""{SEQ} <float[12,8] w, float[8,5] v>
+    {{ q = MatMul(x, w) a, k, t = com.microsoft.MultiHeadAttention<num_heads=4>(q, q, q) y = MatMul(a, v) }}""", [], "outputs of its own")
+
 # -- indices and warps ------------------------------------------------------------------------------------------------
 
 net("TopK over positions", "int64[1] k = {3}", "z, i = TopK<axis=3>(h, k)", [8])
