@@ -89,6 +89,8 @@ def _follow(
     asked: dict[str, set[Use]] = {}  # node within the computation of sizes -> the operands for which it is mended
     for (key, i), value in wanted.items():
         node = graph.nodes[key]
+        if value is not None and _ends_alike(graph, cut, (key, i), value, after.get(node.input[i])):
+            continue
         pieces = None if value is None else _pieces(graph, cut, (key, i), value, after, static)
         for m in pieces or ():
             if m.use != (key, i):
@@ -126,6 +128,19 @@ def _follow(
         if name in cut.before and not _equal(cut.before[name], after.get(name)):
             conflicts.append(Conflict(graph.producer[name], _roots(graph, name, cut.before, cut), why))
     return mends, conflicts
+
+
+def _ends_alike(graph: Graph, cut: CutSizes, use: Use, value: np.ndarray, now: np.ndarray | None) -> bool:
+    """Whether a Slice ends where it should although its ends are others: beyond the last element, all are alike."""
+    node = graph.nodes[use[0]]
+    if not operators.of(node).cuts_out or use[1] != 2 or now is None or now.shape != value.shape:
+        return False
+    given = node.input[3] if len(node.input) > 3 else ""
+    axes = cut.before.get(given, graph.constant(given)) if given else np.arange(len(value))
+    if axes is None:
+        return False
+    sizes = np.array(cut.shapes[node.input[0]])[axes]
+    return bool(np.array_equal(np.minimum(value, sizes), np.minimum(now, sizes)))
 
 
 def _makers(graph: Graph, cut: CutSizes, name: str) -> set[str]:

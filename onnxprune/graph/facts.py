@@ -47,6 +47,7 @@ class Operator:
     keeps_size: bool = False  # the first output has the size of the first operand
     aligned: bool = False  # operands and output line up at their last axes
     layout: bool = False  # moves values about, computes none
+    cuts_out: bool = False  # takes what lies between the starts (operand 1) and the ends (operand 2) along some axes
     joins: bool = False  # sets its operands side by side
     hands_on: bool = False  # hands on its operand as it is
     arithmetic: str = ""  # + - * / of two operands

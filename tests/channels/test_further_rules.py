@@ -230,6 +230,10 @@ row("ScatterElements by a constant", """(float[2,6,12] x) => (float[] y) <float[
     { h = MatMul(x, w) k = MatMul(x, u) p = Slice(k, zero, three, one) d = ScatterElements<axis=1, reduction="add">(h, i, p) y = MatMul(d, v) }""".replace("{I}", numbers("int64[2,3,8] i", 6)), [8])
 row("ScatterElements into a constant", """(float[1,6,12] x) => (float[] y) <float[12,8] w, float[1,9,8] base, float[8,5] v, {I}>
     { h = MatMul(x, w) d = ScatterElements<axis=1, reduction="add">(base, i, h) y = MatMul(d, v) }""".replace("{I}", numbers("int64[1,6,8] i", 9)), [8])
+row("ScatterElements as torch writes it, of a part as large as the indices", """(float[P,9] x, int64[P] i) => (float[] y)
+    <float[9,8] w, float[4,8] base, float[5,8,1,1] v, int64[1] one = {1}, int64[2] e = {1, 8}, int64[2] zeros = {0, 0}, int64[4] s = {1, 8, 2, 2}>
+    { h = MatMul(x, w) u = Unsqueeze(i, one) j = Expand(u, e) n = Shape(j) p = Slice(h, zeros, n)
+      d = ScatterElements<axis=0, reduction="add">(base, j, p) t = Transpose(d) m = Reshape(t, s) y = Conv(m, v) }""", [8])
 row("ScatterElements into a part", """(float[1,6,12] x) => (float[] y) <float[12,8] w, float[1,6,3] u, float[8,5] v, {I}>
     { h = MatMul(x, w) d = ScatterElements<axis=1, reduction="add">(h, i, u) y = MatMul(d, v) }""".replace("{I}", numbers("int64[1,6,3] i", 6)), [], "into a part")
 row("Scatter, opset 10", """(float[1,6,12] x) => (float[] y) <float[12,8] w, float[1,2,8] u, float[8,5] v, {I}>

@@ -16,10 +16,11 @@ import numpy as np
 from onnxprune.channels.rules.elementwise import meet
 from onnxprune.channels.rules.registry import Value, Walk, pin_all, rule
 from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param
+from onnxprune.graph.equations import Equation
 from onnxprune.graph.operators import MICROSOFT
 
 DOTS = "0123456789"
-"""The letters of what `...` stands for."""
+"""The letters of what dots stand for."""
 
 
 @dataclass
@@ -60,22 +61,18 @@ class Operand:
         return ids[tuple(slice(None) if c in kept else None for c in letters)]
 
 
-def spelled(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """(letters of every operand, of the output): `...` spelled out, from the right; an output that is not stated is
-    what comes once, in the order of the alphabet."""
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    hidden = [rank - len(t) + 3 if "..." in t else 0 for t, rank in zip(terms, ranks, strict=True)]
-    if not arrow:
-        right = "..." + "".join(c for c in sorted(set(left) - {",", "."}) if left.count(c) == 1)
+def spelled(equation: Equation, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """(letters of every operand, of the output), dots spelled out, from the right."""
+    hidden = [rank - len(t) + 1 if "." in t else 0 for t, rank in zip(equation.terms, ranks, strict=True)]
     dots = DOTS[: max(hidden)]
-    made = [t.replace("...", dots[len(dots) - n :]) for t, n in zip(terms, hidden, strict=True)]
-    return made, right.replace("...", dots)
+    made = [t.replace(".", dots[len(dots) - n :]) for t, n in zip(equation.terms, hidden, strict=True)]
+    return made, equation.out.replace(".", dots)
 
 
 @rule("Einsum")
 def einsum(walk: Walk, *values: Value) -> Ids:
-    return contract(walk, *spelled(walk.attr("equation"), [len(walk.dims(i)) for i in range(len(values))]), values)
+    equation = Equation.of(walk.node)
+    return contract(walk, *spelled(equation, [len(walk.dims(i)) for i in range(len(values))]), values)
 
 
 @rule("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
@@ -90,10 +87,10 @@ def fused_matmul(walk: Walk, x: Value, y: Value) -> Ids:
 def matrices(walk: Walk, x: Value, y: Value, turn_x: bool = False, turn_y: bool = False) -> Ids:
     """A product of two stacks of matrices, or of vectors, by letters."""
     ranks = len(walk.dims(0)), len(walk.dims(1))
-    left = "k" if ranks[0] == 1 else "...ki" if turn_x else "...ik"
-    right = "k" if ranks[1] == 1 else "...jk" if turn_y else "...kj"
-    made = "..." + "i" * (ranks[0] > 1) + "j" * (ranks[1] > 1)
-    return contract(walk, *spelled(f"{left},{right}->{made}", ranks), (x, y))
+    left = "k" if ranks[0] == 1 else ".ki" if turn_x else ".ik"
+    right = "k" if ranks[1] == 1 else ".jk" if turn_y else ".kj"
+    made = "." + "i" * (ranks[0] > 1) + "j" * (ranks[1] > 1)
+    return contract(walk, *spelled(Equation((left, right), made), ranks), (x, y))
 
 
 def contract(walk: Walk, terms: Sequence[str], right: str, values: Sequence[Value]) -> Ids:

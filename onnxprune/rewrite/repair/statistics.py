@@ -97,7 +97,8 @@ def _places(graph: Graph, cut: CutSizes) -> list[Affine]:
         if is_add(graph, key) and node.output[0] in shapes and node.input[0] in graph.producer:
             shapes.setdefault(node.input[0], shapes[node.output[0]])
     found = [affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)]
-    return [p for p in found if p is not None]
+    # a layer along positions has its channels on another axis, and fewer of them than in the original
+    return [p for p in found if p is not None and cut.lines.get(p.tensor, (p.axis,))[0] == p.axis]
 
 
 def correct_statistics(graph: Graph, cut: CutSizes, place: Affine, before: MeanAndDeviation, after: Runner) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import onnxprune
 from onnxprune.channels import find_channels
 from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
@@ -248,6 +249,21 @@ def test_the_ridge_is_weak_when_rows_abound_and_chosen_when_they_do_not():
     assert ridge_for([x], [t], w[None]) == 1e-4
     assert ridge_for([x[:24]], [t[:24]], w[None]) > 0.1  # the anchor is the truth
     assert ridge_for([x[:120]], [t[:120]], np.zeros((1, 21, 3))) < 0.1
+
+
+@pytest.mark.parametrize("product", ["MatMul(f, u)", 'Einsum<equation="bcn,nk->bck">(f, u)'], ids=["MatMul", "Einsum"])
+@pytest.mark.parametrize("repair", ["refit", "statistics", "merge"])
+def test_a_layer_along_positions_is_left_alone(product, repair):
+    """It keeps all of its own channels; those that it loses lie on another axis."""
+    text = f"""(float[N,3,4,4] x) => (float[] y) <float[8,3,3,3] w, float[16,6] u, float[6] b, float[6,16] t, float[4,8,1,1] v,
+        int64[3] s = {{0, 8, 16}}, int64[4] q = {{0, 8, 4, 4}}>
+        {{ h = Conv<pads=[1,1,1,1]>(x, w) f = Reshape(h, s) g = {product} a = Add(g, b) r = Relu(a) k = MatMul(r, t)
+           z = Reshape(k, q) y = Conv(z, v) }}"""
+    samples = np.random.default_rng(0).standard_normal((16, 3, 4, 4)).astype(np.float32)
+    result = onnxprune.prune(model_of(text), ratio=0.5, calibration=samples, repair=repair, best_effort=True)
+    assert Graph(result.model).constant("v").shape[1] < 8 and np.array_equal(
+        Graph(result.model).constant("u"), Graph(model_of(text)).constant("u")
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes():
