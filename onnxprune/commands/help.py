@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         raise unknown("topic", args.topic, TOPICS)
     rows = list(_topics() if args.topic is None else TOPICS[args.topic][1]())
     if args.json:
-        print_out(as_json({"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows)}, args))
+        print_out(as_json({"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows)}, None))
     else:
         print_out(_listed(rows))
 
