@@ -114,8 +114,8 @@ def print_out(text: str) -> None:
     sys.stdout.write(text)
 
 
-def run_of(args: argparse.Namespace, files: Sequence[str] = ()) -> dict[str, Any]:
-    """When, where and by which command line this runs, and which files it wrote."""
+def run_of(args: argparse.Namespace, files: Sequence[str | None] = ()) -> dict[str, Any]:
+    """When, where and by which command line this runs, and which files it wrote; None for one that it did not."""
     from onnxprune.report.provenance import this_run
 
     model = getattr(args, "model", None)
@@ -123,9 +123,11 @@ def run_of(args: argparse.Namespace, files: Sequence[str] = ()) -> dict[str, Any
     return {**named, **this_run(command=args.argv), **({"files": list(files)} if files else {})}
 
 
-def as_json(content: Mapping[str, Any], args: argparse.Namespace) -> str:
-    """One JSON object; the run stands last, apart from what is the same in every run."""
-    return json.dumps({**content, "run": content.get("run") or run_of(args)}, allow_nan=False) + "\n"
+def as_json(content: Mapping[str, Any], args: argparse.Namespace | None) -> str:
+    """One JSON object. The run stands last, apart from what is the same in every run; where nothing is measured and
+    `args` is None, there is none."""
+    run = {} if args is None else {"run": content.get("run") or run_of(args)}
+    return json.dumps({**content, **run}, allow_nan=False) + "\n"
 
 
 def coloured() -> bool:

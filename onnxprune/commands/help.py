@@ -121,10 +121,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     rows = list(_topics() if args.topic is None else TOPICS[args.topic][1]())
     text = document(args.topic or "")
     if args.json:
-        more = {"text": text} if text else {}
-        print_out(
-            as_json({"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows), **more}, args)
-        )
+        content = {"schema": 1, "kind": "onnxprune help", "topic": args.topic, "entries": dict(rows)}
+        print_out(as_json(content | ({"text": text} if text else {}), None))
         return
     listed = [_listed(rows)] if rows else []
     print_out("\n".join([*listed, *([laid_out(text, room())] if text else [])]))

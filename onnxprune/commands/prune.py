@@ -210,10 +210,12 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     subject = open_subject(args, status)
     status.phase("plan")
     results, slower, ruined = [], [], []
+    files: list[str | None] = []
     gates = gates_of(args)
     found = api.sweep(subject, args.ratios, settings, bench=wants_bench(args), progress=status.progress)
     for result, output in zip(found, outputs, strict=True):
         results.append(result)
+        files.append(None)
         if _is_slower(args, result):
             slower.append(output)
             continue
@@ -221,11 +223,11 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
             ruined.append(f"{output}: {'; '.join(missed)}")
             continue
         status.phase("write")
-        result.save(output, force=args.force)
+        files[-1] = str(result.save(output, force=args.force))
     status.close()
     for text in dict.fromkeys(w for r in results for w in r.warnings if not args.quiet):
         status.say(f"warning: {text}")
-    swept = _swept(results, args, outputs)
+    swept = _swept(results, args, files)
     _draw_sweep(args, results, swept)
     if args.json:
         print_out(as_json(swept, args))
@@ -237,7 +239,7 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
         raise BudgetError("; ".join(said))
 
 
-def _swept(results: Sequence[Result], args: argparse.Namespace, files: Sequence[str]) -> dict[str, Any]:
+def _swept(results: Sequence[Result], args: argparse.Namespace, files: Sequence[str | None]) -> dict[str, Any]:
     """A sweep as plain values; its run is said once."""
     each = [{k: v for k, v in r.to_dict().items() if k != "run"} for r in results]
     return {"schema": 1, "kind": "onnxprune sweep", "results": each, "run": run_of(args, files)}

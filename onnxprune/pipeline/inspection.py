@@ -25,7 +25,7 @@ from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.proof import removed_by
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.nodes import opset
-from onnxprune.report.terminal import earlier_words, not_counted, plain, si, table
+from onnxprune.report.terminal import earlier_words, hung, not_counted, plain, si, table
 from onnxprune.rewrite.apply import alive_after, apply_edits, edit_exactly
 from onnxprune.runtime import ports
 
@@ -122,7 +122,7 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
     ]
     count = f"{len(groups)} group{'' if len(groups) == 1 else 's'}"
     heading = f"\n{count} of channels can be cut (MACs: the share that depends on them)\n"
-    text = "\n".join(lines) + "\n" + heading
+    text = "\n".join(line if width is None else hung(line, width) for line in lines) + "\n" + heading
     if groups:
         head = ("group", "width", "step", "MACs", "makers", "readers")
         text += table(head, groups, "<>>>>>", most=most, width=width)

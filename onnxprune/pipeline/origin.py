@@ -23,6 +23,8 @@ from onnxprune.rewrite.repair.table import NONE, WITH_SAMPLES, WITHOUT_SAMPLES
 
 UNSIGNED = ("threads", "metadata", "recipe", "version", "samples_digest")
 """What a model is not signed with: what does not change it, paths of this machine, and what is said by itself."""
+CARRIED_OUT = ("batch", "providers", "provider_options", "metadata", "threads", "seed")
+"""The settings that decide when a plan is carried out, besides the repair's own."""
 
 
 def origin_of(subject: Subject, settings: Mapping[str, Value | None], **known: Any) -> Origin:
@@ -39,7 +41,8 @@ def origin_of(subject: Subject, settings: Mapping[str, Value | None], **known: A
 
 def provenance_of(subject: Subject, settings: Settings, repair: str) -> Provenance:
     """Where an outcome comes from that is made of a subject, in this run."""
-    own = {name: value for name in REPAIRS[repair].options if (value := getattr(settings, name)) not in (None, ())}
+    names = (*CARRIED_OUT, *REPAIRS[repair].options)
+    own = {name: value for name in names if (value := getattr(settings, name)) not in (None, ())}
     before = tuple(earlier(subject.model))
     return Provenance(subject.digest, subject.samples_digest, own, before, this_run())
 

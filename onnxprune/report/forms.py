@@ -26,7 +26,7 @@ class Run(TypedDict, total=False):
     command: str
     call: str
     machine: Mapping[str, str | int | None]
-    files: tuple[str, ...]
+    files: tuple[str | None, ...]
 
 
 class Narrowed(TypedDict):

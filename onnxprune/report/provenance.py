@@ -5,6 +5,7 @@ All of it but the run is the same for the same input; when, where and by which c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,14 @@ class Provenance:
     Attributes:
         model_digest: SHA-256 of the original.
         samples_digest: of the samples, in order; None where there are none.
-        repaired: the settings of the repair, by name, where it has some.
+        carried_out: the settings with which the plan was carried out, by name.
         earlier: what passes before have written into the original (`files.metadata`), oldest first.
         run: when and where it was made, and by which command or call.
     """
 
     model_digest: str = ""
     samples_digest: str | None = None
-    repaired: Mapping[str, Any] = field(default_factory=dict)
+    carried_out: Mapping[str, Any] = field(default_factory=dict)
     earlier: Sequence[Mapping[str, str]] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,8 +65,10 @@ def _value(value: Any) -> str:
 
 def _now() -> str:
     """The time in UTC, to the second; `SOURCE_DATE_EPOCH` says otherwise, as for all reproducible builds."""
-    said = os.environ.get("SOURCE_DATE_EPOCH", "")
-    now = datetime.fromtimestamp(int(said), UTC) if said.isdecimal() else datetime.now(UTC)
+    now, said = datetime.now(UTC), os.environ.get("SOURCE_DATE_EPOCH", "")
+    if said.isdecimal():
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # no date
+            now = datetime.fromtimestamp(int(said), UTC)
     return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -138,7 +138,7 @@ class Result:
             "kind": "onnxprune result",
             "version": __version__,
             "model_digest": self.plan.model_digest,
-            "settings": {**self.plan.settings, "repair": self.repair, **self.made.repaired},
+            "settings": {**self.plan.settings, "repair": self.repair, **self.made.carried_out},
             "before": asdict(self.before),
             "after": asdict(self.after),
             "macs_removed": self.macs_removed,

@@ -183,7 +183,7 @@ def summary(
     lines = [*costs(asdict(result.before), asdict(result.after)).splitlines(), ""]
     said = [s for s in sentences(told) if verbose or not s.about.startswith("not ")]
     lines += said_lines([*said, *(Said("warning", plain(w)) for w in result.warnings if warnings)], colour=colour)
-    return "\n".join(_wrapped(line, width) for line in lines) + "\n"
+    return "\n".join(hung(line, width) for line in lines) + "\n"
 
 
 def sentences(told: Told) -> list[Said]:
@@ -300,7 +300,8 @@ def surgery_words(surgery: Surgery, inexact: int = 0) -> str:
     return text
 
 
-def _wrapped(line: str, width: int) -> str:
+def hung(line: str, width: int) -> str:
+    """A line as several of that width, the text behind its first word or two in a column."""
     return textwrap.fill(
         line,
         width,

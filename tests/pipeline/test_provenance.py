@@ -14,6 +14,7 @@ import onnxprune
 from onnxprune.cli import main
 from onnxprune.files.metadata import PREFIX, earlier
 from onnxprune.graph.model import digest
+from onnxprune.report.provenance import this_run
 from tests.channels import surgery
 
 TEXT = """(float[N,3,6,6] x) => (float[N,4] y) <float[8,3,3,3] w, float[8,8,1,1] u, float[4,8] v>
@@ -160,3 +161,20 @@ def test_a_plan_with_odd_memories_is_carried_out(here, capsys, odd):
     (here / "plan.json").write_text(json.dumps({**plan, "settings": odd}))
     ran(capsys, "apply m.onnx plan.json --calib s.npz --no-bench -o p.onnx")
     assert sum(len(p.value) for p in onnx.load("p.onnx").metadata_props if p.key.startswith(PREFIX)) < 2000
+
+
+def test_what_apply_is_told_is_in_its_result(here, capsys):
+    ran(capsys, "plan m.onnx --calib s.npz -o plan.json")
+    line = (
+        "apply m.onnx plan.json --calib s.npz --repair statistics --seed 4 --threads 1 --no-metadata --json -o p.onnx"
+    )
+    found = json.loads(ran(capsys, f"{line} --allow-destroyed"))
+    wanted = {"repair": "statistics", "seed": 4, "threads": 1, "metadata": False, "criterion": "elimination"}
+    assert wanted.items() <= found["settings"].items() and found["run"]["command"].startswith(f"onnxprune {line}")
+    assert props("p.onnx") == {"author": "somebody"}
+
+
+def test_a_date_that_is_none_is_not_taken(monkeypatch):
+    for text in ("x", "9" * 30, ""):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
+        assert this_run()["date"].startswith("20")

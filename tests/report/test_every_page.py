@@ -102,7 +102,14 @@ def test_every_kind_that_a_command_prints_has_a_page(printed):
 
 
 WORDS = {
-    "sweep": ["Top-1 agreement", "Speed-up", "--ratio 0.3 of the MACs", "s-0.5.onnx", "file size", "latency p50"],
+    "sweep": [
+        "Top-1 agreement",
+        "Speed-up",
+        "--ratio 0.3 of the MACs",
+        "--ratio 0.5 of the MACs: s-0.5.onnx",
+        "file size",
+        "latency p50",
+    ],
     "dry run": ["--ratio 0.4 of the MACs", "would be cut", "parameters", "out 16→"],
     "plan": ["--ratio 0.4 of the MACs", "onnxprune apply", "elimination"],
     "inspection": ["multiply-accumulates", "model output (3 channels)", "float32 (N, 4, 6, 6)", "1x4x6x6"],
@@ -225,6 +232,12 @@ def test_a_sweep_is_drawn_at_once(tmp_path, monkeypatch, capsys):
     assert found["run"]["files"] == ["s-0.3.onnx", "s-0.5.onnx"] and "run" not in found["results"][0]
     assert main(shlex.split(f"m.onnx {FEW} --ratio 0.3 --plot s.svg")) == 2
     assert "--ratios" in capsys.readouterr().err
+
+
+def test_what_of_a_sweep_was_not_written_is_told(printed):
+    found = copy.deepcopy(printed["sweep"])
+    found["run"]["files"][1] = None
+    assert "--ratio 0.5 of the MACs: not written" in read(render(found, name="m")).text
 
 
 def test_a_sweep_as_a_picture(tmp_path, monkeypatch, capsys):

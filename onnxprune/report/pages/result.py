@@ -36,7 +36,8 @@ def sweep(told: Swept, run: Run) -> dict[str, Any]:
     """What the page about several results shows: the curve, a row each, and what is said of each."""
     results = told["results"]
     files = run.get("files", ())
-    names = [PurePath(f).name for f in files] if len(files) == len(results) else [""] * len(results)
+    names = ["not written" if f is None else PurePath(f).name for f in files]
+    names = names if len(names) == len(results) else [""] * len(results)
     rows = [_row(r, name) for r, name in zip(results, names, strict=True)]
     first = results[0] if results else None
     settings = {} if first is None else {k: v for k, v in first["settings"].items() if k not in ("ratio", "came_to")}
@@ -68,7 +69,7 @@ def _row(told: Told, name: str) -> dict[str, Any]:
         f"{si(b.bytes)}B",
     )
     return {
-        "name": name or cells[0],
+        "name": f"{cells[0]}{name and f': {name}'}",
         "cells": cells,
         "said": sentences(told),
         "costs": cost_rows(asdict(a), asdict(b)),
