@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 
 def check_samples(args: argparse.Namespace) -> None:
+    if args.image is not None:
+        from onnxprune.samples.images import ImageSpec
+
+        ImageSpec.parse(args.image)
     if not args.calib:
         for option in ("samples", "image"):
             if getattr(args, option) is not None:
@@ -90,10 +94,12 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
 
 def say_doubts(args: argparse.Namespace, subject: Subject, status: Status) -> None:
     """Warn of samples that cannot tell and of patterns that match nothing, where no result does."""
+    from onnxprune.measure.telling import OF_HELD
     from onnxprune.pipeline.asked import unmatched
 
+    doubts = [text for text in subject.doubts if not text.startswith(OF_HELD)]  # nothing is judged here
     patterns = unmatched(subject.net, exclude=args.exclude, keep_block=getattr(args, "keep_block", None))
-    for text in () if args.quiet else (*subject.doubts, *patterns):
+    for text in () if args.quiet else (*doubts, *patterns):
         status.say(f"warning: {text}")
 
 

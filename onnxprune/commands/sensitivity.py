@@ -9,7 +9,7 @@ from pathlib import Path
 from onnxprune.commands.common import as_json, check_inputs, check_samples, open_subject, print_out, say_doubts
 from onnxprune.commands.options import Parser, add_general, add_samples, add_settings, numbers
 from onnxprune.errors import UsageError
-from onnxprune.pipeline.options import words
+from onnxprune.pipeline.options import regular, words
 from onnxprune.pipeline.settings import REMOVE
 from onnxprune.report.terminal import Status, plain
 
@@ -50,7 +50,10 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.files.write import atomic_write_bytes, ensure_writable
     from onnxprune.pipeline import sensitivity as sensitivities
 
+    check_samples(args)
     check_inputs(args)
+    for pattern in filter(None, (args.include, args.exclude)):
+        regular(pattern)
     shares = sensitivities.shares(sensitivities.STEPS if args.steps is None else args.steps, args.widths)
     output = args.output or f"{args.model.removesuffix('.onnx')}.sensitivity.json"
     sources = [p for p in (args.model, args.calib) if Path(p).exists()]

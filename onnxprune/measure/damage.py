@@ -37,16 +37,18 @@ class Damage:
         return float(np.mean([damage(a, b, self.parts) for a, b in zip(self.wanted, got, strict=True)]))
 
 
-def damage(wanted: Outputs, got: Outputs, parts: Sequence[Sequence[Part]]) -> float:
+def damage(wanted: Outputs, got: Outputs, parts: Sequence[Sequence[Part]] | None = None) -> float:
     """Sum over the parts of one batch of KL(wanted ‖ got), or of ‖wanted − got‖² / ‖wanted − mean‖².
 
     Args:
         wanted, got: the outputs of the original and of the candidate, in the same order.
-        parts: what each output consists of.
+        parts: what each output consists of; None: what its values say.
 
     Returns:
         0 when they agree; infinite when `got` is not finite.
     """
+    if parts is None:
+        parts = [[part] for part in parts_of(None, {}, {str(k): np.asarray(v) for k, v in enumerate(wanted)})]
     total = 0.0
     for a, b, several in zip(wanted, got, parts, strict=True):
         a, b = np.asarray(a), np.asarray(b)

@@ -52,11 +52,11 @@ class Part:
         return taken[0] if len(taken) == 1 else np.concatenate([t.reshape(len(t), -1) for t in taken], axis=1)
 
 
-def parts_of(graph: Graph, shapes: Sizes, values: Mapping[str, np.ndarray]) -> tuple[Part, ...]:
+def parts_of(graph: Graph | None, shapes: Sizes, values: Mapping[str, np.ndarray]) -> tuple[Part, ...]:
     """The outputs, parted where units differ, and what they say.
 
     Args:
-        graph: the network.
+        graph: the network; None: outputs are not parted.
         shapes: tensor name -> sizes in a run of it.
         values: output -> what it was on samples.
     """
@@ -67,8 +67,8 @@ def parts_of(graph: Graph, shapes: Sizes, values: Mapping[str, np.ndarray]) -> t
     return tuple(_by_shape(part, np.asarray(part.of(values[part.output]))) for part in said)
 
 
-def _parted(graph: Graph, output: str, shapes: Sizes, value: np.ndarray) -> list[Part]:
-    regions = joined(graph, output, shapes) if value.dtype.kind == "f" else [()]
+def _parted(graph: Graph | None, output: str, shapes: Sizes, value: np.ndarray) -> list[Part]:
+    regions = [()] if graph is None or value.dtype.kind != "f" else joined(graph, output, shapes)
     known = tuple(shapes.get(output, ()))
     if len(regions) < 2 or value.ndim != len(known) or value.shape[1:] != known[1:] or not value.size:
         return [Part(output)]

@@ -19,6 +19,8 @@ from onnxprune.measure.parts import SCORES, parts_of
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
 
+OF_HELD = "fidelity is judged on"
+"""How what is said of the number of held-out samples begins."""
 FEW_HELD = 8
 """Held-out samples below which agreement says next to nothing."""
 ENOUGH = 16
@@ -53,7 +55,7 @@ def doubts(net: Analysed, batches: Sequence[Feeds], *, held: int, threads: int |
     found = []
     if held < FEW_HELD:
         many = f"{held} held-out sample{'s' * (held != 1)}" if held else "no held-out sample"
-        found.append(f"fidelity is judged on {many}, which tells next to nothing; give a few hundred samples")
+        found.append(f"{OF_HELD} {many}, which tells next to nothing; give a few hundred samples")
     if sum(map(_count, batches)) < ENOUGH:
         return found
     found += _statistics(net, batches, threads)

@@ -177,8 +177,14 @@ def test_help_is_as_wide_as_the_terminal_and_breaks_no_word(capsys, monkeypatch,
     monkeypatch.setenv("COLUMNS", str(width))
     assert main(argv) == 0
     text = capsys.readouterr().out
-    assert text.split() == wide.split()
+    code = argv[0] == "help" and bool(document(argv[-1]))
+    words = [[word for word in shown.split() if set(word) != {"-"}] for shown in (text, wide)]
+    if code:  # cells of its tables have other lines, and rules are as long as columns are wide
+        words = [sorted(shown) for shown in words]
+    assert words[0] == words[1]
     for line in text.splitlines():
+        if code and "  " in line:  # code of a document stands as it is, and columns of a table are as wide as a word
+            continue
         assert len(line) <= min(width, 100) or " " not in line.strip() or (width == 40 and len(line.split()) <= 3), line
 
 
