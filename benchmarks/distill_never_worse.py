@@ -76,9 +76,8 @@ def main() -> int:
     print(common.table(head, rows))
     worst = min((line["end"] - line["start"] for line in lines), default=0.0)
     below = [line for line in lines if line["lost"] - line["gained"] > 2 * (line["lost"] + line["gained"]) ** 0.5]
-    print(
-        f"\nLeast change of agreement: {100 * worst:+.2f} points; below its start beyond chance: {len(below)} of {len(lines)}."
-    )
+    found = f"below its start beyond chance: {len(below)} of {len(lines)}"
+    print(f"\nLeast change of agreement: {100 * worst:+.2f} points; {found}.")
     print(common.footer(time.perf_counter() - begin))
     common.write_lines(lines, args.json)
     return int(bool(below))
