@@ -46,7 +46,8 @@ class Preview:
 
     Attributes:
         layers: every multiplying layer of the original, in execution order.
-        before, after: what it costs, with the biases that its repair will add.
+        before, after: what it costs, with the biases that its repair will add; how many bytes the file takes depends
+            on the values in it.
     """
 
     layers: tuple[LayerChange, ...]

@@ -47,32 +47,43 @@ def with_room(task: RepairTask, *, weights: bool = False) -> Graph:
 
     Args:
         task: of a repair.
-        weights: whether that writes the weights of layers anew.
+        weights: whether that writes the weights of all layers anew; else those that see what they saw stay.
     """
     cut = CutSizes(task.net.channels, task.alive)
-    graph = with_biases(task.pruned, cut.changed)
+    graph, moved = with_biases(task.pruned, cut.changed), _moved(task)
     for k, place in enumerate(correctable(task.net.graph, graph, cut)):
-        norm = normalization(graph, place) if weights else None
-        changed = [use for use, _ in (*place.scales, *([] if place.shift is None else [place.shift]))]
-        product = operators.of(graph.nodes[place.key]).product
-        if weights and product is not None and place.key != changed[0][0]:
-            changed.append((place.key, product.weight))
-        for use in changed:
-            anew = _like(graph, use, k)
-            if norm is not None and use == (norm[0], 1):
+        product, norm = operators.of(graph.nodes[place.key]).product, normalization(graph, place)
+        uses = [use for use, _ in (*place.scales, *([] if place.shift is None else [place.shift]))]
+        if weights and product is not None and place.key != uses[0][0]:
+            uses.append((place.key, product.weight))
+        for use in uses if weights or place.tensor in moved else ():
+            anew = another(graph, use, k)
+            if weights and norm is not None and use == (norm[0], 1):
                 anew = norm[2].astype(anew.dtype)  # its slope goes into the weight
             graph.set_constant(use, anew)
         if place.shift is None:
-            kind = _like(graph, changed[0], k).dtype
-            add_bias(graph, place.key, np.full(cut.shapes[place.tensor][place.axis], k, kind))
+            width, kind = cut.shapes[place.tensor][place.axis], another(graph, uses[0], k).dtype
+            add_bias(graph, place.key, np.full(width, k, kind))
     return graph
 
 
-def _like(graph: Graph, use: Use, number: int) -> np.ndarray:
-    """An array like a constant, of one number."""
+def another(graph: Graph, use: Use, number: int) -> np.ndarray:
+    """An array like a constant, and unlike those of other numbers."""
     value = graph.value(use)
     assert value is not None
     return np.full(value.shape, number, value.dtype)
+
+
+def _moved(task: RepairTask) -> set[str]:
+    """The original's tensors that have other values once the removed channels are gone."""
+    channels, alive = task.net.channels, task.alive
+    lost = {s.use[0] for g in channels.groups for s in g.readers if not alive[channels.params[s.use][s.axis]].all()}
+    lost |= {key for (key, _), (_, units) in channels.reads.items() if not alive[units].all()}
+    found: set[str] = set()
+    for key, node in task.net.graph.nodes.items():
+        if key in lost or not found.isdisjoint(node.input):
+            found.update(o for o in node.output if o)
+    return found
 
 
 def correctable(

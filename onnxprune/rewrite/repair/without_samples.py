@@ -96,13 +96,12 @@ def with_room(task: RepairTask) -> Graph:
     merge = _Merge(task)
     for k, s in enumerate(s for sites in merge._readers().values() for s in sites):
         key, use = s.use[0], merge._now(s.use)
-        value = merge.graph.value(use)
-        assert value is not None
-        merge.graph.set_constant(use, np.full(value.shape, k, value.dtype))
+        anew = statistics.another(merge.graph, use, k)
+        merge.graph.set_constant(use, anew)
         folds = takes_constants(merge.original, key, merge.behind) and key not in merge.behind
         if folds and not has_bias(merge.graph.nodes[key]):
             width = merge.cut.shapes[key][operators.of(merge.original.nodes[key]).channels or 0]
-            add_bias(merge.graph, key, np.full(width, k, value.dtype))
+            add_bias(merge.graph, key, np.full(width, k, anew.dtype))
     return statistics.with_room(task.of(merge.graph))
 
 
