@@ -11,15 +11,15 @@ not, needs no labels (ours; after the re-estimation of BatchNormalization that p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from onnxprune.channels import CutSizes
-from onnxprune.graph import operators
-from onnxprune.graph.layers import Affine, add_bias, affine, fold, is_add, layers, normalization, with_biases
-from onnxprune.graph.model import Graph, Use
+from onnxprune.graph.layers import Affine, fold
+from onnxprune.graph.model import Graph
 from onnxprune.measure.stepwise import Runner
+from onnxprune.rewrite.repair.room import Room
 from onnxprune.rewrite.repair.task import RepairTask
 
 MOST = 10.0
@@ -31,85 +31,15 @@ MeanAndDeviation = tuple[np.ndarray, np.ndarray]
 
 def repair_statistics(task: RepairTask) -> Graph:
     """The pruned network, edited: with corrected statistics."""
-    original, cut = task.net.graph, CutSizes(task.net.channels, task.alive)
-    graph = with_biases(task.pruned, cut.changed)
-    wanted = [place.tensor for place in correctable(original, graph, cut)]
-    before = Runner(original, task.batches, threads=task.threads, ahead=wanted)
-    after = Runner(graph, task.batches, threads=task.threads)
-    for place in correctable(original, graph, cut, task.progress):
-        correct_statistics(graph, cut, place, mean_and_deviation(before.until(place.tensor), place.axis), after)
-    return graph
-
-
-def with_room(task: RepairTask, *, weights: bool = False) -> Graph:
-    """The pruned network, edited: with a bias wherever a correction writes one, and constants of its own for whatever a
-    correction changes. Their values mean nothing.
-
-    Args:
-        task: of a repair.
-        weights: whether that writes the weights of all layers anew; else those that see what they saw stay.
-    """
-    cut = CutSizes(task.net.channels, task.alive)
-    graph, moved = with_biases(task.pruned, cut.changed), _moved(task)
-    for k, place in enumerate(correctable(task.net.graph, graph, cut)):
-        product, norm = operators.of(graph.nodes[place.key]).product, normalization(graph, place)
-        uses = [use for use, _ in (*place.scales, *([] if place.shift is None else [place.shift]))]
-        if weights and product is not None and place.key != uses[0][0]:
-            uses.append((place.key, product.weight))
-        for use in uses if weights or place.tensor in moved else ():
-            anew = another(graph, use, k)
-            if weights and norm is not None and use == (norm[0], 1):
-                anew = norm[2].astype(anew.dtype)  # its slope goes into the weight
-            graph.set_constant(use, anew)
-        if place.shift is None:
-            width, kind = cut.shapes[place.tensor][place.axis], another(graph, uses[0], k).dtype
-            add_bias(graph, place.key, np.full(width, k, kind))
-    return graph
-
-
-def another(graph: Graph, use: Use, number: int) -> np.ndarray:
-    """An array like a constant, and unlike those of other numbers."""
-    value = graph.value(use)
-    assert value is not None
-    return np.full(value.shape, number, value.dtype)
-
-
-def _moved(task: RepairTask) -> set[str]:
-    """The original's tensors that have other values once the removed channels are gone."""
-    channels, alive = task.net.channels, task.alive
-    lost = {s.use[0] for g in channels.groups for s in g.readers if not alive[channels.params[s.use][s.axis]].all()}
-    lost |= {key for (key, _), (_, units) in channels.reads.items() if not alive[units].all()}
-    found: set[str] = set()
-    for key, node in task.net.graph.nodes.items():
-        if key in lost or not found.isdisjoint(node.input):
-            found.update(o for o in node.output if o)
-    return found
-
-
-def correctable(
-    original: Graph, graph: Graph, cut: CutSizes, progress: Callable[[int, int], None] | None = None
-) -> Iterator[Affine]:
-    """The places of the pruned graph where a layer's output can be corrected, in forward order."""
-    places = [p for p in _places(graph, cut) if p.tensor in original.producer]
-    for k, place in enumerate(places):
-        if progress:
-            progress(k, len(places))
-        yield place
-
-
-def added(original: Graph, graph: Graph, cut: CutSizes) -> list[Affine]:
-    """The places of layers that the original lacks: the first ones of factorised layers."""
-    return [p for p in _places(graph, cut) if p.tensor not in original.producer]
-
-
-def _places(graph: Graph, cut: CutSizes) -> list[Affine]:
-    consumers, shapes = graph.consumers(), dict(cut.shapes)
-    for key, node in graph.nodes.items():  # what `with_biases` has put in between has no size yet
-        if is_add(graph, key) and node.output[0] in shapes and node.input[0] in graph.producer:
-            shapes.setdefault(node.input[0], shapes[node.output[0]])
-    found = [affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)]
-    # a layer along positions has its channels on another axis, and fewer of them than in the original
-    return [p for p in found if p is not None and cut.lines.get(p.tensor, (p.axis,))[0] == p.axis]
+    room = Room.of(task)
+    before = Runner(task.net.graph, task.batches, threads=task.threads, ahead=[p.tensor for p in room.places])
+    after = Runner(room.graph, task.batches, threads=task.threads)
+    for k, place in enumerate(room.places):
+        if task.progress:
+            task.progress(k, len(room.places))
+        wanted = mean_and_deviation(before.until(place.tensor), place.axis)
+        correct_statistics(room.graph, room.cut, place, wanted, after)
+    return room.graph
 
 
 def correct_statistics(graph: Graph, cut: CutSizes, place: Affine, before: MeanAndDeviation, after: Runner) -> None:
