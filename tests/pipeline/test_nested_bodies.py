@@ -8,22 +8,22 @@ from onnxprune import api
 from onnxprune.protobuf.nodes import captured
 from tests.channels.surgery import model_of
 
-HEAD = """(float[N,3,8,8] x, bool c, bool d) => (float[N,K] y) <float[16,3,3,3] w, float[8,16,1,1] v, float[8,4] u>
+HEAD = """(float[N,3,8,8] x, bool c, bool d) => (float[N,K] y) <float[16,3,3,3] w, float[8,16,1,1] v, float[8,4] u, float[4] z0>
     { h = Conv(x, w) r = Relu(h) k = Conv(r, v) s = Relu(k) g = GlobalAveragePool(s) f = Flatten(g) """
 INNER = """p = If(d) <then_branch = b () => (float[N,8] q) { q = Add(m, f) },
                       else_branch = e () => (float[N,8] i) { i = Mul(m, f) }>"""
 NETS = {
     "If in If": f"""{HEAD} t = If(c) <then_branch = a () => (float[N,8] p) {{ m = Relu(f) {INNER} }},
-        else_branch = o () => (float[N,8] z) {{ z = Neg(f) }}> j = Relu(t) y = MatMul(j, u) }}""",
+        else_branch = o () => (float[N,8] z) {{ z = Neg(f) }}> j = Relu(t) y = Gemm(j, u, z0) }}""",
     "If in If in If": f"""{HEAD} t = If(c) <then_branch = a () => (float[N,8] n) {{ m = Relu(f)
         n = If(d) <then_branch = aa () => (float[N,8] p) {{ l = Abs(m) {INNER} }},
                    else_branch = ee () => (float[N,8] l) {{ l = Identity(m) }}> }},
-        else_branch = o () => (float[N,8] z) {{ z = Neg(f) }}> j = Relu(t) y = MatMul(j, u) }}""",
+        else_branch = o () => (float[N,8] z) {{ z = Neg(f) }}> j = Relu(t) y = Gemm(j, u, z0) }}""",
     "If in Loop": f"""(float[N,3,8,8] x, bool c, bool d) => (float[N,K] y)
-        <float[16,3,3,3] w, float[8,16,1,1] v, float[8,4] u, int64 trips = {{3}}>
+        <float[16,3,3,3] w, float[8,16,1,1] v, float[8,4] u, float[4] z0, int64 trips = {{3}}>
         {{ h = Conv(x, w) r = Relu(h) k = Conv(r, v) s = Relu(k) g = GlobalAveragePool(s) f = Flatten(g)
         t = Loop(trips, c, f) <body = l (int64 at, bool go, float[N,8] state) => (bool more, float[N,8] next)
-            {{ more = Identity(go) m = Relu(state) {INNER.replace("p = If", "next = If")} }}> y = MatMul(t, u) }}""",
+            {{ more = Identity(go) m = Relu(state) {INNER.replace("p = If", "next = If")} }}> y = Gemm(t, u, z0) }}""",
 }  # fmt: skip
 
 
