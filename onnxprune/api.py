@@ -104,6 +104,7 @@ def prune(
     provider_options: Mapping[str, Mapping[str, object]] | None = None,
     metadata: bool = True,
     threads: int | None = None,
+    memory: int | None = None,
     seed: int = 0,
 ) -> Result:
     """A smaller model that computes nearly the same: the whole pipeline.

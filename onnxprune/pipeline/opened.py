@@ -25,6 +25,7 @@ from onnxprune.graph.shapes import Observed
 from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.measure.telling import doubts
+from onnxprune.numerics import on_disk
 from onnxprune.pipeline.asked import engine_of
 from onnxprune.pipeline.branches import followed
 from onnxprune.pipeline.settings import Settings
@@ -38,8 +39,8 @@ from onnxprune.samples.partition import Partition
 from onnxprune.timing.bench_inputs import batch_of
 from onnxprune.timing.share import time_share
 
-LOOKED_AT, BATCH = 192, 32
-"""Samples that are looked at for doubts, and so many at a time."""
+LOOKED_AT = 192
+"""Samples that are looked at for doubts."""
 ModelLike = str | PathLike[str] | onnx.ModelProto
 
 
@@ -77,7 +78,9 @@ class Subject:
             return ()
         parts = Partition.of(self.calibration, 0)
         held = 0 if parts.held.shared else len(parts.held)
-        return tuple(doubts(self.net, list(self.calibration.spaced(LOOKED_AT).batches(BATCH)), held=held))
+        return tuple(
+            doubts(self.net, on_disk.kept(self.calibration.spaced(LOOKED_AT).batches(self.net.batch)), held=held)
+        )
 
     def partition(self, seed: int) -> Partition | None:
         """The samples by what they serve, parted once for a seed; None where there are none."""

@@ -17,6 +17,7 @@ from onnxprune.errors import UsageError, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,18 @@ def whole(text: str) -> int:
     if not text.isdecimal():
         raise UsageError(f"{text!r} is not a whole number from 0 up")
     return int(text)
+
+
+def size_of(text: str) -> int:
+    """Bytes, out of 4GB, 512MB, 4GiB or a number.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise UsageError(f"{text!r} is no size of memory such as 4GB or 512MB")
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def among(what: str, known: Callable[[], Collection[str]]) -> Callable[[str], None]:

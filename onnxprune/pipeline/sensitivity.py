@@ -30,12 +30,13 @@ from onnxprune.files.text import read_text
 from onnxprune.files.write import atomic_write_text, ensure_writable
 from onnxprune.graph.work import work
 from onnxprune.measure.cost import CostModel, count_macs
-from onnxprune.parallel import one_blas_thread
+from onnxprune.numerics import on_disk
+from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import unmatched
 from onnxprune.pipeline.block_trials import block_damages
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.opened import ModelLike, Subject, open_model
-from onnxprune.pipeline.planner import BATCH, BLOCK_SAMPLES, Progress
+from onnxprune.pipeline.planner import BLOCK_SAMPLES, Progress
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.digest import digest
@@ -65,6 +66,7 @@ def sensitivity(
     trusted: bool = False,
     seed: int = 0,
     threads: int | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Damage to the outputs against the kept width, for every group of channels cut alone, and of every block dropped.
@@ -77,7 +79,7 @@ def sensitivity(
         widths: kept shares instead, each between 0 and 1.
         methods: "channels", "blocks" or both.
         include, exclude: regular expressions on the names of groups and their weights, and of the nodes in a block.
-        seed, threads: as in `Settings`.
+        seed, threads, memory: as in `Settings`.
         progress: called with (phase, done, total).
 
     Raises:
@@ -101,6 +103,7 @@ def sensitivity(
         limits=Limits(1, 1, include, exclude),
         seed=seed,
         threads=threads,
+        memory=memory,
         progress=progress,
     )
 
@@ -121,6 +124,7 @@ def shares(steps: int = STEPS, widths: Sequence[float] | None = None) -> tuple[f
 
 
 @one_blas_thread
+@bounded
 def measure(
     subject: Subject,
     *,
@@ -131,6 +135,7 @@ def measure(
     limits: Limits | None = None,
     seed: int = 0,
     threads: int | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """As `sensitivity`, of a model that is open.
@@ -144,6 +149,7 @@ def measure(
         limits: which groups, and which widths.
         seed: for everything random.
         threads: ORT threads, and tasks side by side.
+        memory: as in `Settings`.
         progress: called with (phase, done, total).
 
     Raises:
@@ -270,7 +276,7 @@ class _Trial:
     @cached_property
     def _few(self) -> list[Mapping[str, np.ndarray]]:
         """What the layers behind a block are refitted on, as the planner does it."""
-        return list(self.fit.take(BLOCK_SAMPLES).batches(min(BLOCK_SAMPLES, BATCH)))
+        return on_disk.kept(self.fit.take(BLOCK_SAMPLES).batches(self.subject.net.batch))
 
 
 class _Store:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from onnxprune.errors import UsageError
-from onnxprune.pipeline.options import Option, among, at_least, listed, option, regular, whole, width, words
+from onnxprune.pipeline.options import Option, among, at_least, listed, option, regular, size_of, whole, width, words
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.rewrite.repair.table import WITH_SAMPLES, WITHOUT_SAMPLES
 from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provider_options
@@ -185,6 +185,13 @@ class Settings:
         "ORT threads, and tasks side by side; None: as many as there are cores, one for timed runs",
         read=int, check=at_least(1, "the number of threads is at least 1"), part=GENERAL, commands=None,
         rare=True,
+    )  # fmt: skip
+    memory: int | None = option(
+        None, "SIZE", "that a run may take: 4GB, 512MB (default: half of what is free)",
+        "bytes that a run may take, about; what it keeps beyond that lies in temporary files (in TMPDIR), and the "
+        "result is the same. None: half of what is free",
+        read=size_of, check=at_least(1 << 28, "a run takes at least 256 MB"), part=GENERAL,
+        commands=("prune", "plan", "apply", "sensitivity"), rare=True,
     )  # fmt: skip
     seed: int = option(
         0, "N", "for everything random (default 0)", "for everything random",

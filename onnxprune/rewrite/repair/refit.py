@@ -27,6 +27,7 @@ from onnxprune.graph.layers import Affine
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import rows_of
 from onnxprune.measure.stepwise import MEMORY, Runner
+from onnxprune.numerics import on_disk
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import correct_statistics, kept_channels, mean_and_deviation
@@ -134,6 +135,7 @@ class _Walk:
                 if partner is None:
                     s = rows_of(self.after.live[other][b], place.axis, positions)
             carried.append(np.broadcast_to(s, wanted[-1].shape))
+            on_disk.release(self._live(b))
         x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
         if len(x) < numerics.FEW * (x.shape[1] // fit.design.parts):
             return False  # too few samples: least squares would learn them by heart
@@ -152,6 +154,10 @@ class _Walk:
             partner.write(np.concatenate([solution[:, own:-1], keep], axis=1))
             self.after.refresh(partner.place.key, partner.place.tensor)
         return True
+
+    def _live(self, b: int) -> list[np.ndarray]:
+        """All that both networks hold of a batch."""
+        return [values[b] for runner in (self.before, self.after) for values in runner.live.values()]
 
     def _repair_producer(
         self, fit: LayerFit, kept: np.ndarray, shortcut: Shortcut | None, other: str | None, clip
@@ -174,6 +180,7 @@ class _Walk:
             if other:
                 z[-1] += rows_of(np.take(self.before.live[other][b], kept, place.axis), place.axis, None)
                 s.append(rows_of(self.after.live[other][b], place.axis, None))
+            on_disk.release(self._live(b))
         z_all = np.concatenate(z)
         s_all = np.concatenate(s) if s else np.broadcast_to(np.float32(0), z_all.shape)
 

@@ -19,6 +19,7 @@ from onnxprune.channels import CutSizes
 from onnxprune.graph.layers import Affine, fold
 from onnxprune.graph.model import Graph
 from onnxprune.measure.stepwise import Runner
+from onnxprune.numerics import on_disk
 from onnxprune.rewrite.repair.room import Room
 from onnxprune.rewrite.repair.task import RepairTask
 
@@ -81,6 +82,7 @@ def mean_and_deviation(values: Sequence[np.ndarray], axis: int) -> MeanAndDeviat
         total = total + v.sum(axis=other, dtype=np.float64)
         square = square + np.einsum(v, list(range(v.ndim)), v, list(range(v.ndim)), [axis], dtype=np.float64)
         count += v.size // v.shape[axis]
+        on_disk.release((v,))
     mean = np.asarray(total) / count
     return mean, np.sqrt(np.maximum(np.asarray(square) / count - mean**2, 0))
 
@@ -92,3 +94,4 @@ def _apply(runner: Runner, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
     for v in runner.live[place.tensor]:
         v *= a.reshape(shape).astype(v.dtype)
         v += b.reshape(shape).astype(v.dtype)
+        on_disk.release((v,))

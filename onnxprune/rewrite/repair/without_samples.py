@@ -37,6 +37,7 @@ from onnxprune.graph.layers import (
 from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.cost import count_macs
 from onnxprune.measure.stepwise import Runner
+from onnxprune.numerics import on_disk
 from onnxprune.rewrite.merge import fold_bias
 from onnxprune.rewrite.repair import room
 from onnxprune.rewrite.repair.room import Room
@@ -275,6 +276,7 @@ def _substitutes(
     rows = sum(v.size for v in values) // width
     stride = max(1, rows // most)
     x = np.concatenate([np.moveaxis(v, axis, -1).reshape(-1, width)[::stride] for v in values])
+    on_disk.release(values)
     mean = x.mean(axis=0, dtype=np.float64)
     if width > WIDEST:
         return None, mean[~kept]
