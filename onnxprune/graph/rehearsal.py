@@ -151,7 +151,7 @@ def _with_weights(caps: Caps, size: int) -> Caps:
 def _honest(model: Model, feeds: Feeds | Feeding, caps: Caps) -> Caps:
     """What a model may take that multiplies as much as its file says."""
     try:
-        said = json.loads(child.call(_stated, model, feeds, label="", what="", caps=Caps(2.0, caps.room)))
+        said = json.loads(child.call(_stated, model, feeds, label="", what="", caps=Caps(CAPS.seconds, caps.room)))
     except ModelError:
         return caps
     caps = _with_weights(caps, said["size"] - _size(model))

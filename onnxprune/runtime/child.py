@@ -29,7 +29,7 @@ PAUSE_S = 0.01
 """Between two looks at a child."""
 STUCK_S = 3.0
 """Asleep for so long without any work: a fork that waits for a lock that nobody will let go."""
-PATIENCE = 2
+PATIENCE = 8
 """How many times its seconds a child may be under way on a machine that is busy with something else."""
 FORKS = sys.platform == "linux"  # macOS has frameworks that do not survive it
 
@@ -137,7 +137,7 @@ class Child:
             self._start(fork=False)
             return
         took, limit = now - self._begin, self._caps.seconds
-        late = took > limit and (used.worked > limit / PATIENCE or took > PATIENCE * limit)
+        late = took > limit and (used.worked > limit or took > PATIENCE * limit)
         full = used.held - self._held > self._caps.room
         if (late or full) and self._more is not None:
             self._caps, self._more = self._more(), None

@@ -192,6 +192,7 @@ def test_chains_by_the_clock(subject):
     assert len(narrow) == 2 and narrow[0] == narrow[1] and sum(narrow) < sum(wide)
 
 
+@pytest.mark.slow
 def test_a_speed_up_by_the_clock(monkeypatch):
     """The whole loop with a latency model that was not read off a profile."""
     for module in (asked, opened, planner, prices):
