@@ -100,6 +100,21 @@ class Runner:
         if self.index[key] > self.position:
             self._run(self.index[key], [])
 
+    def join(self, batches: Sequence[Feeds]) -> None:
+        """More samples take part from here on: what comes before is run on them at once, and of what it makes only what
+        is read later is kept."""
+        names = [name for name in self.live if name in self.made_at]
+        fed = {name: [np.asarray(b[name]) for b in batches] for name in self.graph.inputs}
+        joined = replaced(self, fed, len(batches))
+        results: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        if names:
+            for values in joined._results(self.keys[: self.position], names):
+                for name, value in zip(names, values, strict=True):
+                    results[name].append(self._keep(value))
+        for name, values in self.live.items():
+            values.extend(results[name] if name in results else fed[name])
+        self.count += len(batches)
+
     def fork(self, graph: Graph | None = None) -> Runner:
         """A runner that goes on from here, while this one stays, or the other way round; of a graph that is the same as
         far as this one has run (None: of the same graph)."""
@@ -215,6 +230,13 @@ class Runner:
         source = graph.model
         model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
         return model, inputs, add_external_weights(model, constants)  # last: every message put into another is copied
+
+
+def replaced(runner: Runner, live: dict[str, list[np.ndarray]], count: int) -> Runner:
+    """One that stands at the beginning of the same graph, with other samples."""
+    other = copy(runner)
+    other.live, other.count, other.position, other.held = live, count, 0, 0
+    return other
 
 
 def _bytes(value: np.ndarray | list[np.ndarray]) -> int:

@@ -18,7 +18,7 @@ from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.stepwise import Runner
 from onnxprune.plan import DropBlock, KeepChannels
 from onnxprune.rewrite.apply import alive_after, edit_exactly
-from onnxprune.rewrite.repair.refit import REFIT_BYTES, refit
+from onnxprune.rewrite.repair.refit import QUICK, REFIT_BYTES, refit
 from onnxprune.rewrite.repair.task import RepairTask
 from onnxprune.runtime.ports import Feeds
 
@@ -82,7 +82,7 @@ def block_damages(
         task = RepairTask(
             net, edit_exactly(net, [edit]), alive_after(net, [edit]), batches, threads=threads, seed=seed
         )  # fmt: skip
-        return damage_of(refit(task, only=behind, start=start))
+        return damage_of(refit(task, effort=QUICK, only=behind, start=start))
 
     found = parallel.with_progress(parallel.each(damage, tries(), holds=REFIT_BYTES), len(blocks), progress)
     return dict(zip((b.name for b in ordered), found, strict=True))

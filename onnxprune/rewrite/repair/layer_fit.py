@@ -22,6 +22,8 @@ STRONGER = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridges that are tried beside it on rows held back, when rows are few."""
 ROWS_PER_INPUT = 10
 """Rows per input of a part from which samples abound."""
+MATERIAL = 0.03
+"""Share of the error that a stronger ridge must save there."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,25 @@ class Rows:
     """Sampled rows of one or two layers that write the same tensor, factorised once for any number of targets.
 
     Args:
-        x: (rows, parts · inputs) float32.
+        x: (rows, parts · inputs) float32, sample by sample.
         parts: parts of the layer.
-        lam: ridge; None: chosen by `ridge_for`.
+        target: (rows, parts · outputs) what is to be written.
+        anchor: (parts, inputs + 1, outputs) what the ridge draws towards.
+        doubtful: whether samples that are held back choose the ridge even where there are many rows.
     """
 
-    def __init__(self, x: np.ndarray, parts: int, target: np.ndarray, anchor: np.ndarray):
-        self.x, self.parts = np.split(x, parts, axis=1), parts
-        first = np.split(target, parts, axis=1)
-        self.moments = [numerics.SecondMoments.of(a, t) for a, t in zip(self.x, first, strict=True)]
-        self.lam = ridge_for(self.x, first, anchor)
-        self.solvers = [numerics.Ridge(m.H, self.lam) for m in self.moments]
-        self.anchor = anchor
-        self.solution = self._solve([m.G for m in self.moments])
+    def __init__(self, x: np.ndarray, parts: int, target: np.ndarray, anchor: np.ndarray, *, doubtful: bool = False):
+        self.x, self.parts, self.anchor = np.split(x, parts, axis=1), parts, anchor
+        wanted, cut = np.split(target, parts, axis=1), 3 * len(x) // 4
+        fitted, held = (
+            [numerics.SecondMoments.of(a[at], t[at]) for a, t in zip(self.x, wanted, strict=True)]
+            for at in (slice(cut), slice(cut, None))
+        )
+        few = len(x) < ROWS_PER_INPUT * self.x[0].shape[1]
+        self.lam = ridge_for(fitted, held, anchor, least=0.0 if few else MATERIAL) if few or doubtful else REFIT_RIDGE
+        moments = [a + b for a, b in zip(fitted, held, strict=True)]
+        self.solvers = [numerics.Ridge(m.H, self.lam) for m in moments]
+        self.solution = self._solve([m.G for m in moments])
 
     def _solve(self, products: Sequence[np.ndarray]) -> np.ndarray:
         """(parts, inputs + 1, outputs), drawn towards the anchor."""
@@ -130,19 +138,24 @@ class Rows:
         return np.concatenate([parallel.product(x, w[:-1]) + w[-1] for x, w in zip(self.x, W, strict=True)], axis=1)
 
 
-def ridge_for(x: Sequence[np.ndarray], target: Sequence[np.ndarray], anchor: np.ndarray) -> float:
-    """The ridge that predicts rows held back best; the weak one when there are rows enough.
+def ridge_for(
+    fitted: Sequence[numerics.SecondMoments],
+    held: Sequence[numerics.SecondMoments],
+    anchor: np.ndarray,
+    *,
+    least: float = 0.0,
+) -> float:
+    """The ridge whose solution predicts what was held back best, which are other samples; all parts share one.
 
-    The last quarter of the rows, which are other samples, is held back; all parts share one ridge.
+    Args:
+        fitted, held: moments of each part, of what solutions are fitted on and of what judges them.
+        anchor: (parts, inputs + 1, outputs) what the ridge draws towards.
+        least: share of the weak ridge's error that a stronger one must save: what a layer wins by being drawn
+            towards the cut weights, the layers behind it may lose.
     """
-    rows, inputs = x[0].shape
-    if rows >= ROWS_PER_INPUT * inputs:
-        return REFIT_RIDGE
-    cut = 3 * rows // 4
-    errors = np.zeros(1 + len(STRONGER))
-    for a, t, w in zip(x, target, anchor, strict=True):
-        m = numerics.SecondMoments.of(a[:cut], t[:cut])
-        for i, lam in enumerate((REFIT_RIDGE, *STRONGER)):
-            solution = numerics.ridge(m.H, m.G, lam, w).astype(np.float32)
-            errors[i] += np.square(parallel.product(a[cut:], solution[:-1]) + solution[-1] - t[cut:]).sum()
-    return (REFIT_RIDGE, *STRONGER)[int(np.argmin(errors))]
+    ladder, errors = (REFIT_RIDGE, *STRONGER), []
+    for lam in ladder:
+        parts = zip(fitted, held, anchor, strict=True)
+        errors.append(sum(h.error(numerics.ridge(f.H, f.G, lam, a)) for f, h, a in parts))
+    best = int(np.argmin(errors))
+    return ladder[best] if errors[best] <= (1 - least) * errors[0] else REFIT_RIDGE
