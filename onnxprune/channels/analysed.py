@@ -14,7 +14,7 @@ from onnxprune.graph.model import Graph
 
 BATCH = 32
 """Samples that are run at a time, at most."""
-ACTIVATION = 1 << 28
+ACTIVATION = 1 << 26
 """Bytes that one activation of them may take."""
 OUTPUTS, FEWEST = 1 << 29, 8
 """Bytes of outputs that are kept to be compared, and the samples that there are at least."""

@@ -107,7 +107,7 @@ def parser(name: str = "") -> Parser:
     add, brief = parser.add_argument_group("what to remove").add_argument, not name
     _add_goals(add, several=True)
     add_settings(add, "prune", REMOVE, brief=brief)
-    add_samples(parser)
+    add_samples(parser, brief=brief)
     add = parser.add_argument_group("repair, timing, result").add_argument
     add_settings(add, "prune", REPAIR, brief=brief)
     _add_bench(add)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from inspect import signature
@@ -86,6 +86,31 @@ def size_of(text: str) -> int:
     if found is None or found[2] not in _UNITS:
         raise UsageError(f"{text!r} is no size of memory such as 4GB or 512MB")
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def input_values(texts: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """`rate=16000` and `scale=1,0.5`: numbers by the name of an input."""
+    found = {}
+    for text in texts:
+        name, _, numbers = text.rpartition("=")
+        try:
+            found[name] = tuple(float(word) for word in words(numbers))
+        except ValueError:
+            found[name] = ()
+        if not name or not found[name]:
+            raise UsageError(f"{text!r} is not NAME=NUMBER, such as rate=16000")
+    return found
+
+
+def axes(texts: Iterable[str]) -> dict[str, int]:
+    """`state=1`: an axis by the name of an input."""
+    found = {}
+    for text in texts:
+        name, _, axis = text.rpartition("=")
+        if not name or not axis.isdecimal():
+            raise UsageError(f"{text!r} is not NAME=AXIS, such as state=1")
+        found[name] = int(axis)
+    return found
 
 
 def among(what: str, known: Callable[[], Collection[str]]) -> Callable[[str], None]:

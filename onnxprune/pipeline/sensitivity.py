@@ -62,6 +62,8 @@ def sensitivity(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    input_value: Mapping[str, Sequence[float]] | None = None,
+    batch_axis: Mapping[str, int] | None = None,
     prune_statistics: bool = False,
     trusted: bool = False,
     seed: int = 0,
@@ -72,7 +74,8 @@ def sensitivity(
     """Damage to the outputs against the kept width, for every group of channels cut alone, and of every block dropped.
 
     Args:
-        model, calibration, input_shapes, samples, image, prune_statistics, trusted: as for `open_model`.
+        model, calibration, input_shapes, samples, image, input_value, batch_axis, prune_statistics, trusted: as for
+            `open_model`.
         path: where measurements are kept; the file of an earlier run on the same model and samples is gone on with.
         force: replace a file at `path` that holds something else.
         steps: measure at that many widths, evenly spaced below the full one.
@@ -91,6 +94,8 @@ def sensitivity(
         input_shapes=input_shapes,
         samples=samples,
         image=image,
+        input_value=input_value,
+        batch_axis=batch_axis,
         prune_statistics=prune_statistics,
         trusted=trusted,
     )
