@@ -3,6 +3,9 @@
 Two BLAS threads wait for each other by spinning, and on a machine that does anything else they make the work many
 times slower; and what they add up differs from machine to machine in the last bit, which may turn a choice over. So
 whole tasks and fixed blocks of large products are handed to workers: what comes out does not depend on how many.
+
+Memory: a run has a budget. Tasks that run side by side share what is left of it, and what is kept for long asks here
+for room (`numerics.on_disk`). What is computed, and in which blocks, never depends on it either.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Given = ParamSpec("Given")
 _limit: ContextVar[int | None] = ContextVar("limit", default=None)
+_budget: ContextVar[int | None] = ContextVar("budget", default=None)
 _here = threading.local()
 
 
@@ -89,24 +93,27 @@ def each(function: Callable[[Item], Result], items: Iterable[Item], *, holds: in
         items: may be a generator: its own work is done here, in order, and an item is taken when there is room for it.
         holds: bytes that one call may hold, its item among them; no more run at a time than find room.
     """
-    count = min(workers(), max(1, _free_bytes() // holds)) if holds else workers()
+    count = min(workers(), max(1, room() // holds)) if holds else workers()
     if count == 1:
         for item in items:
             go_on()
             yield function(item)
         return
-    share = max(1, _available() // count)
+    share, budget = max(1, _available() // count), _said()
+    own_room = room() // count if holds else getattr(_here, "room", None)
     depth = getattr(_here, "depth", 0)  # tasks wait for tasks of their own, which therefore need other threads
     stopped = (*getattr(_here, "stopped", ()), threading.Event())
     waiting, left = deque[Future[Result]](), iter(items)
 
     def task(item: Item) -> Result:
         _here.share, _here.depth, _here.stopped = share, depth + 1, stopped
+        _here.room, _here.budget = own_room, budget
         try:
             go_on()
             return function(item)
         finally:
-            _here.share, _here.depth, _here.stopped = None, 0, ()
+            _here.share, _here.depth, _here.stopped, _here.room = None, 0, (), None
+            _here.budget = None
 
     more = True
     try:
@@ -208,6 +215,53 @@ def pieces(function: Callable[[slice], Result], count: int, rows_each: int = 1) 
 def _step(length: int) -> int:
     """The same however many workers there are: about eight blocks, of sizes that kernels like."""
     return max(LEAST, min(BLOCK, -(-length // 8) // 64 * 64))
+
+
+@contextmanager
+def within(budget: int | None) -> Iterator[None]:
+    """The budget inside, in bytes of this process; None: what was said outside, else half of what is free."""
+    if budget is None:
+        budget = _said() or _used() + _free_bytes() // 2
+    token = _budget.set(budget)
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def bounded(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Decorates a function that is given settings, or a keyword `memory`, or whose object has settings: it keeps to
+    that budget."""
+
+    @wraps(function)
+    def keeping(*args: Given.args, **rest: Given.kwargs) -> Result:
+        found: list[Any] = [getattr(a, "settings", a) for a in (*args, *rest.values())]
+        budget: Any = next((s.memory for s in found if hasattr(s, "memory")), rest.get("memory"))
+        with within(budget):
+            return function(*args, **rest)
+
+    return keeping
+
+
+def room() -> int:
+    """Bytes that may be taken from here; inside of a task, its share of them."""
+    own: int | None = getattr(_here, "room", None)
+    if own is not None:
+        return own
+    budget = _said()
+    return max(0, _free_bytes() if budget is None else min(budget - _used(), _free_bytes()))
+
+
+def _said() -> int | None:
+    """The budget: this thread's, or that of the one whose task runs here."""
+    return _budget.get() or getattr(_here, "budget", None)
+
+
+def _used() -> int:
+    """Bytes of this process that lie in no file; 0 where nobody tells."""
+    with suppress(OSError, StopIteration, ValueError), open("/proc/self/status") as lines:
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
+    return 0
 
 
 def _free_bytes() -> int:

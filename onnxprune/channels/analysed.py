@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,13 @@ import onnx
 
 from onnxprune.channels.groups import Channels
 from onnxprune.graph.model import Graph
+
+BATCH = 32
+"""Samples that are run at a time, at most."""
+ACTIVATION = 1 << 26
+"""Bytes that one activation of them may take."""
+OUTPUTS, FEWEST = 1 << 29, 8
+"""Bytes of outputs that are kept to be compared, and the samples that there are at least."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,20 @@ class Analysed:
     def model(self) -> onnx.ModelProto:
         """The network as protobuf."""
         return self.graph.model
+
+    @property
+    def batch(self) -> int:
+        """Samples that are run at a time: fewer where activations are large, the same on every machine."""
+        own = max([1, *(len(v) for v in self.feeds.values() if v.ndim)])
+        made = {o for n in self.graph.nodes.values() for o in n.output} & self.shapes.keys()
+        largest = max((4 * math.prod(self.shapes[o]) for o in made), default=1) // own
+        return max(1, min(BATCH, ACTIVATION // max(1, largest)))
+
+    def judged(self, count: int) -> int:
+        """So many samples whose outputs are kept to be compared, fewer where these are large."""
+        own = max([1, *(len(v) for v in self.feeds.values() if v.ndim)])
+        each = sum(4 * math.prod(self.shapes.get(o, ())) for o in self.graph.outputs) // own
+        return max(1, min(count, max(FEWEST, OUTPUTS // max(1, each))))
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

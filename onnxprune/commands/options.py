@@ -16,7 +16,7 @@ from onnxprune.commands import mistakes
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.gates import ANYWAY, GATES, Gates
 from onnxprune.pipeline.options import words
-from onnxprune.pipeline.settings import GENERAL, OPTIONS, Option, flag_of, help_of
+from onnxprune.pipeline.settings import GENERAL, OPTIONS, SAMPLES, Option, flag_of, help_of
 from onnxprune.report.wrapping import filled, room, wrapped
 from onnxprune.samples.sources import kinds
 
@@ -169,7 +169,8 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.3,0.5,0.7") from None
 
 
-def add_samples(parser: Parser) -> None:
+def add_samples(parser: Parser, *, brief: bool = False) -> None:
+    """How samples and inputs are read; `brief` leaves the rarer options to `onnxprune prune --help`."""
     add = parser.add_argument_group("samples").add_argument
     add("--calib", metavar="SAMPLES", help=f"unlabelled: {kinds()}")
     add("--samples", type=int, metavar="N", help="use at most N samples")
@@ -182,6 +183,7 @@ def add_samples(parser: Parser) -> None:
         metavar="NAME=N,N",
         help="sizes of an input with dynamic axes (repeatable)",
     )
+    add_settings(add, parser.command, SAMPLES, brief=brief)
 
 
 def add_gates(add: Add, *, brief: bool = False) -> None:

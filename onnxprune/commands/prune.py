@@ -107,7 +107,7 @@ def parser(name: str = "") -> Parser:
     add, brief = parser.add_argument_group("what to remove").add_argument, not name
     _add_goals(add, several=True)
     add_settings(add, "prune", REMOVE, brief=brief)
-    add_samples(parser)
+    add_samples(parser, brief=brief)
     add = parser.add_argument_group("repair, timing, result").add_argument
     add_settings(add, "prune", REPAIR, brief=brief)
     _add_bench(add)
@@ -372,7 +372,8 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, sett
         }
         print_out(as_json(content, args))
         return
-    print_out(costs(before, after, title="planned") + "\n")
+    planned = {key: after[key] for key in ("macs", "params")}  # a plan has no file yet
+    print_out(costs(before, planned, title="planned") + "\n")
     cut = [(plain(n), str(b), str(a), change(b, a)) for n, b, a in groups if a < b]
     more = None if args.verbose else ROWS
     print_out(table(("group", "width", "kept", "change"), cut, "<>>>", most=more, width=columns()))

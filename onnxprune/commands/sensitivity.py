@@ -72,6 +72,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         limits=Limits(1, 1, args.include, args.exclude),
         seed=args.seed or 0,
         threads=args.threads,
+        memory=args.memory,
         progress=status.progress,
     )
     say_doubts(args, subject, status)

@@ -9,7 +9,7 @@ recurrent cell, a transposed conv) counts with the energy that it reads, as if c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from onnxprune import numerics, parallel
 from onnxprune.channels import Analysed, ChannelGroup, Slice
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import Design, design_of
+from onnxprune.numerics import on_disk
 
 CURVE_RIDGE = 1e-4
 """Added to the diagonal of second moments before they are inverted, relative to its mean."""
@@ -144,7 +145,8 @@ class Curves:
         self.net, groups = net, net.channels.groups
         holds = max((8 * COPIES * H.shape[-1] ** 2 for H in moments.values()), default=0)
         solvers = parallel.each(lambda key: solver(net.graph, designs[key], moments[key]), moments, holds=holds)
-        self.solvers = dict(zip(moments, solvers, strict=True))
+        keeper = on_disk.Keeper()
+        self.solvers = {key: replace(s, H=keeper.keep(s.H)) for key, s in zip(moments, solvers, strict=True)}
         known = {k: designs[k] for k in self.solvers}
         self.readings: dict[str, list[Reading]] = {}
         self.others: dict[str, list[Slice]] = {}
@@ -162,13 +164,14 @@ class Curves:
     def _inverted(self, layer: tuple[str, Sequence[tuple[str, Reading]]]) -> list[tuple[str, numerics.Reader]]:
         """Invert one layer's moments once: a block for each group that it reads."""
         s, users = self.solvers[layer[0]], layer[1]
-        found, scale = [], 1.0 / s.energy
+        found, scale = list[tuple[str, numerics.Reader]](), 1.0 / s.energy
         for k in range(s.design.parts):
             V = numerics.inverse(s.H[k], CURVE_RIDGE)
             for name, r in users:
                 at = r.rows.ravel()
                 local = np.arange(at.size).reshape(r.rows.shape)
                 found.append((name, numerics.Reader(V[np.ix_(at, at)], s.W[k, at], local, scale).narrowed()))
+        on_disk.release((s.H,))
         return found
 
     def holds(self, name: str) -> int:

@@ -25,9 +25,6 @@ from onnxprune.runtime.ports import Feeds
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import counted
 
-MOMENT_BATCH = 32
-"""Samples a batch of the pass for moments."""
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -94,8 +91,9 @@ def gather(
         designs = reader_designs(net)
         H = second_moments(net.model, list(designs.values()), net.shapes, batches, threads=threads, seed=seed)
         curves = Curves(net, designs, H)
+        del H
     if samples is not None and ("moments" in needs or (curves is not None and any(curves.others.values()))):
-        seen = _moments_read(net, batches(MOMENT_BATCH), threads)
+        seen = _moments_read(net, batches(net.batch), threads)
     if "likeness" in needs:
         alike = likeness(net, batches, threads=threads, seed=seed)
     apart = {} if curves is None else {g.name: _read_apart(curves, g, weight, seen) for g in net.channels.groups}

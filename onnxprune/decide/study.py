@@ -136,7 +136,8 @@ def study(
     assert samples is not None and evidence.curves is not None
     widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in net.channels.groups}
     count = trial_samples(count_macs(net.graph, net.shapes, net.channels.ran) * max(1, sum(map(len, widths.values()))))
-    trials = Trials(evidence.curves, first_batches(samples.judge, count), threads=threads)
+    judges = first_batches(samples.judge, net.judged(count), net.batch)
+    trials = Trials(evidence.curves, judges, threads=threads)
     hurt = _prices(net.channels.groups, curves, trials, widths, progress)
     return Study(net.channels, scores, hurt, limits, choices, trials)
 
@@ -189,4 +190,4 @@ def trials_of(
     evidence = gather(net, learn, {"curves"}, threads=threads, seed=seed)
     assert evidence.curves is not None
     found = {g.name: evidence.curve(g) for g in net.channels.groups}
-    return found, Trials(evidence.curves, first_batches(judge, count), threads=threads)
+    return found, Trials(evidence.curves, first_batches(judge, net.judged(count), net.batch), threads=threads)

@@ -21,6 +21,7 @@ from onnxprune.graph.facts import Operator
 from onnxprune.graph.layers import Layer, affine_or_why, lacks_bias, products, unscaled, weight_axes
 from onnxprune.graph.model import Graph, Use
 from onnxprune.graph.refusals import Refusal, refuse, unless_refused
+from onnxprune.numerics import on_disk
 from onnxprune.protobuf.nodes import attr
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
@@ -287,7 +288,8 @@ def second_moments(
     designs = [d for d in designs if d.inputs <= WIDEST]
     if not designs:
         return {}
-    found = {d.key: np.zeros((d.parts, d.inputs + 1, d.inputs + 1)) for d in designs}
+    keeper = on_disk.Keeper()
+    found = {d.key: keeper.zeros((d.parts, d.inputs + 1, d.inputs + 1)) for d in designs}
     tensors = sorted({d.tensor for d in designs})
     each = sum(4 * int(np.prod(shapes[t])) // max(1, shapes[t][0]) for t in tensors)
     session = sessions.open_session(sessions.with_outputs(model, tensors), threads=threads, name="calibration pass")
@@ -298,6 +300,7 @@ def second_moments(
         for d in designs:
             x = values[d.tensor]
             _accumulate(found[d.key], d, d.rows_read(x, d.draw(x, samples * positions, memory, rng)))
+            on_disk.release((found[d.key],))
     for d in designs:
         check_finite(d, found[d.key])
     return found

@@ -61,15 +61,15 @@ def moments(
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     del tapped.graph.output[:]
-    version, outputs = opset(model), []
-    for k, (name, (axis, rank)) in enumerate(taps.items()):
+    version, outputs = opset(model), [f"__m{i}_{k}" for k in range(len(taps)) for i in (1, 2)]
+    # ORT starts with the last leaf: in this order a tap runs as soon as its tensor is there, and no activation waits.
+    for k, (name, (axis, rank)) in reversed(list(enumerate(taps.items()))):
         others = [i for i in range(rank) if i != axis]
         real = name if zeros is None or name not in zeros else _widened(tapped.graph, name, zeros[name])
         square = helper.make_node("Mul", [real, real], [f"__sq_{k}"])
         tapped.graph.node.append(square)
         for source, out in ((real, f"__m1_{k}"), (f"__sq_{k}", f"__m2_{k}")):
             _mean(tapped.graph, source, out, others, version)
-            outputs.append(out)
     tapped.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in outputs)
     session = sessions.open_session(tapped, threads=threads, name="calibration pass")
     total = 0.0

@@ -9,7 +9,6 @@ between segments, which is the point.
 from __future__ import annotations
 
 import bisect
-import tempfile
 from collections.abc import Iterator, Sequence
 from copy import copy
 
@@ -18,13 +17,14 @@ import onnx
 from onnx import helper
 
 from onnxprune.graph.model import Graph
+from onnxprune.numerics import on_disk
 from onnxprune.protobuf.nodes import captured
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.weights import add_external_weights
 
 MEMORY = 1 << 30
-"""Bytes of live activations kept in memory per network; the rest is memory-mapped."""
+"""Bytes of live activations kept in memory per network at most; the rest is memory-mapped."""
 AHEAD = 1 << 25
 """Bytes of tensors that are wanted later, fetched along with the one that is wanted now."""
 SMALL = 1 << 18
@@ -69,7 +69,7 @@ class Runner:
         for name in graph.outputs:
             self.last_use[name] = len(self.keys)
         self.made_at = {o: i for i, k in enumerate(self.keys) for o in graph.nodes[k].output if o}
-        self.held = 0
+        self.held, self.most = 0, min(MEMORY, on_disk.share_of_room())
         self.ahead = sorted({t for t in ahead if t in self.made_at}, key=self.made_at.__getitem__)
         self.edits = sorted(self.index[key] for key in edits)
         self.stride = 1
@@ -133,6 +133,7 @@ class Runner:
         keys = [k for k in self._between(first, stop, tensor)]
         for b, values in enumerate(self._results(keys, [tensor])):
             self.live[tensor][b][...] = values[0]
+            on_disk.release((self.live[tensor][b],))
 
     def _between(self, first: int, stop: int, tensor: str) -> list[str]:
         """The nodes among first..stop that `tensor` is made by, from what is live on."""
@@ -159,7 +160,9 @@ class Runner:
             weights=weights,
         )
         for b in range(self.count):
-            yield session.run({i: self.live[i][b] for i in inputs}, outputs)
+            feeds = {i: self.live[i][b] for i in inputs}
+            yield session.run(feeds, outputs)
+            on_disk.release(feeds.values())
 
     def _run(self, stop: int, wanted: Sequence[str]) -> None:
         keys, asked = self.keys[self.position : stop], set(wanted)
@@ -175,16 +178,13 @@ class Runner:
         self.position = stop
         for name in [n for n in self.live if self.last_use.get(n, -1) < stop and n not in asked]:
             for v in self.live.pop(name):
-                self.held -= 0 if isinstance(v, np.memmap) else _bytes(v)
+                self.held -= 0 if isinstance(v, np.memmap) or name not in self.made_at else _bytes(v)
 
     def _keep(self, value: np.ndarray) -> np.ndarray:
-        if isinstance(value, list) or self.held + value.nbytes <= MEMORY or value.nbytes < 1 << 16:
+        if isinstance(value, list) or self.held + value.nbytes <= self.most or value.nbytes < on_disk.SMALL:
             self.held += _bytes(value)
             return value
-        file = tempfile.TemporaryFile(prefix="onnxprune-")
-        mapped = np.memmap(file, value.dtype, "w+", shape=value.shape)
-        mapped[...] = value
-        return mapped
+        return on_disk.copied(value)
 
     def _segment(
         self, keys: Sequence[str], inside: set[str], outputs: Sequence[str]

@@ -20,13 +20,14 @@ from onnxprune.measure.cost import Cost, cost_of, shares_weights
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.likeness import likeness
 from onnxprune.measure.trained import Trained
-from onnxprune.parallel import one_blas_thread
+from onnxprune.numerics import on_disk
+from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import unmatched
 from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.countable import doubt
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import provenance_of, sign
-from onnxprune.pipeline.planner import BATCH, Progress, counted
+from onnxprune.pipeline.planner import Progress, counted
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
 from onnxprune.pipeline.refused import refused
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES, repair_for
@@ -69,6 +70,7 @@ class Tuning:
 
 
 @one_blas_thread
+@bounded
 def apply_plan(
     subject: Subject,
     plan: PrunePlan,
@@ -117,7 +119,7 @@ def apply_plan(
         check_repaired(net, graph.model)
     fidelity = None
     if parts is not None:
-        held = counted(parts.held, "verify", progress)
+        held = counted(parts.held, "verify", progress, net.batch)
         fidelity = check_fidelity(
             first.graph, graph.model, held, shapes=first.net.shapes, held_out=not parts.held.shared
         )
@@ -220,7 +222,7 @@ def _mending(
     def report(phase: str) -> Callable[[int, int], None] | None:
         return (lambda k, n: progress(phase, k, n)) if progress and phase else None
 
-    batches = () if parts is None else list(parts.fit.take(REPAIR_SAMPLES).batches(BATCH))
+    batches = () if parts is None else on_disk.kept(parts.fit.take(REPAIR_SAMPLES).batches(subject.net.batch))
     return Mending(
         repair,
         batches,

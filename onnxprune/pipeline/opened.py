@@ -25,6 +25,7 @@ from onnxprune.graph.shapes import Observed
 from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.measure.telling import doubts
+from onnxprune.numerics import on_disk
 from onnxprune.pipeline.asked import engine_of
 from onnxprune.pipeline.branches import followed
 from onnxprune.pipeline.settings import Settings
@@ -38,8 +39,8 @@ from onnxprune.samples.partition import Partition
 from onnxprune.timing.bench_inputs import batch_of
 from onnxprune.timing.share import time_share
 
-LOOKED_AT, BATCH = 192, 32
-"""Samples that are looked at for doubts, and so many at a time."""
+LOOKED_AT = 192
+"""Samples that are looked at for doubts."""
 ModelLike = str | PathLike[str] | onnx.ModelProto
 
 
@@ -49,7 +50,7 @@ class Subject:
 
     `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
     `sparse` are the tensors that are stored sparse in the file, by name; `model` has them dense.
-    `asked` is what was said about reading the model and its samples.
+    `asked` is what was said about reading the model and its samples, `axes` which axes count these.
     """
 
     model: onnx.ModelProto
@@ -63,6 +64,7 @@ class Subject:
     batch: int | None = None
     sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
     parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -77,7 +79,9 @@ class Subject:
             return ()
         parts = Partition.of(self.calibration, 0)
         held = 0 if parts.held.shared else len(parts.held)
-        return tuple(doubts(self.net, list(self.calibration.spaced(LOOKED_AT).batches(BATCH)), held=held))
+        return tuple(
+            doubts(self.net, on_disk.kept(self.calibration.spaced(LOOKED_AT).batches(self.net.batch)), held=held)
+        )
 
     def partition(self, seed: int) -> Partition | None:
         """The samples by what they serve, parted once for a seed; None where there are none."""
@@ -95,7 +99,7 @@ class Subject:
     @property
     def specs(self) -> tuple[ports.InputSpec, ...]:
         """The inputs, as the model really takes them."""
-        return ports.in_batches_of(ports.input_specs(self.model), self.batch)
+        return ports.in_batches_of(ports.with_batch_axes(ports.input_specs(self.model), self.axes), self.batch)
 
     def timed(self, batch: int = 1) -> dict[str, np.ndarray]:
         """Feeds of so many samples, the first one repeated, for timing.
@@ -147,6 +151,8 @@ def open_model(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    input_value: Mapping[str, Sequence[float]] | None = None,
+    batch_axis: Mapping[str, int] | None = None,
     prune_statistics: bool = False,
     trusted: bool = False,
 ) -> Subject:
@@ -158,6 +164,8 @@ def open_model(
         input_shapes: sizes for dynamic axes, by input name; else the samples' sizes, else a guess.
         samples: use at most so many samples.
         image: how to turn a folder of images into samples.
+        input_value: numbers for inputs that are the same for all samples, by name; samples need not have them.
+        batch_axis: the axis that counts samples, by input name, where it is not the first and is not found.
         prune_statistics: also find channels over which a normalization takes its mean.
         trusted: whether the model's first runs are made in this process; else in children that can be killed.
 
@@ -168,22 +176,23 @@ def open_model(
     proto = check_model(model) if isinstance(model, onnx.ModelProto) else read_model(Path(model))
     identity = digest(proto)
     proto, packed = sparse.unpacked(with_seeds(proto))
-    specs = ports.input_specs(proto)
+    specs = ports.with_batch_axes(ports.input_specs(proto), batch_axis)
+    values = ports.values_of(specs, input_value or {})
     first = Rehearsal("model" if path is None else str(path), trusted)
     if not trusted:
         ports.check_size(specs, first.label)
     data = None
     if calibration is not None:
-        data = open_calibration(calibration, specs, limit=samples, image=image)
+        data = open_calibration(calibration, specs, limit=samples, image=image, values=values)
     feeds: Mapping[str, np.ndarray]
     if data is not None and not input_shapes:
         feeds = data.first(1)
     else:
-        feeds = ports.default_feed(specs, shapes=input_shapes)
+        feeds = ports.default_feed(specs, shapes=input_shapes, values=values)
     graph = Graph(proto)
     batch = None
     try:
-        feeds, observed = _first_run(graph, specs, feeds, first, guess=data is None and not input_shapes)
+        feeds, observed = _first_run(graph, specs, feeds, first, values, guess=data is None and not input_shapes)
     except Stopped:
         raise
     except ModelError as error:
@@ -203,8 +212,9 @@ def open_model(
         "image": image and asdict(image),
     }
     return Subject(
-        graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked
-    )
+        graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked,
+        axes=batch_axis or {},
+    )  # fmt: skip
 
 
 LONG_AXIS, AXES = 1 << 20, 1 << 27
@@ -257,7 +267,7 @@ def _only_batch(
 
     Only looked at where other batches would be used, and where some node may not take them.
     """
-    own = next((len(feeds[s.name]) for s in specs if ports.open_batch(s)), None)
+    own = next((feeds[s.name].shape[s.batch_axis] for s in specs if ports.open_batch(s)), None)
     running = [n for n in graph.nodes.values() if any(graph.constant(o) is None for o in n.output if o)]
     free = all(map(ports.open_batch, specs)) and all(takes_any_batch(graph, n, observed.shapes) for n in running)
     if own is None or (own == 1 and not sampled) or free:
@@ -276,7 +286,13 @@ LINES = ((48, 320), (32, 100), (32, 320))
 
 
 def _first_run(
-    graph: Graph, specs: Sequence[ports.InputSpec], feeds: Mapping[str, np.ndarray], first: Rehearsal, *, guess: bool
+    graph: Graph,
+    specs: Sequence[ports.InputSpec],
+    feeds: Mapping[str, np.ndarray],
+    first: Rehearsal,
+    values: Mapping[str, np.ndarray],
+    *,
+    guess: bool,
 ) -> tuple[Mapping[str, np.ndarray], Observed]:
     """Run the model once. When nobody said how large a dynamic input is, other usual sizes are tried as well."""
     try:
@@ -284,7 +300,11 @@ def _first_run(
     except Stopped:
         raise
     except ModelError as error:
+        unsaid = [s for s in specs if s.name not in values]
+        numbers = [s for s in unsaid if ports.is_number(s)]
         if not guess or not any(map(ports.open_sizes, specs)):
+            if guess and numbers:
+                raise ModelError(f"{error}; say what they are: {ports.shape_hint(numbers)}") from error
             raise
         tried = []
         if [len(s.shape) for s in specs] == [4]:
@@ -292,7 +312,7 @@ def _first_run(
             for size in LINES:
                 with contextlib.suppress(UsageError):  # a fixed axis says otherwise
                     tried.append(ports.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
-        for other in (*tried, *(ports.default_feed(specs, size=size) for size in GUESSES)):
+        for other in (*tried, *(ports.default_feed(specs, size=size, values=values) for size in GUESSES)):
             with unless_refused():
                 return other, first.observe(graph, other)
-        raise ModelError(f"{error}; say what sizes it takes: {ports.shape_hint(specs)}") from error
+        raise ModelError(f"{error}; say what sizes it takes: {ports.shape_hint(unsaid)}") from error

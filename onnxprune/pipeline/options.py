@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from inspect import signature
@@ -17,6 +17,7 @@ from onnxprune.errors import UsageError, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,43 @@ def whole(text: str) -> int:
     if not text.isdecimal():
         raise UsageError(f"{text!r} is not a whole number from 0 up")
     return int(text)
+
+
+def size_of(text: str) -> int:
+    """Bytes, out of 4GB, 512MB, 4GiB or a number.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise UsageError(f"{text!r} is no size of memory such as 4GB or 512MB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def input_values(texts: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """`rate=16000` and `scale=1,0.5`: numbers by the name of an input."""
+    found = {}
+    for text in texts:
+        name, _, numbers = text.rpartition("=")
+        try:
+            found[name] = tuple(float(word) for word in words(numbers))
+        except ValueError:
+            found[name] = ()
+        if not name or not found[name]:
+            raise UsageError(f"{text!r} is not NAME=NUMBER, such as rate=16000")
+    return found
+
+
+def axes(texts: Iterable[str]) -> dict[str, int]:
+    """`state=1`: an axis by the name of an input."""
+    found = {}
+    for text in texts:
+        name, _, axis = text.rpartition("=")
+        if not name or not axis.isdecimal():
+            raise UsageError(f"{text!r} is not NAME=AXIS, such as state=1")
+        found[name] = int(axis)
+    return found
 
 
 def among(what: str, known: Callable[[], Collection[str]]) -> Callable[[str], None]:

@@ -21,9 +21,9 @@ from onnxprune.report.provenance import Provenance, this_run
 from onnxprune.report.terminal import asked_words
 from onnxprune.rewrite.repair.table import NONE, WITH_SAMPLES, WITHOUT_SAMPLES
 
-UNSIGNED = ("threads", "metadata", "recipe", "version", "samples_digest")
+UNSIGNED = ("threads", "memory", "metadata", "recipe", "version", "samples_digest")
 """What a model is not signed with: what does not change it, paths of this machine, and what is said by itself."""
-CARRIED_OUT = ("batch", "providers", "provider_options", "metadata", "threads", "seed")
+CARRIED_OUT = ("batch", "providers", "provider_options", "metadata", "threads", "memory", "seed")
 """The settings that decide when a plan is carried out, besides the repair's own."""
 
 

@@ -26,7 +26,7 @@ from onnxprune.decide.staged import three_stages
 from onnxprune.decide.study import Study, study
 from onnxprune.errors import OutOfReachError
 from onnxprune.measure.gradients import Gradients
-from onnxprune.parallel import one_blas_thread
+from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import allows, choices_of, engine_of
 from onnxprune.pipeline.block_trials import block_damages, edit_of
 from onnxprune.pipeline.candidates import find_candidates, why_not
@@ -82,6 +82,7 @@ class Planner:
     """
 
     @one_blas_thread
+    @bounded
     def __init__(
         self, subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
     ):
@@ -127,7 +128,7 @@ class Planner:
         labelled = None if settings.recipe is None else Recipe(settings.recipe, subject.specs)
         return channel_gradients(
             self.candidates.net,
-            first_batches(self._samples().judge, GRADIENT_SAMPLES),
+            first_batches(self._samples().judge, GRADIENT_SAMPLES, self.candidates.net.batch),
             labelled=labelled,
             seed=settings.seed,
             threads=settings.threads,
@@ -141,7 +142,7 @@ class Planner:
         found = block_damages(
             self.candidates.net,
             blocks,
-            first_batches(self._samples().learn, BLOCK_SAMPLES),
+            first_batches(self._samples().learn, BLOCK_SAMPLES, self.candidates.net.batch),
             trials.judge,
             threads=settings.threads,
             seed=settings.seed,
@@ -185,6 +186,7 @@ class Planner:
         return (*cuts, "mix") if self.moves or self.ranks or not cuts else cuts
 
     @one_blas_thread
+    @bounded
     def propose(self, ratio: float, kind: str) -> PrunePlan | None:
         """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
 
@@ -252,15 +254,20 @@ class Planner:
         return OutOfReachError(words, removed)
 
     @one_blas_thread
+    @bounded
     def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
         if len(plans) == 1:
             return plans[0]
         settings, samples = self.settings, self._samples()
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
-        mending = Mending(repair, first_batches(samples.learn, COMPARED), threads=settings.threads, seed=settings.seed)
-        judges, report = first_batches(samples.judge, COMPARED), self._report("compare")
-        return least_damage(self.subject.net, plans, mending, judges, threads=settings.threads, progress=report)
+        net = self.subject.net
+        learn, judges = (
+            first_batches(part, count, net.batch)
+            for part, count in ((samples.learn, COMPARED), (samples.judge, net.judged(COMPARED)))
+        )
+        mending, report = Mending(repair, learn, threads=settings.threads, seed=settings.seed), self._report("compare")
+        return least_damage(net, plans, mending, judges, threads=settings.threads, progress=report)
 
     def unrepaired(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""

@@ -46,7 +46,8 @@ class Preview:
 
     Attributes:
         layers: every multiplying layer of the original, in execution order.
-        before, after: what it costs, with the biases that its repair will add.
+        before, after: what it costs, with the biases that its repair will add; how many bytes the file takes depends
+            on the values in it.
     """
 
     layers: tuple[LayerChange, ...]
@@ -67,7 +68,10 @@ def preview(subject: Subject, plan: PrunePlan, settings: Settings | None = None)
         settings: how it is to be repaired.
     """
     graph, (repair, _) = subject.graph, chosen_repair(subject, plan, settings or Settings())
-    after = apply_edits(subject.net, plan.edits, Mending(repair.size))
+    sampled = (
+        () if subject.calibration is None else (subject.feeds,)
+    )  # their values do not count, only that there are some
+    after = apply_edits(subject.net, plan.edits, Mending(repair.size, sampled))
     sign(after.model, subject, plan, settings or Settings(), repair.name)
     seen = observe(after, subject.feeds)
     shapes, cost = seen.shapes, cost_of(after, seen.shapes, seen.ran)

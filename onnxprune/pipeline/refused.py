@@ -34,7 +34,7 @@ def _ranked(plan: PrunePlan, repair: Repair) -> bool:
 
 
 DEEDS = {
-    "refitted": Deed(lambda plan, repair: repair.first.refits_factors, not_refitted),
+    "refitted": Deed(lambda plan, repair: repair.first.again is not None, not_refitted),
     "split": Deed(_ranked, split_refusals),
     "timed": Deed(lambda plan, repair: plan.settings.get("of") == "latency", not_timed),
 }

@@ -30,12 +30,13 @@ from onnxprune.files.text import read_text
 from onnxprune.files.write import atomic_write_text, ensure_writable
 from onnxprune.graph.work import work
 from onnxprune.measure.cost import CostModel, count_macs
-from onnxprune.parallel import one_blas_thread
+from onnxprune.numerics import on_disk
+from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import unmatched
 from onnxprune.pipeline.block_trials import block_damages
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.opened import ModelLike, Subject, open_model
-from onnxprune.pipeline.planner import BATCH, BLOCK_SAMPLES, Progress
+from onnxprune.pipeline.planner import BLOCK_SAMPLES, Progress
 from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.digest import digest
@@ -61,23 +62,27 @@ def sensitivity(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    input_value: Mapping[str, Sequence[float]] | None = None,
+    batch_axis: Mapping[str, int] | None = None,
     prune_statistics: bool = False,
     trusted: bool = False,
     seed: int = 0,
     threads: int | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Damage to the outputs against the kept width, for every group of channels cut alone, and of every block dropped.
 
     Args:
-        model, calibration, input_shapes, samples, image, prune_statistics, trusted: as for `open_model`.
+        model, calibration, input_shapes, samples, image, input_value, batch_axis, prune_statistics, trusted: as for
+            `open_model`.
         path: where measurements are kept; the file of an earlier run on the same model and samples is gone on with.
         force: replace a file at `path` that holds something else.
         steps: measure at that many widths, evenly spaced below the full one.
         widths: kept shares instead, each between 0 and 1.
         methods: "channels", "blocks" or both.
         include, exclude: regular expressions on the names of groups and their weights, and of the nodes in a block.
-        seed, threads: as in `Settings`.
+        seed, threads, memory: as in `Settings`.
         progress: called with (phase, done, total).
 
     Raises:
@@ -89,6 +94,8 @@ def sensitivity(
         input_shapes=input_shapes,
         samples=samples,
         image=image,
+        input_value=input_value,
+        batch_axis=batch_axis,
         prune_statistics=prune_statistics,
         trusted=trusted,
     )
@@ -101,6 +108,7 @@ def sensitivity(
         limits=Limits(1, 1, include, exclude),
         seed=seed,
         threads=threads,
+        memory=memory,
         progress=progress,
     )
 
@@ -121,6 +129,7 @@ def shares(steps: int = STEPS, widths: Sequence[float] | None = None) -> tuple[f
 
 
 @one_blas_thread
+@bounded
 def measure(
     subject: Subject,
     *,
@@ -131,6 +140,7 @@ def measure(
     limits: Limits | None = None,
     seed: int = 0,
     threads: int | None = None,
+    memory: int | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """As `sensitivity`, of a model that is open.
@@ -144,6 +154,7 @@ def measure(
         limits: which groups, and which widths.
         seed: for everything random.
         threads: ORT threads, and tasks side by side.
+        memory: as in `Settings`.
         progress: called with (phase, done, total).
 
     Raises:
@@ -270,7 +281,7 @@ class _Trial:
     @cached_property
     def _few(self) -> list[Mapping[str, np.ndarray]]:
         """What the layers behind a block are refitted on, as the planner does it."""
-        return list(self.fit.take(BLOCK_SAMPLES).batches(min(BLOCK_SAMPLES, BATCH)))
+        return on_disk.kept(self.fit.take(BLOCK_SAMPLES).batches(self.subject.net.batch))
 
 
 class _Store:

@@ -8,14 +8,27 @@ is given that needs to be checked against them: `--help` lists these options.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from onnxprune.errors import UsageError
-from onnxprune.pipeline.options import Option, among, at_least, listed, option, regular, whole, width, words
+from onnxprune.pipeline.options import (
+    Option,
+    among,
+    at_least,
+    axes,
+    input_values,
+    listed,
+    option,
+    regular,
+    size_of,
+    whole,
+    width,
+    words,
+)
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.rewrite.repair.table import WITH_SAMPLES, WITHOUT_SAMPLES
 from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provider_options
@@ -30,10 +43,13 @@ RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
-REMOVE, REPAIR, TIMING, RESULT, GENERAL = "what to remove", "repair", "timing", "result", "general"
+REMOVE, SAMPLES, REPAIR, TIMING, RESULT, GENERAL = (
+    "what to remove", "samples", "repair", "timing", "result", "general"
+)  # fmt: skip
 """What options are about."""
 DECIDING = ("prune", "plan")
 MAKING = ("prune", "apply")
+OPENING = ("prune", "plan", "apply", "inspect", "verify", "sensitivity", "train", "bench")
 _deciding = partial(option, part=REMOVE, commands=DECIDING)
 WIDTHS = "widths and their rounding are at least 1"
 
@@ -95,7 +111,7 @@ class Settings:
     allocation: str | None = _deciding(
         None, "NAME", "adaptive (default with --calib), uniform or global",
         '"adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform',
-        check=among("allocation", _allocations),
+        check=among("allocation", _allocations), rare=True,
     )  # fmt: skip
     round_to: int | str = _deciding(
         "auto", "N", "widths are multiples of N (or auto)", 'widths are multiples of this, or "auto"',
@@ -136,6 +152,18 @@ class Settings:
         False, "", "cut under LayerNorm and the like too: not exact",
         "also cut axes over which a normalization takes its mean; the cut is then inexact",
         commands=(*DECIDING, "inspect", "sensitivity", "train"), rare=True,
+    )  # fmt: skip
+    input_value: Mapping[str, Sequence[float]] | None = option(
+        None, "NAME=NUMBER", "an input that is the same for all samples: rate=16000 (repeatable)",
+        "numbers for inputs that are the same for all samples, by name: one for the whole input, or one a place; "
+        "samples need not have these inputs",
+        read=input_values, repeated=True, part=SAMPLES, commands=OPENING, rare=True,
+    )  # fmt: skip
+    batch_axis: Mapping[str, int] | None = option(
+        None, "NAME=AXIS", "the axis of an input that counts samples: state=1 (default: found)",
+        "the axis that counts samples, by input name; of others it is the first, or that of a state whose second axis "
+        "is as long as the first of other inputs",
+        read=axes, repeated=True, part=SAMPLES, commands=OPENING, rare=True,
     )  # fmt: skip
     repair: str | None = option(
         None, "NAME", _repairs_in_words,
@@ -185,6 +213,13 @@ class Settings:
         "ORT threads, and tasks side by side; None: as many as there are cores, one for timed runs",
         read=int, check=at_least(1, "the number of threads is at least 1"), part=GENERAL, commands=None,
         rare=True,
+    )  # fmt: skip
+    memory: int | None = option(
+        None, "SIZE", "that a run may take: 4GB, 512MB (default: half of what is free)",
+        "bytes that a run may take, about; what it keeps beyond that lies in temporary files (in TMPDIR), and the "
+        "result is the same. None: half of what is free",
+        read=size_of, check=at_least(1 << 28, "a run takes at least 256 MB"), part=GENERAL,
+        commands=("prune", "plan", "apply", "sensitivity"), rare=True,
     )  # fmt: skip
     seed: int = option(
         0, "N", "for everything random (default 0)", "for everything random",

@@ -72,19 +72,19 @@ def captured(node: onnx.NodeProto) -> set[str]:
     """Names that the bodies of a control-flow node read from outside."""
     if node.op_type not in WITH_BODIES and node.domain in DEFAULT_DOMAINS:
         return set()  # without a look at its attributes, which is slow
-    names: set[str] = set()
-    stack = list(subgraphs(node))
-    while stack:
-        body = stack.pop()
-        inside = {i.name for i in body.input} | {t.name for t in body.initializer}
-        inside |= {t.values.name for t in body.sparse_initializer}
-        for n in body.node:
-            inside.update(n.output)
-        for n in body.node:
-            names.update(i for i in n.input if i and i not in inside)
-            stack.extend(subgraphs(n))
-        names.update(o.name for o in body.output if o.name not in inside)
-    return names
+    return set[str]().union(*map(_from_outside, subgraphs(node)))
+
+
+def _from_outside(body: onnx.GraphProto) -> set[str]:
+    """Names that a body reads, the bodies inside it too, and that it does not make itself."""
+    inside = {i.name for i in body.input} | {t.name for t in body.initializer}
+    inside |= {t.values.name for t in body.sparse_initializer}
+    read = {o.name for o in body.output}
+    for n in body.node:
+        inside.update(n.output)
+        read.update(i for i in n.input if i)
+        read |= captured(n)
+    return read - inside
 
 
 def stored_tensors(body: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:

@@ -54,7 +54,8 @@ def cost_rows(before: Values, after: Values) -> list[tuple[str, str, str, str]]:
     """The same as cells: what, original, pruned, change."""
     rows = []
     for name, key, unit in (("MACs", "macs", ""), ("parameters", "params", ""), ("file size", "bytes", "B")):
-        rows.append((name, f"{si(before[key])}{unit}", f"{si(after[key])}{unit}", change(before[key], after[key])))
+        if key in after:
+            rows.append((name, f"{si(before[key])}{unit}", f"{si(after[key])}{unit}", change(before[key], after[key])))
     if before.get("latency_ms") and after.get("latency_ms"):
         a, b = before["latency_ms"], after["latency_ms"]
         rows.append(("latency p50", f"{a:.3f} ms", f"{b:.3f} ms", change(a, b)))

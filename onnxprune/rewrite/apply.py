@@ -21,7 +21,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.plan import DropBlock, Edit, Factorize, KeepChannels, MergeColumns
 from onnxprune.rewrite.cut import cut_channels
 from onnxprune.rewrite.drop import bypass, drop_blocks
-from onnxprune.rewrite.factorize import factorize, refit_factorized
+from onnxprune.rewrite.factorize import factorize
 from onnxprune.rewrite.merge import merge
 from onnxprune.rewrite.repair.table import NONE, REPAIRS, Repair
 from onnxprune.rewrite.repair.task import Progress, RepairTask
@@ -111,8 +111,8 @@ def apply_edits(
         if (report := how.report("factorize")) is not None:
             report(0, 1)
         graph = factorize(graph, factors, net.feeds, how.batches, threads=how.threads, seed=how.seed)
-        if first.refits_factors:
-            graph = refit_factorized(how.task(net, graph, alive, ""))
+        if first.again is not None:
+            graph = first.again(how.task(net, graph, alive, ""))
     if how.repair is not first:
         graph = _repaired(how.repair, how.task(net, graph, alive, how.repair.name))
     if how.finish is not None:

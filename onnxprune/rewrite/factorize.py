@@ -23,6 +23,7 @@ from onnxprune.numerics import low_rank as lowrank
 from onnxprune.plan import Factorize
 from onnxprune.rewrite.repair.refit import refit
 from onnxprune.rewrite.repair.task import RepairTask
+from onnxprune.rewrite.repair.together import with_room
 from onnxprune.runtime.ports import Feeds
 
 DEAD = 1e-12
@@ -69,7 +70,16 @@ def _now(graph: Graph, key: str) -> str:
 
 def refit_factorized(task: RepairTask) -> Graph:
     """The pruned network with its layers of low rank, refitted once more."""
-    return refit(task, sizes=observe(task.pruned.settle(), task.net.feeds).shapes)
+    return refit(task, sizes=_sizes(task))
+
+
+def with_room_for_factors(task: RepairTask) -> Graph:
+    """A network as large as the outcome of that, whose values mean nothing."""
+    return with_room(task, _sizes(task))
+
+
+def _sizes(task: RepairTask) -> Mapping[str, tuple[int, ...]]:
+    return observe(task.pruned.settle(), task.net.feeds).shapes
 
 
 def _round(

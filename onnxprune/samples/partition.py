@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxprune.numerics import on_disk
 from onnxprune.samples.calibration import Calibration
 
 LEAST = 2
@@ -73,10 +74,13 @@ def counted(
 
 def first_batches(samples: Calibration, count: int, size: int = 32) -> list[Mapping[str, np.ndarray]]:
     """About the first `count` samples, in batches of at most `size`: whole ones, so the last may go beyond."""
-    found: list[Mapping[str, np.ndarray]] = []
-    for feeds in samples.batches(min(count, size)):
-        found.append(feeds)
-        count -= len(next(iter(feeds.values())))
-        if count <= 0:
-            break
-    return found
+
+    def first() -> Iterator[Mapping[str, np.ndarray]]:
+        left = count
+        for feeds in samples.batches(min(count, size)):
+            yield feeds
+            left -= len(next(iter(feeds.values())))
+            if left <= 0:
+                return
+
+    return on_disk.kept(first())

@@ -32,15 +32,24 @@ class BoundRun:
         self.inputs = {spec.name: to_device(feeds[spec.name], device) for spec in session.inputs}
         for name, value in self.inputs.items():
             binding.bind_ortvalue_input(name, value)
-        for name in session.outputs:
-            binding.bind_output(name, device)
         self.binding, self._run = binding, raw.run_with_iobinding
+        self._bind_outputs()
         options = session.provider_options.get(session.providers[0], {})
         if any(options.get(key) in ("1", "True", "true") for key in RECORDED):
             self._keep_outputs()
 
     def __call__(self) -> None:
         self._run(self.binding)
+
+    def _bind_outputs(self) -> None:
+        for name in self.session.outputs:
+            self.binding.bind_output(name, self.device)
+
+    def _bound_anew(self, binding: Any) -> None:
+        """A run that does not write into what the last one has left."""
+        binding.clear_binding_outputs()
+        self._bind_outputs()
+        self.session.raw.run_with_iobinding(binding)
 
     def _keep_outputs(self) -> None:
         """Bind the outputs where a first run, one that is not recorded, has put them.
@@ -61,7 +70,9 @@ class BoundRun:
             return _warm_up(self, share_s)
         except Exception:
             self.session.run(self.feeds)  # fails in the same way and says so in one line
-            raise
+        # An output has another rank than the file declares: ORT only warns of that, but does not write there again.
+        self._run = self._bound_anew
+        return _warm_up(self, share_s)
 
     def copies_ms(self, repeats: int = 20) -> tuple[float, float] | None:
         """Median times of the copies in and out; None where there are none, on the CPU."""

@@ -134,8 +134,8 @@ def test_commands_say_the_same(capsys, tmp_path):
     planned = said("plan", model, "--ratio", "0.5", "-o", plan)
     applied = said("apply", model, plan, "-o", pruned)
     verified = said("verify", model, pruned, "--plan", plan)
-    assert column(planned, 0) == column(applied, 0) == column(verified, 0)
-    assert column(planned, 1) == column(applied, 1) == column(verified, 1)
+    for k in (0, 1):
+        assert column(planned, k) == column(applied, k)[:2] and column(applied, k) == column(verified, k)
     for path, k in ((model, 0), (pruned, 1)):
         macs, params, size = column(applied, k)
         assert f"{macs} MACs, {params} parameters, {size}\n" in said("inspect", path)

@@ -12,13 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError, ProviderError, UsageError
 from onnxprune.report.bench import bench_csv
 from onnxprune.runtime import sessions
+from onnxprune.runtime.ports import default_feed, input_specs
 from onnxprune.runtime.providers import provider_name
 from onnxprune.timing import bound_run, cases, latency, rounds
 from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.cases import bench_cases
+from onnxprune.timing.engine import Engine
 from onnxprune.timing.latency import bench
 from onnxprune.timing.rounds import MIN_ROUNDS, timed_rounds, timed_sample
 from onnxprune.timing.statistics import Interval, round_orders
+from tests.channels.surgery import model_of
 from tests.timing.fakes import fake_sessions, shown
 
 NONE = "no measurable change"
@@ -328,3 +331,24 @@ def test_a_time_budget_is_for_all_cases(fakes, monkeypatch):
     assert sum(r.elapsed_s for r in found) <= 20 and min(r.rounds for r in found) > MIN_ROUNDS
     with pytest.raises(UsageError, match="time budget"):
         bench_cases(["100"], feeds=fakes.feeds, time_budget_s=-1)
+
+
+# ---- a declared rank that is wrong: ORT only warns ---------------------------------------------------------------
+
+TAILS = {
+    "squeezed": ("float[N,4] y", "q = GlobalAveragePool(k) y = Squeeze(q)"),
+    "one too many": ("float[N,4,M] y", "q = GlobalAveragePool(k) y = Squeeze(q)"),
+    "a scalar": ("float y", "q = Squeeze(k) y = Relu(q)"),
+    "two outputs": ("float[N,4] y, float[N] z", "q = GlobalAveragePool(k) y = Squeeze(q) z = Squeeze(k)"),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_outputs_of_another_rank_than_declared(tail):
+    declared, text = TAILS[tail]
+    model = model_of(
+        f"(float[N,3,8,8] x) => ({declared}) <float[16,3,3,3] w, float[4,16,1,1] v> {{ h = Conv(x, w) r = Relu(h) k = Conv(r, v) {text} }}"
+    )
+    result = bench([model, model], rounds=10)
+    assert result.rounds == 10 and result.timings[0].p50_ms > 0
+    assert Engine().run_ms(model, default_feed(input_specs(model)), 1.0, (3, 5)) > 0

@@ -23,20 +23,16 @@ import numpy as np
 from onnxprune import numerics, parallel
 from onnxprune.channels import CutSizes
 from onnxprune.graph.behaviour import clipping
-from onnxprune.graph.layers import Affine, is_add, with_biases
-from onnxprune.graph.model import Graph, Use
-from onnxprune.measure.designs import WIDEST, rows_of
+from onnxprune.graph.layers import Affine
+from onnxprune.graph.model import Graph
+from onnxprune.measure.designs import rows_of
 from onnxprune.measure.stepwise import MEMORY, Runner
+from onnxprune.numerics import on_disk
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows
 from onnxprune.rewrite.repair.producer import Pair
-from onnxprune.rewrite.repair.statistics import (
-    added,
-    correct_statistics,
-    correctable,
-    kept_channels,
-    mean_and_deviation,
-)
+from onnxprune.rewrite.repair.statistics import correct_statistics, kept_channels, mean_and_deviation
 from onnxprune.rewrite.repair.task import RepairTask
+from onnxprune.rewrite.repair.together import Shortcut, Together, opened
 
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
@@ -65,14 +61,6 @@ THOROUGH = Effort(positions=64, sweeps=2, rounds=5)
 """For the model that is handed on; fifteen rounds gave 0.1 points more on a ResNet-20 at -80%."""
 
 
-@dataclass(frozen=True)
-class Shortcut:
-    """The add behind a layer: its other operand, and its output."""
-
-    other: str
-    total: str
-
-
 def refit(
     task: RepairTask,
     *,
@@ -91,17 +79,16 @@ def refit(
         start: the original, run on the batches as far as the two networks are the same; left as it is.
     """
     with parallel.at_most(task.threads):
-        original, cut = task.net.graph, CutSizes(task.net.channels, task.alive)
-        cut.shapes.update({name: size for name, size in (sizes or {}).items() if name not in cut.shapes})
-        graph = with_biases(task.pruned, cut.changed)
+        room, together = opened(task, sizes, only=only, thorough=only is None and effort.rounds > 0)
+        original, graph, cut = task.net.graph, room.graph, room.cut
+        places = [p for p in room.places if p.tensor in together.visited]
+        if not places:
+            return graph
         if start is None:
             before, after = (Runner(g, task.batches, threads=task.threads) for g in (original, graph))
         else:
             before, after = start.fork(original), start.fork(graph)
-        walk = _Walk(graph, cut, before, after, np.random.default_rng(task.seed), effort)
-        places = [p for p in correctable(original, graph, cut) if only is None or p.key in only]
-        walk.fronts = {p.key: p for p in added(original, graph, cut)} if sizes else {}
-        walk.prepare(places, thorough=only is None and effort.rounds > 0)
+        walk = _Walk(together, cut, before, after, np.random.default_rng(task.seed), effort)
         for k, place in enumerate(places):
             if task.progress:
                 task.progress(k, len(places))
@@ -116,77 +103,24 @@ class _Walk:
     """The state of one pass."""
 
     def __init__(
-        self, graph: Graph, cut: CutSizes, before: Runner, after: Runner, rng: np.random.Generator, effort: Effort
+        self, together: Together, cut: CutSizes, before: Runner, after: Runner, rng: np.random.Generator, effort: Effort
     ):
-        self.graph, self.cut, self.before, self.after, self.rng = graph, cut, before, after, rng
-        self.effort = effort
-        self.consumers = graph.consumers()
-        self.fits: dict[str, LayerFit] = {}  # by the tensor that the layer's place is
-        self.producers: dict[str, tuple[LayerFit, tuple[float, float]]] = {}
-        self.fronts: dict[str, Affine] = {}
-        self.partners: dict[str, str] = {}  # place tensor -> place tensor of the layer on its shortcut
-
-    def prepare(self, places: Sequence[Affine], *, thorough: bool) -> None:
-        """Find the layers, and those that share an Add; what the earlier one reads is kept for the later. A thorough
-        walk also gives the layer in front its turn."""
-        for place in places:
-            fit = LayerFit.of(self.graph, place)
-            if fit is None or fit.design.inputs > WIDEST:
-                continue
-            self.fits[place.tensor] = fit
-            producer = self._producer(fit) if thorough else None
-            if producer is not None:
-                self.producers[place.tensor] = producer
-                self.after.hold(producer[0].design.tensor, place.key)
-            shortcut = self._shortcut(place.tensor)
-            other = None if shortcut is None else self.fits.get(shortcut.other)
-            if other is not None and shortcut == self._behind(other.place.tensor):
-                if fit.design.parts == other.design.parts == 1:
-                    self.partners[place.tensor] = other.place.tensor
-                    self.after.hold(other.design.tensor, place.key)
-
-    def _producer(self, fit: LayerFit) -> tuple[LayerFit, tuple[float, float]] | None:
-        """The layer in front and the bounds of what is in between, when nothing else reads what it makes."""
-        key = self.graph.producer.get(fit.design.tensor)
-        if key is None or self._only_reader(fit.design.tensor) is None:
-            return None
-        clip, hidden = clipping(self.graph, key), self.graph.nodes[key].input[0]
-        front = self.fits.get(hidden)
-        if key in self.fronts:  # the first of a factorised layer's two
-            clip, front, hidden = (-np.inf, np.inf), LayerFit.of(self.graph, self.fronts[key]), fit.design.tensor
-        if clip is None or front is None or self._only_reader(hidden) is None:
-            return None
-        plain = all(f.design.parts == 1 and _plain(f) for f in (front, fit))
-        return (front, clip) if plain else None
-
-    def _shortcut(self, tensor: str) -> Shortcut | None:
-        """The Add of two activations that alone reads the tensor."""
-        use = self._only_reader(tensor)
-        if use is None or not is_add(self.graph, use[0]):
-            return None
-        node = self.graph.nodes[use[0]]
-        other = node.input[1 - use[1]]
-        return None if self.graph.constant(other) is not None else Shortcut(other, node.output[0])
-
-    def _behind(self, tensor: str) -> Shortcut | None:
-        """The same Add, as its other operand sees it."""
-        found = self._shortcut(tensor)
-        return None if found is None else Shortcut(tensor, found.total)
-
-    def _only_reader(self, tensor: str) -> Use | None:
-        uses = self.consumers.get(tensor, [])
-        return uses[0] if len(uses) == 1 and tensor not in self.graph.outputs else None
+        self.together, self.graph, self.cut = together, together.graph, cut
+        self.before, self.after, self.rng, self.effort = before, after, rng, effort
+        for tensor in together.visited:  # what the earlier of two layers reads is kept for the later
+            for other in together.beside(tensor):
+                after.hold(other.design.tensor, together.fits[tensor].place.key)
 
     def refit(self, place: Affine) -> bool:
         """Refit one layer in place; False, and nothing done, when it is no linear layer or samples are too few."""
-        fit = self.fits.get(place.tensor)
+        fit = self.together.fits.get(place.tensor)
         if fit is None:
             return False
         inputs, targets = self.after.until(fit.design.tensor), self.before.until(place.tensor)
         kept = kept_channels(self.cut, place)
-        shortcut = self._shortcut(place.tensor)
+        shortcut = self.together.shortcut(place.tensor)
         other = None if shortcut is None else self._carried(shortcut, targets[0].shape, place.axis, len(kept))
-        partner = self.fits[self.partners[place.tensor]] if other and place.tensor in self.partners else None
+        partner = self.together.partners.get(place.tensor) if other else None
         fits = [fit] if partner is None else [fit, partner]
         most = BYTES // sum(len(t) for t in targets)
         read, wanted, carried = [], [], []
@@ -201,6 +135,7 @@ class _Walk:
                 if partner is None:
                     s = rows_of(self.after.live[other][b], place.axis, positions)
             carried.append(np.broadcast_to(s, wanted[-1].shape))
+            on_disk.release(self._live(b))
         x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
         if len(x) < numerics.FEW * (x.shape[1] // fit.design.parts):
             return False  # too few samples: least squares would learn them by heart
@@ -210,7 +145,7 @@ class _Walk:
         solution = _solve(fits, x, z, s, clip, self.effort.sweeps)
         if partner is None:
             fit.write(solution)
-            if place.tensor in self.producers and self.effort.rounds:
+            if place.tensor in self.together.producers and self.effort.rounds:
                 self._repair_producer(fit, kept, shortcut, other, clip)
         else:
             own = fit.design.inputs
@@ -220,11 +155,15 @@ class _Walk:
             self.after.refresh(partner.place.key, partner.place.tensor)
         return True
 
+    def _live(self, b: int) -> list[np.ndarray]:
+        """All that both networks hold of a batch."""
+        return [values[b] for runner in (self.before, self.after) for values in runner.live.values()]
+
     def _repair_producer(
         self, fit: LayerFit, kept: np.ndarray, shortcut: Shortcut | None, other: str | None, clip
     ) -> None:
         """Let the layer in front of a refitted one take its turn, on some whole samples."""
-        front, bounds = self.producers[fit.place.tensor]
+        front, bounds = self.together.producers[fit.place.tensor]
         place = fit.place
         targets = self.before.live[place.tensor]
         shape = self.after.live[fit.design.tensor][0].shape
@@ -241,6 +180,7 @@ class _Walk:
             if other:
                 z[-1] += rows_of(np.take(self.before.live[other][b], kept, place.axis), place.axis, None)
                 s.append(rows_of(self.after.live[other][b], place.axis, None))
+            on_disk.release(self._live(b))
         z_all = np.concatenate(z)
         s_all = np.concatenate(s) if s else np.broadcast_to(np.float32(0), z_all.shape)
 
@@ -276,7 +216,7 @@ class _Walk:
 
     def _clip(self, tensor: str) -> tuple[float, float] | None:
         """The bounds of the ReLU, or of the Clip from 0, that alone reads a tensor."""
-        readers = self.consumers.get(tensor, [])
+        readers = self.together.consumers.get(tensor, [])
         if not readers or tensor in self.graph.outputs:
             return None
         bounds = {clipping(self.graph, key) for key, _ in readers}
@@ -287,12 +227,6 @@ def _in_range(rows: np.ndarray) -> bool:
     """Whether sums of their squares are finite in float32."""
     largest = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)))
     return len(rows) * largest**2 < float(np.finfo(np.float32).max)
-
-
-def _plain(fit: LayerFit) -> bool:
-    """Whether what the layer reads can be handed back: a 2-d conv with pads written out, or a Gemm."""
-    conv = fit.design.conv
-    return fit.design.flat if conv is None else len(conv["kernel"]) == 2 and "pads" in conv
 
 
 def _solve(

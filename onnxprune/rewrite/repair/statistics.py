@@ -11,15 +11,16 @@ not, needs no labels (ours; after the re-estimation of BatchNormalization that p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from onnxprune.channels import CutSizes
-from onnxprune.graph import operators
-from onnxprune.graph.layers import Affine, add_bias, affine, fold, is_add, layers, normalization, with_biases
-from onnxprune.graph.model import Graph, Use
+from onnxprune.graph.layers import Affine, fold
+from onnxprune.graph.model import Graph
 from onnxprune.measure.stepwise import Runner
+from onnxprune.numerics import on_disk
+from onnxprune.rewrite.repair.room import Room
 from onnxprune.rewrite.repair.task import RepairTask
 
 MOST = 10.0
@@ -31,74 +32,15 @@ MeanAndDeviation = tuple[np.ndarray, np.ndarray]
 
 def repair_statistics(task: RepairTask) -> Graph:
     """The pruned network, edited: with corrected statistics."""
-    original, cut = task.net.graph, CutSizes(task.net.channels, task.alive)
-    graph = with_biases(task.pruned, cut.changed)
-    wanted = [place.tensor for place in correctable(original, graph, cut)]
-    before = Runner(original, task.batches, threads=task.threads, ahead=wanted)
-    after = Runner(graph, task.batches, threads=task.threads)
-    for place in correctable(original, graph, cut, task.progress):
-        correct_statistics(graph, cut, place, mean_and_deviation(before.until(place.tensor), place.axis), after)
-    return graph
-
-
-def with_room(task: RepairTask, *, weights: bool = False) -> Graph:
-    """The pruned network, edited: with a bias wherever a correction writes one, and constants of its own for whatever a
-    correction changes. Their values mean nothing.
-
-    Args:
-        task: of a repair.
-        weights: whether that writes the weights of layers anew.
-    """
-    cut = CutSizes(task.net.channels, task.alive)
-    graph = with_biases(task.pruned, cut.changed)
-    for k, place in enumerate(correctable(task.net.graph, graph, cut)):
-        norm = normalization(graph, place) if weights else None
-        changed = [use for use, _ in (*place.scales, *([] if place.shift is None else [place.shift]))]
-        product = operators.of(graph.nodes[place.key]).product
-        if weights and product is not None and place.key != changed[0][0]:
-            changed.append((place.key, product.weight))
-        for use in changed:
-            anew = _like(graph, use, k)
-            if norm is not None and use == (norm[0], 1):
-                anew = norm[2].astype(anew.dtype)  # its slope goes into the weight
-            graph.set_constant(use, anew)
-        if place.shift is None:
-            kind = _like(graph, changed[0], k).dtype
-            add_bias(graph, place.key, np.full(cut.shapes[place.tensor][place.axis], k, kind))
-    return graph
-
-
-def _like(graph: Graph, use: Use, number: int) -> np.ndarray:
-    """An array like a constant, of one number."""
-    value = graph.value(use)
-    assert value is not None
-    return np.full(value.shape, number, value.dtype)
-
-
-def correctable(
-    original: Graph, graph: Graph, cut: CutSizes, progress: Callable[[int, int], None] | None = None
-) -> Iterator[Affine]:
-    """The places of the pruned graph where a layer's output can be corrected, in forward order."""
-    places = [p for p in _places(graph, cut) if p.tensor in original.producer]
-    for k, place in enumerate(places):
-        if progress:
-            progress(k, len(places))
-        yield place
-
-
-def added(original: Graph, graph: Graph, cut: CutSizes) -> list[Affine]:
-    """The places of layers that the original lacks: the first ones of factorised layers."""
-    return [p for p in _places(graph, cut) if p.tensor not in original.producer]
-
-
-def _places(graph: Graph, cut: CutSizes) -> list[Affine]:
-    consumers, shapes = graph.consumers(), dict(cut.shapes)
-    for key, node in graph.nodes.items():  # what `with_biases` has put in between has no size yet
-        if is_add(graph, key) and node.output[0] in shapes and node.input[0] in graph.producer:
-            shapes.setdefault(node.input[0], shapes[node.output[0]])
-    found = [affine(graph, layer, consumers, shapes) for layer in layers(graph, shapes)]
-    # a layer along positions has its channels on another axis, and fewer of them than in the original
-    return [p for p in found if p is not None and cut.lines.get(p.tensor, (p.axis,))[0] == p.axis]
+    room = Room.of(task)
+    before = Runner(task.net.graph, task.batches, threads=task.threads, ahead=[p.tensor for p in room.places])
+    after = Runner(room.graph, task.batches, threads=task.threads)
+    for k, place in enumerate(room.places):
+        if task.progress:
+            task.progress(k, len(room.places))
+        wanted = mean_and_deviation(before.until(place.tensor), place.axis)
+        correct_statistics(room.graph, room.cut, place, wanted, after)
+    return room.graph
 
 
 def correct_statistics(graph: Graph, cut: CutSizes, place: Affine, before: MeanAndDeviation, after: Runner) -> None:
@@ -140,6 +82,7 @@ def mean_and_deviation(values: Sequence[np.ndarray], axis: int) -> MeanAndDeviat
         total = total + v.sum(axis=other, dtype=np.float64)
         square = square + np.einsum(v, list(range(v.ndim)), v, list(range(v.ndim)), [axis], dtype=np.float64)
         count += v.size // v.shape[axis]
+        on_disk.release((v,))
     mean = np.asarray(total) / count
     return mean, np.sqrt(np.maximum(np.asarray(square) / count - mean**2, 0))
 
@@ -151,3 +94,4 @@ def _apply(runner: Runner, place: Affine, a: np.ndarray, b: np.ndarray) -> None:
     for v in runner.live[place.tensor]:
         v *= a.reshape(shape).astype(v.dtype)
         v += b.reshape(shape).astype(v.dtype)
+        on_disk.release((v,))

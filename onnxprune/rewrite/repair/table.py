@@ -30,7 +30,8 @@ class Repair:
         needs: what it cannot do without: "samples", "torch", "weights" (layers in floating point).
         after: name of the repair that comes first; this one is then done last, to the network with all its edits.
         judged_by: name of the repair after which plans are compared; None: the one that comes first.
-        refits_factors: whether layers that were made of two are refitted after the cut ones were.
+        again: what it does once layers were made of two, after the cut ones were repaired; None: nothing.
+        sized_again: what makes a network as large as the outcome of that.
         keeps_blocks: whether it looks at whole networks, so that blocks go only after it.
         merges_likest: whether it goes further from a network whose removed channels were merged into the likest kept
             ones, where the plan asks for that.
@@ -45,7 +46,8 @@ class Repair:
     needs: frozenset[str] = frozenset()
     after: str | None = None
     judged_by: str | None = None
-    refits_factors: bool = False
+    again: Callable[[RepairTask], Graph] | None = None
+    sized_again: Callable[[RepairTask], Graph] | None = None
     keeps_blocks: bool = False
     merges_likest: bool = False
     trains: bool = False
@@ -59,7 +61,7 @@ class Repair:
     @property
     def size(self) -> Repair:
         """What stands in for it where only sizes count."""
-        return replace(self.first, run=self.first.sized, refits_factors=False)
+        return replace(self.first, run=self.first.sized, again=self.first.sized_again)
 
     @property
     def judge(self) -> Repair:
@@ -78,15 +80,27 @@ def leave_alone(task: RepairTask) -> Graph:
 
 
 def _as_corrected(task: RepairTask) -> Graph:
-    from onnxprune.rewrite.repair.statistics import with_room
+    from onnxprune.rewrite.repair.room import with_room
 
     return with_room(task)
 
 
 def _as_refitted(task: RepairTask) -> Graph:
-    from onnxprune.rewrite.repair.statistics import with_room
+    from onnxprune.rewrite.repair.together import with_room
 
-    return with_room(task, weights=True)
+    return with_room(task)
+
+
+def _factors_refitted(task: RepairTask) -> Graph:
+    from onnxprune.rewrite.factorize import refit_factorized
+
+    return refit_factorized(task)
+
+
+def _as_factors_refitted(task: RepairTask) -> Graph:
+    from onnxprune.rewrite.factorize import with_room_for_factors
+
+    return with_room_for_factors(task)
 
 
 def _as_merged(task: RepairTask) -> Graph:
@@ -146,7 +160,8 @@ def statistics(task: RepairTask) -> Graph:
     help="every layer learns anew from what is left, by least squares (default with --calib)",
     needs=("samples", "weights"),
     sized=_as_refitted,
-    refits_factors=True,
+    again=_factors_refitted,
+    sized_again=_as_factors_refitted,
 )
 def refit(task: RepairTask) -> Graph:
     from onnxprune.rewrite.repair.refit import refit as refitted

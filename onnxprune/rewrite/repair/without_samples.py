@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.linalg as sl
 
-from onnxprune.channels import CutSizes, Slice
+from onnxprune.channels import Slice
 from onnxprune.errors import ModelError
 from onnxprune.graph import operators
 from onnxprune.graph.layers import (
@@ -33,14 +33,15 @@ from onnxprune.graph.layers import (
     keeps_statistics,
     lacks_bias,
     takes_constants,
-    with_biases,
 )
 from onnxprune.graph.model import Graph, Use
 from onnxprune.measure.cost import count_macs
 from onnxprune.measure.stepwise import Runner
+from onnxprune.numerics import on_disk
 from onnxprune.rewrite.merge import fold_bias
-from onnxprune.rewrite.repair import statistics
-from onnxprune.rewrite.repair.statistics import MeanAndDeviation, correct_statistics, correctable, mean_and_deviation
+from onnxprune.rewrite.repair import room
+from onnxprune.rewrite.repair.room import Room
+from onnxprune.rewrite.repair.statistics import MeanAndDeviation, correct_statistics, mean_and_deviation
 from onnxprune.rewrite.repair.task import Progress, RepairTask
 from onnxprune.runtime.ports import Feeds
 
@@ -96,14 +97,13 @@ def with_room(task: RepairTask) -> Graph:
     merge = _Merge(task)
     for k, s in enumerate(s for sites in merge._readers().values() for s in sites):
         key, use = s.use[0], merge._now(s.use)
-        value = merge.graph.value(use)
-        assert value is not None
-        merge.graph.set_constant(use, np.full(value.shape, k, value.dtype))
+        anew = room.another(merge.graph, use, k)
+        merge.graph.set_constant(use, anew)
         folds = takes_constants(merge.original, key, merge.behind) and key not in merge.behind
         if folds and not has_bias(merge.graph.nodes[key]):
             width = merge.cut.shapes[key][operators.of(merge.original.nodes[key]).channels or 0]
-            add_bias(merge.graph, key, np.full(width, k, value.dtype))
-    return statistics.with_room(task.of(merge.graph))
+            add_bias(merge.graph, key, np.full(width, k, anew.dtype))
+    return room.with_room(task.of(merge.graph))
 
 
 class _Merge:
@@ -112,8 +112,8 @@ class _Merge:
     def __init__(self, task: RepairTask):
         self.net, self.alive, self.threads = task.net, task.alive, task.threads
         self.original, self.channels = original, channels = task.net.graph, task.net.channels
-        self.cut = CutSizes(channels, task.alive)
-        self.graph = with_biases(task.pruned, self.cut.changed)
+        self.room = Room.of(task)
+        self.cut, self.graph = self.room.cut, self.room.graph
         # A MatMul that `with_biases` gave an Add goes by what the Add reads; the Add goes by the MatMul's old name.
         self.moved = {
             key: node.input[0]
@@ -129,7 +129,7 @@ class _Merge:
         inputs by the kept ones. On random inputs, every BatchNormalization gets the statistics of what it sees."""
         seen = self.original.fork()
         self.norms = _norms(seen) if random_inputs else []
-        places = {p.tensor: p.axis for p in correctable(self.original, self.graph, self.cut)}
+        places = {p.tensor: p.axis for p in self.room.places}
         readers = self._readers()
         norms: dict[str, list[str]] = {}
         for key in self.norms:
@@ -172,7 +172,9 @@ class _Merge:
     def correct(self, batches: Sequence[Feeds], progress: Progress | None) -> None:
         """Give every layer's output the mean and spread it had, in forward order."""
         after = Runner(self.graph, batches, threads=self.threads)
-        for place in correctable(self.original, self.graph, self.cut, progress):
+        for k, place in enumerate(self.room.places):
+            if progress:
+                progress(k, len(self.room.places))
             if place.tensor in self.before:
                 correct_statistics(self.graph, self.cut, place, self.before[place.tensor], after)
 
@@ -274,6 +276,7 @@ def _substitutes(
     rows = sum(v.size for v in values) // width
     stride = max(1, rows // most)
     x = np.concatenate([np.moveaxis(v, axis, -1).reshape(-1, width)[::stride] for v in values])
+    on_disk.release(values)
     mean = x.mean(axis=0, dtype=np.float64)
     if width > WIDEST:
         return None, mean[~kept]

@@ -14,7 +14,7 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.rewrite.repair import refit as refit_module
+from onnxprune.rewrite.repair import together
 from onnxprune.rewrite.repair.layer_fit import LayerFit, ridge_for
 from onnxprune.rewrite.repair.refit import THOROUGH
 from tests.channels.surgery import feeds_of, model_of, run
@@ -123,7 +123,7 @@ def test_both_layers_of_an_add_are_solved_for_together(monkeypatch):
     pruned, held = cut(graph, channels, alive), feeds_of(model, seed=2, N=64)
     mended = refit(graph, pruned, channels, alive, [feeds_of(model, N=64)])
     assert error(model, mended, held) < 1e-6
-    monkeypatch.setattr(refit_module._Walk, "_behind", lambda *_: None)  # each for itself: it cannot be had
+    monkeypatch.setattr(together.Together, "_behind", lambda *_: None)  # each for itself: it cannot be had
     alone = refit(graph, pruned, channels, alive, [feeds_of(model, N=64)])
     assert error(model, alone, held) > 1e-2
 
