@@ -224,8 +224,28 @@ def _hidden_size(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) ->
 
 
 @size_rule("Pad")
-def _nothing(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    return []
+def _pad(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
+    """As many on either side as stay of those that it adds, or takes off."""
+    ends = node.input[0], node.output[0]
+    line = next((cut.lines[name] for name in reversed(ends) if cut.changed(name)), None)
+    by_input = len(node.input) > 1
+    pads = _operand(graph, cut, node, 1) if by_input else attr(node, "pads")
+    if line is None or pads is None:
+        return []
+    axis, rank, axes = line[0], len(cut.shapes[ends[0]]), _operand(graph, cut, node, 3)
+    listed = list(range(rank)) if axes is None else [int(a) % rank for a in axes]
+    if axis not in listed:
+        return []
+    source, target = (
+        cut.alive[cut.lines[name][1]] if cut.changed(name) else np.ones(cut.shapes[name][axis], bool) for name in ends
+    )
+    new, k = np.array(pads), listed.index(axis)
+    before, after = int(pads[k]), int(pads[k + len(listed)])
+    new[k] = target[:before].sum() if before > 0 else -source[:-before].sum()
+    new[k + len(listed)] = target[len(target) - after :].sum() if after > 0 else -source[len(source) + after :].sum()
+    if np.array_equal(new, pads):
+        return []
+    return [(1, new) if by_input else ("pads", [int(v) for v in new])]
 
 
 def _groups(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
