@@ -11,6 +11,7 @@ from onnxprune.channels.rules.elementwise import lift
 from onnxprune.channels.rules.registry import Value, Walk, pin_all, rule
 from onnxprune.channels.ties import LIMIT, WRITES, Ids, Param
 from onnxprune.graph import evaluate
+from onnxprune.graph.behaviour import padding
 
 
 @rule("Transpose")
@@ -234,9 +235,10 @@ def pad(walk: Walk, x: Value, *rest: Value) -> Ids:
     if not isinstance(x, np.ndarray):
         return walk.dead()
     pin_all(walk, "used as padding", *rest)
-    mode, sides = walk.attr("mode", "constant"), _sides(walk, x.ndim)
-    if sides is None:
+    mode, listed = walk.attr("mode", "constant"), padding(walk.node, x.ndim, walk.value)
+    if listed is None:
         return _resized(walk, x, "Pad adds what is computed from data")
+    sides = {k: ends for k, ends in listed.items() if any(ends)}
     for k, (before, after) in sides.items():
         if mode != "constant":
             x = walk.ties.whole(x, k, f"Pad repeats what lies along this axis (mode {mode})")
@@ -255,17 +257,6 @@ def pad(walk: Walk, x: Value, *rest: Value) -> Ids:
         shape = [-1 if i == k else d for i, d in enumerate(x.shape)]
         x = np.concatenate([frame[0].reshape(shape), x, frame[1].reshape(shape)], k)
     return x
-
-
-def _sides(walk: Walk, rank: int) -> dict[int, tuple[int, int]] | None:
-    """Axis -> how much a Pad adds before and behind, less than nothing where it takes off, for the axes where it does;
-    None where that is computed from data."""
-    pads = walk.attr("pads") if walk.value(1) is None else walk.value(1)
-    axes = range(rank) if len(walk.node.input) < 4 or not walk.node.input[3] else walk.value(3)
-    if pads is None or axes is None:
-        return None
-    both = zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True)
-    return {int(k) % rank: (int(before), int(after)) for k, before, after in both if before or after}
 
 
 @rule("Resize", "Upsample")
