@@ -14,9 +14,12 @@ import onnx
 from onnxprune.graph import operators
 from onnxprune.graph.joined import Sizes
 from onnxprune.graph.model import Graph
+from onnxprune.graph.said import NOTHING, Said
 from onnxprune.measure.agreement import PartFidelity, Tally
-from onnxprune.measure.parts import INTEGERS, SCORES, parts_of
-from onnxprune.measure.verdict import judged
+from onnxprune.measure.figures import value_of
+from onnxprune.measure.part import INTEGERS
+from onnxprune.measure.parts import parts_of
+from onnxprune.measure.verdict import deciding, judged
 from onnxprune.protobuf.nodes import captured
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
@@ -36,6 +39,7 @@ class Fidelity:
         parts: every part of the outputs by itself.
         verdict: "kept", "changed" or "destroyed"; None when there is no output to compare.
         why: what the verdict goes by, in words.
+        decides: the part that a person would ask for, and by which of its figures; empty where there is none.
     """
 
     samples: int
@@ -47,6 +51,7 @@ class Fidelity:
     parts: tuple[PartFidelity, ...] = ()
     verdict: str | None = None
     why: str = ""
+    decides: tuple[str, ...] = ()
 
     def in_words(self) -> str:
         """`top-1 agreement 98.0%, cosine 0.9987, SQNR 25.1 dB`."""
@@ -63,6 +68,7 @@ def check_fidelity(
     batches: Iterable[Feeds],
     *,
     shapes: Sizes | None = None,
+    said: Said = NOTHING,
     held_out: bool = True,
 ) -> Fidelity:
     """Compare the finished model with the original, sample by sample.
@@ -72,6 +78,7 @@ def check_fidelity(
         pruned: the finished model.
         batches: samples that nothing was fitted on.
         shapes: tensor name -> sizes in a run of the original; None: outputs are not parted.
+        said: what its user says of the outputs.
         held_out: whether they were kept apart indeed.
     """
     names, picked = _compared(original, pruned)
@@ -84,9 +91,9 @@ def check_fidelity(
         samples += count
         was, now = (dict(zip(s.outputs, map(np.asarray, s.run(dict(feeds))), strict=True)) for s in (left, right))
         if not tallies:
-            tallies = [Tally(part) for part in parts_of(original, shapes or {}, was)]
+            tallies = [Tally(part) for part in parts_of(original, shapes or {}, was, said=said, samples=count)]
         for tally in tallies:
-            tally.add(was[tally.part.output], now[tally.part.output], count)
+            tally.compare(was, now, count)
     return _summed_up(tallies, picked, samples, held_out)
 
 
@@ -114,10 +121,11 @@ def _summed_up(tallies: Sequence[Tally], picked: set[str], samples: int, held_ou
         samples=samples,
         cosine=min((p.cosine for p in parts if p.cosine is not None), default=None),
         sqnr_db=min((p.sqnr_db for p in parts if p.sqnr_db is not None), default=None),
-        top1=min((p.same for p in parts if p.same is not None and p.kind == SCORES), default=None),
+        top1=min((top1 for p in parts if (top1 := value_of("top1", p)) is not None), default=None),
         held_out=held_out,
         equal=min((p.same for p in parts if p.same is not None and p.kind == INTEGERS), default=None),
         parts=parts,
         verdict=None if verdict is None else verdict.verdict,
         why="" if verdict is None else verdict.why,
+        decides=() if (found := deciding(parts)) is None else (found[0].name, found[1]),
     )

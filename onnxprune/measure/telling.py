@@ -127,7 +127,7 @@ def _look(net: Analysed, batches: Sequence[Feeds], threads: int | None) -> _Seen
             value = values.pop(place)
             if len(value) == _count(feeds):
                 features[place].append(value.reshape(*value.shape[:2], -1).mean(axis=2, dtype=np.float64))
-        for part in parts_of(net.graph, net.shapes, values):
+        for part in parts_of(net.graph, net.shapes, values, said=net.said):
             scores = part.of(values[part.output])
             if part.kind == SCORES and scores.ndim == 2:
                 said.setdefault(part.name, []).append(scores.argmax(axis=part.axis))
