@@ -205,8 +205,18 @@ def add_report(add: Add) -> None:
     add("--report", metavar="FILE", help="write a page about the result too: .html")
 
 
+def _file(text: str) -> str:
+    """A name of a file, and not what an output is for."""
+    if "=" in text:
+        from onnxprune.measure.kinds.asked import is_meaning
+
+        if is_meaning(text):
+            raise argparse.ArgumentTypeError(f"{text} names no file; did you mean --output-kind {text}?")
+    return text
+
+
 def add_output(add: Add, written: str = "NAME.pruned.onnx") -> None:
-    add("-o", "--output", metavar="FILE", help=f"where to write (default {written})")
+    add("-o", "--output", type=_file, metavar="FILE", help=f"where to write (default {written})")
     add("--force", action="store_true", help="replace an existing file")
 
 

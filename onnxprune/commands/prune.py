@@ -95,7 +95,7 @@ def _more() -> str:
         own = [flag for flag in flags_of(make()) if flag not in {*shown, "--help"}]
         shown.update(own)
         if own:
-            lines.append(f"  {name:<11}  {' '.join(own)}")
+            lines.append(f"  {name:<6}  {' '.join(own)}")
     return "\n".join(lines)
 
 

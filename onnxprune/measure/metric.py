@@ -16,6 +16,7 @@ from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.files.write import atomic_write
 from onnxprune.graph.joined import Sizes
 from onnxprune.graph.model import Graph
+from onnxprune.graph.said import NOTHING, Said
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.verdict import basis
 from onnxprune.runtime import ports, sessions
@@ -82,12 +83,14 @@ def _top1(path: str, specs: Sequence[ports.InputSpec], threads: int | None) -> M
     return accuracy
 
 
-def agreement(original: Graph, batches: Callable[[], Iterable[Mapping]], *, shapes: Sizes | None = None) -> Metric:
+def agreement(
+    original: Graph, batches: Callable[[], Iterable[Mapping]], *, shapes: Sizes | None = None, said: Said = NOTHING
+) -> Metric:
     """How far a model says what the original says, in percent; no labels needed: what the verdict on the worst part of
     its outputs goes by (the same decisions, or R² where there are none)."""
 
     def metric(model: onnx.ModelProto) -> float:
-        found = check_fidelity(original, model, batches(), shapes=shapes)
+        found = check_fidelity(original, model, batches(), shapes=shapes, said=said)
         worst = min((basis(part) for part in found.parts), default=None)
         if worst is None:
             raise UsageError("no output to compare; give a metric of your own: --eval file.py:function")

@@ -60,6 +60,34 @@ def parts_of(
     )
 
 
+MADE_BY = {
+    "Softmax": "class scores", "LogSoftmax": "class scores", "Sigmoid": "0 to 1: labels, a mask or scores of boxes",
+    "HardSigmoid": "0 to 1: labels, a mask or scores of boxes", "ArgMax": "integers", "ArgMin": "integers",
+    "TopK": "what is picked", "NonMaxSuppression": "what is picked", "LpNormalization": "an embedding",
+}  # fmt: skip
+"""What an output says by the operator that makes it, as far as that goes."""
+
+
+def by_graph(graph: Graph, shapes: Sizes, output: str, said: Said = NOTHING) -> list[tuple[str, str]]:
+    """(part, what it says) of an output as far as the graph tells, without samples: stretches that the same operators
+    make are one part."""
+    known = tuple(shapes.get(output, ()))
+    look = Look(graph, shapes, {}, None, [])
+    makers: dict[frozenset[str], list[Region]] = {}
+    for region in joined(graph, output, shapes):
+        makers.setdefault(frozenset(look.made_by(Part(output, (region,)))), []).append(region)
+    parts = [(Part(output, merged(regions, known)), made) for made, regions in makers.items()]
+    return [(part.name, _made_words(part, made, said)) for part, made in parts]
+
+
+def _made_words(part: Part, made: Collection[str], said: Said) -> str:
+    meaning = said.kinds.get(part.name) or said.kinds.get(part.output)
+    if meaning is not None:
+        return meaning.kind
+    words = dict.fromkeys(MADE_BY.get(op, "") for op in sorted(made))
+    return ", ".join(words) if made and all(words) else ""
+
+
 # ---- where an output is parted -------------------------------------------------------------------------------
 
 
@@ -71,7 +99,7 @@ def _parted(graph: Graph | None, output: str, shapes: Sizes, value: np.ndarray, 
         return [Part(output)]
     known, regions = tuple(shapes.get(output, ())), joined(graph, output, shapes)
     seen = len(regions) > 1 and value.ndim == len(known) and value.shape[1:] == known[1:]
-    borders = {(axis, start) for region in merged(regions, known) for axis, start, _ in region} if seen else set()
+    borders = {(axis, start) for region in regions for axis, start, _ in region} if seen else set()
     axis = _asked_joint(value, meaning) if meaning is not None else joint(value, borders)
     if axis is not None:
         return [Part(output, (((axis, 0, 4),),)), Part(output, (((axis, 4, value.shape[axis]),),))]

@@ -20,10 +20,12 @@ from onnxprune.graph import sparse
 from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.rehearsal import REMEDY, Rehearsal, unless_refused
+from onnxprune.graph.said import NOTHING, Said
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed
 from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
+from onnxprune.measure.kinds.asked import said_of
 from onnxprune.measure.telling import doubts
 from onnxprune.pipeline.asked import engine_of
 from onnxprune.pipeline.branches import followed
@@ -49,7 +51,7 @@ class Subject:
 
     `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
     `sparse` are the tensors that are stored sparse in the file, by name; `model` has them dense.
-    `asked` is what was said about reading the model and its samples.
+    `asked` is what was said about reading the model and its samples, `said` what was said of its outputs.
     """
 
     model: onnx.ModelProto
@@ -63,12 +65,13 @@ class Subject:
     batch: int | None = None
     sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
+    said: Said = NOTHING
     parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def net(self) -> Analysed:
         """The network and its analysis."""
-        return Analysed(self.graph, self.channels, self.feeds)
+        return Analysed(self.graph, self.channels, self.feeds, self.said)
 
     @cached_property
     def doubts(self) -> tuple[str, ...]:
@@ -148,6 +151,8 @@ def open_model(
     samples: int | None = None,
     image: ImageSpec | None = None,
     prune_statistics: bool = False,
+    output_kind: Mapping[str, str] | None = None,
+    weight: Mapping[str, float] | None = None,
     trusted: bool = False,
 ) -> Subject:
     """Read, check, run once and analyse a model.
@@ -159,6 +164,7 @@ def open_model(
         samples: use at most so many samples.
         image: how to turn a folder of images into samples.
         prune_statistics: also find channels over which a normalization takes its mean.
+        output_kind, weight: what outputs are for, and how much each counts, by name, as in `Settings`.
         trusted: whether the model's first runs are made in this process; else in children that can be killed.
 
     Raises:
@@ -168,6 +174,7 @@ def open_model(
     proto = check_model(model) if isinstance(model, onnx.ModelProto) else read_model(Path(model))
     identity = digest(proto)
     proto, packed = sparse.unpacked(with_seeds(proto))
+    said = said_of(output_kind, weight, [o.name for o in proto.graph.output])
     specs = ports.input_specs(proto)
     first = Rehearsal("model" if path is None else str(path), trusted)
     if not trusted:
@@ -201,10 +208,13 @@ def open_model(
     asked = {
         "input_shapes": input_shapes and {name: list(sizes) for name, sizes in input_shapes.items()},
         "image": image and asdict(image),
+        "output_kind": output_kind and dict(output_kind),
+        "weight": weight and dict(weight),
     }
     return Subject(
-        graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked
-    )
+        graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked,
+        said=said,
+    )  # fmt: skip
 
 
 LONG_AXIS, AXES = 1 << 20, 1 << 27

@@ -13,7 +13,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar
 
-from onnxprune.errors import UsageError, unknown
+from onnxprune.errors import UsageError, one_line, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -73,6 +73,32 @@ def whole(text: str) -> int:
     if not text.isdecimal():
         raise UsageError(f"{text!r} is not a whole number from 0 up")
     return int(text)
+
+
+def by_name(
+    value: Callable[[str], Any], such_as: str, behind: str = r"[^=]+"
+) -> Callable[[Collection[str]], dict[str, Any]]:
+    """What reads a list of `NAME=value`; a name may hold = itself, as far as what is behind the last one is none.
+
+    Args:
+        value: text -> value.
+        such_as: how it is spelled, in words.
+        behind: a regular expression of values.
+    """
+
+    def read(texts: Collection[str]) -> dict[str, Any]:
+        found = {}
+        for text in texts:
+            fits = re.fullmatch(rf"(.+?)=({behind})", text.strip())
+            if fits is None:
+                raise UsageError(one_line(f"{text!r} is not {such_as}"))
+            try:
+                found[fits[1]] = value(fits[2])
+            except ValueError:
+                raise UsageError(one_line(f"{text!r} is not {such_as}")) from None
+        return found
+
+    return read
 
 
 def among(what: str, known: Callable[[], Collection[str]]) -> Callable[[str], None]:

@@ -175,7 +175,7 @@ def metric_of(subject: Subject, settings: Settings, metric: str | Metric | None)
     parts = subject.partition(settings.seed)
     if parts is None:
         raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
-    return agreement(subject.graph, lambda: parts.held.batches(BATCH), shapes=subject.net.shapes)
+    return agreement(subject.graph, lambda: parts.held.batches(BATCH), shapes=subject.net.shapes, said=subject.said)
 
 
 def change(

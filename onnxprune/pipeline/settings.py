@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from onnxprune.errors import UsageError
-from onnxprune.pipeline.options import Option, among, at_least, listed, option, regular, whole, width, words
+from onnxprune.pipeline.options import Option, among, at_least, by_name, listed, option, regular, whole, width, words
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.rewrite.repair.table import WITH_SAMPLES, WITHOUT_SAMPLES
 from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provider_options
@@ -68,6 +68,18 @@ def _repair(name: str) -> None:
     among("repair", lambda: REPAIRS)(name)
     if "torch" in REPAIRS[name].needs and find_spec("torch") is None:
         raise UsageError(f'--repair {name} needs torch - pip install "onnxprune[train]"')
+
+
+def _output_kinds(kinds: Mapping[str, str]) -> None:
+    from onnxprune.measure.kinds.asked import check_kinds
+
+    check_kinds(kinds)
+
+
+def _weights(weights: Mapping[str, float]) -> None:
+    from onnxprune.measure.kinds.asked import check_weights
+
+    check_weights(weights)
 
 
 def _repairs_in_words() -> str:
@@ -179,6 +191,20 @@ class Settings:
         True, "", "leave out of the file how it was made",
         "whether the file says how it was made (`metadata_props` named onnxprune.*)",
         flag="--no-metadata", part=RESULT, commands=(*MAKING, "train"), rare=True,
+    )  # fmt: skip
+    output_kind: Mapping[str, str] | None = option(
+        None, "NAME=KIND", "what an output is for, if guessed wrong: y=boxes, y=class-scores,axis=1, ... (repeatable)",
+        "what outputs are for, by their names, where it is guessed wrong: {\"y\": \"boxes,axis=1\"}; "
+        "`onnxprune help kinds` lists kinds",
+        read=by_name(str, "NAME=KIND or NAME=KIND,axis=K, such as y=boxes,axis=1", r"[^=,]*(?:,axis=[^=]*)?"),
+        check=_output_kinds, repeated=True, part=GENERAL,
+        commands=(*DECIDING, "apply", "inspect", "sensitivity", "verify", "train"), rare=True,
+    )  # fmt: skip
+    weight: Mapping[str, float] | None = option(
+        None, "NAME=X", "the damage of an output, or of a part of one, counts X times (repeatable)",
+        "how often the damage of an output, or of a part of one, counts, by its name; 1 where nothing is said",
+        read=by_name(float, "NAME=X, such as y=2"), check=_weights, repeated=True, part=GENERAL,
+        commands=(*DECIDING, "sensitivity", "train"), rare=True,
     )  # fmt: skip
     threads: int | None = option(
         None, "N", "cores to use (default: all; one for timed runs)",

@@ -161,11 +161,19 @@ def laid_out(layout, values):
     if layout == "probabilities":
         return graph, {}, {"boxes": b, "scores": np.concatenate([1 - s.sum(2, keepdims=True), s], 2)}
     anything = s.max(axis=2, keepdims=True)
-    return (
-        graph,
-        {},
-        {"y": np.concatenate([b, anything, np.where(anything > 0.5, s / 0.9, RNG.uniform(0, 1, s.shape))], 2)},
+    apart = (
+        """(float[N,60,4] b, float[N,60,1] o, float[N,60,5] s) => (float[N,60,10] y) { y = Concat<axis=2>(b, o, s) }"""
     )
+    classes = np.where(anything > 0.5, s / 0.9, RNG.uniform(0, 1, s.shape))
+    shapes = {"b": (1, 60, 4), "o": (1, 60, 1), "s": (1, 60, 5), "y": (1, 60, 10)}
+    return Graph(surgery.model_of(apart)), shapes, {"y": np.concatenate([b, anything, classes], 2)}
+
+
+def test_two_classes_that_go_together_are_no_sign_of_anything():
+    b, s = detections()
+    s[s[..., 1] > 0.5, 0] = 0.9
+    (box, _) = parts_of(Graph(surgery.model_of(PLAIN)), {}, {"boxes": b, "scores": np.where(s[..., :1] > 0.5, s, 0.01)})
+    assert box.form == "xywh"
 
 
 LAYOUTS = ("one output", "one output, turned", "two outputs", "two outputs, the second turned", "corners",

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.measure.kinds.look import Look, in_unit, normalized
+from onnxprune.graph.joined import joined
+from onnxprune.measure.kinds.look import Look, in_unit, normalized, rows_along
 from onnxprune.measure.part import BOX_SCORES, BOXES, SCORES, Part
 
 SCORE, SUPPRESSED = 0.25, 0.6
@@ -24,7 +25,9 @@ FEW = 8
 """Anchors below which an output is no output of boxes."""
 ANYTHING = 0.4
 """Score from which a first score that only ever goes with another says whether there is anything at all."""
+TAKEN = frozenset(("Split", "Slice"))
 APART = 8.0
+"""Ratio of the spreads of boxes and scores by which they are told where the graph joins nothing."""
 Values = Mapping[str, np.ndarray]
 
 
@@ -45,7 +48,7 @@ def joint(value: np.ndarray, borders: Collection[tuple[int, int]]) -> int | None
             continue
         rows = np.moveaxis(value, axis, -1)
         boxes, scores = rows[..., :4].reshape(-1, 4), rows[..., 4:]
-        spread = min(boxes.std(axis=0)) > APART * float(scores.std())
+        spread = boxes.max() > 2 and min(boxes.std(axis=0)) > APART * float(scores.std())
         if ((axis, 4) in borders or spread) and in_unit(scores) and form_of(boxes):
             return axis
     return None
@@ -70,7 +73,7 @@ def boxes(look: Look) -> dict[int, Part]:
             if beside is not None:
                 j, scores = beside
                 found[j] = scores
-                more = " objectness" if _objectness(scores, look.value(j)) else ""
+                more = " objectness" if _objectness(look, scores, look.value(j)) else ""
                 found[k] = replace(part, kind=BOXES, axis=axis, form=form + more, beside=scores)
                 break
     return found
@@ -101,13 +104,19 @@ def _beside(look: Look, k: int, anchors: int, asked: Collection[int]) -> tuple[i
     return None
 
 
-def _objectness(part: Part, value: np.ndarray) -> bool:
-    """Whether the first score is of anything at all: where it is high, another is too."""
-    rows = _anchors(part, value).reshape(-1, _anchors(part, value).shape[-1])
+def _objectness(look: Look, part: Part, value: np.ndarray) -> bool:
+    """Whether the first score is of anything at all: it comes from elsewhere, or all scores are taken off what the
+    boxes are made of too; and where it is high, another is."""
+    if part.kind != BOX_SCORES or look.graph is None or value.shape[part.axis] < 2:
+        return False
+    made = look.made_by(part)
+    alone = any(stop - start == 1 for region in joined(look.graph, part.output, look.shapes)
+                for _, start, stop in region if start == 4)  # fmt: skip
+    if not alone and not (made and made <= TAKEN):
+        return False
+    rows = rows_along(value, part.axis)
     sure = rows[rows[:, 0] > ANYTHING]
-    return part.kind == BOX_SCORES and rows.shape[1] > 1 and len(sure) > 2 and bool(
-        (sure[:, 1:].max(axis=1) > ANYTHING).mean() >= 0.8
-    )  # fmt: skip
+    return len(sure) > 2 and bool((sure[:, 1:].max(axis=1) > ANYTHING).mean() >= 0.8)
 
 
 # ---- what is found -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from onnxprune.graph.joined import SAME_ORDER, Sizes, joined_of
 from onnxprune.graph.model import Graph
 from onnxprune.measure.part import Part
 
-MOST_ROWS = 4096
+MOST_ROWS = 1 << 16
 """Positions at most that are looked at to tell what values are."""
 
 
