@@ -34,7 +34,11 @@ class Figure:
 
     def words(self, value: float) -> str:
         """`box F1 97.1%`."""
-        return f"{self.title} {f'{value:.1%}' if self.share else f'{value:.1f}{self.unit}'}"
+        return f"{self.title} {self.shown(value)}"
+
+    def shown(self, value: float) -> str:
+        """`97.1%`."""
+        return f"{value:.1%}" if self.share else f"{value:.1f}{self.unit}"
 
 
 FIGURES: Mapping[str, Figure] = {

@@ -64,3 +64,43 @@ def test_kinds_and_figures_are_listed(capsys):
     assert {"boxes", "class-scores", "hidden-state"} <= json.loads(capsys.readouterr().out)["entries"].keys()
     assert main(["help", "metrics"]) == 0
     assert "box_f1" in capsys.readouterr().out
+
+
+def test_a_drop_by_name(files, capsys):
+    model, x, folder = files
+    out = folder / "o.onnx"
+    run = [model, "--calib", x, "-o", str(out), "--trusted", "--no-bench", "--force", "--allow-destroyed"]
+    assert main([*run, "--max-drop", "r2=60"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--max-drop 60, in R² of" in text and "in percent" in text
+    assert main([*run, "--ratio", "0.6", "--max-drop", "r2=0.01"]) == 6
+    assert "the metric drops from 100 to" in (err := capsys.readouterr().err) and "by more than 0.01: R² of" in err
+    assert main([*run, "--ratio", "0.6", "--min", "r2=0.999"]) == 6
+    assert "is below 99.9%" in capsys.readouterr().err
+    assert main([*run, "--ratio", "0.6", "--min", "r2=-1", "--min", "sqnr=-200"]) == 0
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["--max-drop", "box_f=1"], "unknown metric 'box_f'; did you mean box_f1"),
+        (["--max-drop", "psnr=1"], "psnr knows no best value that it could drop from; give --min psnr=X"),
+        (["--max-drop", "top1=x"], "'top1=x' is neither a number nor NAME=NUMBER"),
+        (["--max-drop", "top1=-1"], "not a positive number"),
+        (["--max-drop", "box_f1=1"], "no output has box_f1 (y is class scores, z is class scores); choose from"),
+        (["--max-drop", "top1=1", "--eval", "own.py:f"], "says what is measured, and --eval too; drop one"),
+        (["--min", "box_f1=90"], "--min box_f1=90 is not between -1 and 1; a share, such as 0.9"),
+        (["--min", "words"], "'words' is not NAME=X, such as box_f1=0.9"),
+        (["--min", "boxf1=0.9"], "unknown metric 'boxf1'; did you mean box_f1"),
+        (["--ratio", "0.5", "--min", "box_f1=0.9"], "no output has box_f1 (y is class scores, z is class scores)"),
+    ],
+)
+def test_figures_that_are_mistyped(files, capsys, given, words):
+    model, x, _ = files
+    assert main([model, "--calib", x, "--trusted", "--no-bench", "--allow-destroyed", *given]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_least_values_need_samples(files, capsys):
+    assert main([files[0], "--min", "top1=0.9"]) == 2
+    assert "--min needs samples; give --calib" in capsys.readouterr().err
