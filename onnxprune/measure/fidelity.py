@@ -5,8 +5,9 @@ Every part of the outputs is compared by itself (`measure.parts`): an error in p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -16,13 +17,25 @@ from onnxprune.graph.joined import Sizes
 from onnxprune.graph.model import Graph
 from onnxprune.graph.said import NOTHING, Said
 from onnxprune.measure.agreement import PartFidelity, Tally
-from onnxprune.measure.figures import value_of
+from onnxprune.measure.figures import FIGURES, Figure, value_of
 from onnxprune.measure.part import INTEGERS
 from onnxprune.measure.parts import parts_of
 from onnxprune.measure.verdict import deciding, judged
 from onnxprune.protobuf.nodes import captured
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
+
+
+class Asked(NamedTuple):
+    """A figure that a person would ask for, its value, and the part that it is of."""
+
+    figure: Figure
+    value: float
+    part: PartFidelity
+
+
+def _known(figures: Mapping[str, float]) -> list[tuple[Figure, float]]:
+    return [(FIGURES[name], value) for name, value in figures.items() if name in FIGURES]
 
 
 @dataclass(frozen=True)
@@ -53,9 +66,21 @@ class Fidelity:
     why: str = ""
     decides: tuple[str, ...] = ()
 
+    @property
+    def asked(self) -> Asked | None:
+        """The figure that a person would ask for, where it is none of the others."""
+        for part in self.parts:
+            for name in self.decides[1:2]:
+                if part.name == self.decides[0] and name in part.figures and name in FIGURES:
+                    return Asked(FIGURES[name], part.figures[name], part)
+        return None
+
     def in_words(self) -> str:
-        """`top-1 agreement 98.0%, cosine 0.9987, SQNR 25.1 dB`."""
-        parts = [] if self.top1 is None else [f"top-1 agreement {self.top1:.1%}"]
+        """`top-1 agreement 98.0%, cosine 0.9987, SQNR 25.1 dB`; before it what a person would ask of the part that
+        decides, where that is another figure."""
+        found = self.asked
+        parts = [] if found is None else [figure.words(v) for figure, v in _known(found.part.figures)]
+        parts += [] if self.top1 is None else [f"top-1 agreement {self.top1:.1%}"]
         if self.cosine is not None and self.sqnr_db is not None:
             parts += [f"cosine {self.cosine:.4f}", f"SQNR {self.sqnr_db:.1f} dB"]
         parts += [] if self.equal is None else [f"same integers {self.equal:.1%}"]
