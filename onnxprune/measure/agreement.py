@@ -12,7 +12,7 @@ import numpy as np
 from onnxprune.measure.figures import FIGURES
 from onnxprune.measure.kinds.scores import SET
 from onnxprune.measure.kinds.table import DIVERGENCE, KINDS, Measured
-from onnxprune.measure.part import LABELS, MASK, SCORES, Part
+from onnxprune.measure.part import DETECTIONS, LABELS, MASK, SCORES, Part
 
 ONE_CLASS = 0.9
 """Share of one decision from which it is said beside agreement."""
@@ -110,6 +110,11 @@ class Tally:
     def compare(self, was: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], samples: int) -> None:
         """One batch of `samples`: all outputs of both, by name."""
         output, before = self.part.output, self.samples
+        if self.part.kind == DETECTIONS:  # as many as there are, in any order
+            self.samples += samples
+            for sums in self.sums:
+                sums.add(was, now, samples)
+            return
         self.add(was[output], now[output], samples)
         beside = self.part.beside
         alike = beside is None or was[beside.output].shape == now[beside.output].shape

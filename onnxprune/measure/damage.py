@@ -4,7 +4,8 @@ Class scores are compared as distributions (Kullback-Leibler divergence, in nats
 everything else by its squared error relative to its variance. No labels of samples: the original network is the truth.
 An output that joins several units, such as boxes in pixels and scores from 0 to 1, is compared part by part
 (`measure.parts`), and boxes count by the scores beside them, in the same output or another: what a detector says of
-places where it sees nothing is of no use to anyone. A user may let a part count more or less (`graph.said`).
+places where it sees nothing is of no use to anyone. Boxes that are left after suppression count by how well they match
+(`measure.kinds.detections`). A user may let a part count more or less (`graph.said`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 
 from onnxprune.channels import Analysed
 from onnxprune.measure.kinds.boxes import strength
+from onnxprune.measure.kinds.detections import mismatch
 from onnxprune.measure.kinds.table import DIVERGENCE, KINDS, SINGLY
-from onnxprune.measure.part import Part
+from onnxprune.measure.part import DETECTIONS, Part
 from onnxprune.measure.parts import parts_of
 
 Outputs = Sequence[np.ndarray]
@@ -57,6 +59,9 @@ def damage(wanted: Outputs, got: Outputs, parts: Sequence[Sequence[Part]] | None
     total = 0.0
     for a, b, several in zip(wanted, got, parts, strict=True):
         a, b = np.asarray(a), np.asarray(b)
+        if several and several[0].kind == DETECTIONS:  # as many as there are, in any order
+            total += several[0].weight * mismatch(several[0], a, b)
+            continue
         if a.dtype.kind != "f" or a.shape != b.shape or not a.size:
             continue
         a, b = a.astype(np.float64), b.astype(np.float64)

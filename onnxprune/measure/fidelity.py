@@ -18,7 +18,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.said import NOTHING, Said
 from onnxprune.measure.agreement import PartFidelity, Tally
 from onnxprune.measure.figures import FIGURES, Figure, value_of
-from onnxprune.measure.part import INTEGERS
+from onnxprune.measure.part import DETECTIONS, INTEGERS
 from onnxprune.measure.parts import parts_of
 from onnxprune.measure.verdict import deciding, judged
 from onnxprune.protobuf.nodes import captured
@@ -139,7 +139,7 @@ def _compared(original: Graph, pruned: onnx.ModelProto) -> tuple[list[str], set[
 def _summed_up(tallies: Sequence[Tally], picked: set[str], samples: int, held_out: bool) -> Fidelity:
     """The worst part of each kind decides; what is picked counts only where nothing else can be compared."""
     seen = [t for t in tallies if t.samples]
-    seen = [t for t in seen if t.part.output not in picked] or seen
+    seen = [t for t in seen if t.part.output not in picked or t.part.kind == DETECTIONS] or seen
     parts = tuple(t.fidelity() for t in seen)
     verdict = judged(parts, samples)
     return Fidelity(

@@ -17,6 +17,7 @@ from onnxprune.graph.joined import Region, Sizes, joined
 from onnxprune.graph.model import Graph
 from onnxprune.graph.said import NOTHING, Meaning, Said, output_of
 from onnxprune.measure.kinds.boxes import joint
+from onnxprune.measure.kinds.detections import layout_of
 from onnxprune.measure.kinds.look import Look
 from onnxprune.measure.kinds.table import KINDS, tell
 from onnxprune.measure.part import BOX_SCORES, BOXES, INTEGERS, SCORES, VALUES, Part, merged, slices
@@ -95,7 +96,7 @@ def _parted(graph: Graph | None, output: str, shapes: Sizes, value: np.ndarray, 
     if graph is None or value.dtype.kind != "f" or not value.size:
         return [Part(output)]
     meaning = said.kinds.get(output)
-    if meaning is not None and meaning.kind != BOXES:
+    if layout_of(value) if meaning is None else meaning.kind != BOXES:
         return [Part(output)]
     known, regions = tuple(shapes.get(output, ())), joined(graph, output, shapes)
     seen = len(regions) > 1 and value.ndim == len(known) and value.shape[1:] == known[1:]

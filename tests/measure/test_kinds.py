@@ -11,11 +11,13 @@ from onnxprune.measure.agreement import PartFidelity, Tally
 from onnxprune.measure.damage import damage
 from onnxprune.measure.figures import FIGURES, value_of
 from onnxprune.measure.kinds import boxes, pictures, text
+from onnxprune.measure.kinds import detections as detections_
 from onnxprune.measure.kinds.table import KINDS, ORDER
 from onnxprune.measure.part import (
     BOX_SCORES,
     BOXES,
     CLASS_MAP,
+    DETECTIONS,
     EMBEDDING,
     HEAT_MAP,
     IMAGE,
@@ -247,6 +249,47 @@ def test_f1_of_boxes():
     verdict = judged(found, 8)
     assert verdict.verdict == "changed" and verdict.why == "boxes: box F1 85.7%"
     assert deciding(found)[1] == "box_f1" and found[0].beside == "scores"
+
+
+# ---- boxes after suppression ---------------------------------------------------------------------------------
+
+ORDERS = {
+    "xyxy score class": [0, 1, 2, 3, 5, 4], "xyxy class score": [0, 1, 2, 3, 4, 5], "class score xyxy": [4, 5, 0, 1, 2, 3]
+}  # fmt: skip
+FOUND = np.array([[box(9 * k, 20 * n, k % 3, 0.95 - 0.1 * k, 8 + n) for k in range(5)] for n in range(3)])
+
+
+@pytest.mark.parametrize("layout", detections_.LAYOUTS)
+def test_rows_of_boxes_are_matched_whatever_their_order_and_number(layout):
+    def laid(rows):
+        order = ORDERS[layout.removeprefix("sample ")]
+        if not layout.startswith("sample"):
+            return np.stack(rows)[..., order].astype(np.float32)
+        flat = [[n, *row[order]] for n, one in enumerate(rows) for row in one]
+        return np.array(flat, np.float32).reshape(-1, 7)
+
+    graph, was = Graph(surgery.model_of(PLAIN)), {"y": laid(FOUND)}
+    (part,) = parts_of(graph, {}, was, samples=3)
+    assert (part.kind, part.form) == (DETECTIONS, layout)
+    tally = Tally(part)
+    tally.compare(was, {"y": laid(FOUND[:, ::-1])}, 3)
+    assert tally.fidelity().figures["box_f1"] == 1
+    tally = Tally(part)
+    tally.compare(was, {"y": laid(FOUND[:, :4])}, 3)
+    found = tally.fidelity()
+    assert (found.figures["box_recall"], found.figures["box_precision"]) == (pytest.approx(0.8), 1)
+    lost = [damage([was["y"]], [laid(FOUND[:, :k])], [[part]]) for k in (5, 4, 1, 0)]
+    assert lost == pytest.approx([0, 1 - 8 / 9, 1 - 2 / 6, 1]), "in a network that finds less, and other sizes"
+    assert damage([was["y"]], [laid(FOUND[:, ::-1])], [[part]]) == pytest.approx(0)
+    moved = FOUND + np.array([1.0, 0, 1, 0, 0, -0.05])
+    assert 0 < damage([was["y"]], [laid(moved)], [[part]]) < 0.5
+    assert found.cosine is None and judged([found], 3).why == "box F1 88.9%" and deciding([found]) == (found, "box_f1")
+
+
+def test_what_only_looks_like_rows_of_boxes():
+    rows = laid_rows = FOUND[..., ORDERS["xyxy score class"]]
+    for spoil in (rows + 0.3, -laid_rows, rows * [1, 1, 1, 1, 9, 1], RNG.standard_normal((3, 5, 6))):
+        assert not detections_.layout_of(spoil)
 
 
 # ---- what was said -------------------------------------------------------------------------------------------

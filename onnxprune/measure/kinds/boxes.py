@@ -194,11 +194,15 @@ class Matches:
 
     def add(self, was: Values, now: Values, samples: int) -> None:
         """A batch more: the outputs of both."""
-        for wanted, got in zip(found_in(self.part, was), found_in(self.part, now), strict=True):
+        for wanted, got in zip(self.found(was, samples), self.found(now, samples), strict=True):
             self._there += len(wanted)
             self._given += len(got)
             for least in MATCHES:
                 self._hits[least] += matched(wanted, got, least)
+
+    def found(self, values: Values, samples: int) -> Iterator[np.ndarray]:
+        """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first."""
+        return found_in(self.part, values)
 
     def figures(self) -> dict[str, float]:
         """What the sums come to; nothing where the original found nothing."""

@@ -12,12 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxprune.measure.kinds import boxes, pictures, scores, text, vectors
+from onnxprune.measure.kinds import boxes, detections, pictures, scores, text, vectors
 from onnxprune.measure.kinds.look import Look
 from onnxprune.measure.part import (
     BOX_SCORES,
     BOXES,
     CLASS_MAP,
+    DETECTIONS,
     EMBEDDING,
     HEAT_MAP,
     IMAGE,
@@ -33,7 +34,8 @@ from onnxprune.measure.part import (
     Part,
 )
 
-DIVERGENCE, SINGLY, ERROR, NONE = "divergence of classes", "divergence of labels", "relative error", "none"
+DIVERGENCE, SINGLY, ERROR = "divergence of classes", "divergence of labels", "relative error"
+MISMATCH, NONE = "boxes that do not match", "none"
 """Units of damage (`measure.damage`)."""
 Values = Mapping[str, np.ndarray]
 
@@ -80,6 +82,10 @@ KINDS: Mapping[str, Kind] = {
         "whole numbers, such as labels or what is picked", "integers", ("miou", "pixels"), NONE, vectors.integers,
         (scores.Classes,), decision="same integers",
     ),
+    DETECTIONS: Kind(
+        "boxes that are left after suppression, a row each", "box_f1", ("box_precision", "box_recall", "box_f1_75"),
+        MISMATCH, detections.detections, (detections.Rows,), ranks=(2, 3),
+    ),
     BOXES: Kind(
         "four numbers of a box an anchor, beside scores", "box_f1", ("box_precision", "box_recall", "box_f1_75"),
         told=boxes.boxes, sums=(boxes.Matches,), ranks=(3,),
@@ -125,8 +131,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     VALUES: Kind("any other values", "r2", ("pearson", "spearman"), sums=(vectors.Correlation,)),
 }  # fmt: skip
-ORDER = (BOXES, TEXT, SCORES, CLASS_MAP, LABELS, MASK, KEYPOINTS, EMBEDDING, HEAT_MAP, IMAGE, SIGNAL, INTEGERS, VALUES,
-         BOX_SCORES, STATE)  # fmt: skip
+ORDER = (DETECTIONS, BOXES, TEXT, SCORES, CLASS_MAP, LABELS, MASK, KEYPOINTS, EMBEDDING, HEAT_MAP, IMAGE, SIGNAL,
+         INTEGERS, VALUES, BOX_SCORES, STATE)  # fmt: skip
 """Which kind decides where there are several."""
 
 
