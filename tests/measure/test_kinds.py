@@ -460,3 +460,14 @@ def test_neighbouring_stretches_are_one():
     found = merged([((1, 0, 4), (2, 0, 6)), ((1, 0, 4), (2, 6, 8)), ((1, 9, 10), (2, 0, 6))], (2, 10, 8))
     assert found == (((1, 0, 4),), ((1, 9, 10), (2, 0, 6)))
     assert merged([((1, 0, 4),), ((1, 4, 10),)], (2, 10)) == ((),)
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf, 6e4])
+@pytest.mark.parametrize("sizes", [(4, 6), (4, 20, 12), (4, 60, 9), (4, 3, 16, 16), (4, 60, 6), (4,), (0, 5), ()])
+def test_whatever_the_values_are_nothing_is_said_of_them_aloud(sizes, spoil):
+    value = RNG.standard_normal(sizes).astype(np.float16)
+    if value.size:
+        value.reshape(-1)[:1] = spoil
+    with np.errstate(all="raise"):
+        (part,) = parts_of(Graph(surgery.model_of(PLAIN)), {}, {"y": value}, samples=4)
+    assert part.kind in KINDS

@@ -48,8 +48,11 @@ def joint(value: np.ndarray, borders: Collection[tuple[int, int]]) -> int | None
             continue
         rows = np.moveaxis(value, axis, -1)
         boxes, scores = rows[..., :4].reshape(-1, 4), rows[..., 4:]
-        spread = boxes.max() > 2 and min(boxes.std(axis=0)) > APART * float(scores.std())
-        if ((axis, 4) in borders or spread) and in_unit(scores) and form_of(boxes):
+        if not in_unit(scores):
+            continue
+        least = boxes.std(axis=0, dtype=np.float64).min()
+        spread = boxes.max() > 2 and least > APART * float(scores.std(dtype=np.float64))
+        if ((axis, 4) in borders or spread) and form_of(boxes):
             return axis
     return None
 

@@ -138,9 +138,10 @@ ORDER = (DETECTIONS, BOXES, TEXT, SCORES, CLASS_MAP, LABELS, MASK, KEYPOINTS, EM
 
 def tell(look: Look) -> list[Part]:
     """The parts, each with its kind."""
-    for kind in KINDS.values():
-        if kind.told is not None:
-            look.decide(kind.told(look))
+    with np.errstate(all="ignore"):  # values may be infinite, or none
+        for kind in KINDS.values():
+            if kind.told is not None:
+                look.decide(kind.told(look))
     return look.parts
 
 
