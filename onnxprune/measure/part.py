@@ -27,7 +27,7 @@ class Part:
         kind: what it says, by a name above.
         axis: of the classes, or of the numbers of a box, from the end.
         form: of boxes "xyxy" or "xywh", with " objectness" where the first of the scores says whether there is
-            anything; of text the class that is no character: "0" or "-1".
+            anything; of text the class that is no character, "0" or "-1", and behind it those that are blank ones.
         beside: of boxes, their scores; of the scores of boxes, None.
         batch: the axis of the samples.
         weight: how much its damage counts.

@@ -471,3 +471,23 @@ def test_whatever_the_values_are_nothing_is_said_of_them_aloud(sizes, spoil):
     with np.errstate(all="raise"):
         (part,) = parts_of(Graph(surgery.model_of(PLAIN)), {}, {"y": value}, samples=4)
     assert part.kind in KINDS
+
+
+def test_the_coarse_head_of_a_detector_is_no_class_map():
+    graph = Graph(surgery.model_of("(float[N,3,H,W] x) => (float[N,5,H,W] y) { y = Relu(x) }"))
+    value = {"y": 4 * smooth(4, 5, 16, 16) - 2}
+    kinds = [parts_of(graph, {"x": (1, 3, n, n)}, value)[0].kind for n in (16, 64, 128)]
+    assert kinds == [CLASS_MAP, CLASS_MAP, VALUES]
+
+
+@pytest.mark.parametrize(("blank", "spaces"), [(0, " 3 6"), (-1, " 2 5")])
+def test_blanks_at_either_end_do_not_count_where_characters_are_known(blank, spaces):
+    model = surgery.model_of(PLAIN)
+    model.metadata_props.add(key="character", value="a\nb\n\u3000\nc\nd\n \ne")
+    value = softmax(steps(classes=8, blank=blank))
+    (part,) = parts_of(Graph(model), {}, {"y": value}, samples=4)
+    assert part.form == f"{blank}{spaces}"
+    gap, a, b = int(spaces.split()[0]), *((1, 2) if blank == 0 else (0, 1))
+    none = blank % 8
+    read = np.eye(8)[[[gap, none, a, gap, b, none, gap], [none, gap, none, none, none, none, none]]]
+    assert [list(t) for t in text.texts(part, read)] == [[a, gap, b], []]

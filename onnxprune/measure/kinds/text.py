@@ -1,6 +1,7 @@
 """Texts read from a sequence of class scores (CTC): how they are told, and how alike two networks read.
 
-Read greedily: the best class of every step, repeats merged, and the class that is no character left out.
+Read greedily: the best class of every step, repeats merged, and the class that is no character left out; blanks at
+either end do not count where the file says which characters classes are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ STEPS, CLASSES, BLANK = 4, 8, 0.3
 """Fewer steps or classes are no text; share of the steps of the most frequent class, the first or last, that is."""
 MAKERS = frozenset(("MatMul", "Gemm", "Add", "Conv"))
 """What may make the scores of steps before a softmax."""
+CHARACTERS = "character"
 Values = Mapping[str, np.ndarray]
 
 
@@ -30,11 +32,12 @@ def text(look: Look) -> dict[int, Part]:
         blank = _blank(value.argmax(axis=-1), value.shape[2]) if value.shape[1 - batch] >= STEPS else ""
         made = look.made_by(part) if blank else set()
         if blank and ((made and made <= MAKERS) or normalized(value, -1)):
-            found[k] = replace(part, kind=TEXT, form=blank, batch=batch)
+            found[k] = replace(part, kind=TEXT, form=blank + _spaces(look, value.shape[2], blank), batch=batch)
     for k, part, value in look.of_kind(TEXT):
         counts = np.bincount(value.argmax(axis=-1).ravel(), minlength=2)
         blank = "-1" if len(counts) == value.shape[-1] and counts[-1] > counts[0] else "0"
-        found[k] = replace(part, form=blank, batch=batch_axis(value, look.samples))
+        form = blank + _spaces(look, value.shape[-1], blank)
+        found[k] = replace(part, form=form, batch=batch_axis(value, look.samples))
     return found
 
 
@@ -51,13 +54,26 @@ def _blank(best: np.ndarray, classes: int) -> str:
     return {0: "0", classes - 1: "-1"}.get(top, "") if wide else ""
 
 
+def _spaces(look: Look, classes: int, blank: str) -> str:
+    """The classes that are blank characters, each behind a space, by the list of characters that recognisers carry in
+    their metadata: a line each, and in the end one that is not listed."""
+    listed = {p.key: p.value for p in look.graph.model.metadata_props}.get(CHARACTERS) if look.graph else None
+    lines = listed.splitlines() if listed else []
+    if len(lines) not in (classes - 1, classes - 2):
+        return ""
+    lines = [*lines, " "][: classes - 1]
+    return "".join(f" {k + (blank == '0')}" for k, line in enumerate(lines) if line.isspace())
+
+
 def texts(part: Part, value: np.ndarray) -> Iterator[np.ndarray]:
     """The classes that each sample is read as."""
     value = np.moveaxis(value, part.batch, 0)
-    blank = int(part.form or 0) % value.shape[-1]
+    blank, *spaces = (int(k) % value.shape[-1] for k in (part.form or "0").split())
     for row in value.argmax(axis=-1):
         fresh = row[np.flatnonzero(np.r_[True, row[1:] != row[:-1]])]
-        yield fresh[fresh != blank]
+        read = fresh[fresh != blank]
+        inked = np.flatnonzero(~np.isin(read, spaces))
+        yield read[inked[0] : inked[-1] + 1] if len(inked) else read[:0]
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> int:
