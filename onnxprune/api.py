@@ -105,6 +105,8 @@ def prune(
     providers: tuple[str, ...] = ("cpu",),
     provider_options: Mapping[str, Mapping[str, object]] | None = None,
     metadata: bool = True,
+    output_kind: Mapping[str, str] | None = None,
+    weight: Mapping[str, float] | None = None,
     threads: int | None = None,
     memory: int | None = None,
     seed: int = 0,
@@ -145,7 +147,8 @@ def prune(
     settings = goal.serve(settings)
     subject = open_model(
         model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image,
-        input_value=input_value, batch_axis=batch_axis, prune_statistics=prune_statistics, trusted=trusted,
+        input_value=input_value, batch_axis=batch_axis, prune_statistics=prune_statistics, output_kind=output_kind,
+        weight=weight, trusted=trusted,
     )  # fmt: skip
     if isinstance(goal, Target):
         result = targets.reach(subject, goal, settings, metric=metric, progress=progress)

@@ -11,6 +11,7 @@ import onnx
 
 from onnxprune.channels.groups import Channels
 from onnxprune.graph.model import Graph
+from onnxprune.graph.said import NOTHING, Said
 
 BATCH = 32
 """Samples that are run at a time, at most."""
@@ -28,11 +29,13 @@ class Analysed:
         graph: the network, unedited.
         channels: its analysis.
         feeds: the inputs of the run that was looked at: names, types, sizes.
+        said: what its user says of its outputs.
     """
 
     graph: Graph
     channels: Channels
     feeds: Mapping[str, np.ndarray]
+    said: Said = NOTHING
 
     @property
     def model(self) -> onnx.ModelProto:

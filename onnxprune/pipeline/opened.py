@@ -20,10 +20,12 @@ from onnxprune.graph import sparse
 from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.rehearsal import REMEDY, Rehearsal, unless_refused
+from onnxprune.graph.said import NOTHING, Said
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed
 from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
+from onnxprune.measure.kinds.asked import said_of
 from onnxprune.measure.telling import doubts
 from onnxprune.numerics import on_disk
 from onnxprune.pipeline.asked import engine_of
@@ -50,7 +52,8 @@ class Subject:
 
     `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
     `sparse` are the tensors that are stored sparse in the file, by name; `model` has them dense.
-    `asked` is what was said about reading the model and its samples, `axes` which axes count these.
+    `asked` is what was said about reading the model and its samples, `axes` which axes count these, `said`
+    what was said of its outputs.
     """
 
     model: onnx.ModelProto
@@ -65,12 +68,13 @@ class Subject:
     sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
+    said: Said = NOTHING
     parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def net(self) -> Analysed:
         """The network and its analysis."""
-        return Analysed(self.graph, self.channels, self.feeds)
+        return Analysed(self.graph, self.channels, self.feeds, self.said)
 
     @cached_property
     def doubts(self) -> tuple[str, ...]:
@@ -154,6 +158,8 @@ def open_model(
     input_value: Mapping[str, Sequence[float]] | None = None,
     batch_axis: Mapping[str, int] | None = None,
     prune_statistics: bool = False,
+    output_kind: Mapping[str, str] | None = None,
+    weight: Mapping[str, float] | None = None,
     trusted: bool = False,
 ) -> Subject:
     """Read, check, run once and analyse a model.
@@ -167,6 +173,7 @@ def open_model(
         input_value: numbers for inputs that are the same for all samples, by name; samples need not have them.
         batch_axis: the axis that counts samples, by input name, where it is not the first and is not found.
         prune_statistics: also find channels over which a normalization takes its mean.
+        output_kind, weight: what outputs are for, and how much each counts, by name, as in `Settings`.
         trusted: whether the model's first runs are made in this process; else in children that can be killed.
 
     Raises:
@@ -178,6 +185,7 @@ def open_model(
     proto, packed = sparse.unpacked(with_seeds(proto))
     specs = ports.with_batch_axes(ports.input_specs(proto), batch_axis)
     values = ports.values_of(specs, input_value or {})
+    said = said_of(output_kind, weight, [o.name for o in proto.graph.output])
     first = Rehearsal("model" if path is None else str(path), trusted)
     if not trusted:
         ports.check_size(specs, first.label)
@@ -210,10 +218,12 @@ def open_model(
     asked = {
         "input_shapes": input_shapes and {name: list(sizes) for name, sizes in input_shapes.items()},
         "image": image and asdict(image),
+        "output_kind": output_kind and dict(output_kind),
+        "weight": weight and dict(weight),
     }
     return Subject(
         graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked,
-        axes=batch_axis or {},
+        axes=batch_axis or {}, said=said,
     )  # fmt: skip
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar
 
-from onnxprune.errors import UsageError, unknown
+from onnxprune.errors import UsageError, one_line, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -88,28 +88,41 @@ def size_of(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def input_values(texts: Iterable[str]) -> dict[str, tuple[float, ...]]:
-    """`rate=16000` and `scale=1,0.5`: numbers by the name of an input."""
-    found = {}
-    for text in texts:
-        name, _, numbers = text.rpartition("=")
-        try:
-            found[name] = tuple(float(word) for word in words(numbers))
-        except ValueError:
-            found[name] = ()
-        if not name or not found[name]:
-            raise UsageError(f"{text!r} is not NAME=NUMBER, such as rate=16000")
-    return found
+def by_name(
+    value: Callable[[str], Any], such_as: str, behind: str = r"[^=]+"
+) -> Callable[[Collection[str]], dict[str, Any]]:
+    """What reads a list of `NAME=value`; a name may hold = itself, as far as what is behind the last one is none.
+
+    Args:
+        value: text -> value.
+        such_as: how it is spelled, in words.
+        behind: a regular expression of values.
+    """
+
+    def read(texts: Collection[str]) -> dict[str, Any]:
+        found = {}
+        for text in texts:
+            fits = re.fullmatch(rf"(.+?)=({behind})", text.strip())
+            if fits is None:
+                raise UsageError(one_line(f"{text!r} is not {such_as}"))
+            try:
+                found[fits[1]] = value(fits[2])
+            except ValueError:
+                raise UsageError(one_line(f"{text!r} is not {such_as}")) from None
+        return found
+
+    return read
 
 
-def axes(texts: Iterable[str]) -> dict[str, int]:
-    """`state=1`: an axis by the name of an input."""
-    found = {}
-    for text in texts:
-        name, _, axis = text.rpartition("=")
-        if not name or not axis.isdecimal():
-            raise UsageError(f"{text!r} is not NAME=AXIS, such as state=1")
-        found[name] = int(axis)
+def numbers(text: str) -> tuple[float, ...]:
+    """`16000`, or `1,0.5`.
+
+    Raises:
+        ValueError: it is no list of numbers.
+    """
+    found = tuple(float(word) for word in words(text))
+    if not found:
+        raise ValueError("no number")
     return found
 
 

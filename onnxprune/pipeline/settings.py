@@ -19,9 +19,9 @@ from onnxprune.pipeline.options import (
     Option,
     among,
     at_least,
-    axes,
-    input_values,
+    by_name,
     listed,
+    numbers,
     option,
     regular,
     size_of,
@@ -84,6 +84,18 @@ def _repair(name: str) -> None:
     among("repair", lambda: REPAIRS)(name)
     if "torch" in REPAIRS[name].needs and find_spec("torch") is None:
         raise UsageError(f'--repair {name} needs torch - pip install "onnxprune[train]"')
+
+
+def _output_kinds(kinds: Mapping[str, str]) -> None:
+    from onnxprune.measure.kinds.asked import check_kinds
+
+    check_kinds(kinds)
+
+
+def _weights(weights: Mapping[str, float]) -> None:
+    from onnxprune.measure.kinds.asked import check_weights
+
+    check_weights(weights)
 
 
 def _repairs_in_words() -> str:
@@ -157,13 +169,15 @@ class Settings:
         None, "NAME=NUMBER", "an input that is the same for all samples: rate=16000 (repeatable)",
         "numbers for inputs that are the same for all samples, by name: one for the whole input, or one a place; "
         "samples need not have these inputs",
-        read=input_values, repeated=True, part=SAMPLES, commands=OPENING, rare=True,
+        read=by_name(numbers, "NAME=NUMBER, such as rate=16000"),
+        repeated=True, part=SAMPLES, commands=OPENING, rare=True,
     )  # fmt: skip
     batch_axis: Mapping[str, int] | None = option(
         None, "NAME=AXIS", "the axis of an input that counts samples: state=1 (default: found)",
         "the axis that counts samples, by input name; of others it is the first, or that of a state whose second axis "
         "is as long as the first of other inputs",
-        read=axes, repeated=True, part=SAMPLES, commands=OPENING, rare=True,
+        read=by_name(int, "NAME=AXIS, such as state=1", r"\d+"),
+        repeated=True, part=SAMPLES, commands=OPENING, rare=True,
     )  # fmt: skip
     repair: str | None = option(
         None, "NAME", _repairs_in_words,
@@ -207,6 +221,20 @@ class Settings:
         True, "", "leave out of the file how it was made",
         "whether the file says how it was made (`metadata_props` named onnxprune.*)",
         flag="--no-metadata", part=RESULT, commands=(*MAKING, "train"), rare=True,
+    )  # fmt: skip
+    output_kind: Mapping[str, str] | None = option(
+        None, "NAME=KIND", "what an output is for, if guessed wrong: y=boxes, y=class-scores,axis=1, ... (repeatable)",
+        "what outputs are for, by their names, where it is guessed wrong: {\"y\": \"boxes,axis=1\"}; "
+        "`onnxprune help kinds` lists kinds",
+        read=by_name(str, "NAME=KIND or NAME=KIND,axis=K, such as y=boxes,axis=1", r"[^=,]*(?:,axis=[^=]*)?"),
+        check=_output_kinds, repeated=True, part=GENERAL,
+        commands=(*DECIDING, "apply", "inspect", "sensitivity", "verify", "train"), rare=True,
+    )  # fmt: skip
+    weight: Mapping[str, float] | None = option(
+        None, "NAME=X", "the damage of an output, or of a part of one, counts X times (repeatable)",
+        "how often the damage of an output, or of a part of one, counts, by its name; 1 where nothing is said",
+        read=by_name(float, "NAME=X, such as y=2"), check=_weights, repeated=True, part=GENERAL,
+        commands=(*DECIDING, "sensitivity", "train"), rare=True,
     )  # fmt: skip
     threads: int | None = option(
         None, "N", "cores to use (default: all; one for timed runs)",
