@@ -95,6 +95,8 @@ def prune(
     keep_block: str | None = None,
     best_effort: bool = False,
     prune_statistics: bool = False,
+    input_value: Mapping[str, Sequence[float]] | None = None,
+    batch_axis: Mapping[str, int] | None = None,
     repair: str | None = None,
     epochs: int = 40,
     augment: tuple[str, ...] = (),
@@ -103,6 +105,8 @@ def prune(
     providers: tuple[str, ...] = ("cpu",),
     provider_options: Mapping[str, Mapping[str, object]] | None = None,
     metadata: bool = True,
+    output_kind: Mapping[str, str] | None = None,
+    weight: Mapping[str, float] | None = None,
     threads: int | None = None,
     memory: int | None = None,
     seed: int = 0,
@@ -143,7 +147,8 @@ def prune(
     settings = goal.serve(settings)
     subject = open_model(
         model, calibration=calibration, input_shapes=input_shapes, samples=samples, image=image,
-        prune_statistics=prune_statistics, trusted=trusted,
+        input_value=input_value, batch_axis=batch_axis, prune_statistics=prune_statistics, output_kind=output_kind,
+        weight=weight, trusted=trusted,
     )  # fmt: skip
     if isinstance(goal, Target):
         result = targets.reach(subject, goal, settings, metric=metric, progress=progress)

@@ -11,10 +11,11 @@ import onnx
 
 from onnxprune.channels.groups import Channels
 from onnxprune.graph.model import Graph
+from onnxprune.graph.said import NOTHING, Said
 
 BATCH = 32
 """Samples that are run at a time, at most."""
-ACTIVATION = 1 << 28
+ACTIVATION = 1 << 26
 """Bytes that one activation of them may take."""
 OUTPUTS, FEWEST = 1 << 29, 8
 """Bytes of outputs that are kept to be compared, and the samples that there are at least."""
@@ -28,11 +29,13 @@ class Analysed:
         graph: the network, unedited.
         channels: its analysis.
         feeds: the inputs of the run that was looked at: names, types, sizes.
+        said: what its user says of its outputs.
     """
 
     graph: Graph
     channels: Channels
     feeds: Mapping[str, np.ndarray]
+    said: Said = NOTHING
 
     @property
     def model(self) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ import onnx
 
 from onnxprune.channels.cut_sizes import CutSizes
 from onnxprune.graph import operators
+from onnxprune.graph.behaviour import padding
 from onnxprune.graph.facts import Operator
 from onnxprune.graph.model import Graph
 from onnxprune.protobuf.nodes import attr
@@ -224,8 +225,23 @@ def _hidden_size(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) ->
 
 
 @size_rule("Pad")
-def _nothing(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    return []
+def _pad(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
+    """As many on either side as stay of those that it adds, or takes off."""
+    ends = node.input[0], node.output[0]
+    axis = next((cut.lines[name][0] for name in ends if cut.changed(name)), None)
+    sides = padding(node, len(cut.shapes[ends[0]]), lambda i: _operand(graph, cut, node, i))
+    if sides is None or axis not in sides:
+        return []
+    source, target = (
+        cut.alive[cut.lines[name][1]] if cut.changed(name) else np.ones(cut.shapes[name][axis], bool) for name in ends
+    )
+    before, after = sides[axis]
+    ahead = target[:before].sum() if before > 0 else -source[:-before].sum()
+    behind = target[len(target) - after :].sum() if after > 0 else -source[len(source) + after :].sum()
+    new = [n for pair in zip(*(sides | {axis: (ahead, behind)}).values(), strict=True) for n in map(int, pair)]
+    if new == [n for pair in zip(*sides.values(), strict=True) for n in pair]:
+        return []
+    return [(1, np.array(new, np.int64)) if len(node.input) > 1 else ("pads", new)]
 
 
 def _groups(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:

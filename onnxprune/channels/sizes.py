@@ -17,6 +17,7 @@ import onnx
 
 from onnxprune.channels.cut_sizes import CutSizes
 from onnxprune.channels.size_rules import SizeRule, size_rule_of
+from onnxprune.channels.ties import distinct
 from onnxprune.graph import operators
 from onnxprune.graph.model import Graph, Use
 from onnxprune.graph.shapes import Observed, follow
@@ -114,7 +115,11 @@ def _follow(
         conflicts.append(Conflict(key, (node.input[0], node.output[0]), "two readers of one size need different ones"))
     # values computed from sizes that reach arithmetic on data must not change
     for key, i, name in _readers(graph, cut):
-        if (key, i) in wanted or _equal(cut.before[name], after.get(name)) or _is_fill(graph, cut, name):
+        if (
+            (key, i) in wanted
+            or _equal(cut.before[name], after.get(name))
+            or _is_fill(graph, cut, name, after.get(name))
+        ):
             continue
         if _equal(cut.before[name], static.get(name)):
             mends.append(SizeEdit((key, i), cut.before[name]))  # a property of the weights: freeze it
@@ -159,10 +164,13 @@ def _readers(graph: Graph, cut: CutSizes) -> list[tuple[str, int, str]]:
     return graph.once("value readers", cut.before, lambda: _value_readers(graph, cut.before))
 
 
-def _is_fill(graph: Graph, cut: CutSizes, name: str) -> bool:
-    """Whether this is one number everywhere that carries channels: its size is wanted where it is made."""
+def _is_fill(graph: Graph, cut: CutSizes, name: str, now: np.ndarray | None) -> bool:
+    """Whether this is one number everywhere that carries channels, still the same as the graph computes it `now`: its
+    size is wanted where it is made."""
     producer = graph.producer.get(name)
-    return cut.changed(name) and producer is not None and operators.of(graph.nodes[producer]).spreads
+    if name not in cut.channels.lines or producer is None or not operators.of(graph.nodes[producer]).spreads:
+        return False
+    return now is None or len(distinct(np.concatenate([cut.before[name].ravel(), now.ravel()]))) == 1
 
 
 def _value_readers(graph: Graph, derived: Mapping[str, np.ndarray]) -> list[tuple[str, int, str]]:

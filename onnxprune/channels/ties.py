@@ -272,11 +272,12 @@ def carrying_axis(labels: np.ndarray) -> int | None:
     """The axis along which a box carries its labels: the labels repeat along all the others.
 
     Returns:
-        The axis; 0 for an array without any free label; None when the tensor would not stay a box.
+        The axis; 0 for an array without any free label; the longest where all labels are the same; None when the tensor
+        would not stay a box.
     """
     if (labels == -1).all():
         return 0
-    for k in range(labels.ndim):
+    for k in sorted(range(labels.ndim), key=lambda k: -labels.shape[k]):
         first = labels
         for j in range(labels.ndim):
             if j != k:

@@ -10,7 +10,7 @@ from onnxprune.commands.common import as_json, check_inputs, print_out
 from onnxprune.commands.options import Parser, add_general, add_settings, given
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import words
-from onnxprune.pipeline.settings import TIMING
+from onnxprune.pipeline.settings import SAMPLES, TIMING
 from onnxprune.report.terminal import Status
 
 
@@ -55,6 +55,7 @@ def parser() -> Parser:
     )
     add("--rounds", type=int, default=40, metavar="N", help="at least 10 (default 40)")
     add("--time-budget", type=float, metavar="S", help="stop after so many seconds")
+    add_settings(add, "bench", SAMPLES)
     add_settings(add, "bench", TIMING)
     add("--csv", metavar="FILE", help="write a line a model and case")
     add("--plot", metavar="FILE", help='draw times and speed-ups: .svg or .png (needs "onnxprune[plot]")')

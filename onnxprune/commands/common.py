@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import CalibrationError, FileError, PruneError, UsageError, one_line
 from onnxprune.pipeline.repairs import REPAIRS
+from onnxprune.pipeline.settings import OPTIONS
 from onnxprune.report.terminal import Status
 from onnxprune.samples.sources import kinds
 
@@ -87,9 +88,20 @@ def open_subject(args: argparse.Namespace, status: Status, plan: PrunePlan | Non
         input_shapes=shapes_given(args),
         samples=args.samples,
         image=image,
+        **{name: OPTIONS[name].read(found) for name in ("input_value", "batch_axis") if (found := getattr(args, name))},
         prune_statistics=bool(args.prune_statistics) if plan is None else plan.prune_statistics,
+        **_said(args, plan),
         trusted=args.trusted,
     )
+
+
+def _said(args: argparse.Namespace, plan: PrunePlan | None) -> dict[str, Any]:
+    """What was said of the outputs, with the command or, where it says nothing, when the plan was made."""
+    before = {} if plan is None else plan.settings
+    return {
+        name: OPTIONS[name].read(given) if (given := getattr(args, name, None)) else before.get(name)
+        for name in ("output_kind", "weight")
+    }
 
 
 def say_doubts(args: argparse.Namespace, subject: Subject, status: Status) -> None:

@@ -70,6 +70,18 @@ def _settings() -> Rows:
     return ((name, option.doc) for name, option in OPTIONS.items())
 
 
+def _kinds() -> Rows:
+    from onnxprune.measure.kinds.asked import listed
+
+    return listed()
+
+
+def _figures() -> Rows:
+    from onnxprune.measure.figures import FIGURES
+
+    return ((name, f"{figure.title}: {figure.help}") for name, figure in FIGURES.items())
+
+
 def _none() -> Rows:
     """Of a topic that is a document alone."""
     return ()
@@ -97,6 +109,8 @@ TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
     "training": ("what `onnxprune train --method` takes; recipes", _training),
     "providers": ("what --providers takes", _providers),
     "calibration": ("what --calib and `calibration` take", _calibration),
+    "kinds": ("what outputs are for: what --output-kind takes", _kinds),
+    "metrics": ("figures of outputs by name: what --min and --max-drop take", _figures),
     "settings": ("the keywords of onnxprune.prune and Settings", _settings),
     "exits": ("what exit codes mean", _exits),
 }

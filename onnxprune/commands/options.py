@@ -15,8 +15,8 @@ from onnxprune import __version__
 from onnxprune.commands import mistakes
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.gates import ANYWAY, GATES, Gates
-from onnxprune.pipeline.options import words
-from onnxprune.pipeline.settings import GENERAL, OPTIONS, Option, flag_of, help_of
+from onnxprune.pipeline.options import by_name, words
+from onnxprune.pipeline.settings import GENERAL, OPTIONS, SAMPLES, Option, flag_of, help_of
 from onnxprune.report.wrapping import filled, room, wrapped
 from onnxprune.samples.sources import kinds
 
@@ -122,11 +122,11 @@ def _add(add: Add, name: str, option: Option, text: str) -> None:
     elif option.repeated:
         add(flag, dest=name, action="append", metavar=option.metavar, help=text)
     else:
-        add(flag, dest=name, type=_reader(option.read), metavar=option.metavar, help=text)
+        add(flag, dest=name, type=reader(option.read), metavar=option.metavar, help=text)
 
 
-def _reader(read: Callable[[Any], Any]) -> Callable[[str], Any]:
-    """The same for argparse, which tells no reason but its own kind."""
+def reader(read: Callable[[Any], Any]) -> Callable[[str], Any]:
+    """What reads a value, for argparse, which tells no reason but its own kind."""
 
     @wraps(read)
     def reading(text: str) -> Any:
@@ -169,7 +169,8 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.3,0.5,0.7") from None
 
 
-def add_samples(parser: Parser) -> None:
+def add_samples(parser: Parser, *, brief: bool = False) -> None:
+    """How samples and inputs are read; `brief` leaves the rarer options to `onnxprune prune --help`."""
     add = parser.add_argument_group("samples").add_argument
     add("--calib", metavar="SAMPLES", help=f"unlabelled: {kinds()}")
     add("--samples", type=int, metavar="N", help="use at most N samples")
@@ -182,6 +183,7 @@ def add_samples(parser: Parser) -> None:
         metavar="NAME=N,N",
         help="sizes of an input with dynamic axes (repeatable)",
     )
+    add_settings(add, parser.command, SAMPLES, brief=brief)
 
 
 def add_gates(add: Add, *, brief: bool = False) -> None:
@@ -193,20 +195,32 @@ def add_gates(add: Add, *, brief: bool = False) -> None:
     for name, gate in GATES.items():
         flag = f"--{name.replace('_', '-')}"
         add(flag, type=float, metavar=gate.metavar, help=line(f"{gate.help}; else exit 6"))
+    add("--min", action="append", metavar="NAME=X", help=line("least value of a figure: box_f1=0.9 (`help metrics`)"))
     add(ANYWAY, action="store_true", help=line("write a model whose outputs are destroyed, too: it is to be trained"))
 
 
 def gates_of(args: argparse.Namespace, **more: float | None) -> Gates:
     """The gates that a command line gave."""
-    return Gates(**{name: getattr(args, name, None) for name in GATES}, **more)
+    least = by_name(float, "NAME=X, such as box_f1=0.9")(getattr(args, "min", None) or ())
+    return Gates(**{name: getattr(args, name, None) for name in GATES}, min=least or None, **more)
 
 
 def add_report(add: Add) -> None:
     add("--report", metavar="FILE", help="write a page about the result too: .html")
 
 
+def _file(text: str) -> str:
+    """A name of a file, and not what an output is for."""
+    if "=" in text:
+        from onnxprune.measure.kinds.asked import is_meaning
+
+        if is_meaning(text):
+            raise argparse.ArgumentTypeError(f"{text} names no file; did you mean --output-kind {text}?")
+    return text
+
+
 def add_output(add: Add, written: str = "NAME.pruned.onnx") -> None:
-    add("-o", "--output", metavar="FILE", help=f"where to write (default {written})")
+    add("-o", "--output", type=_file, metavar="FILE", help=f"where to write (default {written})")
     add("--force", action="store_true", help="replace an existing file")
 
 

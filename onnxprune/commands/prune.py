@@ -23,6 +23,7 @@ from onnxprune.commands.options import (
     gates_of,
     given,
     numbers,
+    reader,
 )
 from onnxprune.commands.results import (
     ROWS,
@@ -36,7 +37,7 @@ from onnxprune.commands.results import (
 )
 from onnxprune.commands.table import COMMANDS, flags_of
 from onnxprune.errors import EXITS, BudgetError, UsageError
-from onnxprune.pipeline.gates import ANYWAY, Gates
+from onnxprune.pipeline.gates import ANYWAY, Asked, Gates
 from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
 from onnxprune.pipeline.settings import REMOVE, REPAIR, RESULT, TIMING, Settings
 from onnxprune.report.terminal import Status, change, costs, plain, si, table
@@ -69,7 +70,8 @@ def _add_goals(add: Add, *, several: bool = False) -> None:
     if several:
         add("--ratios", type=numbers, metavar="LIST", help="several at once, one file each: 0.3,0.5,0.7")
         for kind in TARGETS.values():
-            add(kind.option, dest=kind.name, type=float, metavar=kind.metavar, help=f"instead: {kind.help}")
+            read = reader(Asked.read) if kind.by_metric else float
+            add(kind.option, dest=kind.name, type=read, metavar=kind.metavar, help=f"instead: {kind.help}")
         add("--eval", metavar="SPEC", help="file.py:function of a path, or labelled .npz (top-1)")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
 
@@ -95,7 +97,7 @@ def _more() -> str:
         own = [flag for flag in flags_of(make()) if flag not in {*shown, "--help"}]
         shown.update(own)
         if own:
-            lines.append(f"  {name:<11}  {' '.join(own)}")
+            lines.append(f"  {name:<5}  {' '.join(own)}")
     return "\n".join(lines)
 
 
@@ -107,7 +109,7 @@ def parser(name: str = "") -> Parser:
     add, brief = parser.add_argument_group("what to remove").add_argument, not name
     _add_goals(add, several=True)
     add_settings(add, "prune", REMOVE, brief=brief)
-    add_samples(parser)
+    add_samples(parser, brief=brief)
     add = parser.add_argument_group("repair, timing, result").add_argument
     add_settings(add, "prune", REPAIR, brief=brief)
     _add_bench(add)
@@ -166,7 +168,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune import api
     from onnxprune.pipeline.reach import change as change_of
 
-    goal, gates = _goal(args), _gates(args)
+    goal, gates, metric = _goal(args), _gates(args), _metric(args)
     settings = goal.serve(Settings(**given(args, "prune")))
     output = output_of(args)
     if isinstance(goal, Target) and args.dry_run:
@@ -181,13 +183,13 @@ def run(args: argparse.Namespace, status: Status) -> None:
         _show_plan(args, subject, plan, settings, "dry run, nothing written")
         return
     if isinstance(goal, Target):
-        result = api.reach(subject, goal, settings, metric=args.eval, progress=status.progress)
+        result = api.reach(subject, goal, settings, metric=metric, progress=status.progress)
         if result.latency is None and wants_bench(args):
             result = api.measure_latency(result, subject, settings, status.progress)
     else:
         result = api.plan_and_apply(subject, goal, settings, bench=wants_bench(args), progress=status.progress)
     _check_faster(args, result)
-    drop = partial(change_of, subject, settings, args.eval, result.model)
+    drop = partial(change_of, subject, settings, metric, result.model)
     refuse_or_save(args, result, output, status, gates=gates, drop=drop)
 
 
@@ -306,9 +308,25 @@ def _goal(args: argparse.Namespace) -> Goal:
 
 def _asked(args: argparse.Namespace) -> tuple[list[Target], list[Target]]:
     """The targets that were asked for, and those that are gates: a drop beside another goal."""
-    found = [Target(name, value) for name in TARGETS if (value := getattr(args, name)) is not None]
+    given = {name: value for name in TARGETS if (value := getattr(args, name)) is not None}
+    found = [Target(name, v.value if isinstance(v, Asked) else v) for name, v in given.items()]
     alone = len(found) == 1 and args.ratio is None and not args.lossless
     return ([t for t in found if alone or not t.entry.by_metric], [t for t in found if not alone and t.entry.by_metric])
+
+
+def _metric(args: argparse.Namespace) -> str | None:
+    """What a drop is measured in: what --eval names, or the figure of the outputs that --max-drop names.
+
+    Raises:
+        UsageError: both of them.
+    """
+    named = [(name, v.figure) for name in TARGETS if isinstance(v := getattr(args, name), Asked) and v.figure]
+    if not named:
+        return args.eval
+    name, figure = named[0]
+    if args.eval is not None:
+        raise UsageError(f"{TARGETS[name].option} {figure}=… says what is measured, and --eval too; drop one")
+    return figure
 
 
 def _gates(args: argparse.Namespace) -> Gates:

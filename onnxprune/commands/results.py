@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from onnxprune.commands.common import check_inputs, coloured, columns, print_out, read_text, run_of
 from onnxprune.commands.options import gates_of
 from onnxprune.errors import BudgetError, FileError, UsageError
-from onnxprune.pipeline.gates import ANYWAY, Gates, destroyed
+from onnxprune.pipeline.gates import ANYWAY, Drop, Gates, destroyed
 from onnxprune.report.terminal import Status, plain, summary
 from onnxprune.rewrite.repair.table import WITH_SAMPLES
 
@@ -74,7 +74,7 @@ def refuse_or_save(
     status: Status,
     *,
     gates: Gates | None = None,
-    drop: Callable[[], tuple[float, float]] | None = None,
+    drop: Callable[[], Drop] | None = None,
 ) -> None:
     """Write the model, the plan and the page, and show what it came to. A model that keeps too little is shown only.
 
@@ -106,7 +106,7 @@ def kept_too_little(
     args: argparse.Namespace,
     fidelity: Fidelity | None,
     gates: Gates,
-    drop: Callable[[], tuple[float, float]] | None = None,
+    drop: Callable[[], Drop] | None = None,
 ) -> list[str]:
     """What keeps a model from being written, in words."""
     anyway = args.allow_destroyed or getattr(args, "best_effort", None)

@@ -59,7 +59,12 @@ def run(args: argparse.Namespace, status: Status) -> None:
         assert parts is not None
         held = subject.calibration if args.all else parts.held
         fidelity = check_fidelity(
-            subject.graph, pruned, held.batches(32), shapes=subject.net.shapes, held_out=not held.shared
+            subject.graph,
+            pruned,
+            held.batches(32),
+            shapes=subject.net.shapes,
+            said=subject.said,
+            held_out=not held.shared,
         )
     status.close()
     missed = list(sizes[:1])

@@ -25,7 +25,7 @@ import onnx
 
 from onnxprune.channels import Channels
 from onnxprune.graph import operators
-from onnxprune.graph.behaviour import keeps_constants, scaling, sees_borders
+from onnxprune.graph.behaviour import keeps_constants, padding, scaling, sees_borders
 from onnxprune.graph.facts import Operator
 from onnxprune.graph.fold import run_node
 from onnxprune.graph.layers import bias_of, filters_of, keeps_statistics
@@ -260,6 +260,8 @@ def rule_of(line: Operator) -> Rule | None:
         return batch_norm
     if line.arithmetic:
         return arithmetic
+    if line.fills:
+        return padded
     return identity if line.hands_on else None
 
 
@@ -302,6 +304,25 @@ def _normalised(numbers: Numbering, axis: int, keys: np.ndarray, rows: np.ndarra
 
 def identity(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
     return numbers.read(node.input[0], numbers.channels.lines[node.output[0]][0])
+
+
+def padded(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:
+    """The channels that stay, and on either side those that hold nothing but a number."""
+    graph, axis = numbers.graph, numbers.channels.lines[node.output[0]][0]
+    sides = padding(node, len(numbers.channels.shapes[node.output[0]]), lambda i: graph.value((key, i)))
+    x = numbers.read(node.input[0], axis)
+    given = graph.value((key, 2)) if len(node.input) > 2 and node.input[2] else np.float64(attr(node, "value", 0.0))
+    if x is None or sides is None or given is None or attr(node, "mode", "constant") != "constant":
+        return None
+    before, after = sides.get(axis, (0, 0))
+    number = float(np.ravel(given)[0])
+    if any(any(ends) for k, ends in sides.items() if k != axis):  # its borders hold the number
+        still = x.constant & (x.offset == number)
+        atom = numbers.atoms(x.atom[:, None], spread(np.stack([x.scale, x.offset], axis=1)))
+        x = Line(axis, np.where(still, NOTHING, atom), np.where(still, 0.0, 1.0), np.where(still, number, 0.0))
+    inner = slice(max(0, -before), len(x.atom) + min(0, after))
+    fields = ((x.atom, NOTHING), (x.scale, 0.0), (x.offset, number))
+    return Line(axis, *(np.pad(v[inner], (max(0, before), max(0, after)), constant_values=c) for v, c in fields))
 
 
 def batch_norm(numbers: Numbering, key: str, node: onnx.NodeProto) -> Line | None:

@@ -51,6 +51,26 @@ def _fills(graph: Graph, node: onnx.NodeProto) -> bool:
     return attr(node, "value", 0.0) != 0  # type: ignore[no-any-return]
 
 
+def padding(
+    node: onnx.NodeProto, rank: int, value: Callable[[int], np.ndarray | None]
+) -> dict[int, tuple[int, int]] | None:
+    """How a Pad changes the axes that it lists: axis -> how much it adds before and behind, less than nothing where it
+    takes off. None where that is computed from data.
+
+    Args:
+        node: the Pad.
+        rank: axes of what it reads.
+        value: gives the value of an operand, None where there is none, or none that is known.
+    """
+    by_input = len(node.input) > 1
+    pads = value(1) if by_input else attr(node, "pads")
+    axes = value(3) if len(node.input) > 3 and node.input[3] else range(rank)
+    if pads is None or axes is None:
+        return None
+    sides = zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True)
+    return {int(k) % rank: (int(before), int(behind)) for k, before, behind in sides}
+
+
 def _crops(node: onnx.NodeProto) -> bool:
     """Whether it is a Resize that puts a number of its own beyond the border."""
     return attr(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"

@@ -46,8 +46,13 @@ def joined(graph: Graph, output: str, shapes: Sizes) -> list[Region]:
         output: name of the output.
         shapes: tensor name -> sizes.
     """
+    return [region for region, _ in joined_of(graph, output, shapes)]
+
+
+def joined_of(graph: Graph, output: str, shapes: Sizes) -> list[tuple[Region, str]]:
+    """The same, each with the tensor that stands there."""
     if output not in shapes:
-        return [()]
+        return [((), output)]
     producers = {o: node for node in graph.nodes.values() for o in node.output if o}
     found: list[_Copied] = []
     waiting = [_Copied(output, tuple(range(len(shapes[output]))), {})]
@@ -57,8 +62,8 @@ def joined(graph: Graph, output: str, shapes: Sizes) -> list[Region]:
         waiting += reversed(operands)
         found += [] if operands else [now]
         if len(found) + len(waiting) > MOST:
-            return [()]
-    return [tuple((axis, *copied.region[axis]) for axis in sorted(copied.region)) for copied in found]
+            return [((), output)]
+    return [(tuple((axis, *c.region[axis]) for axis in sorted(c.region)), c.tensor) for c in found]
 
 
 def _operands(node: onnx.NodeProto | None, now: _Copied, shapes: Sizes) -> Iterator[_Copied]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from onnxprune.measure.parts import SCORES, Part
+from onnxprune.measure.figures import FIGURES
+from onnxprune.measure.kinds.scores import SET
+from onnxprune.measure.kinds.table import DIVERGENCE, KINDS, Measured
+from onnxprune.measure.part import DETECTIONS, LABELS, MASK, SCORES, Part
+
+ONE_CLASS = 0.9
+"""Share of one decision from which it is said beside agreement."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +24,17 @@ class PartFidelity:
 
     Attributes:
         name: of the part, as numpy would take it from the output.
-        kind: what it says: "class scores", "integers" or "values".
+        kind: what it says: "class scores", "boxes", "values" or another name of `measure.kinds`.
         cosine: mean cosine per sample; None for integers.
         sqnr_db: 10·log10 of signal power over error power; None for integers.
         r2: coefficient of determination: 1 less the squared error over the squared spread of the original around
             what it gives on average over the samples, place by place; 1 at best, 0 for the best constant.
-        same: share of the decisions (largest score, or integer) that are the same; None for other values.
+        same: share of the decisions (largest score, integer, or what is set) that are the same; None for other values.
         chance: that share if the two were independent, each as often as it is.
         base_rate: share of the original's most frequent decision.
         distinct: how many different decisions the original made.
+        figures: what a person would ask of a part of that kind, by the names of `measure.figures`.
+        beside: of boxes, the part with their scores.
     """
 
     name: str
@@ -37,6 +46,8 @@ class PartFidelity:
     chance: float | None = None
     base_rate: float | None = None
     distinct: int | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    beside: str = ""
 
     @property
     def kappa(self) -> float | None:
@@ -48,10 +59,27 @@ class PartFidelity:
 
     def in_words(self) -> str:
         """`class scores: same 98.0%, cosine 0.9987, SQNR 25.1 dB, R² 0.99`."""
-        found = [] if self.same is None else [f"same {self.same:.1%}"]
+        found = [words] if (words := self.figures_in_words()) else []
+        found += [] if self.same is None else [f"same {self.same:.1%}{self._rate()}"]
         if self.cosine is not None and self.sqnr_db is not None and self.r2 is not None:
             found += [f"cosine {self.cosine:.4f}", f"SQNR {self.sqnr_db:.1f} dB", f"R² {self.r2:.2f}"]
         return f"{self.kind}: {', '.join(found)}"
+
+    def figures_in_words(self) -> str:
+        """`box F1 97.1%, box precision 96.0%`: what a person would ask of it; empty where nothing was found."""
+        return ", ".join(FIGURES[name].words(value) for name, value in self.figures.items() if name in FIGURES)
+
+    def one_sided(self) -> str:
+        """That the original nearly always decides the same, in words; empty where it does not, or decides nothing."""
+        if self.kind not in (SCORES, LABELS) or self.base_rate is None or self.base_rate < ONE_CLASS:
+            return ""
+        what = "the samples are one class" if self.kind == SCORES else "the labels are alike"
+        return f"{self.base_rate:.0%} of {what}: agreement says little"
+
+    def _rate(self) -> str:
+        """That nearly all decisions are one, in words; empty where they are not."""
+        one = self.base_rate is not None and self.base_rate >= ONE_CLASS
+        return f" ({self.base_rate:.0%} are one decision)" if one else ""
 
 
 @dataclass
@@ -62,6 +90,7 @@ class Tally:
         part: which.
         samples: how many were compared.
         missed: whether the two gave other sizes somewhere.
+        sums: what sums up the figures of its kind.
     """
 
     part: Part
@@ -73,6 +102,24 @@ class Tally:
     _same: int = 0
     _was: Counter[int] = field(default_factory=Counter)
     _is: Counter[int] = field(default_factory=Counter)
+    sums: list[Measured] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sums = [sums(self.part) for sums in KINDS[self.part.kind].sums]
+
+    def compare(self, was: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], samples: int) -> None:
+        """One batch of `samples`: all outputs of both, by name."""
+        output, before = self.part.output, self.samples
+        if self.part.kind == DETECTIONS:  # as many as there are, in any order
+            self.samples += samples
+            for sums in self.sums:
+                sums.add(was, now, samples)
+            return
+        self.add(was[output], now[output], samples)
+        beside = self.part.beside
+        alike = beside is None or was[beside.output].shape == now[beside.output].shape
+        for sums in self.sums if self.samples > before and alike else ():
+            sums.add(was, now, samples)
 
     def add(self, original: np.ndarray, other: np.ndarray, samples: int) -> None:
         """One batch of `samples`: the outputs of both."""
@@ -85,8 +132,10 @@ class Tally:
             self._decide(a, b)
         elif a.dtype.kind == "f":
             self._compare(a.astype(np.float64), b.astype(np.float64), samples)
-            if self.part.kind == SCORES:
+            if KINDS[self.part.kind].unit == DIVERGENCE:
                 self._decide(a.argmax(axis=self.part.axis), b.argmax(axis=self.part.axis))
+            elif self.part.kind in (LABELS, MASK):
+                self._decide(a > SET, b > SET)
 
     def _decide(self, a: np.ndarray, b: np.ndarray) -> None:
         self._same += int((a == b).sum())
@@ -117,7 +166,9 @@ class Tally:
             found["cosine"] = float(np.concatenate(self._cosines).mean())
             found["sqnr_db"] = decibels(self._spread.signal, self._noise)
             found["r2"] = 1.0 - self._noise / spread if spread > 0 else 1.0 - float(self._noise > 0)
-        return PartFidelity(self.part.name, self.part.kind, **found)
+        found["figures"] = {name: value for sums in self.sums for name, value in sums.figures().items()}
+        beside = "" if self.part.beside is None else self.part.beside.name
+        return PartFidelity(self.part.name, self.part.kind, beside=beside, **found)
 
 
 @dataclass

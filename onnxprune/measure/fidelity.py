@@ -5,8 +5,9 @@ Every part of the outputs is compared by itself (`measure.parts`): an error in p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -14,12 +15,27 @@ import onnx
 from onnxprune.graph import operators
 from onnxprune.graph.joined import Sizes
 from onnxprune.graph.model import Graph
+from onnxprune.graph.said import NOTHING, Said
 from onnxprune.measure.agreement import PartFidelity, Tally
-from onnxprune.measure.parts import INTEGERS, SCORES, parts_of
-from onnxprune.measure.verdict import judged
+from onnxprune.measure.figures import FIGURES, Figure, value_of
+from onnxprune.measure.part import DETECTIONS, INTEGERS
+from onnxprune.measure.parts import parts_of
+from onnxprune.measure.verdict import deciding, judged
 from onnxprune.protobuf.nodes import captured
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
+
+
+class Asked(NamedTuple):
+    """A figure that a person would ask for, its value, and the part that it is of."""
+
+    figure: Figure
+    value: float
+    part: PartFidelity
+
+
+def _known(figures: Mapping[str, float]) -> list[tuple[Figure, float]]:
+    return [(FIGURES[name], value) for name, value in figures.items() if name in FIGURES]
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class Fidelity:
         parts: every part of the outputs by itself.
         verdict: "kept", "changed" or "destroyed"; None when there is no output to compare.
         why: what the verdict goes by, in words.
+        decides: the part that a person would ask for, and by which of its figures; empty where there is none.
     """
 
     samples: int
@@ -47,10 +64,23 @@ class Fidelity:
     parts: tuple[PartFidelity, ...] = ()
     verdict: str | None = None
     why: str = ""
+    decides: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> Asked | None:
+        """The figure that a person would ask for, where it is none of the others."""
+        for part in self.parts:
+            for name in self.decides[1:2]:
+                if part.name == self.decides[0] and name in part.figures and name in FIGURES:
+                    return Asked(FIGURES[name], part.figures[name], part)
+        return None
 
     def in_words(self) -> str:
-        """`top-1 agreement 98.0%, cosine 0.9987, SQNR 25.1 dB`."""
-        parts = [] if self.top1 is None else [f"top-1 agreement {self.top1:.1%}"]
+        """`top-1 agreement 98.0%, cosine 0.9987, SQNR 25.1 dB`; before it what a person would ask of the part that
+        decides, where that is another figure."""
+        found = self.asked
+        parts = [] if found is None else [figure.words(v) for figure, v in _known(found.part.figures)]
+        parts += [] if self.top1 is None else [f"top-1 agreement {self.top1:.1%}"]
         if self.cosine is not None and self.sqnr_db is not None:
             parts += [f"cosine {self.cosine:.4f}", f"SQNR {self.sqnr_db:.1f} dB"]
         parts += [] if self.equal is None else [f"same integers {self.equal:.1%}"]
@@ -63,6 +93,7 @@ def check_fidelity(
     batches: Iterable[Feeds],
     *,
     shapes: Sizes | None = None,
+    said: Said = NOTHING,
     held_out: bool = True,
 ) -> Fidelity:
     """Compare the finished model with the original, sample by sample.
@@ -72,6 +103,7 @@ def check_fidelity(
         pruned: the finished model.
         batches: samples that nothing was fitted on.
         shapes: tensor name -> sizes in a run of the original; None: outputs are not parted.
+        said: what its user says of the outputs.
         held_out: whether they were kept apart indeed.
     """
     names, picked = _compared(original, pruned)
@@ -84,9 +116,9 @@ def check_fidelity(
         samples += count
         was, now = (dict(zip(s.outputs, map(np.asarray, s.run(dict(feeds))), strict=True)) for s in (left, right))
         if not tallies:
-            tallies = [Tally(part) for part in parts_of(original, shapes or {}, was)]
+            tallies = [Tally(part) for part in parts_of(original, shapes or {}, was, said=said, samples=count)]
         for tally in tallies:
-            tally.add(was[tally.part.output], now[tally.part.output], count)
+            tally.compare(was, now, count)
     return _summed_up(tallies, picked, samples, held_out)
 
 
@@ -107,17 +139,18 @@ def _compared(original: Graph, pruned: onnx.ModelProto) -> tuple[list[str], set[
 def _summed_up(tallies: Sequence[Tally], picked: set[str], samples: int, held_out: bool) -> Fidelity:
     """The worst part of each kind decides; what is picked counts only where nothing else can be compared."""
     seen = [t for t in tallies if t.samples]
-    seen = [t for t in seen if t.part.output not in picked] or seen
+    seen = [t for t in seen if t.part.output not in picked or t.part.kind == DETECTIONS] or seen
     parts = tuple(t.fidelity() for t in seen)
     verdict = judged(parts, samples)
     return Fidelity(
         samples=samples,
         cosine=min((p.cosine for p in parts if p.cosine is not None), default=None),
         sqnr_db=min((p.sqnr_db for p in parts if p.sqnr_db is not None), default=None),
-        top1=min((p.same for p in parts if p.same is not None and p.kind == SCORES), default=None),
+        top1=min((top1 for p in parts if (top1 := value_of("top1", p)) is not None), default=None),
         held_out=held_out,
         equal=min((p.same for p in parts if p.same is not None and p.kind == INTEGERS), default=None),
         parts=parts,
         verdict=None if verdict is None else verdict.verdict,
         why="" if verdict is None else verdict.why,
+        decides=() if (found := deciding(parts)) is None else (found[0].name, found[1]),
     )

@@ -1,79 +1,126 @@
 """What the outputs of a network consist of: one output may join boxes in pixels and scores from 0 to 1.
 
 Where an output was joined is seen from the graph (`graph.joined`); whether what was joined differs in unit, and what
-it says, from the values that the original gives on samples.
+it says, from the values that the original gives on samples (`measure.kinds`), or from its user (`graph.said`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
+from onnxprune.errors import UsageError, one_line, unknown
 from onnxprune.graph.joined import Region, Sizes, joined
 from onnxprune.graph.model import Graph
+from onnxprune.graph.said import NOTHING, Meaning, Said, output_of
+from onnxprune.measure.kinds.boxes import joint
+from onnxprune.measure.kinds.detections import layout_of
+from onnxprune.measure.kinds.look import Look
+from onnxprune.measure.kinds.table import KINDS, tell
+from onnxprune.measure.part import BOX_SCORES, BOXES, INTEGERS, SCORES, VALUES, Part, merged, slices
 
 UNITS_APART = 8.0
 """Ratio of the spreads of neighbours, sorted by spread, from which they have different units."""
-SCORES, INTEGERS, VALUES = "class scores", "integers", "values"
-"""What a part may say."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of an output that has one unit, and says one kind of thing.
-
-    Attributes:
-        output: the output's name.
-        regions: stretches of it that belong together; one empty region is all of it.
-        kind: class scores, of which the largest counts; integers; or other values.
-        axis: of the classes, from the end; for class scores.
-    """
-
-    output: str
-    regions: tuple[Region, ...] = ((),)
-    kind: str = VALUES
-    axis: int = -1
-
-    @property
-    def name(self) -> str:
-        """`y`, or `y[:, 0:4]` as numpy writes it."""
-        if self.regions == ((),):
-            return self.output
-        more = f" and {len(self.regions) - 1} more" if len(self.regions) > 1 else ""
-        spans = {axis: f"{start}:{stop}" for axis, start, stop in self.regions[0]}
-        return f"{self.output}[{', '.join(spans.get(k, ':') for k in range(max(spans) + 1))}]{more}"
-
-    def of(self, value: np.ndarray) -> np.ndarray:
-        """Its values: of an output, or of a stretch of it, as they are; of several, (first axis, all others)."""
-        taken = [value[_slices(region, value.ndim)] for region in self.regions]
-        return taken[0] if len(taken) == 1 else np.concatenate([t.reshape(len(t), -1) for t in taken], axis=1)
-
-
-def parts_of(graph: Graph | None, shapes: Sizes, values: Mapping[str, np.ndarray]) -> tuple[Part, ...]:
+def parts_of(
+    graph: Graph | None,
+    shapes: Sizes,
+    values: Mapping[str, np.ndarray],
+    *,
+    said: Said = NOTHING,
+    samples: int | None = None,
+) -> tuple[Part, ...]:
     """The outputs, parted where units differ, and what they say.
 
     Args:
         graph: the network; None: outputs are not parted.
         shapes: tensor name -> sizes in a run of it.
         values: output -> what it was on samples.
+        said: what the user says of them.
+        samples: how many samples; None: not known.
+
+    Raises:
+        UsageError: what was said does not fit them.
     """
-    found = [part for name, value in values.items() for part in _parted(graph, name, shapes, value)]
-    said = [_said(part, np.asarray(part.of(values[part.output]))) for part in found]
-    if any(p.kind == SCORES and _normalized(p.of(values[p.output]), p.axis) for p in said):
-        return tuple(said)  # those that are probabilities are the scores
-    return tuple(_by_shape(part, np.asarray(part.of(values[part.output]))) for part in said)
+    parts = [p for name, value in values.items() for p in _parted(graph, name, shapes, np.asarray(value), said)]
+    _check_names(said, parts, values)
+    look = Look(graph, shapes, values, samples, parts)
+    for k, part in enumerate(parts):
+        meaning = said.kinds.get(part.name) or said.kinds.get(part.output)
+        if meaning is not None:
+            look.parts[k] = _as_said(part, meaning, look.value(k))
+            look.asked.add(k)
+    look.decided |= look.asked
+    weighed = said.weights
+    return tuple(
+        replace(p, weight=weighed.get(p.name, weighed.get(p.output, 1.0))) if weighed else p for p in tell(look)
+    )
 
 
-def _parted(graph: Graph | None, output: str, shapes: Sizes, value: np.ndarray) -> list[Part]:
-    regions = [()] if graph is None or value.dtype.kind != "f" else joined(graph, output, shapes)
+MADE_BY = {
+    "Softmax": "class scores", "LogSoftmax": "class scores", "Sigmoid": "0 to 1: labels, a mask or scores of boxes",
+    "HardSigmoid": "0 to 1: labels, a mask or scores of boxes", "ArgMax": "integers", "ArgMin": "integers",
+    "TopK": "what is picked", "NonMaxSuppression": "what is picked", "LpNormalization": "an embedding",
+}  # fmt: skip
+"""What an output says by the operator that makes it, as far as that goes."""
+
+
+def by_graph(graph: Graph, shapes: Sizes, output: str, said: Said = NOTHING) -> list[tuple[str, str]]:
+    """(part, what it says) of an output as far as the graph tells, without samples: stretches that the same operators
+    make are one part."""
     known = tuple(shapes.get(output, ()))
-    if len(regions) < 2 or value.ndim != len(known) or value.shape[1:] != known[1:] or not value.size:
+    look = Look(graph, shapes, {}, None, [])
+    makers: dict[frozenset[str], list[Region]] = {}
+    for region in joined(graph, output, shapes):
+        makers.setdefault(frozenset(look.made_by(Part(output, (region,)))), []).append(region)
+    parts = [(Part(output, merged(regions, known)), made) for made, regions in makers.items()]
+    return [(part.name, _made_words(part, made, said)) for part, made in parts]
+
+
+def _made_words(part: Part, made: Collection[str], said: Said) -> str:
+    meaning = said.kinds.get(part.name) or said.kinds.get(part.output)
+    if meaning is not None:
+        return meaning.kind
+    words = dict.fromkeys(MADE_BY.get(op, "") for op in sorted(made))
+    return ", ".join(words) if made and all(words) else ""
+
+
+# ---- where an output is parted -------------------------------------------------------------------------------
+
+
+def _parted(graph: Graph | None, output: str, shapes: Sizes, value: np.ndarray, said: Said) -> list[Part]:
+    if graph is None or value.dtype.kind != "f" or not value.size:
         return [Part(output)]
-    groups = _by_unit(regions, [float(np.std(value[_slices(r, value.ndim)], dtype=np.float64)) for r in regions])
-    return [Part(output)] if len(groups) == 1 else [Part(output, tuple(group)) for group in groups]
+    meaning = said.kinds.get(output)
+    if layout_of(value) if meaning is None else meaning.kind != BOXES:
+        return [Part(output)]
+    known, regions = tuple(shapes.get(output, ())), joined(graph, output, shapes)
+    seen = len(regions) > 1 and value.ndim == len(known) and value.shape[1:] == known[1:]
+    borders = {(axis, start) for region in regions for axis, start, _ in region} if seen else set()
+    axis = _asked_joint(value, meaning) if meaning is not None else joint(value, borders)
+    if axis is not None:
+        return [Part(output, (((axis, 0, 4),),)), Part(output, (((axis, 4, value.shape[axis]),),))]
+    if not seen:
+        return [Part(output)]
+    groups = _by_unit(regions, [float(np.std(value[slices(r, value.ndim)], dtype=np.float64)) for r in regions])
+    return [Part(output)] if len(groups) == 1 else [Part(output, merged(group, known)) for group in groups]
+
+
+def _asked_joint(value: np.ndarray, meaning: Meaning) -> int | None:
+    """The axis with the numbers of boxes and, behind them, their scores, of an output that is said to be boxes; None
+    where it has no scores."""
+    if value.ndim != 3:
+        return None
+    axes = [a for a in (1, 2) if value.shape[a] > 4 and value.shape[3 - a] > 1]
+    if meaning.axis is not None:
+        axes = [a for a in axes if a == meaning.axis % value.ndim]
+    elif any(value.shape[a] == 4 for a in (1, 2)):
+        return None
+    return min(axes, key=lambda a: value.shape[a], default=None)
 
 
 def _by_unit(regions: Sequence[Region], spreads: Sequence[float]) -> list[list[Region]]:
@@ -89,36 +136,36 @@ def _by_unit(regions: Sequence[Region], spreads: Sequence[float]) -> list[list[R
     return list(found.values())
 
 
-def _said(part: Part, value: np.ndarray) -> Part:
-    """The part with what its values show that it says."""
-    if value.dtype.kind in "iub":
-        return replace(part, kind=INTEGERS)
-    axes = (-1, 1 - value.ndim) if value.ndim > 2 else (-1,)
-    for axis in axes if value.ndim > 1 and value.dtype.kind == "f" else ():
-        if _normalized(value, axis):
-            return replace(part, kind=SCORES, axis=axis)
-    return part
+# ---- what was said -------------------------------------------------------------------------------------------
 
 
-def _by_shape(part: Part, value: np.ndarray) -> Part:
-    """Where no part is of probabilities: (samples, several) are scores of classes, unless their length is one."""
-    if part.kind != VALUES or value.dtype.kind != "f" or value.ndim != 2 or value.shape[1] < 2:
-        return part
-    lengths = np.linalg.norm(value.astype(np.float64), axis=1)
-    return part if part.regions != ((),) or np.allclose(lengths, 1.0, atol=1e-3) else replace(part, kind=SCORES)
+def _check_names(said: Said, parts: Collection[Part], outputs: Collection[str]) -> None:
+    names = [name for part in parts for name in dict.fromkeys((part.output, part.name))]
+    for name in said.names():
+        if name not in names and output_of(name) in outputs:
+            raise unknown("part of the outputs", name, dict.fromkeys(names))
 
 
-def _normalized(value: np.ndarray, axis: int) -> bool:
-    """Whether they are probabilities of classes along an axis, or logarithms of such."""
-    if value.ndim < 2 or value.shape[axis] < 2 or not value.size:
-        return False
-    value = value.astype(np.float64)
-    given = value if value.min() >= 0 else np.exp(value) if value.max() <= 0 else None
-    return given is not None and bool(np.allclose(given.sum(axis=axis), 1.0, atol=1e-3))
+def _as_said(part: Part, meaning: Meaning, value: np.ndarray) -> Part:
+    """A part of the kind that was said.
+
+    Raises:
+        UsageError: its values cannot be that.
+    """
+    name = BOX_SCORES if meaning.kind == BOXES and any(r and r[0][1] for r in part.regions) else meaning.kind
+    kind, axis = KINDS[name], KINDS[name].axis
+    if meaning.axis is not None:
+        if not -value.ndim <= meaning.axis < value.ndim:
+            raise UsageError(one_line(f"output {part.output!r} has shape {list(value.shape)}, no axis {meaning.axis}"))
+        axis = meaning.axis % value.ndim - value.ndim
+    whole = name == INTEGERS
+    if (kind.ranks and value.ndim not in kind.ranks) or whole != (value.dtype.kind in "iub"):
+        wanted = "whole numbers" if whole else f"floating point of rank {' or '.join(map(str, kind.ranks)) or 'any'}"
+        what = f"{value.dtype} of shape {list(value.shape)}"
+        raise UsageError(one_line(f"output {part.name!r} cannot be {name}: that is {wanted}, it is {what}"))
+    if name in (SCORES, BOXES) and value.ndim < 2:
+        raise UsageError(one_line(f"output {part.name!r} of shape {list(value.shape)} cannot be {name}"))
+    return replace(part, kind=name, axis=axis)
 
 
-def _slices(region: Region, rank: int) -> tuple[slice, ...]:
-    found = [slice(None)] * rank
-    for axis, start, stop in region:
-        found[axis] = slice(start, stop)
-    return tuple(found)
+__all__ = ["INTEGERS", "SCORES", "VALUES", "Part", "parts_of"]

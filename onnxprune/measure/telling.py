@@ -14,8 +14,10 @@ import numpy as np
 
 from onnxprune.channels import Analysed
 from onnxprune.graph.layers import keeps_statistics, layers
+from onnxprune.measure.kinds.scores import SET
 from onnxprune.measure.moments import Moments, moments
-from onnxprune.measure.parts import SCORES, parts_of
+from onnxprune.measure.part import LABELS, SCORES
+from onnxprune.measure.parts import parts_of
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
 
@@ -127,11 +129,14 @@ def _look(net: Analysed, batches: Sequence[Feeds], threads: int | None) -> _Seen
             value = values.pop(place)
             if len(value) == _count(feeds):
                 features[place].append(value.reshape(*value.shape[:2], -1).mean(axis=2, dtype=np.float64))
-        for part in parts_of(net.graph, net.shapes, values):
+        for part in parts_of(net.graph, net.shapes, values, said=net.said):
             scores = part.of(values[part.output])
             if part.kind == SCORES and scores.ndim == 2:
                 said.setdefault(part.name, []).append(scores.argmax(axis=part.axis))
                 sizes[part.name] = scores.shape[part.axis]
+            elif part.kind == LABELS and scores.size == len(scores):  # yes or no
+                said.setdefault(part.name, []).append((scores.ravel() > SET).astype(int))
+                sizes[part.name] = 2
     classes = {name: (sizes[name], np.concatenate(parts)) for name, parts in said.items()}
     alike = {k: v for k, v in features.items() if v and len({x.shape[1] for x in v}) == 1}
     return _Seen(classes, {k: np.concatenate(v) for k, v in alike.items()})

@@ -1,18 +1,20 @@
 """A verdict on fidelity: kept, changed or destroyed. Thresholds stand here and nowhere else.
 
-Each part of the outputs is judged by what it is for: decisions (class scores, integers) by their agreement beyond
-chance, other values by how much of their variation over the samples is reproduced. The worst part decides. The
-thresholds are ours.
+Each part of the outputs is judged by what it is for: boxes, texts and class maps by the figures that a person would ask
+for, other decisions (class scores, labels, integers) by their agreement beyond chance, other values by how much of
+their variation over the samples is reproduced. The worst part decides. The thresholds are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxprune.measure.agreement import PartFidelity
+from onnxprune.measure.figures import FIGURES, value_of
+from onnxprune.measure.kinds.table import KINDS, ORDER
 
 KEPT, CHANGED, DESTROYED = "kept", "changed", "destroyed"
 VERDICTS = (KEPT, CHANGED, DESTROYED)
@@ -37,6 +39,13 @@ DECISIONS = Thresholds(kept=0.95, destroyed=0.5)
 """For agreement beyond chance (Cohen's kappa)."""
 VARIATION = Thresholds(kept=0.9, destroyed=0.25)
 """For R²."""
+OF_FIGURES: Mapping[str, Thresholds] = {
+    "box_f1": Thresholds(kept=0.9, destroyed=0.5),
+    "words": Thresholds(kept=0.9, destroyed=0.0),  # a long text with one wrong character is another
+    "characters": Thresholds(kept=0.95, destroyed=0.5),
+    "miou": Thresholds(kept=0.85, destroyed=0.25),
+}
+"""For figures of boxes, texts and class maps; a part that has any is judged by nothing else."""
 ONE_SIDED = 0.95
 """Share of one decision in all from which agreement says little, and the scores themselves are judged too."""
 
@@ -56,17 +65,40 @@ def judged(parts: Sequence[PartFidelity], samples: int) -> Judged | None:
         parts: how alike each is.
         samples: how many it was found on.
     """
-    found = [j for part in parts for j in _judged(part, samples, alone=len(parts) == 1)]
+    of_boxes = {part.beside for part in parts if _figures(part)}
+    found = [j for part in parts if part.name not in of_boxes for j in _judged(part, samples, alone=len(parts) == 1)]
     return max(found, key=lambda j: VERDICTS.index(j.verdict)) if found else None
+
+
+def deciding(parts: Sequence[PartFidelity]) -> tuple[PartFidelity, str] | None:
+    """The part that a person would ask for, and by which of its figures: the worst of the first kind of
+    `measure.kinds.table`; None where there is none.
+
+    Args:
+        parts: how alike each is.
+    """
+    found = [(ORDER.index(p.kind), value, p, name) for p in parts for name, value in [_basis(p)] if value is not None]
+    return None if not found else min(found, key=lambda f: f[:2])[2:]
+
+
+def _figures(part: PartFidelity) -> list[str]:
+    """The figures that it is judged by, where it has such."""
+    return [name for name in OF_FIGURES if part.kind != "integers" and name in part.figures]
 
 
 def _judged(part: PartFidelity, samples: int, *, alone: bool) -> list[Judged]:
     found, where = [], "" if alone else f"{part.name}: "
+    if named := _figures(part):
+        return [
+            Judged(OF_FIGURES[n].verdict(part.figures[n], _doubt(n, part, samples)),
+                   f"{where}{FIGURES[n].words(part.figures[n])}")
+            for n in named
+        ]  # fmt: skip
     kappa = part.kappa
     if kappa is not None and part.same is not None and part.chance is not None:
         certain = part.r2 is not None and part.r2 < VARIATION.destroyed  # the scores themselves say the same
         doubt = 0.0 if certain else (_upper(part.same, samples) - part.same) / (1 - part.chance)
-        what = "top-1 agreement" if part.kind == "class scores" else "same integers"
+        what = KINDS[part.kind].decision
         words = f"{where}{what} {part.same:.1%}, chance would give {part.chance:.1%}"
         found.append(Judged(DECISIONS.verdict(kappa, doubt), words))
     if part.r2 is not None and _one_sided(part):
@@ -77,6 +109,11 @@ def _judged(part: PartFidelity, samples: int, *, alone: bool) -> list[Judged]:
     return found
 
 
+def _doubt(name: str, part: PartFidelity, samples: int) -> float:
+    """The standard error of a figure, at least that of as many independent trials as there are samples."""
+    return _upper(part.figures[name], samples) - part.figures[name]
+
+
 def _upper(share: float, count: int) -> float:
     """1.5 standard errors above a share that was found on `count` samples, more than 0 in any case (Wilson, 1927)."""
     z, n = 1.5, max(1, count)
@@ -85,11 +122,22 @@ def _upper(share: float, count: int) -> float:
 
 
 def basis(part: PartFidelity) -> float:
-    """What is judged of a part, 1 at best: the share of the same decisions, or R² where there are none or all are
-    one."""
-    decides = part.same is not None and (part.r2 is None or not _one_sided(part))
-    value = part.same if decides else part.r2
+    """What is judged of a part, 1 at best: the figure of its kind, such as the share of the same decisions; R² where
+    there is none, or all decisions are one."""
+    value = _basis(part)[1]
     return 0.0 if value is None else value
+
+
+def _basis(part: PartFidelity) -> tuple[str, float | None]:
+    """(name of the figure, value) that is judged of a part."""
+    name = KINDS[part.kind].default
+    value = value_of(name, part)
+    if value is None and part.same is not None:
+        name, value = "top1" if part.kind != "integers" else "integers", part.same
+    agreement = name in ("top1", "labels", "pixels", "integers")
+    if value is None or (agreement and part.r2 is not None and _one_sided(part)):
+        return "r2", part.r2
+    return name, value
 
 
 def _one_sided(part: PartFidelity) -> bool:

@@ -121,7 +121,7 @@ def apply_plan(
     if parts is not None:
         held = counted(parts.held, "verify", progress, net.batch)
         fidelity = check_fidelity(
-            first.graph, graph.model, held, shapes=first.net.shapes, held_out=not parts.held.shared
+            first.graph, graph.model, held, shapes=first.net.shapes, said=first.said, held_out=not parts.held.shared
         )
     sign(graph.model, first, plan, settings, repair.name)
     before, after = first.cost(), _cost(net, plan, graph, first.sparse)

@@ -262,7 +262,7 @@ class SizeMb(Gain):
 
 @target
 class MaxDrop(Kept):
-    name, metavar, help = "max_drop", "D", "cut until the metric of --eval drops by D"
+    name, metavar, help = "max_drop", "D", "until the metric of --eval, or NAME=D, drops"
     by_metric = True
 
     def keeps(self, value: float, before: float, after: float) -> bool:

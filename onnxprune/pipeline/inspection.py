@@ -5,6 +5,7 @@ One floor above `api`: it uses the rooms and prints nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnxprune.files.metadata import earlier
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import Cost, CostModel, Running, cost_of
+from onnxprune.measure.parts import by_graph, parts_of
 from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
 from onnxprune.pipeline.apply import PROBED, check_plan
 from onnxprune.pipeline.lossless import probing
@@ -27,7 +29,10 @@ from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.nodes import opset
 from onnxprune.report.terminal import earlier_words, hung, not_counted, plain, si, table
 from onnxprune.rewrite.apply import alive_after, apply_edits, edit_exactly
-from onnxprune.runtime import ports
+from onnxprune.runtime import ports, sessions
+
+LOOKED_AT = 32
+"""Samples by which it is told what outputs say."""
 
 
 def inspection(subject: Subject) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def inspection(subject: Subject) -> dict[str, Any]:
         {"reason": reason, "channels": sum(w["channels"] for w in where), "where": where}
         for reason, where in reasons.items()
     ]
-    before = subject.cost()
+    before, parts = subject.cost(), _parts(subject)
     return {
         "schema": 1,
         "kind": "onnxprune inspection",
@@ -80,12 +85,36 @@ def inspection(subject: Subject) -> dict[str, Any]:
             }
             for s in ports.input_specs(model)
         ],
-        "outputs": [{"name": o.name, "ran": _shape(subject, o.name)} for o in model.graph.output],
+        "outputs": [
+            {"name": o.name, "ran": _shape(subject, o.name), "parts": parts.get(o.name, [])} for o in model.graph.output
+        ],
         "groups": groups,
         "inexact": list(channels.inexact),
         "earlier": earlier(model),
         "pinned": sorted(pinned, key=lambda p: (-p["channels"], p["reason"])),
     }
+
+
+def _parts(subject: Subject) -> dict[str, list[dict[str, str]]]:
+    """Output -> what its parts say: by values where there are samples, else by the graph alone."""
+    net = subject.net
+    if subject.calibration is None:
+        found = {name: by_graph(net.graph, net.shapes, name, net.said) for name in net.graph.outputs}
+        return {k: [{"name": name, "says": says} for name, says in v if says] for k, v in found.items()}
+    feeds = next(iter(subject.calibration.spaced(LOOKED_AT).batches(LOOKED_AT)))
+    session = sessions.open_session(subject.model, name="original")
+    values = dict(zip(session.outputs, map(np.asarray, session.run(dict(feeds))), strict=True))
+    count = len(next(iter(feeds.values())))
+    told: dict[str, list[dict[str, str]]] = {}
+    for part in parts_of(net.graph, net.shapes, values, said=net.said, samples=count):
+        beside = {} if part.beside is None else {"beside": part.beside.name}
+        told.setdefault(part.output, []).append({"name": part.name, "says": part.says, **beside})
+    return told
+
+
+def part_words(part: Mapping[str, str]) -> str:
+    """`y[:, 0:4]: boxes (xywh) beside y[:, 4:14]`."""
+    return plain(f"{part['name']}: {part['says']}{' beside ' + part['beside'] if part.get('beside') else ''}")
 
 
 def _shape(subject: Subject, name: str) -> list[int]:
@@ -108,6 +137,7 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
         lines.append(f"input        {plain(one['name'])}: {one['dtype']} ({declared}), run with {run}")
     for one in found["outputs"]:
         lines.append(f"output       {plain(one['name'])}: {'x'.join(map(str, one['ran'])) or 'scalar'}")
+        lines += [f"{'':<13}{part_words(part)}" for part in one["parts"]]
     groups = [
         (
             plain(g["name"]),

@@ -20,10 +20,12 @@ from onnxprune.graph import sparse
 from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.rehearsal import REMEDY, Rehearsal, unless_refused
+from onnxprune.graph.said import NOTHING, Said
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed
 from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
+from onnxprune.measure.kinds.asked import said_of
 from onnxprune.measure.telling import doubts
 from onnxprune.numerics import on_disk
 from onnxprune.pipeline.asked import engine_of
@@ -50,7 +52,8 @@ class Subject:
 
     `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
     `sparse` are the tensors that are stored sparse in the file, by name; `model` has them dense.
-    `asked` is what was said about reading the model and its samples.
+    `asked` is what was said about reading the model and its samples, `axes` which axes count these, `said`
+    what was said of its outputs.
     """
 
     model: onnx.ModelProto
@@ -64,12 +67,14 @@ class Subject:
     batch: int | None = None
     sparse: Mapping[str, onnx.SparseTensorProto] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
+    said: Said = NOTHING
     parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def net(self) -> Analysed:
         """The network and its analysis."""
-        return Analysed(self.graph, self.channels, self.feeds)
+        return Analysed(self.graph, self.channels, self.feeds, self.said)
 
     @cached_property
     def doubts(self) -> tuple[str, ...]:
@@ -98,7 +103,7 @@ class Subject:
     @property
     def specs(self) -> tuple[ports.InputSpec, ...]:
         """The inputs, as the model really takes them."""
-        return ports.in_batches_of(ports.input_specs(self.model), self.batch)
+        return ports.in_batches_of(ports.with_batch_axes(ports.input_specs(self.model), self.axes), self.batch)
 
     def timed(self, batch: int = 1) -> dict[str, np.ndarray]:
         """Feeds of so many samples, the first one repeated, for timing.
@@ -150,7 +155,11 @@ def open_model(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    input_value: Mapping[str, Sequence[float]] | None = None,
+    batch_axis: Mapping[str, int] | None = None,
     prune_statistics: bool = False,
+    output_kind: Mapping[str, str] | None = None,
+    weight: Mapping[str, float] | None = None,
     trusted: bool = False,
 ) -> Subject:
     """Read, check, run once and analyse a model.
@@ -161,7 +170,10 @@ def open_model(
         input_shapes: sizes for dynamic axes, by input name; else the samples' sizes, else a guess.
         samples: use at most so many samples.
         image: how to turn a folder of images into samples.
+        input_value: numbers for inputs that are the same for all samples, by name; samples need not have them.
+        batch_axis: the axis that counts samples, by input name, where it is not the first and is not found.
         prune_statistics: also find channels over which a normalization takes its mean.
+        output_kind, weight: what outputs are for, and how much each counts, by name, as in `Settings`.
         trusted: whether the model's first runs are made in this process; else in children that can be killed.
 
     Raises:
@@ -171,22 +183,24 @@ def open_model(
     proto = check_model(model) if isinstance(model, onnx.ModelProto) else read_model(Path(model))
     identity = digest(proto)
     proto, packed = sparse.unpacked(with_seeds(proto))
-    specs = ports.input_specs(proto)
+    specs = ports.with_batch_axes(ports.input_specs(proto), batch_axis)
+    values = ports.values_of(specs, input_value or {})
+    said = said_of(output_kind, weight, [o.name for o in proto.graph.output])
     first = Rehearsal("model" if path is None else str(path), trusted)
     if not trusted:
         ports.check_size(specs, first.label)
     data = None
     if calibration is not None:
-        data = open_calibration(calibration, specs, limit=samples, image=image)
+        data = open_calibration(calibration, specs, limit=samples, image=image, values=values)
     feeds: Mapping[str, np.ndarray]
     if data is not None and not input_shapes:
         feeds = data.first(1)
     else:
-        feeds = ports.default_feed(specs, shapes=input_shapes)
+        feeds = ports.default_feed(specs, shapes=input_shapes, values=values)
     graph = Graph(proto)
     batch = None
     try:
-        feeds, observed = _first_run(graph, specs, feeds, first, guess=data is None and not input_shapes)
+        feeds, observed = _first_run(graph, specs, feeds, first, values, guess=data is None and not input_shapes)
     except Stopped:
         raise
     except ModelError as error:
@@ -204,10 +218,13 @@ def open_model(
     asked = {
         "input_shapes": input_shapes and {name: list(sizes) for name, sizes in input_shapes.items()},
         "image": image and asdict(image),
+        "output_kind": output_kind and dict(output_kind),
+        "weight": weight and dict(weight),
     }
     return Subject(
-        graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked
-    )
+        graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked,
+        axes=batch_axis or {}, said=said,
+    )  # fmt: skip
 
 
 LONG_AXIS, AXES = 1 << 20, 1 << 27
@@ -260,7 +277,7 @@ def _only_batch(
 
     Only looked at where other batches would be used, and where some node may not take them.
     """
-    own = next((len(feeds[s.name]) for s in specs if ports.open_batch(s)), None)
+    own = next((feeds[s.name].shape[s.batch_axis] for s in specs if ports.open_batch(s)), None)
     running = [n for n in graph.nodes.values() if any(graph.constant(o) is None for o in n.output if o)]
     free = all(map(ports.open_batch, specs)) and all(takes_any_batch(graph, n, observed.shapes) for n in running)
     if own is None or (own == 1 and not sampled) or free:
@@ -279,7 +296,13 @@ LINES = ((48, 320), (32, 100), (32, 320))
 
 
 def _first_run(
-    graph: Graph, specs: Sequence[ports.InputSpec], feeds: Mapping[str, np.ndarray], first: Rehearsal, *, guess: bool
+    graph: Graph,
+    specs: Sequence[ports.InputSpec],
+    feeds: Mapping[str, np.ndarray],
+    first: Rehearsal,
+    values: Mapping[str, np.ndarray],
+    *,
+    guess: bool,
 ) -> tuple[Mapping[str, np.ndarray], Observed]:
     """Run the model once. When nobody said how large a dynamic input is, other usual sizes are tried as well."""
     try:
@@ -287,7 +310,11 @@ def _first_run(
     except Stopped:
         raise
     except ModelError as error:
+        unsaid = [s for s in specs if s.name not in values]
+        numbers = [s for s in unsaid if ports.is_number(s)]
         if not guess or not any(map(ports.open_sizes, specs)):
+            if guess and numbers:
+                raise ModelError(f"{error}; say what they are: {ports.shape_hint(numbers)}") from error
             raise
         tried = []
         if [len(s.shape) for s in specs] == [4]:
@@ -295,7 +322,7 @@ def _first_run(
             for size in LINES:
                 with contextlib.suppress(UsageError):  # a fixed axis says otherwise
                     tried.append(ports.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
-        for other in (*tried, *(ports.default_feed(specs, size=size) for size in GUESSES)):
+        for other in (*tried, *(ports.default_feed(specs, size=size, values=values) for size in GUESSES)):
             with unless_refused():
                 return other, first.observe(graph, other)
-        raise ModelError(f"{error}; say what sizes it takes: {ports.shape_hint(specs)}") from error
+        raise ModelError(f"{error}; say what sizes it takes: {ports.shape_hint(unsaid)}") from error

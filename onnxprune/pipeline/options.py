@@ -13,7 +13,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar
 
-from onnxprune.errors import UsageError, unknown
+from onnxprune.errors import UsageError, one_line, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -86,6 +86,44 @@ def size_of(text: str) -> int:
     if found is None or found[2] not in _UNITS:
         raise UsageError(f"{text!r} is no size of memory such as 4GB or 512MB")
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def by_name(
+    value: Callable[[str], Any], such_as: str, behind: str = r"[^=]+"
+) -> Callable[[Collection[str]], dict[str, Any]]:
+    """What reads a list of `NAME=value`; a name may hold = itself, as far as what is behind the last one is none.
+
+    Args:
+        value: text -> value.
+        such_as: how it is spelled, in words.
+        behind: a regular expression of values.
+    """
+
+    def read(texts: Collection[str]) -> dict[str, Any]:
+        found = {}
+        for text in texts:
+            fits = re.fullmatch(rf"(.+?)=({behind})", text.strip())
+            if fits is None:
+                raise UsageError(one_line(f"{text!r} is not {such_as}"))
+            try:
+                found[fits[1]] = value(fits[2])
+            except ValueError:
+                raise UsageError(one_line(f"{text!r} is not {such_as}")) from None
+        return found
+
+    return read
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`16000`, or `1,0.5`.
+
+    Raises:
+        ValueError: it is no list of numbers.
+    """
+    found = tuple(float(word) for word in words(text))
+    if not found:
+        raise ValueError("no number")
+    return found
 
 
 def among(what: str, known: Callable[[], Collection[str]]) -> Callable[[str], None]:

@@ -126,7 +126,8 @@ def _random_probes(net: Analysed) -> list[Feeds]:
         return [net.feeds]
     sizes = {name: value.shape for name, value in net.feeds.items()}
     specs = ports.input_specs(net.model)
-    return [net.feeds, *(ports.default_feed(specs, shapes=sizes, seed=seed) for seed in (1, 2))]
+    kept = {name: value for name, value in net.feeds.items() if value.dtype.kind != "f"}  # a rate is no random number
+    return [net.feeds, *(ports.default_feed(specs, shapes=sizes, values=kept, seed=seed) for seed in (1, 2))]
 
 
 def _tells_nothing(surgery: Surgery) -> bool:

@@ -14,9 +14,11 @@ from pathlib import PurePath
 import onnx
 
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.measure.metric import Metric, agreement, open_metric
+from onnxprune.measure.figures import DROPS
+from onnxprune.measure.metric import Agreement, Metric, agreement, open_metric
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.gates import Drop
 from onnxprune.pipeline.goals import Aim, Gain, Kept, Target
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import sign
@@ -54,8 +56,9 @@ def reach(
         subject: from `open_model`.
         target: what to reach.
         settings: everything else that decides.
-        metric: for "max_drop": as `--eval`, or a function of a model that returns a number, the higher the better;
-            None: agreement with the original on the held-out samples, in percent.
+        metric: for "max_drop": as `--eval`, a function of a model that returns a number, the higher the better, or
+            the name of a figure of the outputs, such as "box_f1" (`measure.figures`), in percent; None: the figure of
+            the part that decides, against the original on the held-out samples.
         progress: called with (phase, done, total).
 
     Raises:
@@ -64,8 +67,7 @@ def reach(
     """
     settings, kind = target.serve(settings or Settings()), target.entry
     if isinstance(kind, Kept):
-        measured = metric_of(subject, settings, metric)
-        return _keep(subject, target, kind, settings, measured, named(metric), progress)
+        return _keep(subject, target, kind, settings, metric, progress)
     assert isinstance(kind, Gain)
     return _Loop(subject, target, kind, settings, progress).run()
 
@@ -170,27 +172,28 @@ def metric_of(subject: Subject, settings: Settings, metric: str | Metric | None)
     """
     if callable(metric):
         return metric
-    if metric is not None:
+    if metric is not None and metric not in DROPS:
         return open_metric(metric, subject.specs, threads=settings.threads)
     parts = subject.partition(settings.seed)
     if parts is None:
         raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
-    return agreement(subject.graph, lambda: parts.held.batches(BATCH), shapes=subject.net.shapes)
+    return agreement(
+        subject.graph, lambda: parts.held.batches(BATCH), shapes=subject.net.shapes, said=subject.said, of=metric
+    )
 
 
-def change(
-    subject: Subject, settings: Settings, metric: str | Metric | None, model: onnx.ModelProto
-) -> tuple[float, float]:
+def change(subject: Subject, settings: Settings, metric: str | Metric | None, model: onnx.ModelProto) -> Drop:
     """The metric of the original, and of another model."""
     found = metric_of(subject, settings, metric)
-    return found(subject.model), found(model)
+    return Drop(found(subject.model), found(model), named(metric, found))
 
 
-def named(metric: str | Metric | None) -> str:
+def named(metric: str | Metric | None, measured: Metric) -> str:
     """What a metric is called, without the folders that it lies in."""
-    if metric is None:
-        return "agreement with the original in percent"
-    if callable(metric):
+    if isinstance(measured, Agreement):
+        return measured.name
+    if metric is None or callable(metric):
+        metric = metric or measured
         return str(getattr(metric, "__name__", type(metric).__name__))
     file = PurePath(metric).name
     return f"top-1 of {file} in percent" if file.endswith(".npz") else file
@@ -201,8 +204,7 @@ def _keep(
     target: Target,
     kind: Kept,
     settings: Settings,
-    metric: Metric,
-    name: str,
+    metric: str | Metric | None,
     progress: Progress | None,
 ) -> Result:
     """The largest cut that keeps the metric.
@@ -211,12 +213,13 @@ def _keep(
         subject, target, settings, progress: as for `reach`.
         kind: the target's.
         metric: what is kept.
-        name: what that is called.
 
     Raises:
         BudgetError: none does.
     """
-    planner, before = Planner(subject, settings, progress), metric(subject.model)
+    planner, measure = Planner(subject, settings, progress), metric_of(subject, settings, metric)
+    before = measure(subject.model)
+    name = named(metric, measure)
 
     def works(ratio: float) -> tuple[Result, float] | None:
         try:
@@ -224,7 +227,7 @@ def _keep(
             result = apply_plan(subject, plan, settings, progress=progress)
         except BudgetError:
             return None
-        after = metric(result.model)
+        after = measure(result.model)
         return (result, after) if kind.keeps(target.value, before, after) else None
 
     found = largest(works)

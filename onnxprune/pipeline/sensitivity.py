@@ -62,7 +62,11 @@ def sensitivity(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
     image: ImageSpec | None = None,
+    input_value: Mapping[str, Sequence[float]] | None = None,
+    batch_axis: Mapping[str, int] | None = None,
     prune_statistics: bool = False,
+    output_kind: Mapping[str, str] | None = None,
+    weight: Mapping[str, float] | None = None,
     trusted: bool = False,
     seed: int = 0,
     threads: int | None = None,
@@ -72,7 +76,8 @@ def sensitivity(
     """Damage to the outputs against the kept width, for every group of channels cut alone, and of every block dropped.
 
     Args:
-        model, calibration, input_shapes, samples, image, prune_statistics, trusted: as for `open_model`.
+        model, calibration, input_shapes, samples, image, input_value, batch_axis, prune_statistics, output_kind,
+            weight, trusted: as for `open_model`.
         path: where measurements are kept; the file of an earlier run on the same model and samples is gone on with.
         force: replace a file at `path` that holds something else.
         steps: measure at that many widths, evenly spaced below the full one.
@@ -91,7 +96,11 @@ def sensitivity(
         input_shapes=input_shapes,
         samples=samples,
         image=image,
+        input_value=input_value,
+        batch_axis=batch_axis,
         prune_statistics=prune_statistics,
+        output_kind=output_kind,
+        weight=weight,
         trusted=trusted,
     )
     return measure(
@@ -245,7 +254,9 @@ class _Trial:
             "prune_statistics": bool(self.subject.channels.inexact),
             "inputs": {name: list(array.shape[1:]) for name, array in self.subject.feeds.items()},
         }
-        return Sensitivity(self.subject.digest, digest(self.data), settings, ())
+        asked = self.subject.asked
+        said = {name: asked[name] for name in ("output_kind", "weight") if asked.get(name)}
+        return Sensitivity(self.subject.digest, digest(self.data), settings | said, ())
 
     @cached_property
     def _ready(self) -> tuple[dict[str, Curve], Trials]:

@@ -8,14 +8,27 @@ is given that needs to be checked against them: `--help` lists these options.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from onnxprune.errors import UsageError
-from onnxprune.pipeline.options import Option, among, at_least, listed, option, regular, size_of, whole, width, words
+from onnxprune.pipeline.options import (
+    Option,
+    among,
+    at_least,
+    by_name,
+    listed,
+    numbers,
+    option,
+    regular,
+    size_of,
+    whole,
+    width,
+    words,
+)
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.rewrite.repair.table import WITH_SAMPLES, WITHOUT_SAMPLES
 from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provider_options
@@ -30,10 +43,13 @@ RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
-REMOVE, REPAIR, TIMING, RESULT, GENERAL = "what to remove", "repair", "timing", "result", "general"
+REMOVE, SAMPLES, REPAIR, TIMING, RESULT, GENERAL = (
+    "what to remove", "samples", "repair", "timing", "result", "general"
+)  # fmt: skip
 """What options are about."""
 DECIDING = ("prune", "plan")
 MAKING = ("prune", "apply")
+OPENING = ("prune", "plan", "apply", "inspect", "verify", "sensitivity", "train", "bench")
 _deciding = partial(option, part=REMOVE, commands=DECIDING)
 WIDTHS = "widths and their rounding are at least 1"
 
@@ -70,6 +86,18 @@ def _repair(name: str) -> None:
         raise UsageError(f'--repair {name} needs torch - pip install "onnxprune[train]"')
 
 
+def _output_kinds(kinds: Mapping[str, str]) -> None:
+    from onnxprune.measure.kinds.asked import check_kinds
+
+    check_kinds(kinds)
+
+
+def _weights(weights: Mapping[str, float]) -> None:
+    from onnxprune.measure.kinds.asked import check_weights
+
+    check_weights(weights)
+
+
 def _repairs_in_words() -> str:
     """The names: the default, then the table from its end."""
     said = {WITH_SAMPLES: f"{WITH_SAMPLES} (default with --calib)", WITHOUT_SAMPLES: f"{WITHOUT_SAMPLES} (else)"}
@@ -95,7 +123,7 @@ class Settings:
     allocation: str | None = _deciding(
         None, "NAME", "adaptive (default with --calib), uniform or global",
         '"adaptive", "global" or "uniform"; None: adaptive when there are samples, else uniform',
-        check=among("allocation", _allocations),
+        check=among("allocation", _allocations), rare=True,
     )  # fmt: skip
     round_to: int | str = _deciding(
         "auto", "N", "widths are multiples of N (or auto)", 'widths are multiples of this, or "auto"',
@@ -136,6 +164,20 @@ class Settings:
         False, "", "cut under LayerNorm and the like too: not exact",
         "also cut axes over which a normalization takes its mean; the cut is then inexact",
         commands=(*DECIDING, "inspect", "sensitivity", "train"), rare=True,
+    )  # fmt: skip
+    input_value: Mapping[str, Sequence[float]] | None = option(
+        None, "NAME=NUMBER", "an input that is the same for all samples: rate=16000 (repeatable)",
+        "numbers for inputs that are the same for all samples, by name: one for the whole input, or one a place; "
+        "samples need not have these inputs",
+        read=by_name(numbers, "NAME=NUMBER, such as rate=16000"),
+        repeated=True, part=SAMPLES, commands=OPENING, rare=True,
+    )  # fmt: skip
+    batch_axis: Mapping[str, int] | None = option(
+        None, "NAME=AXIS", "the axis of an input that counts samples: state=1 (default: found)",
+        "the axis that counts samples, by input name; of others it is the first, or that of a state whose second axis "
+        "is as long as the first of other inputs",
+        read=by_name(int, "NAME=AXIS, such as state=1", r"\d+"),
+        repeated=True, part=SAMPLES, commands=OPENING, rare=True,
     )  # fmt: skip
     repair: str | None = option(
         None, "NAME", _repairs_in_words,
@@ -179,6 +221,20 @@ class Settings:
         True, "", "leave out of the file how it was made",
         "whether the file says how it was made (`metadata_props` named onnxprune.*)",
         flag="--no-metadata", part=RESULT, commands=(*MAKING, "train"), rare=True,
+    )  # fmt: skip
+    output_kind: Mapping[str, str] | None = option(
+        None, "NAME=KIND", "what an output is for, if guessed wrong: y=boxes, y=class-scores,axis=1, ... (repeatable)",
+        "what outputs are for, by their names, where it is guessed wrong: {\"y\": \"boxes,axis=1\"}; "
+        "`onnxprune help kinds` lists kinds",
+        read=by_name(str, "NAME=KIND or NAME=KIND,axis=K, such as y=boxes,axis=1", r"[^=,]*(?:,axis=[^=]*)?"),
+        check=_output_kinds, repeated=True, part=GENERAL,
+        commands=(*DECIDING, "apply", "inspect", "sensitivity", "verify", "train"), rare=True,
+    )  # fmt: skip
+    weight: Mapping[str, float] | None = option(
+        None, "NAME=X", "the damage of an output, or of a part of one, counts X times (repeatable)",
+        "how often the damage of an output, or of a part of one, counts, by its name; 1 where nothing is said",
+        read=by_name(float, "NAME=X, such as y=2"), check=_weights, repeated=True, part=GENERAL,
+        commands=(*DECIDING, "sensitivity", "train"), rare=True,
     )  # fmt: skip
     threads: int | None = option(
         None, "N", "cores to use (default: all; one for timed runs)",

@@ -133,6 +133,14 @@ class Benched(TypedDict):
     results: tuple[BenchResult, ...]
 
 
+class OutputPart(TypedDict):
+    """A part of an output, and what it says."""
+
+    name: str
+    says: str
+    beside: NotRequired[str]
+
+
 class Port(TypedDict):
     """An input or output."""
 
@@ -140,6 +148,7 @@ class Port(TypedDict):
     ran: tuple[int, ...]
     dtype: NotRequired[str]
     shape: NotRequired[tuple[int | str | None, ...]]
+    parts: NotRequired[tuple[OutputPart, ...]]
 
 
 class Prunable(TypedDict):

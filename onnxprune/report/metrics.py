@@ -30,6 +30,19 @@ class KeptMetric:
         return None if found is None else self.one * float(found)
 
 
+@dataclass(frozen=True)
+class AskedMetric(KeptMetric):
+    """The figure that a person would ask for of the part that decides (`Fidelity.asked`)."""
+
+    def value(self, fidelity: Fidelity | None) -> float | None:
+        found = None if fidelity is None else fidelity.asked
+        return None if found is None or found.figure.title != self.title else self.one * found.value
+
+    def shown(self, fidelity: Fidelity) -> str:
+        """As a cell of a table; empty where it was not measured."""
+        return "" if fidelity.asked is None else fidelity.asked.figure.shown(fidelity.asked.value)
+
+
 METRICS = (
     KeptMetric("top1", "top-1 agreement", "%", 100.0),
     KeptMetric("equal", "same integers", "%", 100.0),
@@ -39,5 +52,17 @@ METRICS = (
 
 
 def shared_metric(found: Sequence[Fidelity | None]) -> KeptMetric | None:
-    """The first that all results have."""
+    """What a person would ask for, or the first that all results have."""
+    if (asked := asked_metric(found)) is not None:
+        return asked
     return next((m for m in METRICS if found and all(m.value(f) is not None for f in found)), None)
+
+
+def asked_metric(found: Sequence[Fidelity | None]) -> AskedMetric | None:
+    """The figure that a person would ask for; None where it is none of those above, or not the same for all results."""
+    first = found[0].asked if found and found[0] is not None else None
+    if first is None:
+        return None
+    share = first.figure.share
+    metric = AskedMetric("asked", first.figure.title, "%" if share else first.figure.unit, 100.0 if share else 1.0)
+    return metric if all(metric.value(f) is not None for f in found) else None

@@ -116,7 +116,9 @@ def _shortened(text: str, size: int) -> str:
 
 def sweep_table(results: Sequence[Result], files: Sequence[str], width: int | None = None) -> str:
     """Several results of one model, a line each: what went, how close the outputs are, how fast it is."""
-    rows = []
+    from onnxprune.report.metrics import asked_metric
+
+    rows, asked = [], asked_metric([result.fidelity for result in results])
     for result, file in zip(results, files, strict=True):
         f, timed = result.fidelity, result.latency
         rows.append(
@@ -125,13 +127,15 @@ def sweep_table(results: Sequence[Result], files: Sequence[str], width: int | No
                 f"{result.macs_removed:.1%}",
                 change(result.before.params, result.after.params),
                 result.verdict or "",
+                "" if asked is None or f is None else asked.shown(f),
                 "" if f is None or f.top1 is None else f"{f.top1:.1%}",
                 "" if f is None or f.cosine is None else f"{f.cosine:.4f}",
                 "" if f is None or f.sqnr_db is None else f"{f.sqnr_db:.1f} dB",
                 "" if timed is None else f"{timed.comparisons[0].speedup:.2f}x",
             )
         )
-    head = ("file", "MACs cut", "parameters", "verdict", "top-1 agreement", "cosine", "SQNR", "speed-up")
+    title = "" if asked is None else asked.title
+    head = ("file", "MACs cut", "parameters", "verdict", title, "top-1 agreement", "cosine", "SQNR", "speed-up")
     filled = [k for k in range(len(head)) if any(r[k] for r in rows)]
     cells = [[r[k] for k in filled] for r in rows]
     return table([head[k] for k in filled], cells, "<" + ">" * (len(filled) - 1), width=width)
@@ -160,6 +164,7 @@ def fidelity_said(fidelity: Fidelity, samples: str) -> list[Said]:
         return [figures]
     several = fidelity.parts if len(fidelity.parts) > 1 else ()
     parts = [Said("", f"{plain(part.name)}: {part.in_words()}") for part in several[:PARTS]]
+    parts += [Said("", f"{plain(part.name)}: {words}") for part in fidelity.parts if (words := part.one_sided())]
     return [Said("verdict", f"{fidelity.verdict}: {plain(fidelity.why)}"), figures, *parts]
 
 

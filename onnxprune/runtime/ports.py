@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, ValueInfoProto, helper
 
-from onnxprune.errors import ModelError, UnsupportedError, UsageError, one_line
+from onnxprune.errors import ModelError, UnsupportedError, UsageError, one_line, unknown
 
 Feeds = Mapping[str, np.ndarray]
 """Input name -> array: what one run is fed."""
@@ -24,12 +24,19 @@ class InputSpec:
     """One graph input.
 
     `shape` has one entry an axis: an int is fixed, a str is a symbolic length (equal names, equal lengths),
-    None is unknown. Exporters write unknown as -1, 0, `?` or an empty name.
+    None is unknown. Exporters write unknown as -1, 0, `?` or an empty name. `batch_axis` counts samples, where any
+    axis does; of a state that is carried from step to step it may be another one than the first.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...]
+    batch_axis: int = 0
+
+    @property
+    def batch(self) -> int | str | None:
+        """The length of the batch axis."""
+        return self.shape[self.batch_axis]
 
 
 def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
@@ -42,7 +49,32 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
     """
     stored = {t.name for t in model.graph.initializer}
     stored |= {s.values.name for s in model.graph.sparse_initializer}
-    return tuple(_spec_of_port(port) for port in model.graph.input if port.name not in stored)
+    return with_batch_axes(tuple(_spec_of_port(port) for port in model.graph.input if port.name not in stored))
+
+
+def with_batch_axes(specs: Sequence[InputSpec], said: Mapping[str, int] | None = None) -> tuple[InputSpec, ...]:
+    """The inputs with the axes that count samples: those that are said, and of states the second, where it has the
+    length of other inputs' first, and their own first has not.
+
+    Raises:
+        UsageError: there is no such input, or it has no such axis.
+    """
+    said, names = said or {}, [s.name for s in specs]
+    for name, axis in said.items():
+        if name not in names:
+            raise unknown("input", name, names)
+        rank = len(specs[names.index(name)].shape)
+        if not 0 <= axis < rank:
+            raise UsageError(one_line(f"input {name!r} has {rank} axes; axis {axis} is none of them"))
+    first = {s.shape[0] for s in specs if s.shape and (len(s.shape) != 3 or not isinstance(s.shape[0], int))}
+
+    def axis_of(spec: InputSpec) -> int:
+        if spec.name in said:
+            return said[spec.name]
+        state = len(spec.shape) == 3 and isinstance(spec.shape[0], int) and spec.shape[0] not in first
+        return 1 if state and (spec.shape[1] in first) else spec.batch_axis
+
+    return tuple(replace(s, batch_axis=axis_of(s)) for s in specs)
 
 
 def check_size(specs: Sequence[InputSpec], name: str) -> None:
@@ -60,20 +92,24 @@ def check_size(specs: Sequence[InputSpec], name: str) -> None:
 
 def open_batch(spec: InputSpec) -> bool:
     """Whether an input declares that it takes any number of samples."""
-    return bool(spec.shape) and not isinstance(spec.shape[0], int)
+    return bool(spec.shape) and not isinstance(spec.batch, int)
 
 
 def in_batches_of(specs: Sequence[InputSpec], batch: int | None) -> tuple[InputSpec, ...]:
     """The inputs with every open batch at that size; as they are where it is None."""
     if batch is None:
         return tuple(specs)
-    return tuple(replace(s, shape=(batch, *s.shape[1:])) if open_batch(s) else s for s in specs)
+
+    def fixed(s: InputSpec) -> InputSpec:
+        return replace(s, shape=(*s.shape[: s.batch_axis], batch, *s.shape[s.batch_axis + 1 :]))
+
+    return tuple(fixed(s) if open_batch(s) else s for s in specs)
 
 
 def in_batch(specs: Sequence[InputSpec], feeds: Feeds, batch: int) -> dict[str, np.ndarray]:
     """The feeds with so many samples, the first one repeated, in the inputs that leave their batch open."""
-    free = {s.name for s in specs if open_batch(s)}
-    return {k: np.repeat(v[:1], batch, axis=0) if k in free else v for k, v in feeds.items()}
+    axes = {s.name: s.batch_axis for s in specs if open_batch(s)}
+    return {k: np.repeat(v.take([0], axes[k]), batch, axis=axes[k]) if k in axes else v for k, v in feeds.items()}
 
 
 USUAL_AXES = {1: "N", 2: "NL", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
@@ -82,21 +118,30 @@ USUAL_AXES = {1: "N", 2: "NL", 3: "NCL", 4: "NCHW", 5: "NCDHW"}
 
 def open_sizes(spec: InputSpec) -> bool:
     """Whether an input leaves a size open besides that of its batch."""
-    return any(not isinstance(axis, int) for axis in (spec.shape if len(spec.shape) == 1 else spec.shape[1:]))
+    shape, batch = spec.shape, spec.batch_axis
+    return any(not isinstance(n, int) for at, n in enumerate(shape) if at != batch or len(shape) == 1)
 
 
 def shape_hint(specs: Sequence[InputSpec]) -> str:
-    """How to say the sizes that the inputs leave open: `--input-shape x=1,3,H,W` and so on, what is known filled in."""
-    return " ".join(f"--input-shape {one_line(s.name)}={_sizes_in_words(s.shape)}" for s in specs if open_sizes(s))
+    """How to say the sizes that the inputs leave open: `--input-shape x=1,3,H,W` and so on, what is known filled in;
+    and the values of those that are single numbers: `--input-value rate=NUMBER`."""
+    sizes = [f"--input-shape {one_line(s.name)}={_sizes_in_words(s)}" for s in specs if open_sizes(s)]
+    return " ".join([*sizes, *(f"--input-value {one_line(s.name)}=NUMBER" for s in specs if is_number(s))])
 
 
-def _sizes_in_words(shape: tuple[int | str | None, ...]) -> str:
+def is_number(spec: InputSpec) -> bool:
+    """Whether an input is a single number that is no sample's: a rate, a threshold."""
+    return all(n == 1 for n in spec.shape) and len(spec.shape) < 2 and spec.dtype.kind in "iuf"
+
+
+def _sizes_in_words(spec: InputSpec) -> str:
+    shape = spec.shape
     usual: Sequence[str] = USUAL_AXES.get(len(shape), [f"D{k}" for k in range(len(shape))])
     if len(shape) in (4, 5) and shape[-1] in (1, 3, 4) and not isinstance(shape[1], int):
         usual = usual[0] + usual[2:] + usual[1]  # type: ignore[operator]  # channels come last
     words = []
     for at, axis in enumerate(shape):
-        if at == 0 and not isinstance(axis, int) and len(shape) > 1:
+        if at == spec.batch_axis and not isinstance(axis, int) and len(shape) > 1:
             words.append("1")
         elif isinstance(axis, str) and re.fullmatch(r"[A-Za-z_]\w{0,19}", axis):
             words.append(axis)
@@ -150,6 +195,7 @@ def default_feed(
     *,
     batch: int = 1,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
     seed: int | np.random.Generator = 0,
     size: int = 224,
 ) -> dict[str, np.ndarray]:
@@ -164,6 +210,7 @@ def default_feed(
         specs: from `input_specs` or `Session.inputs`.
         batch: length of a dynamic axis 0.
         shapes: whole shapes by input name.
+        values: whole inputs by name.
         seed: of the normal numbers, or a generator.
         size: length of the other dynamic axes.
 
@@ -193,12 +240,50 @@ def default_feed(
             elif isinstance(axis, int):
                 length = axis
             else:
-                length = _guess(spec.shape, at, batch, size)
+                length = batch if at == spec.batch_axis else _guess(spec.shape, at, batch, size)
                 if axis is not None:
                     length = lengths.setdefault(axis, length)
             shape.append(length)
         feed[spec.name] = _filled(shape, spec.dtype, generator)
-    return feed
+    feed |= values or {}
+    order = sorted(
+        specs, key=lambda spec: (not spec.shape, spec.batch_axis != 0)
+    )  # one whose length counts samples first
+    return {spec.name: feed[spec.name] for spec in order}
+
+
+def made_up(
+    specs: Sequence[InputSpec],
+    *,
+    input_value: Mapping[str, Sequence[float]] | None = None,
+    batch_axis: Mapping[str, int] | None = None,
+    **rest: Any,
+) -> dict[str, np.ndarray]:
+    """`default_feed` for what users say of inputs: numbers that some have, and axes that count samples."""
+    found = with_batch_axes(specs, batch_axis)
+    return default_feed(found, values=values_of(found, input_value or {}), **rest)
+
+
+def values_of(specs: Sequence[InputSpec], given: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+    """Whole inputs out of numbers by name: one number fills the input, as many as it has places are these in order.
+
+    Raises:
+        UsageError: there is no such input, or the numbers do not fit it.
+    """
+    known, found = {s.name: s for s in specs}, {}
+    for name, numbers in given.items():
+        if name not in known:
+            raise unknown("input", name, known)
+        spec, value = known[name], np.asarray(numbers)
+        shape = [n if isinstance(n, int) else 1 for n in spec.shape]
+        kind = spec.dtype.kind
+        if value.size not in (1, math.prod(shape)) or kind not in "biuf" or (kind == "u" and value.min() < 0):
+            sizes = "x".join(map(str, shape)) or "a single number"
+            raise UsageError(one_line(f"--input-value {name}: {value.size} numbers do not fit {spec.dtype} {sizes}"))
+        if kind in "iu" and not np.array_equal(value, np.rint(value)):
+            raise UsageError(one_line(f"--input-value {name}: input {name!r} takes whole numbers"))
+        found[name] = np.broadcast_to(value.reshape(shape if value.size > 1 else ()), shape).astype(spec.dtype)
+    return found
 
 
 def _guess(shape: tuple[int | str | None, ...], at: int, batch: int, size: int) -> int:

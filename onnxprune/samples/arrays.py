@@ -83,6 +83,7 @@ def _member(reading: Reading, path: Path, archive: zipfile.ZipFile, key: str, in
     if (
         reading.limit is not None
         and key in reading.layout.batched
+        and not reading.layout.axes[key]
         and len(shape) == len(reading.layout.inputs[key].shape)
         and not header.fortran
     ):
@@ -121,6 +122,8 @@ def test_data_set(reading: Reading, folder: Path) -> Entry:
     arrays = {}
     for index, key in enumerate(reading.layout.inputs):
         path = folder / f"input_{index}.pb"
+        if key in reading.layout.values and not path.exists():
+            continue
         # Read again when a batch needs it: a thousand sets are not held in memory.
         arrays[key] = replace(held(_tensor(reading, path)), load=partial(_tensor, reading, path))
     return reading.layout.entry(shown(folder), arrays)

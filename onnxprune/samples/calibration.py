@@ -8,7 +8,7 @@ archive member is a key, never a path. What the numbers mean is not known here: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ def open_calibration(
     *,
     limit: int | None = None,
     image: ImageSpec | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
     max_bytes: int = 2 * GIB,
 ) -> Calibration:
     """The samples in `source`, checked against the model's `inputs` and readable as often as wanted.
@@ -47,6 +48,7 @@ def open_calibration(
         limit: at most so many samples (but one batch, if the model fixes its size); the first ones, except that
             an image folder gives evenly spaced ones, as its first would be of one class.
         image: how an image becomes an input.
+        values: inputs that samples need not have, whole, by name.
         max_bytes: the most that an archive member may unpack to, or an iterable give.
 
     Raises:
@@ -58,7 +60,7 @@ def open_calibration(
         raise UsageError(f"limit is {limit}; give a positive number of samples")
     if not inputs:
         raise CalibrationError("the model has no inputs: there is nothing to calibrate with")
-    reading = Reading(Layout(inputs), limit, image, max_bytes)
+    reading = Reading(Layout(inputs, values), limit, image, max_bytes)
     entries = sources.read(reading, source)
     return Calibration(reading.layout, entries, source=reading.title, ignored=tuple(reading.ignored), limit=limit)
 

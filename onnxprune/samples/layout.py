@@ -49,14 +49,18 @@ class Entry:
 class Layout:
     """Which axes of the inputs count samples.
 
-    Axis 0 of an input is its batch where any input leaves axis 0 open, or where all inputs fix it at the same
-    number. The other inputs (a scalar threshold, a fixed (1, 2) scale) are given whole with every batch.
+    The batch axis of an input, the first one unless it is known better, counts samples where any input leaves its own
+    open, or where all inputs fix them at the same number. The other inputs (a scalar threshold, a fixed (1, 2) scale)
+    are given whole with every batch; an input for every sample may be stacked along an axis of its own in front.
+    `values` are inputs that samples need not have.
     """
 
-    def __init__(self, inputs: Sequence[InputSpec]) -> None:
+    def __init__(self, inputs: Sequence[InputSpec], values: Mapping[str, np.ndarray] | None = None) -> None:
         self.inputs = {spec.name: spec for spec in inputs}
         self.dtypes = {spec.name: np.dtype(spec.dtype) for spec in inputs}
-        first = {spec.name: spec.shape[0] for spec in inputs if spec.shape}
+        self.values = dict(values or {})
+        self.axes = {spec.name: getattr(spec, "batch_axis", 0) for spec in inputs}
+        first = {spec.name: spec.shape[self.axes[spec.name]] for spec in inputs if spec.shape}
         fixed = {dim for dim in first.values() if isinstance(dim, int)}
         self.batched = {name for name, dim in first.items() if not isinstance(dim, int)}
         self.batch: int | None = None
@@ -65,15 +69,20 @@ class Layout:
 
     def entry(self, name: str, given: Mapping[str, Lazy]) -> Entry:
         """`given`, one array an input, held against the model's dtypes and shapes."""
+        given = {**{key: held(value) for key, value in self.values.items() if key not in given}, **given}
         counts = {}
         for key, spec in self.inputs.items():
             where = f"{name}: input {key!r}"
             _check_dtype(where, self.dtypes[key], given[key].dtype)
-            have, want = given[key].shape, spec.shape
-            if key in self.batched:
+            have, want, axis = given[key].shape, spec.shape, self.axes[key]
+            if len(have) == len(want) + 1 and (key not in self.batched or have[1 + axis] == 1):
+                counts[key], have = have[0], have[1:]  # stacked
+                want = (*want[:axis], 1, *want[axis + 1 :]) if key in self.batched else want
+            elif key in self.batched:
                 bare = len(have) == len(want) - 1  # one sample without its batch axis
-                counts[key] = 1 if bare or not have else have[0]
-                have, want = have if bare else have[1:], want[1:]
+                counts[key] = 1 if bare or len(have) <= axis else have[axis]
+                have = have if bare else (*have[:axis], *have[axis + 1 :])
+                want = (*want[:axis], *want[axis + 1 :])
             if (
                 len(have) != len(want)
                 or 0 in have
@@ -91,9 +100,12 @@ class Layout:
         """Sample `at` of an entry, cast to the model's dtypes; casting here keeps mapped arrays on disk."""
         sample = {}
         for name, array in loaded.items():
-            dtype = self.dtypes[name]
-            if name in self.batched:
-                array = array[None] if array.ndim < len(self.inputs[name].shape) else array[at : at + 1]
+            dtype, axis, rank = self.dtypes[name], self.axes[name], len(self.inputs[name].shape)
+            if array.ndim > rank:
+                array = array[at]
+            elif name in self.batched:
+                one = (slice(None),) * axis + (slice(at, at + 1),)
+                array = np.expand_dims(array, axis) if array.ndim < rank else array[one]
             with np.errstate(over="ignore"):  # an overflow is an Inf, and found as one
                 cast = array.astype(dtype, copy=False)
             if _is_float(dtype) and not np.isfinite(cast).all():
@@ -111,11 +123,12 @@ class Layout:
         )
 
     def join(self, samples: list[Arrays]) -> Arrays:
+        """Samples in one batch; an input whose first axis counts them comes first."""
         return {
-            name: np.concatenate([sample[name] for sample in samples])
+            name: np.concatenate([sample[name] for sample in samples], axis=self.axes[name])
             if name in self.batched
             else np.array(samples[0][name])
-            for name in self.inputs
+            for name in sorted(self.inputs, key=lambda name: (name not in self.batched, self.axes[name] != 0))
         }
 
 

@@ -49,8 +49,8 @@ class Reading:
 
     def single(self, name: str) -> str:
         """The model's one input, for an array that says no name."""
-        if len(self.layout.inputs) == 1:
-            return next(iter(self.layout.inputs))
+        if len(names := self._asked()) == 1:
+            return names[0]
         raise CalibrationError(f"{name}: one array, but the model has {self.wanted()}; use an .npz or dicts")
 
     def wanted(self) -> str:
@@ -58,10 +58,14 @@ class Reading:
         names = ", ".join(map(repr, self.layout.inputs))
         return f"the input{'s' if len(self.layout.inputs) > 1 else ''} {names}"
 
+    def _asked(self) -> list[str]:
+        """The inputs that samples must have."""
+        return [name for name in self.layout.inputs if name not in self.layout.values]
+
     def keyed(self, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """`given` by input name; labels are set aside, any other unknown or missing name is an error."""
-        names = list(self.layout.inputs)
-        unknown = [key for key in given if key not in names]
+        names = self._asked()
+        unknown = [key for key in given if key not in self.layout.inputs]
         other = [key for key in unknown if key not in LABELS]
         missing = [key for key in names if key not in given]
         if missing == names and len(names) == 1:
@@ -74,14 +78,14 @@ class Reading:
             keys = ", ".join(map(repr, given)) or "nothing"
             raise CalibrationError(f"{name}: {what}; the model has {self.wanted()}, this has {clip(keys)}")
         self.ignored.update(dict.fromkeys(unknown))
-        return {key: given[key] for key in names}
+        return {key: given[key] for key in self.layout.inputs if key in given}
 
     def item(self, name: str, item: Any) -> Entry:
         """An entry of one dict, one array, or a tuple (inputs..., labels)."""
         if isinstance(item, Mapping):
             item = self.keyed(name, {str(key): value for key, value in item.items()})
         elif isinstance(item, list | tuple) and item and all(hasattr(part, "shape") for part in item):
-            names = list(self.layout.inputs)
+            names = self._asked()
             if len(item) < len(names):
                 raise CalibrationError(f"{name}: {len(item)} arrays, but the model has {self.wanted()}")
             self.ignored.update(dict.fromkeys(f"element {i}" for i in range(len(names), len(item))))

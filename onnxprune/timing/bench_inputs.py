@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from onnxprune.errors import PruneError, UsageError, one_line
 from onnxprune.graph.rehearsal import Rehearsal
 from onnxprune.runtime.child import Stopped
-from onnxprune.runtime.ports import default_feed
 from onnxprune.runtime.sessions import Session
 
 Model = str | Path | bytes | onnx.ModelProto
@@ -39,17 +37,17 @@ def labels_of(models: Sequence[Model], names: Sequence[str] | None) -> list[str]
 
 
 def rehearse(
-    model: Model, label: str, feeds: Mapping[str, NDArray[Any]] | None, shapes: Mapping[str, Sequence[int]] | None
+    model: Model, label: str, feeds: Mapping[str, NDArray[Any]] | None, made: Callable[..., dict[str, NDArray[Any]]]
 ) -> None:
-    """Run a model in a child, on the CPU, with one sample unless the input is given. What else is wrong with it is told
-    when it is timed.
+    """Run a model in a child, on the CPU, with one sample that is `made` unless the input is given. What else is wrong
+    with it is told when it is timed.
 
     Raises:
         Stopped: it took too much, or ended the child.
     """
     name = str(model) if isinstance(model, str | Path) else label
     try:
-        Rehearsal(name).run(model, partial(default_feed, shapes=shapes) if feeds is None else feeds)
+        Rehearsal(name).run(model, made if feeds is None else feeds)
     except Stopped:
         raise
     except PruneError:
@@ -62,7 +60,7 @@ def fitting_feeds(
     source: str,
     *,
     batch: int,
-    shapes: Mapping[str, Sequence[int]] | None,
+    made: Callable[..., dict[str, NDArray[Any]]],
     seed: int,
 ) -> dict[str, NDArray[Any]]:
     """The input, which every model takes.
@@ -71,13 +69,13 @@ def fitting_feeds(
         opened: the models' sessions.
         feeds: the input, if there is one already; None: a random one for the first model.
         source: what it is called where it does not fit.
-        batch, shapes, seed: of a random one.
+        batch, made, seed: of a random one, and what makes it.
 
     Raises:
         UsageError: a model does not take it, or the batch that was asked for is not what runs.
     """
     if feeds is None:
-        feeds = default_feed(opened[0].inputs, batch=batch, shapes=shapes, seed=seed)
+        feeds = made(opened[0].inputs, batch=batch, seed=seed)
         _check_batch(feeds, batch, opened[0].name)
     feeds = {name: np.asarray(array, order="C") for name, array in feeds.items()}
     for session in opened:

@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import UsageError
 from onnxprune.runtime import sessions
 from onnxprune.runtime.install import versions
+from onnxprune.runtime.ports import made_up
 from onnxprune.runtime.providers import CPU
 from onnxprune.timing.accelerators import accelerators
 from onnxprune.timing.bench_inputs import Model, batch_of, fitting_feeds, labels_of, rehearse
@@ -43,6 +45,8 @@ def bench(
     feeds: Mapping[str, NDArray[Any]] | None = None,
     batch: int = 1,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    input_value: Mapping[str, Sequence[float]] | None = None,
+    batch_axis: Mapping[str, int] | None = None,
     providers: Sequence[str] = ("cpu",),
     provider_options: Mapping[str, Mapping[str, object]] | None = None,
     threads: int = 1,
@@ -61,6 +65,7 @@ def bench(
         feeds: the input to time; None: a random one is made from the first model's inputs.
         batch, shapes: for its dynamic axes.
         providers: short names, the wanted one first.
+        input_value, batch_axis: as for `prune`.
         provider_options: those of ORT, by provider: {"cuda": {"use_tf32": 0, "enable_cuda_graph": 1}}.
         threads: of ORT.
         rounds: at least 10.
@@ -80,12 +85,15 @@ def bench(
     spin = threads == 1 if spinning is None else spinning
     asked = _Asked(tuple(providers), provider_options, threads, spin, batch, rounds, time_budget_s, seed)
     asked.check(len(models))
-    labels = labels_of(models, names)
+    labels, made = (
+        labels_of(models, names),
+        partial(made_up, shapes=shapes, input_value=input_value, batch_axis=batch_axis),
+    )
     for model, label in zip(models, labels, strict=True) if not trusted else ():
-        rehearse(model, label, feeds, shapes)
+        rehearse(model, label, feeds, made)
     opened = [asked.open(model, name) for model, name in zip(models, labels, strict=True)]
     source = labels[0] if feeds is None else "the feeds given"
-    fed = fitting_feeds(opened, feeds, source, batch=batch, shapes=shapes, seed=seed)
+    fed = fitting_feeds(opened, feeds, source, batch=batch, made=made, seed=seed)
     opened.append(asked.open(models[0], labels[0]))  # A/A: the twin of the first
     return _result(asked, models, labels, fed, opened, _timed(asked, [BoundRun(s, fed) for s in opened], progress))
 

@@ -271,12 +271,44 @@ def group_norm(net: Net, x: str) -> str:
     return net.add(net.op("Reshape", n, net.ints(0, channels, size, size)), channels, size)
 
 
+def pad(net: Net, x: str, before: int, after: int) -> str:
+    """More channels, or fewer, in one of the ways in which a Pad says how many."""
+    channels, size = net.maps[x]
+    number = net.name("n")
+    net.weights[number] = np.array(net.rnd.choice((0.0, 0.5)), np.float32)
+    way = net.rnd.randrange(4)
+    if way == 0:
+        y = net.op("Pad", x, net.ints(0, before, 0, 0, 0, after, 0, 0), number)
+    elif way == 1:
+        y = net.op("Pad", x, net.ints(0, before, 0, after), "", net.ints(2, -3))
+    elif way == 2:  # as many as are still wanting
+        counted = net.op("Slice", net.op("Shape", x), net.ints(1), net.ints(2))
+        more = net.op("Sub", net.ints(channels + before + after), net.op("Add", counted, net.ints(before)))
+        y = net.op("Pad", x, net.op("Concat", net.ints(0, before, 0, 0, 0), more, net.ints(0, 0), axis=0), number)
+    else:  # zeros of their own on either side
+        wide = [net.op("Expand", number, net.ints(1, n, size, size)) for n in (before, after) if n > 0]
+        kept = net.op("Slice", x, net.ints(max(0, -before)), net.ints(channels + min(0, after)), net.ints(1))
+        y = net.op("Concat", *(wide[:1] if before > 0 else []), kept, *(wide[-1:] if after > 0 else []), axis=1)
+    return net.add(y, channels + before + after, size)
+
+
 @entry
 def padded(net: Net, x: str) -> str:
+    least = 0 if net.maps[x][0] < 4 else -1
+    return pad(net, x, net.rnd.randint(least, 2), net.rnd.randint(least, 2))
+
+
+@entry
+def padded_shortcut(net: Net, x: str) -> str:
+    """Fewer positions and more channels without a weight, beside a conv that makes as many of both."""
     channels, size = net.maps[x]
-    before, after = net.rnd.randint(0, 2), net.rnd.randint(0, 2)
-    y = net.op("Pad", x, net.ints(0, before, 0, 0, 0, after, 0, 0))
-    return net.add(y, channels + before + after, size)
+    if size % 2 or channels > 8:
+        return x
+    far = net.rnd.choice((size, 1 << 40))
+    small = net.op("Slice", x, net.ints(0, 0), net.ints(far, far), net.ints(2, 3), net.ints(2, 2))
+    shortcut = pad(net, net.add(small, channels, size // 2), net.rnd.randint(0, 3), net.rnd.randint(0, 3))
+    y = net.conv(small, net.maps[shortcut][0], 3)
+    return net.add(net.op("Relu", net.op("Add", y, shortcut)), *net.maps[shortcut])
 
 
 @entry

@@ -216,11 +216,59 @@ net("GhostNet", "float[8,1,3,3] w, int64[1] s = {0}, int64[1] e = {12}, int64[1]
 net("Pad of positions", "int64[8] p = {0,0,1,2,0,0,1,0}", "z = Pad(h, p)", [8])
 net("Pad of positions by attribute, opset 10", "", "z = Pad<pads=[0,0,1,1,0,0,1,1]>(h)", [8], opset=10)
 net("Pad, reflected", "int64[8] p = {0,0,1,2,0,0,1,0}", 'z = Pad<mode="reflect">(h, p)', [8])
-net("Pad of channels", "int64[8] p = {0,1,0,0,0,2,0,0}", "z = Pad(h, p)", [8], read=11)
+net("Pad of channels", "int64[8] p = {0,1,0,0,0,2,0,0}", "z = Pad(h, p)", [3, 8], read=11)
+net("Pad of channels with a number", "int64[8] p = {0,1,0,1,0,2,0,0}, float v = {0.5}", "z = Pad(h, p, v)", [3, 8],
+    read=11)
+net("Pad of channels by attribute, opset 10", "", "z = Pad<pads=[0,1,0,0,0,2,0,0], value=0.5>(h)", [3, 8], read=11,
+    opset=10)
 net("Pad of channels as a shortcut", "int64[8] p = {0,2,0,0,0,2,0,0}, float[12,8,3,3] w",
-    "s = Pad(h, p) c = Conv<pads=[1,1,1,1]>(h, w) z = Add(s, c)", [8], "Pad", read=12)
-net("Pad with axes", "int64[2] p = {1,1}, int64[1] a = {1}, float v = {0.5}", "z = Pad(h, p, v, a)", [],
-    "Pad", read=10)
+    "s = Pad(h, p) c = Conv<pads=[1,1,1,1]>(h, w) z = Add(s, c)", [4, 8], read=12)
+net("Pad and Slice of channels as two shortcuts", """int64[8] p = {0,2,0,0,0,2,0,0}, float[12,8,3,3] w, float[16,12,3,3] v,
+    int64[2] b = {0, 0}, int64[2] e = {-1, 99}, int64[2] a = {2, 3}, int64[2] t = {2, 2}""",
+    """l = Slice(h, b, e, a, t) s = Pad(l, p) c = Conv<pads=[1,1,1,1], strides=[2,2]>(h, w) d = Add(s, c) r = Relu(d)
+       q = Pad(r, p) k = Conv<pads=[1,1,1,1]>(r, v) z = Add(q, k)""", [4, 4, 8], read=16)
+net("Pad with axes", "int64[2] p = {1,1}, int64[1] a = {1}, float v = {0.5}", "z = Pad(h, p, v, a)", [2, 8], read=10)
+net("Pad with axes from behind", "int64[4] p = {1,1,0,2}, int64[2] a = {-1, -3}, float v = {0.5}", "z = Pad(h, p, v, a)",
+    [3, 8], read=11)
+net("Pad of channels by less than nothing", "int64[8] p = {0,-2,0,0,0,-1,0,0}", "z = Pad(h, p)", [3, 5], read=5)
+net("Pad that moves channels along", "int64[8] p = {0,-2,0,0,0,2,0,0}", "z = Pad(h, p)", [2, 2, 6])
+net("Pad that moves channels along, by attribute", "", "z = Pad<pads=[0,2,0,0,0,-2,0,0]>(h)", [2, 2, 6], opset=10)
+net("Pad that leaves one channel", "int64[8] p = {0,-7,0,0,0,0,0,0}", "z = Pad(h, p)", [7], "single channel", read=1)
+for mode in ("reflect", "edge", "wrap"):
+    net(f"Pad of channels, {mode}", "int64[8] p = {0,1,0,0,0,2,0,0}", f'z = Pad<mode="{mode}">(h, p)', [],
+        f"mode {mode}", read=11, opset=19)
+net("Pad of channels, reflected so that their number stays", "int64[8] p = {0,1,0,0,0,-1,0,0}",
+    'z = Pad<mode="reflect">(h, p)', [], "mode reflect")
+net("Pad of channels as the old TorchScript exporter writes it", """int64[6] six = {0,0,0,0,1,2}, int64[1] i = {0},
+    int64 four = {4}, int64 two = {2}, int64[2] w = {-1,2}, int64[1] back = {-1}, int64[1] least = {-9223372036854775807},
+    int64[1] flat = {-1}""", """n = Shape(six) l = Gather(n, i) f = Mul(four, two) u = Sub(f, l)
+    zero = ConstantOfShape<value = int64[1] {0}>(u) long = Concat<axis=0>(six, zero) pairs = Reshape(long, w) r = Slice(pairs, back, least, i, back)
+    t = Transpose<perm=[1,0]>(r) p = Reshape(t, flat) z = Pad(h, p)""", [3, 8], read=11)
+net("Pad up to a number of channels", """int64[1] all = {11}, int64[1] one = {1}, int64[1] two = {2}, int64[5] a = {0,0,0,0,0},
+    int64[2] b = {0,0}""", """s = Shape(h) c = Slice(s, one, two) d = Sub(all, c) p = Concat<axis=0>(a, d, b) z = Pad(h, p)""", [3, 8],
+    read=11)
+net("Pad of the image's channels as a shortcut", "int64[8] p = {0,0,0,0,0,5,0,0}, float[4,8,1,1] u",
+    "s = Pad(x, p) z = Add(s, h)", [5], "model input")
+net("Pad of channels that are last", "int64[8] p = {0,0,0,1,0,0,0,2}, float[11,6] w, float[6,4,1,1] u",
+    """t = Transpose<perm=[0,2,3,1]>(h) q = Pad(t, p) k = MatMul(q, w) z = Transpose<perm=[0,3,1,2]>(k)""", [3, 6, 8],
+    read=6)
+net("Pad behind a Flatten", "int64[4] p = {0,64,0,128}, float[704,11] w, int64[4] t = {0,11,1,1}",
+    "f = Flatten(h) q = Pad(f, p) m = MatMul(q, w) z = Reshape(m, t)", [8, 11, 192], read=11)
+net("ConstantOfShape joined to channels", "int64[4] i = {2,3,8,8}", "o = ConstantOfShape(i) z = Concat<axis=1>(o, h)",
+    [3, 8], read=11)
+net("zeros joined to channels, of a size that is computed", """int64[1] three = {3}, int64[1] none = {0}, int64[1] one = {1},
+    int64[1] two = {2}, int64[1] four = {4}""", """s = Shape(h) n = Slice(s, none, one) k = Slice(s, two, four)
+    i = Concat<axis=0>(n, three, k) o = ConstantOfShape(i) z = Concat<axis=1>(o, h, o)""", [3, 8], read=14)
+net("half as many zeros as there are channels joined to them", """int64[1] none = {0}, int64[1] one = {1},
+    int64[1] two = {2}, int64[1] four = {4}""", """s = Shape(h) n = Slice(s, none, one) c = Slice(s, one, two) d = Div(c, two)
+    k = Slice(s, two, four) i = Concat<axis=0>(n, d, k) o = ConstantOfShape(i) z = Concat<axis=1>(o, h)""", [4, 8], read=12)
+net("a zero (Constant) spread and joined to channels", "float[1,1,1,1] zero = {0.0}, int64[4] i = {2,3,8,8}",
+    "o = Expand(zero, i) z = Concat<axis=1>(h, o)", [3, 8], read=11)
+net("a constant joined to channels", "float[2,3,8,8] o", "z = Concat<axis=1>(h, o)", [3, 8], read=11)
+net("constants of one channel joined to channels", "float[2,1,8,8] o, float[2,1,8,8] q", "z = Concat<axis=1>(o, h, q)", [8],
+    "single channel", read=10)
+net("what is multiplied by zero joined to channels", "float zero = {0.0}", "o = Mul(h, zero) z = Concat<axis=1>(h, o)",
+    [8], read=16)
 net("DepthToSpace, DCR", "", "z = DepthToSpace<blocksize=2>(h)", [2], read=2)
 net("DepthToSpace, CRD", "", 'z = DepthToSpace<blocksize=2, mode="CRD">(h)', [2], read=2)
 net("SpaceToDepth", "", "z = SpaceToDepth<blocksize=2>(h)", [8], read=32)

@@ -16,6 +16,8 @@ from onnxprune.commands.options import given, takes
 from onnxprune.commands.table import flags_of
 from onnxprune.decide.criteria import CRITERIA
 from onnxprune.errors import EXITS
+from onnxprune.measure.figures import FIGURES
+from onnxprune.measure.kinds.table import KINDS, spelled
 from onnxprune.pipeline.goals import TARGETS
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.pipeline.settings import OPTIONS, Settings, flag_of, help_of
@@ -60,13 +62,17 @@ def test_the_main_help_leaves_rare_settings_to_prune():
 def test_what_is_read_is_what_was_written():
     line = """m.onnx --of params --criterion l1 --allocation uniform --round-to 4 --min-width 2 --include a --exclude b
         --methods channels,blocks --keep-block c --best-effort --prune-statistics --repair none --epochs 3
-        --batch 8 --providers cuda,cpu --provider-option cuda.a=1 --provider-option cuda.b=2 --no-metadata --threads 2 --memory 4GB --seed 5"""
+        --batch 8 --providers cuda,cpu --provider-option cuda.a=1 --provider-option cuda.b=2 --no-metadata
+        --input-value rate=1 --batch-axis state=1 --output-kind y=boxes,axis=1 --output-kind a=b=text --weight y=2
+        --weight y[:,0:4]=0.5 --threads 2 --memory 4GB --seed 5"""
     found = given(prune.parser().read(line.split()), "prune")
     assert Settings(**found) == Settings(
         of="params", criterion="l1", allocation="uniform", round_to=4, min_width=2, include="a", exclude="b",
         methods=("channels", "blocks"), keep_block="c", best_effort=True, prune_statistics=True, repair="none",
         epochs=3, batch=8, providers=("cuda", "cpu"), provider_options={"CUDAExecutionProvider": {"a": "1", "b": "2"}},
-        metadata=False, threads=2, memory=4 * 10**9, seed=5,
+        metadata=False, input_value={"rate": (1.0,)}, batch_axis={"state": 1},
+        output_kind={"y": "boxes,axis=1", "a=b": "text"}, weight={"y": 2, "y[:,0:4]": 0.5},
+        threads=2, memory=4 * 10**9, seed=5,
     )  # fmt: skip
     assert found.keys() | {"augment", "recipe"} == OPTIONS.keys()  # those need a repair that trains
     assert given(prune.parser().read(["m.onnx"]), "prune") == {}
@@ -116,7 +122,7 @@ def test_what_is_nearly_right_is_told(capsys, argv, words):
 NAMES = {
     "criteria": CRITERIA, "repairs": REPAIRS, "targets": [t.option for t in TARGETS.values()], "training": METHODS,
     "providers": PROVIDERS, "calibration": [s.words for s in SOURCES if s.place == "file"], "settings": OPTIONS,
-    "exits": [str(code) for code in EXITS],
+    "exits": [str(code) for code in EXITS], "kinds": [spelled(name) for name in KINDS], "metrics": FIGURES,
 }  # fmt: skip
 
 

@@ -91,3 +91,29 @@ def test_labelled_samples_that_are_none(model, tmp_path, arrays, words):
 def test_a_spec_that_is_none(model, spec):
     with pytest.raises(PruneError):
         open_metric(spec, input_specs(model))
+
+
+BOTH = """(float[N,4] x) => (float[N,3] p, float[N,4] z) <float[4,3] w, float[4,4] v>
+    { y = MatMul(x, w) p = Softmax(y) z = MatMul(x, v) }"""
+
+
+def test_what_a_drop_is_measured_in_is_that_of_the_part_that_decides(samples):
+    x, _ = samples
+    model, other = surgery.model_of(BOTH), surgery.model_of(BOTH)
+    other.graph.initializer[1].raw_data = (-np.frombuffer(other.graph.initializer[1].raw_data, np.float32)).tobytes()
+    metric = agreement(Graph(model), lambda: iter([{"x": x}]))
+    assert metric.name == "agreement with the original in percent"
+    assert metric(model) == metric(other) == 100 and metric.name.startswith("top-1 of p in percent")
+    named = agreement(Graph(model), lambda: iter([{"x": x}]), of="r2")
+    assert named(model) == 100 and named(other) == 0 and named.name == "R² of z in percent"
+
+
+def test_a_figure_that_no_output_has(model, samples):
+    x, _ = samples
+    with pytest.raises(UsageError, match=r"no output has box_f1 \(y is class scores\); choose from top1, class_agr"):
+        agreement(Graph(model), lambda: iter([{"x": x}]), of="box_f1")(model)
+
+
+def test_a_figure_given_as_a_file(model):
+    with pytest.raises(UsageError, match="did you mean box_f1, as in --max-drop box_f1=1"):
+        open_metric("box_f", input_specs(model))

@@ -161,6 +161,17 @@ PADDED = """(float[N,3,8,8] x) => (float[N,4,8,8] y)
   r = Relu(h)
   p = Pad(r, pads)
   y = Conv(p, v, c) }"""
+WIDER = """(float[N,3,8,8] x) => (float[N,4,8,8] y)
+<float[8,3,3,3] w, float[8] b, float[12,8,3,3] u, float[12] a, float[4,12,1,1] v, int64[8] pads = {0,2,0,0,0,2,0,0}> {
+  h = Conv<pads=[1,1,1,1]>(x, w, b)
+  r = Relu(h)
+  p = Pad(r, pads)
+  q = Conv<pads=[1,1,1,1]>(r, u, a)
+  z = Add(p, q)
+  t = Relu(z)
+  y = Conv(t, v) }"""
+FRAMED = WIDER.replace("0,2,0,0,0,2,0,0", "0,2,1,0,0,2,1,0").replace("pads=[1,1,1,1]>(r", "pads=[2,1,2,1]>(r").replace(
+    "N,4,8,8] y", "N,4,10,8] y")  # fmt: skip
 BN = ("g", "b", "m", "var")
 
 
@@ -182,6 +193,12 @@ FOUND = [
     ("constant into Gemm, flattened", FLAT, both(fill(0, "w"), fill(0.5, "b")), 1),
     ("gamma zero, beta below zero", NORM, both(fill(0, "g"), fill(-0.1, "b")), 1),
     ("dead before Pad", PADDED, both(fill(0, "w"), fill(-0.1, "b")), 1),
+    ("constant beside channels that Pad adds", WIDER, fill(0, "u", j=1), 1),
+    ("two equal beside channels that Pad adds", WIDER, twin("u", "a", i=0, j=11), 1),
+    ("dead on either side of a Pad", WIDER, both(fill(0, "w"), fill(-0.1, "b"), fill(0, "u", "a", j=7)), 1),
+    ("equal on either side of a Pad", WIDER, both(twin("w", "b"), twin("u", "a", i=3, j=7)), 1),
+    ("equal on either side of a Pad of rows too", FRAMED, both(twin("w", "b"), twin("u", "a", i=3, j=7)), 1),
+    ("two equal beside channels that a Pad of rows adds", FRAMED, twin("u", "a", i=0, j=11), 1),
     ("dead through a gate", GATED, both(fill(0, "w"), fill(-0.1, "b")), 1),
     ("dead through depthwise", DEPTHWISE.replace("ACT", "Relu"), both(fill(0, "w"), fill(-1, "b"), fill(-1, "e")), 1),
     ("constant behind depthwise", DEPTHWISE.replace("ACT", "Relu"), both(fill(0, "d"), fill(1, "e")), 1),
@@ -227,6 +244,10 @@ KEPT = [
     ("constant 0.5 behind Sigmoid, padded", plain("Sigmoid"), fill(0, "w", "b")),
     ("gamma zero, beta above zero", NORM, both(fill(0, "g"), fill(0.1, "b"))),
     ("constant before Pad", PADDED, both(fill(0, "w"), fill(0.1, "b"))),
+    ("twins that meet what Pad adds and what it hands on", WIDER, twin("u", "a", i=1, j=2)),
+    ("equal on one side of a Pad", WIDER, twin("w", "b")),
+    ("constant on either side of a Pad of rows", FRAMED,
+     both(fill(0, "w"), fill(0.5, "b"), fill(0, "u", j=7))),
     ("border of a padded conv over a constant", TWO.replace("P", "1"), only_the_constant),
     ("nearly equal", plain(), lambda v: v["w"].__setitem__(5, v["w"][1] * (1 + 1e-3 * v["w"][2]))),
     ("equal filters, other bias", plain(), twin("w")),

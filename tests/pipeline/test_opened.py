@@ -209,3 +209,20 @@ def test_what_is_trusted_may_be_large():
     with pytest.raises(ModelError, match="too long"):
         api.open_model(surgery.model_of(text))
     assert api.open_model(surgery.model_of(text), trusted=True).channels.shapes["t"] == (1, 1_200_000)
+
+
+def test_what_is_said_of_outputs_is_checked_at_once_and_remembered():
+    model = surgery.model_of("(float[N,3,8,8] x) => (float[N,5,8,8] y) <float[5,3,1,1] w> { y = Conv(x, w) }")
+    subject = api.open_model(model, output_kind={"y": "class-map,axis=1"}, weight={"y": 2})
+    assert subject.net.said.kinds["y"].kind == "class map" and subject.net.said.weights == {"y": 2}
+    assert subject.asked["output_kind"] == {"y": "class-map,axis=1"} and subject.asked["weight"] == {"y": 2}
+    for given, words in (
+        ({"output_kind": {"z": "boxes"}}, "unknown output 'z'; choose from y"),
+        ({"output_kind": {"y": "boxs"}}, "unknown kind of output 'boxs'; did you mean boxes"),
+        ({"output_kind": {"y": "boxes,axes=1"}}, "axis=K alone may follow a kind"),
+        ({"weight": {"y": -1.0}}, "--weight y=-1.0 is no number from 0 up"),
+        ({"weight": {"y": float("inf")}}, "no number from 0 up"),
+        ({"output_kind": "boxes"}, "takes kinds by the names of outputs"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            api.open_model(model, **given)

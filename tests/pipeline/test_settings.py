@@ -36,8 +36,10 @@ def test_prune_hands_every_setting_on(monkeypatch):
     other = {
         "of": "params", "criterion": "taylor", "allocation": "uniform", "round_to": 3, "min_width": 2, "include": "i",
         "exclude": "e", "methods": ("channels",), "keep_block": "k", "best_effort": True, "prune_statistics": True,
+        "input_value": {"rate": (1.0,)}, "batch_axis": {"state": 1},
         "repair": "distill", "epochs": 7, "augment": ("flip",), "recipe": "r.py", "batch": 5,
-        "providers": ("cuda",), "provider_options": {"cuda": {"a": 1}}, "metadata": False, "threads": 2, "memory": 1 << 30,
+        "providers": ("cuda",), "provider_options": {"cuda": {"a": 1}}, "metadata": False,
+        "output_kind": {"y": "boxes,axis=1"}, "weight": {"y": 2.0}, "threads": 2, "memory": 1 << 30,
         "seed": 9,
     }  # fmt: skip
     assert other.keys() == {f.name for f in fields(Settings)}

@@ -49,6 +49,15 @@ def variants(result):
         PartFidelity("boxes", "values", 0.99, 20.0, 0.99), PartFidelity("labels", "integers", same=0.5, chance=0.1),
     )  # fmt: skip
     why = "y[:, <2]: top-1 agreement 75.0%, chance would give 50.0%"
+    boxes = PartFidelity("y[:, 0:4]", "boxes", 0.99, 12.0, 0.9, figures={"box_f1": 0.971, "box_recall": 0.96},
+                         beside="y[:, 4:9]")  # fmt: skip
+    beside = PartFidelity("y[:, 4:9]", "box scores", 0.99, 12.0, 0.9)
+    found = Fidelity(3, 0.9, 12.0, None, parts=(boxes, beside), verdict="kept", why="box F1 97.1%",
+                     decides=("y[:, 0:4]", "box_f1"))  # fmt: skip
+    yield "boxes", replace(result, fidelity=found)
+    read = PartFidelity("y", "text", 0.9, 12.0, 0.8, 0.99, 0.5, 0.95, 9, {"words": 0.75, "characters": 0.9})
+    yield "a text", replace(result, fidelity=Fidelity(3, 0.9, 12.0, 0.99, parts=(read,), verdict="changed",
+                                                      why="words 75.0%", decides=("y", "words")))  # fmt: skip
     yield "destroyed", replace(result, fidelity=Fidelity(3, 0.9, 12.0, 0.75, True, 0.5, parts, "destroyed", why))
     cost = replace(result.before, uncounted=(Kind("x::Foo", 2, "unknown"), Kind("Bar", 1, "too")), uncounted_time=0.1)
     yield "not counted", replace(result, before=cost)
@@ -74,7 +83,8 @@ def variants(result):
 
 NAMES = [
     "plain", "untimed", "no samples", "inner and turned", "inexact", "against the original", "integers", "all metrics",
-    "destroyed", "not counted", "nothing to compare", "notes and warnings", "blocks and ranks", "kept whole", "refused", "speed-up", "a drop",
+    "boxes", "a text", "destroyed", "not counted", "nothing to compare", "notes and warnings", "blocks and ranks", "kept whole", "refused",
+    "speed-up", "a drop",
     "lossless", "trained", "params", "pruned before", "pruned once before",
 ]  # fmt: skip
 

@@ -1,13 +1,17 @@
 """What a person reads: numbers with units, tables that fit, and a status that stays out of the way."""
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from onnxprune import api
+from onnxprune.measure.agreement import PartFidelity
+from onnxprune.measure.fidelity import Fidelity
 from onnxprune.plan import DropBlock, Factorize
+from onnxprune.report.page import render
 from onnxprune.report.terminal import Status, change, plain, si, summary, surgery_words, sweep_table, table
 from tests.channels import surgery
 
@@ -170,3 +174,19 @@ def test_a_terminal_gets_a_bar_that_goes_away():
     status.progress("decide", 1, 4)
     status.close()
     assert not quiet.getvalue()
+
+
+def test_what_a_person_would_ask_for_comes_first(result):
+    boxes = PartFidelity("y[:, 0:4]", "boxes", 0.99, 12.0, 0.9, figures={"box_f1": 0.971, "box_recall": 0.96})
+    found = Fidelity(
+        3, 0.9, 12.0, None, parts=(boxes,), verdict="kept", why="box F1 97.1%", decides=("y[:, 0:4]", "box_f1")
+    )
+    with_boxes = replace(result, fidelity=found)
+    assert "fidelity     box F1 97.1%, box recall 96.0%, cosine 0.9" in summary(with_boxes, width=200)
+    page = with_boxes.to_html()
+    assert "<b>97.1%</b>box F1 against the original" in page and "box F1 97.1%, box recall 96.0%" in page
+    table = sweep_table([with_boxes, with_boxes], ["a.onnx", "b.onnx"])
+    assert "box F1" in table.splitlines()[0] and table.count("97.1%") == 2
+    assert "box F1" not in sweep_table([with_boxes, result], ["a.onnx", "b.onnx"])
+    swept = {"schema": 1, "kind": "onnxprune sweep", "results": [with_boxes.to_dict()] * 2}
+    assert '<th class="num">box F1</th>' in render(json.loads(json.dumps(swept)), name="m")

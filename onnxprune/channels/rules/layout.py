@@ -11,6 +11,7 @@ from onnxprune.channels.rules.elementwise import lift
 from onnxprune.channels.rules.registry import Value, Walk, pin_all, rule
 from onnxprune.channels.ties import LIMIT, WRITES, Ids, Param
 from onnxprune.graph import evaluate
+from onnxprune.graph.behaviour import padding
 
 
 @rule("Transpose")
@@ -85,7 +86,8 @@ def concat(walk: Walk, *values: Value, at: Sequence[int] | None = None) -> Ids:
             continue
         sizes.append(walk.dims(i)[axis])
         if isinstance(v, Param):
-            ids.append(v.joint(sorted(carrying)) if carrying else ties.dead_end(rank, "constant"))
+            several = any(v.shape[k] > 1 for k in carrying)
+            ids.append(v.joint(sorted(carrying)) if several else ties.dead_end(rank, "constant of a single channel"))
         else:
             ids.append(v)
     if not ids:
@@ -228,21 +230,32 @@ def tile(walk: Walk, x: Value, repeats: Value) -> Ids:
 
 @rule("Pad")
 def pad(walk: Walk, x: Value, *rest: Value) -> Ids:
+    """Where it adds channels they have ids of their own, so a channel may go on either side of the border; where it
+    takes some off it is a Slice."""
     if not isinstance(x, np.ndarray):
         return walk.dead()
     pin_all(walk, "used as padding", *rest)
-    pads = walk.attr("pads") if walk.value(1) is None else walk.value(1)
-    if walk.attr("mode", "constant") != "constant" or pads is None or walk.value(3) is not None:
-        return _resized(walk, x, "Pad changes this axis")
-    for k in range(x.ndim):
-        before, after = int(pads[k]), int(pads[k + x.ndim])
-        if x.shape[k] == 1 or (before == 0 and after == 0):
+    mode, listed = walk.attr("mode", "constant"), padding(walk.node, x.ndim, walk.value)
+    if listed is None:
+        return _resized(walk, x, "Pad adds what is computed from data")
+    sides = {k: ends for k, ends in listed.items() if any(ends)}
+    for k, (before, after) in sides.items():
+        if mode != "constant":
+            x = walk.ties.whole(x, k, f"Pad repeats what lies along this axis (mode {mode})")
             continue
-        if x.size != x.shape[k] or before < 0 or after < 0:
-            x = walk.ties.whole(x, k, "Pad changes this axis")
+        if x.size == 1 and walk.dims(0)[k] > 1 and len(sides) == 1 and walk.ties.pinned(x):
+            x = np.broadcast_to(x, [d if i == k else 1 for i, d in enumerate(walk.dims(0))])  # those all stay
+        if x.shape[k] == 1 and walk.dims(0)[k] > 1:
             continue
-        frame = walk.ties.dead_end(x.ndim, "channels that Pad adds")
-        x = np.concatenate([*[frame] * before, x, *[frame] * after], k)
+        if x.size // x.shape[k] * walk.out()[k] > LIMIT:
+            x = walk.ties.whole(x, k, "Pad adds too many channels along this axis")
+            continue
+        x = x[(slice(None),) * k + (slice(max(0, -before), x.shape[k] + min(0, after)),)]
+        if x.shape[k] == 1 and min(before, after) < 0:
+            walk.fixed(x, "Pad leaves a single channel, which must stay")
+        frame = [walk.ties.fresh(n * x.size // x.shape[k]) for n in (max(0, before), max(0, after))]
+        shape = [-1 if i == k else d for i, d in enumerate(x.shape)]
+        x = np.concatenate([frame[0].reshape(shape), x, frame[1].reshape(shape)], k)
     return x
 
 

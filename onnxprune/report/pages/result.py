@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune.report.bench import conditions
 from onnxprune.report.forms import Run, Swept, Told
-from onnxprune.report.metrics import shared_metric
+from onnxprune.report.metrics import AskedMetric, asked_metric, shared_metric
 from onnxprune.report.pages.shared import curve, gathered, how_made, times, uncounted, widths
 from onnxprune.report.terminal import asked_words, by_reason, change, cost_rows, sentences, si
 
@@ -38,7 +38,8 @@ def sweep(told: Swept, run: Run) -> dict[str, Any]:
     files = run.get("files", ())
     names = ["not written" if f is None else PurePath(f).name for f in files]
     names = names if len(names) == len(results) else [""] * len(results)
-    rows = [_row(r, name) for r, name in zip(results, names, strict=True)]
+    asked = asked_metric([r["fidelity"] for r in results])
+    rows = [_row(r, name, asked) for r, name in zip(results, names, strict=True)]
     first = results[0] if results else None
     settings = {} if first is None else {k: v for k, v in first["settings"].items() if k not in ("ratio", "came_to")}
     charts = [chart for chart in (_kept(results), _speed(results)) if chart]
@@ -46,20 +47,22 @@ def sweep(told: Swept, run: Run) -> dict[str, Any]:
     digests = [] if first is None else [row for row in _digests(first) if "outcome" not in row[0]]
     return {
         "rows": rows,
+        "asked": "" if asked is None else asked.title,
         "charts": charts,
         "warnings": warnings,
-        "filled": [k for k in range(10) if any(row["cells"][k] for row in rows)],
+        "filled": [k for k in range(11) if any(row["cells"][k] for row in rows)],
         "made": how_made(run, settings, digests),
     }
 
 
-def _row(told: Told, name: str) -> dict[str, Any]:
+def _row(told: Told, name: str, asked: AskedMetric | None) -> dict[str, Any]:
     f, timed = told["fidelity"], told["latency"]
     a, b = told["before"], told["after"]
     cells = (
         asked_words(told["settings"]),
         f"{told['macs_removed']:.1%}",
         "" if f is None else f.verdict or "",
+        "" if asked is None or f is None else asked.shown(f),
         "" if f is None or f.top1 is None else f"{f.top1:.1%}",
         "" if f is None or f.equal is None else f"{f.equal:.1%}",
         "" if f is None or f.cosine is None else f"{f.cosine:.4f}",

@@ -1,0 +1,233 @@
+"""Boxes beside their scores: how both are told, and the boxes of one network held against those of another.
+
+Found is what scores more than 0.25 and is left by greedy suppression within a class (IoU 0.6), as detectors are read.
+Of two networks the first is the truth: a box of the second matches one of the same class at IoU 0.5, or 0.75; each is
+matched once, the best scored first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxprune.graph.joined import joined
+from onnxprune.measure.kinds.look import Look, in_unit, normalized, rows_along
+from onnxprune.measure.part import BOX_SCORES, BOXES, SCORES, Part
+
+SCORE, SUPPRESSED = 0.25, 0.6
+"""Least score of what is found; IoU from which the lower scored of two of a class goes."""
+MATCHES = (0.5, 0.75)
+MOST = 300
+"""Best scored anchors of a sample that are looked at."""
+FEW = 8
+"""Anchors below which an output is no output of boxes."""
+ANYTHING = 0.4
+"""Score from which a first score that only ever goes with another says whether there is anything at all."""
+TAKEN = frozenset(("Split", "Slice"))
+APART = 8.0
+"""Ratio of the spreads of boxes and scores by which they are told where the graph joins nothing."""
+Values = Mapping[str, np.ndarray]
+
+
+# ---- how they are told ---------------------------------------------------------------------------------------
+
+
+def joint(value: np.ndarray, borders: Collection[tuple[int, int]]) -> int | None:
+    """The axis along which an output has four numbers of a box and scores behind them; None where it has none.
+
+    Args:
+        value: the output on samples.
+        borders: (axis, place) at which tensors were joined, as far as the graph says.
+    """
+    if value.ndim != 3 or value.dtype.kind != "f" or not value.size:
+        return None
+    for axis in (1, 2):
+        if value.shape[axis] < 5 or value.shape[3 - axis] < FEW:
+            continue
+        rows = np.moveaxis(value, axis, -1)
+        boxes, scores = rows[..., :4].reshape(-1, 4), rows[..., 4:]
+        if not in_unit(scores):
+            continue
+        least = boxes.std(axis=0, dtype=np.float64).min()
+        spread = boxes.max() > 2 and least > APART * float(scores.std(dtype=np.float64))
+        if ((axis, 4) in borders or spread) and form_of(boxes):
+            return axis
+    return None
+
+
+def form_of(rows: np.ndarray) -> str:
+    """What four numbers say: "xyxy", the corners; "xywh", middle and size; empty where they are no boxes."""
+    if (np.asarray(rows[:, 2:] > rows[:, :2])).all(axis=1).mean() >= 0.99:
+        return "xyxy"
+    return "xywh" if (rows[:, 2:] > 0).all(axis=1).mean() >= 0.95 else ""
+
+
+def boxes(look: Look) -> dict[int, Part]:
+    """Parts of four numbers beside a part of scores with as many anchors, and those scores."""
+    found: dict[int, Part] = {}
+    asked = {k for kind in (BOXES, BOX_SCORES) for k, _, _ in look.of_kind(kind)}
+    for k, part, value in (*look.open(), *look.of_kind(BOXES)):
+        for axis in _axes(part, value, asked=k in asked):
+            rows = np.moveaxis(value, axis, -1).reshape(-1, 4)
+            form = form_of(rows) or ("xywh" if k in asked else "")
+            beside = None if not form or k in found else _beside(look, k, value.size // len(value) // 4, asked)
+            if beside is not None:
+                j, scores = beside
+                found[j] = scores
+                more = " objectness" if _objectness(look, scores, look.value(j)) else ""
+                found[k] = replace(part, kind=BOXES, axis=axis, form=form + more, beside=scores)
+                break
+    return found
+
+
+def _axes(part: Part, value: np.ndarray, *, asked: bool) -> list[int]:
+    """Axes, from the end, that may have the four numbers."""
+    if value.ndim != 3 or not value.size:
+        return []
+    found = [axis for axis in (-1, -2) if value.shape[axis] == 4 and (asked or value.shape[-3 - axis] >= FEW)]
+    return [axis for axis in found if not asked or axis == part.axis] or found
+
+
+def _beside(look: Look, k: int, anchors: int, asked: Collection[int]) -> tuple[int, Part] | None:
+    """(place, part) of the scores of so many anchors."""
+    own = look.parts[k]
+    others = [j for j, _, _ in look.open() if j != k] + [j for j in asked if look.parts[j].kind == BOX_SCORES]
+    for j in sorted(others, key=lambda j: look.parts[j].output != own.output):
+        value, part = look.value(j), look.parts[j]
+        axes = [a for a in (-1, -2) if value.ndim == 3 and value.size == len(value) * anchors * value.shape[a]]
+        if value.ndim == 2 and value.shape[1] == anchors:
+            value, axes = value[..., None], [-1]
+        if not axes or len(value) != len(look.value(k)) or not in_unit(value):
+            continue
+        axis = part.axis if part.kind == BOX_SCORES and part.axis in axes else axes[0]
+        kind = SCORES if value.shape[axis] > 1 and normalized(value, axis) else BOX_SCORES
+        return j, replace(part, kind=kind, axis=axis)
+    return None
+
+
+def _objectness(look: Look, part: Part, value: np.ndarray) -> bool:
+    """Whether the first score is of anything at all: it comes from elsewhere, or all scores are taken off what the
+    boxes are made of too; and where it is high, another is."""
+    if part.kind != BOX_SCORES or look.graph is None or value.shape[part.axis] < 2:
+        return False
+    made = look.made_by(part)
+    alone = any(stop - start == 1 for region in joined(look.graph, part.output, look.shapes)
+                for _, start, stop in region if start == 4)  # fmt: skip
+    if not alone and not (made and made <= TAKEN):
+        return False
+    rows = rows_along(value, part.axis)
+    sure = rows[rows[:, 0] > ANYTHING]
+    return len(sure) > 2 and bool((sure[:, 1:].max(axis=1) > ANYTHING).mean() >= 0.8)
+
+
+# ---- what is found -------------------------------------------------------------------------------------------
+
+
+def _anchors(part: Part, value: np.ndarray) -> np.ndarray:
+    """(samples, anchors, numbers) of a part's values."""
+    value = value[..., None] if value.ndim == 2 else np.moveaxis(value, part.axis, -1)
+    return value.reshape(len(value), -1, value.shape[-1])
+
+
+def class_scores(part: Part, values: Values) -> np.ndarray:
+    """(samples, anchors, classes) scores of the classes that a box may have."""
+    assert part.beside is not None
+    scores = _anchors(part.beside, part.beside.of(values[part.beside.output]))
+    if part.beside.kind == SCORES:  # one of them says that there is nothing: the first or the last
+        first, last = (float(scores[..., k].mean()) for k in (0, -1))
+        return scores[..., 1:] if first >= last else scores[..., :-1]
+    return scores[..., 1:] * scores[..., :1] if part.form.endswith("objectness") else scores
+
+
+def strength(part: Part, values: Values) -> np.ndarray:
+    """How sure the network is of each anchor, along the part's own axes: the largest score."""
+    value, best = part.of(values[part.output]), class_scores(part, values).max(axis=-1)
+    return np.moveaxis(best.reshape(*np.moveaxis(value, part.axis, -1).shape[:-1], 1), -1, part.axis)
+
+
+def found_in(part: Part, values: Values) -> Iterator[np.ndarray]:
+    """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first."""
+    scores = class_scores(part, values)
+    rows = _anchors(part, part.of(values[part.output])).astype(np.float64)
+    if part.form.startswith("xywh"):
+        half = rows[..., 2:] / 2
+        rows = np.concatenate([rows[..., :2] - half, rows[..., :2] + half], axis=-1)
+    best, classes = scores.max(axis=-1), scores.argmax(axis=-1)
+    for corners, kind, score in zip(rows, classes, best, strict=True):
+        at = np.flatnonzero(score > SCORE)
+        at = at[np.argsort(-score[at], kind="stable")][:MOST]
+        yield _suppressed(np.column_stack([corners[at], kind[at], score[at]]))
+
+
+def _suppressed(rows: np.ndarray) -> np.ndarray:
+    """Those that overlap no better one of their class by much."""
+    near = (overlaps(rows, rows) >= SUPPRESSED) & (rows[:, None, 4] == rows[None, :, 4])
+    kept: list[int] = []
+    for k in range(len(rows)):
+        if not near[k, kept].any():
+            kept.append(k)
+    return rows[kept]
+
+
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(a, b) IoU of boxes by their corners."""
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:4], b[None, :, 2:4])
+    shared = np.maximum(high - low, 0).prod(axis=-1)
+    areas = [np.maximum(v[:, 2:4] - v[:, :2], 0).prod(axis=-1) for v in (a, b)]
+    return np.asarray(shared / np.maximum(areas[0][:, None] + areas[1][None, :] - shared, 1e-12))
+
+
+# ---- how alike -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Matches:
+    """What is summed up of boxes.
+
+    Attributes:
+        part: the boxes.
+    """
+
+    part: Part
+    _there: int = 0
+    _given: int = 0
+    _hits: dict[float, int] = field(default_factory=lambda: dict.fromkeys(MATCHES, 0))
+
+    def add(self, was: Values, now: Values, samples: int) -> None:
+        """A batch more: the outputs of both."""
+        for wanted, got in zip(self.found(was, samples), self.found(now, samples), strict=True):
+            self._there += len(wanted)
+            self._given += len(got)
+            for least in MATCHES:
+                self._hits[least] += matched(wanted, got, least)
+
+    def found(self, values: Values, samples: int) -> Iterator[np.ndarray]:
+        """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first."""
+        return found_in(self.part, values)
+
+    def figures(self) -> dict[str, float]:
+        """What the sums come to; nothing where the original found nothing."""
+        if not self._there:
+            return {}
+        hits, strict = (self._hits[least] for least in MATCHES)
+        both = self._there + self._given
+        return {
+            "box_f1": 2 * hits / both,
+            "box_precision": hits / max(1, self._given),
+            "box_recall": hits / self._there,
+            "box_f1_75": 2 * strict / both,
+        }
+
+
+def matched(wanted: np.ndarray, got: np.ndarray, least: float) -> int:
+    """How many of the boxes that were got match a wanted one of their class."""
+    close = np.where(wanted[:, None, 4] == got[None, :, 4], overlaps(wanted, got), 0.0)
+    hits = 0
+    for k in range(len(got)):
+        best = int(close[:, k].argmax()) if len(wanted) else 0
+        if len(wanted) and close[best, k] >= least:
+            close[best] = 0.0
+            hits += 1
+    return hits
