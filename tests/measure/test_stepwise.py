@@ -72,3 +72,17 @@ g (float[1, 2] x) => (float[1, 2] x, float[2] k, float[2] n, float[1, 2] y) <flo
     feeds = {"x": np.array([[3, -4]], np.float32)}
     (got,) = Runner(Graph(model), [feeds]).outputs()
     assert [v.ravel().tolist() for v in got] == [[3, -4], [1, -2], [-1, 2], [3, 0]]
+
+
+@pytest.mark.parametrize("first", ["a", "s", "u", "c", "d", "y"])
+@pytest.mark.parametrize("together", [1, 2])
+def test_who_joins_later_sees_what_the_others_saw(first, together):
+    model = onnx.parser.parse_model(MODEL)
+    batches = [ports.default_feed(ports.input_specs(model), seed=seed) for seed in range(3)]
+    runner, whole = Runner(Graph(model), batches[:1]), Runner(Graph(model), batches)
+    runner.before(first)
+    for k in range(1, 3, together):
+        runner.join(batches[k : k + together])
+    assert runner.count == 3 and all(len(values) == 3 for values in runner.live.values())
+    for got, wanted in zip(runner.outputs(), whole.outputs(), strict=True):
+        assert np.array_equal(got[0], wanted[0])

@@ -9,6 +9,7 @@ holds is then the same however many samples there are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,54 +24,72 @@ MORE = 1.25
 """Others join when so many times as many find room."""
 
 
+@dataclass(frozen=True)
 class Guests:
-    """The samples that have not joined yet.
+    """The samples, and when they join.
 
-    Args:
-        before, after: the runners of the two networks, on the first of the batches.
+    Attributes:
+        runners: of the two networks, on the first of the batches.
         batches: all of them.
-        stops: place -> the tensors up to which the two networks are run there, in turn.
-        sizes: bytes of a batch's tensors, in either network.
+        room: place -> how many of them may take part there.
     """
 
-    def __init__(self, runners: Sequence[Runner], batches: Sequence[Feeds], room: Sequence[int]) -> None:
-        self.runners, self.batches, self.room = runners, batches, room
+    runners: Sequence[Runner]
+    batches: Sequence[Feeds]
+    room: Sequence[int]
+
+    @classmethod
+    def of(
+        cls,
+        runners: Sequence[Runner],
+        batches: Sequence[Feeds],
+        sizes: Sequence[Mapping[str, tuple[int, ...]]],
+        stops: Sequence[Sequence[str]],
+    ) -> Guests:
+        """Those of a walk through two networks.
+
+        Args:
+            runners: on the first batch.
+            batches: all samples.
+            sizes: of each network's tensors, in a run of any batch.
+            stops: place -> the tensors up to which either is run there.
+        """
+        samples = next((len(v) for v in batches[0].values() if np.ndim(v)), 1)
+        held = np.zeros(len(stops))
+        for runner, known in zip(runners, sizes, strict=True):
+            held += _held(runner, {name: samples * _each(size) for name, size in known.items()}, stops)
+        worst = np.maximum.accumulate(held[::-1])[::-1]
+        room = np.clip(HELD // np.maximum(worst, 1.0), min(LEAST, len(batches)), len(batches))
+        return cls(runners, batches, room.astype(int).tolist())
+
+    @property
+    def share(self) -> float:
+        """Of the samples, those that take part."""
+        return self.runners[0].count / len(self.batches)
 
     def come(self, k: int) -> None:
         """Let as many join as find room at the k-th place and at all that follow."""
         here, room = self.runners[0].count, self.room[k]
-        if room >= len(self.batches) > here or room >= MORE * here:
-            joining = [self.batches[b] for b in range(here, min(room, len(self.batches)))]
-            if joining:
-                for runner in self.runners:
-                    runner.join(joining)
+        if room >= MORE * here or room == len(self.batches) > here:
+            joining = [self.batches[b] for b in range(here, room)]
+            for runner in self.runners:
+                runner.join(joining)
 
 
-def room_at(
-    runners: Sequence[tuple[Runner, Mapping[str, tuple[int, ...]]]],
-    stops: Sequence[Sequence[str]],
-    count: int,
-    samples: int,
-) -> list[int]:
-    """Stop by stop, how many batches find room there and further on.
+def _each(size: tuple[int, ...]) -> float:
+    """Bytes of a sample's tensor."""
+    return 4.0 * float(np.prod(size[1:]))
 
-    Args:
-        runners: each with the sizes of its tensors in a run of one sample.
-        stops: for each runner, the tensors that it is run up to, in order; as many for each.
-        count: batches that there are.
-        samples: in a batch.
-    """
-    needed = np.zeros(len(stops[0]))
-    for (runner, sizes), tensors in zip(runners, stops, strict=True):
-        made, last = runner.made_at, runner.last_use
-        change = np.zeros(len(runner.keys) + 2)
-        for name, at in made.items():
-            size = 4.0 * samples * np.prod(sizes.get(name, (0,))[1:])
-            change[at + 1] += size
-            change[max(at + 1, min(last.get(name, -1), len(runner.keys)) + 1)] -= size
-        live = np.cumsum(change)
-        at = np.array([made[t] + 1 if t in made else 0 for t in tensors])
-        asked = np.array([4.0 * samples * np.prod(sizes.get(t, (0,))[1:]) for t in tensors])
-        needed += live[at] + asked
-    worst = np.maximum.accumulate(needed[::-1])[::-1]
-    return [int(np.clip(HELD // max(1.0, w), min(LEAST, count), count)) for w in worst]
+
+def _held(runner: Runner, sizes: Mapping[str, float], stops: Sequence[Sequence[str]]) -> np.ndarray:
+    """(stops,) bytes that a runner holds at most when it has come up to the tensors of a stop that it makes."""
+    change = np.zeros(len(runner.keys) + 2)
+    for name, made in runner.made_at.items():
+        last = max(made + 1, min(runner.last_use.get(name, -1), len(runner.keys)))
+        change[made + 1] += sizes.get(name, 0.0)
+        change[last + 1] -= sizes.get(name, 0.0)
+    live = np.cumsum(change)
+    found = np.zeros(len(stops))
+    for k, tensors in enumerate(stops):
+        found[k] = max((live[runner.made_at[t] + 1] for t in tensors if t in runner.made_at), default=0.0)
+    return found

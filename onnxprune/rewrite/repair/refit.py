@@ -28,12 +28,13 @@ from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import rows_of
 from onnxprune.measure.stepwise import MEMORY, Runner
 from onnxprune.numerics import on_disk
-from onnxprune.rewrite.repair.guests import Guests, room_at
+from onnxprune.rewrite.repair.guests import Guests
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import correct_statistics, kept_channels, mean_and_deviation
 from onnxprune.rewrite.repair.task import RepairTask
 from onnxprune.rewrite.repair.together import Shortcut, Together, opened
+from onnxprune.runtime.ports import Feeds
 
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
@@ -96,11 +97,11 @@ def refit(
         else:
             before, after = start.fork(original), start.fork(graph)
         walk = _Walk(together, cut, before, after, np.random.default_rng(task.seed), effort)
-        guests = None if start is not None else _guests(task, walk, places)
+        guests = None if start is not None else _guests(task.batches, walk, task.net.shapes, places)
         for k, place in enumerate(places):
             if guests is not None:
                 guests.come(k)
-                walk.share = max(1.0, len(task.batches) / before.count)
+                walk.share = guests.share
             if task.progress:
                 task.progress(k, len(places))
             if after.index[place.key] < after.position:
@@ -110,16 +111,13 @@ def refit(
     return graph
 
 
-def _guests(task: RepairTask, walk: _Walk, places: Sequence[Affine]) -> Guests:
+def _guests(
+    batches: Sequence[Feeds], walk: _Walk, shapes: Mapping[str, tuple[int, ...]], places: Sequence[Affine]
+) -> Guests:
     """The samples, of which those take part that find room."""
     fits = [walk.together.fits.get(p.tensor) for p in places]
-    reads = [p.tensor if fit is None else fit.design.tensor for p, fit in zip(places, fits, strict=True)]
-    writes = [p.tensor for p in places]
-    known = (walk.before, task.net.shapes), (walk.after, walk.cut.shapes), (walk.after, walk.cut.shapes)
-    samples = len(next(iter(task.batches[0].values())))
-    room = room_at(known[:2], (writes, writes), len(task.batches), samples)
-    other = room_at(known[:2], (writes, reads), len(task.batches), samples)
-    return Guests((walk.before, walk.after), task.batches, np.minimum(room, other).tolist())
+    stops = [(p.tensor,) if f is None else (p.tensor, f.design.tensor) for p, f in zip(places, fits, strict=True)]
+    return Guests.of((walk.before, walk.after), batches, (shapes, walk.cut.shapes), stops)
 
 
 class _Walk:
@@ -130,7 +128,7 @@ class _Walk:
     ):
         self.together, self.graph, self.cut = together, together.graph, cut
         self.before, self.after, self.rng, self.effort = before, after, rng, effort
-        self.share = 1.0  # of all samples, those that take part, turned upside down
+        self.share = 1.0  # of the samples, those that take part
         for tensor in together.visited:  # what the earlier of two layers reads is kept for the later
             for other in together.beside(tensor):
                 after.hold(other.design.tensor, together.fits[tensor].place.key)
@@ -150,7 +148,7 @@ class _Walk:
         read, wanted, carried = [], [], []
         for b, (x, z) in enumerate(zip(inputs, targets, strict=True)):
             positions = fit.design.draw(
-                x, int(len(z) * self.effort.positions * self.share), most * len(z) // len(fits), self.rng
+                x, int(len(z) * self.effort.positions / self.share), most * len(z) // len(fits), self.rng
             )
             seen = [f.design.rows_read(v, positions) for f, v in zip(fits, self._inputs(fits, b, x), strict=True)]
             read.append(seen[0] if len(seen) == 1 else np.concatenate(seen, axis=1))
