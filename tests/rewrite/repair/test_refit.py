@@ -15,7 +15,7 @@ from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.rewrite.repair import together
-from onnxprune.rewrite.repair.layer_fit import LayerFit, ridge_for
+from onnxprune.rewrite.repair.layer_fit import LayerFit, Rows
 from onnxprune.rewrite.repair.refit import THOROUGH
 from tests.channels.surgery import feeds_of, model_of, run
 from tests.rewrite.steps import cut, refit, repair_statistics
@@ -246,9 +246,23 @@ def test_the_ridge_is_weak_when_rows_abound_and_chosen_when_they_do_not():
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(400, 20)).astype(np.float32), rng.normal(size=(21, 3))
     t = (x @ w[:-1] + 0.3 * rng.normal(size=(400, 3))).astype(np.float32)
-    assert ridge_for([x], [t], w[None]) == 1e-4
-    assert ridge_for([x[:24]], [t[:24]], w[None]) > 0.1  # the anchor is the truth
-    assert ridge_for([x[:120]], [t[:120]], np.zeros((1, 21, 3))) < 0.1
+    nothing = np.zeros((1, 21, 3))
+    assert Rows(x, 1, t, w[None]).lam == 1e-4
+    assert Rows(x[:24], 1, t[:24], w[None]).lam > 0.1  # the anchor is the truth
+    assert Rows(x[:120], 1, t[:120], nothing).lam < 0.1
+
+
+@pytest.mark.parametrize("images, strong", [(40, True), (2000, False)])
+def test_few_samples_of_many_rows_choose_the_ridge_where_that_saves_much(images, strong):
+    """Rows of one sample are alike: two hundred of each tell no more than one does."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(images, 20)), rng.normal(size=(21, 3))
+    t = x @ w[:-1] + w[-1] + rng.normal(size=(images, 3))
+    each = 8000 // images
+    x, t = (np.repeat(v, each, axis=0).astype(np.float32) for v in (x, t))
+    assert Rows(x, 1, t, w[None]).lam == 1e-4
+    assert (Rows(x, 1, t, w[None], doubtful=True).lam > 0.1) == strong
+    assert Rows(x, 1, t, np.zeros((1, 21, 3)), doubtful=True).lam < 0.1
 
 
 @pytest.mark.parametrize("product", ["MatMul(f, u)", 'Einsum<equation="bcn,nk->bck">(f, u)'], ids=["MatMul", "Einsum"])
