@@ -18,6 +18,7 @@ from onnxprune.measure.kinds.scores import SET
 from onnxprune.measure.moments import Moments, moments
 from onnxprune.measure.part import LABELS, SCORES
 from onnxprune.measure.parts import parts_of
+from onnxprune.measure.spread import too_narrow
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
 
@@ -60,7 +61,7 @@ def doubts(net: Analysed, batches: Sequence[Feeds], *, held: int, threads: int |
         found.append(f"{OF_HELD} {many}, which tells next to nothing; give a few hundred samples")
     if sum(map(_count, batches)) < ENOUGH:
         return found
-    found += _statistics(net, batches, threads)
+    found += [*_statistics(net, batches, threads)] or [*too_narrow(net, batches, threads)]
     found += _copies(np.concatenate([_thinned(feeds) for feeds in batches]))
     seen = _look(net, batches, threads)
     return [*found, *_classes(seen.classes), *_directions(seen.features)]

@@ -23,13 +23,14 @@ class ImageSpec:
 
     `fit`: "stretch" to the size, "crop" the centre after the short side was scaled to size / `crop`, or
     "pad" the long-side-scaled image with black on the right and below. `mean` and `std` are in the order of
-    `order`, one number each or one a channel.
+    `order`, one number each or one a channel. Without a `scale` it is 255 for inputs that are floats; those that are
+    integers take pixels as they are.
     """
 
     size: tuple[int, int]  # height, width
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    scale: float = 255.0
+    scale: float | None = None
     layout: str = "nchw"
     order: str = "rgb"
     resize: str = "bilinear"
@@ -46,8 +47,14 @@ class ImageSpec:
             values = getattr(self, field)
             if len(values) not in (1, self.channels) or not np.isfinite(values).all():
                 raise UsageError(f"image: {field}={values}; give 1 or {self.channels} finite numbers")
-        if not (math.isfinite(self.scale) and self.scale != 0 and 0 not in self.std and 0 < self.crop <= 1):
+        if not (math.isfinite(self.divisor()) and self.divisor() != 0 and 0 not in self.std and 0 < self.crop <= 1):
             raise UsageError("image: scale and std must not be 0, and crop lies above 0 and up to 1")
+
+    def divisor(self, dtype: np.dtype | None = None) -> float:
+        """What pixels from 0 to 255 are divided by for inputs of a type; None: floats."""
+        if self.scale is not None:
+            return self.scale
+        return 255.0 if dtype is None or dtype.kind not in "ui" else 1.0
 
     @property
     def channels(self) -> int:
@@ -133,7 +140,7 @@ def _read_image(path: Path, spec: ImageSpec, dtype: np.dtype) -> np.ndarray:
         pixels: np.ndarray = np.asarray(image, np.float32).reshape(height, width, spec.channels)
     if spec.order == "bgr":
         pixels = pixels[..., ::-1]
-    pixels = (pixels / spec.scale - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    pixels = (pixels / spec.divisor(dtype) - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
     if dtype.kind in "ui":
         pixels = np.clip(np.rint(pixels), np.iinfo(dtype).min, np.iinfo(dtype).max)
     if spec.layout == "nchw":

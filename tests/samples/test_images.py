@@ -93,3 +93,12 @@ def test_image_spec_in_full():
 def test_image_spec_refuses(text):
     with pytest.raises(UsageError, match=r"image: |--image '"):
         ImageSpec.parse(text)
+
+
+@pytest.mark.parametrize(("dtype", "text", "red"), [("uint8", "", 100), ("int32", "", 100), ("float32", "", 100 / 255), ("uint8", ",scale=2", 50), ("float32", ",scale=1", 100)])  # fmt: skip
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_pixels_stay_what_they_are_for_integers(dtype, text, red, layout, tmp_path):
+    shape = (None, 3, 4, 4) if layout == "nchw" else (None, 4, 4, 3)
+    spec = ImageSpec.parse(f"size=4x4,layout={layout}{text}")
+    x = all_of(open_calibration(photos(tmp_path), [Input("x", np.dtype(dtype), shape)], image=spec))
+    assert x.dtype == dtype and x.max() == pytest.approx(red * 1.03, abs=0.01 * red) and x.min() == 0
