@@ -267,6 +267,8 @@ net("a zero (Constant) spread and joined to channels", "float[1,1,1,1] zero = {0
 net("a constant joined to channels", "float[2,3,8,8] o", "z = Concat<axis=1>(h, o)", [3, 8], read=11)
 net("constants of one channel joined to channels", "float[2,1,8,8] o, float[2,1,8,8] q", "z = Concat<axis=1>(o, h, q)", [8],
     "single channel", read=10)
+net("a constant all of which would go with channels that it is joined to", "float[2,4,8,8] o, float[12,2,1,1] w",
+    "c = Concat<axis=1>(h, o) z = ConvTranspose<group=2>(c, w)", [1, 1], "whole groups", read=4)
 net("what is multiplied by zero joined to channels", "float zero = {0.0}", "o = Mul(h, zero) z = Concat<axis=1>(h, o)",
     [8], read=16)
 net("DepthToSpace, DCR", "", "z = DepthToSpace<blocksize=2>(h)", [2], read=2)
