@@ -18,6 +18,8 @@ from onnxprune.commands import documents, help, prune
 from onnxprune.decide.allocation import ALLOCATIONS
 from onnxprune.decide.criteria import CRITERIA
 from onnxprune.measure import parts, verdict
+from onnxprune.measure.figures import FIGURES
+from onnxprune.measure.kinds.table import KINDS, spelled
 from onnxprune.pipeline.gates import Gates
 from onnxprune.pipeline.goals import TARGETS
 from onnxprune.pipeline.repairs import REPAIRS
@@ -194,6 +196,11 @@ def test_outputs_tell_the_thresholds_and_the_gates():
     assert table[verdict.KEPT] == [f"{t.kept:g} and more" for t in both]
     assert table[verdict.DESTROYED] == [f"below {t.destroyed:g}" for t in both]
     assert f"makes up {verdict.ONE_SIDED:.0%} of all" in text and f"by more than {parts.UNITS_APART:g} times" in text
+    figures = {row[0].strip("`"): row[1:] for row in rows("outputs", "## The verdict") if row[0].strip("`") in FIGURES}
+    assert figures == {
+        name: [f"{t.kept:g} and more", f"below {t.destroyed:g}"] for name, t in verdict.OF_FIGURES.items()
+    }
+    assert all(f"| `{spelled(kind)}`" in text or f", `{spelled(kind)}`" in text for kind in KINDS)
     gates = [row[1].strip("`") for row in rows("outputs", "## Gates")[1:]]
     assert gates == [f.name for f in fields(Gates)]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.channels import Analysed
 from onnxprune.graph.layers import keeps_statistics, layers
+from onnxprune.graph.said import Said
 from onnxprune.measure.kinds.scores import SET
 from onnxprune.measure.moments import Moments, moments
 from onnxprune.measure.part import LABELS, SCORES
@@ -130,7 +131,7 @@ def _look(net: Analysed, batches: Sequence[Feeds], threads: int | None) -> _Seen
             value = values.pop(place)
             if len(value) == _count(feeds):
                 features[place].append(value.reshape(*value.shape[:2], -1).mean(axis=2, dtype=np.float64))
-        for part in parts_of(net.graph, net.shapes, values, said=net.said):
+        for part in parts_of(net.graph, net.shapes, values, said=Said(net.said.kinds)):
             scores = part.of(values[part.output])
             if part.kind == SCORES and scores.ndim == 2:
                 said.setdefault(part.name, []).append(scores.argmax(axis=part.axis))
