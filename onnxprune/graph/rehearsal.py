@@ -34,6 +34,8 @@ CAPS = Caps()
 """For what a file does not say."""
 LEAST_SECONDS = 1.0
 """For every attempt, however many there were."""
+READING_SECONDS = 6.0
+"""For finding out how much a file says that it multiplies."""
 MACS_PER_SECOND = 2e9
 """What a slow machine makes of a model that does nothing but multiply."""
 MACS_PER_BYTE = 25
@@ -151,7 +153,7 @@ def _with_weights(caps: Caps, size: int) -> Caps:
 def _honest(model: Model, feeds: Feeds | Feeding, caps: Caps) -> Caps:
     """What a model may take that multiplies as much as its file says."""
     try:
-        said = json.loads(child.call(_stated, model, feeds, label="", what="", caps=Caps(CAPS.seconds, caps.room)))
+        said = json.loads(child.call(_stated, model, feeds, label="", what="", caps=Caps(READING_SECONDS, caps.room)))
     except ModelError:
         return caps
     caps = _with_weights(caps, said["size"] - _size(model))
