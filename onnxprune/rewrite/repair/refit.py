@@ -40,8 +40,8 @@ BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
 REFIT_BYTES = 3 * MEMORY
 """What a pass may hold: activations of two networks, and the rows of a layer."""
-PRODUCER_ROWS = 20_000
-"""Positions of whole samples that they look at; three times as many were no better."""
+PRODUCER_ROWS = 80_000
+"""Positions of whole samples that they look at; a quarter of that costs a ResNet-20 on CIFAR-10 0.6 points at -54%."""
 
 
 @dataclass(frozen=True)
