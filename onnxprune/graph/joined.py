@@ -15,6 +15,8 @@ from onnxprune.protobuf.nodes import attr
 
 MOST = 64
 """Stretches of one output that are told apart; an output of more is taken whole."""
+RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+"""Whose outputs behind the first are states."""
 SAME_ORDER = ("Identity", "Dropout", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 """Operators that leave the elements in their order."""
 
@@ -91,3 +93,30 @@ def _before(sizes: Sequence[int], after: Sequence[int], axes: Sequence[int | Non
     """The axes before a change of shape: None where one was split or made of several."""
     places = {(int(np.prod(after[:k])), size): axes[k] for k, size in enumerate(after) if size != 1}
     return tuple(places.get((int(np.prod(sizes[:k])), size)) for k, size in enumerate(sizes))
+
+
+def makers(graph: Graph, tensor: str) -> set[str]:
+    """The operators that compute a tensor's values, what only moves or joins them left out."""
+    return {node.op_type for node, _ in _computed(graph, tensor)}
+
+
+def is_state(graph: Graph, tensor: str) -> bool:
+    """Whether something in it is the last state of a recurrent layer."""
+    return any(node.op_type in RECURRENT and name != node.output[0] for node, name in _computed(graph, tensor))
+
+
+def _computed(graph: Graph, tensor: str) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """(node, its output) of what a tensor is put together of."""
+    waiting, seen = [tensor], {tensor}
+    while waiting:
+        name = waiting.pop()
+        node = graph.nodes.get(graph.producer.get(name, ""))
+        if node is None:
+            continue
+        moves = node.op_type in (*SAME_ORDER, "Transpose")
+        if not moves and not operators.of(node).joins:
+            yield node, name
+            continue
+        before = [i for i in (node.input[:1] if moves else node.input) if i not in seen]
+        seen.update(before)
+        waiting += before

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.graph import operators
-from onnxprune.graph.joined import SAME_ORDER, Sizes, joined_of
+from onnxprune.graph.joined import Sizes, joined_of, makers
 from onnxprune.graph.model import Graph
 from onnxprune.measure.part import Part
 
@@ -66,23 +65,11 @@ class Look:
             return set()
         if part.output not in self._makers:
             self._makers[part.output] = [
-                (region, _maker(self.graph, tensor))
+                (region, makers(self.graph, tensor))
                 for region, tensor in joined_of(self.graph, part.output, self.shapes)
             ]
         found = [ops for region, ops in self._makers[part.output] if any(_within(region, own) for own in part.regions)]
         return set().union(*found)
-
-
-def _maker(graph: Graph, tensor: str) -> set[str]:
-    """The operator behind what leaves values as they are; of a Concat, those of all that it joins."""
-    node = graph.nodes.get(graph.producer.get(tensor, ""))
-    if node is None:
-        return set()
-    if node.op_type in (*SAME_ORDER, "Transpose"):
-        return _maker(graph, node.input[0])
-    if operators.of(node).joins:
-        return set().union(*(_maker(graph, i) for i in node.input))
-    return {node.op_type}
 
 
 def _within(region: tuple, other: tuple) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.stats import rankdata
 
-from onnxprune.graph.joined import SAME_ORDER
+from onnxprune.graph.joined import is_state
 from onnxprune.measure.kinds.look import Look, normalized
 from onnxprune.measure.part import EMBEDDING, INTEGERS, KEYPOINTS, STATE, Part
 
@@ -18,7 +18,6 @@ LONG = 32
 NAMED = re.compile(r"embed|descriptor|feature", re.IGNORECASE)
 LENGTHS = frozenset(("LpNormalization", "BatchNormalization", "LayerNormalization"))
 """What embeddings end in, and class scores do not."""
-RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
 POINTS = (3, 512)
 NEAR = 0.05
 """Share of the extent of the points of a sample from which a point is elsewhere."""
@@ -41,19 +40,10 @@ def integers(look: Look) -> dict[int, Part]:
 
 def states(look: Look) -> dict[int, Part]:
     """The last states of recurrent layers."""
-    return {k: replace(part, kind=STATE) for k, part, _ in look.open() if _is_state(look, part.output)}
-
-
-def _is_state(look: Look, tensor: str) -> bool:
     graph = look.graph
-    node = None if graph is None else graph.nodes.get(graph.producer.get(tensor, ""))
-    if node is None:
-        return False
-    if node.op_type in RECURRENT:
-        return tensor != node.output[0]
-    if node.op_type in (*SAME_ORDER, "Concat"):
-        return any(_is_state(look, i) for i in node.input[: None if node.op_type == "Concat" else 1])
-    return False
+    if graph is None:
+        return {}
+    return {k: replace(part, kind=STATE) for k, part, _ in look.open() if is_state(graph, part.output)}
 
 
 def embeddings(look: Look) -> dict[int, Part]:
