@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         train_and_prune,
     )
     from onnxprune.errors import FidelityWarning, PruneError
+    from onnxprune.pipeline.difference import diff
     from onnxprune.pipeline.sensitivity import sensitivity
     from onnxprune.pipeline.training_settings import TrainSettings
     from onnxprune.plan import PrunePlan
@@ -45,13 +46,13 @@ _HOMES = {
     "Ratio": "pipeline.goals", "Target": "pipeline.goals",
     "sensitivity": "pipeline.sensitivity", "bench_cases": "timing.cases",
     "TrainSettings": "pipeline.training_settings", "train_and_prune": "api", "Gates": "pipeline.gates",
-    "FidelityWarning": "errors",
+    "FidelityWarning": "errors", "diff": "pipeline.difference",
 }  # fmt: skip
 
 __all__ = [
     "FidelityWarning", "Gates", "ImageSpec",
     "Lossless", "PruneError", "PrunePlan", "Ratio", "Result", "Settings", "Target", "TrainSettings",
-    "apply_plan", "bench", "bench_cases", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep",
+    "apply_plan", "bench", "bench_cases", "diff", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep",
     "train_and_prune",
 ]  # fmt: skip
 

@@ -54,7 +54,7 @@ Prune a CNN in an ONNX file: smaller, faster, nearly the same outputs. Or:
   apply MODEL PLAN                   carry a plan out
   verify MODEL PRUNED --plan PLAN    check a pruned file
   sensitivity MODEL --calib SAMPLES  what each cut does to the outputs
-  bench A B                          latency side by side
+  bench A B, diff A B                latency, or layers and costs, side by side
   train MODEL --method csgd          prune while training (needs torch)
   report RESULT.json                 what --json printed, as a page
   help TOPIC                         names that options take; exit codes

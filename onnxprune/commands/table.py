@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[Callable[[], Any], Callable[..., None]]] = {
     "train": (_of("train", "parser"), _of("train", "run")),
     "verify": (_of("verify", "parser"), _of("verify", "run")),
     "sensitivity": (_of("sensitivity", "parser"), _of("sensitivity", "run")),
+    "diff": (_of("diff", "parser"), _of("diff", "run")),
     "bench": (_of("bench", "parser"), _of("bench", "run")),
     "report": (_of("report", "parser"), _of("report", "run")),
     "help": (_of("help", "parser"), _of("help", "run")),

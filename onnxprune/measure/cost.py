@@ -82,10 +82,11 @@ def cost_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]], ran: Ran = NOTH
 
 def count_params(model: onnx.ModelProto) -> int:
     """Floating-point and quantized parameters in initializers and Constant nodes of two or more elements."""
-    return sum(_size(t) for _, t in stored_tensors(model.graph))
+    return sum(parameters(t) for _, t in stored_tensors(model.graph))
 
 
-def _size(tensor: onnx.TensorProto) -> int:
+def parameters(tensor: onnx.TensorProto) -> int:
+    """How many parameters a stored tensor holds."""
     weightless = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
     size = math.prod(tensor.dims)
     return 0 if tensor.data_type in weightless or size < 2 else size

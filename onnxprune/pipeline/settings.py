@@ -49,7 +49,7 @@ REMOVE, SAMPLES, REPAIR, TIMING, RESULT, GENERAL = (
 """What options are about."""
 DECIDING = ("prune", "plan")
 MAKING = ("prune", "apply")
-OPENING = ("prune", "plan", "apply", "inspect", "verify", "sensitivity", "train", "bench")
+OPENING = ("prune", "plan", "apply", "inspect", "verify", "sensitivity", "train", "bench", "diff")
 _deciding = partial(option, part=REMOVE, commands=DECIDING)
 WIDTHS = "widths and their rounding are at least 1"
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import nearest
 from onnxprune.report import forms
+from onnxprune.report.difference import Difference
 from onnxprune.report.forms import Run
 from onnxprune.report.pages import measured, models, result
 from onnxprune.report.pages.shared import NODES as NODES
@@ -49,6 +50,7 @@ PAGES: Mapping[str, Page] = {
     "onnxprune dry run": Page(forms.Previewed, "dry_run.html", models.dry_run),
     "onnxprune inspection": Page(forms.Inspected, "inspection.html", models.inspection),
     "onnxprune verification": Page(forms.Verified, "verification.html", models.verification),
+    "onnxprune diff": Page(Difference, "diff.html", models.diff),
     "onnxprune bench": Page(forms.Benched, "bench.html", measured.bench),
     "onnxprune sensitivity": Page(Sensitivity, "sensitivity.html", measured.sensitivity),
     "onnxprune help": Page(forms.Listed, "names.html", models.names),

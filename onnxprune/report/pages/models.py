@@ -1,5 +1,5 @@
-"""The pages about a model before it is cut, or held against its plan: inspection, plan, dry run, verification; and the
-names that options take."""
+"""The pages about a model before it is cut, or held against its plan or another: inspection, plan, dry run,
+verification, difference; and the names that options take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from onnxprune.plan import PrunePlan
+from onnxprune.report import difference
+from onnxprune.report.difference import Difference
 from onnxprune.report.forms import Inspected, Listed, Planned, Previewed, Run, Uncounted, Verified
 from onnxprune.report.pages.shared import ROWS, gathered, how_made, uncounted, widths
 from onnxprune.report.terminal import (
@@ -112,6 +114,22 @@ def verification(found: Verified, run: Run) -> dict[str, Any]:
         "costs": cost_rows(asdict(before), asdict(after)) if before and after else (),
         "not_counted": uncounted(before) if before else "",
         "made": how_made(run, {}),
+    }
+
+
+def diff(found: Difference, run: Run) -> dict[str, Any]:
+    """What two models differ in."""
+    rows = [difference.layer_row(pair) for pair in found.changed()]
+    return {
+        "r": found,
+        "changed": len(rows),
+        "costs": difference.totals(found),
+        "said": [Said(about, text) for about, text in difference.said(found)],
+        "heading": difference.heading(found),
+        "head": difference.HEAD,
+        "rows": rows[:ROWS],
+        "left": len(rows) - ROWS,
+        "made": how_made(run, {}, [("sha256 of A", found.a.digest), ("sha256 of B", found.b.digest)]),
     }
 
 
