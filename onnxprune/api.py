@@ -59,12 +59,19 @@ reach = judging(targets.reach)
 train_and_prune = judging(training.train_and_prune)
 
 
-@wraps(plans.sweep)
-def sweep(*args: Any, **given: Any) -> Iterator[Result]:
-    """As `pipeline.plans.sweep`; each result that is not kept is warned of."""
-    for result in plans.sweep(*args, **given):
-        _warn(result)
-        yield result
+def _judging_each(function: Callable[P, Iterator[Result]]) -> Callable[P, Iterator[Result]]:
+    """The same for what makes several."""
+
+    @wraps(function)
+    def called(*args: P.args, **given: P.kwargs) -> Iterator[Result]:
+        for result in function(*args, **given):
+            _warn(result)
+            yield result
+
+    return called
+
+
+sweep = _judging_each(plans.sweep)
 
 
 @judging

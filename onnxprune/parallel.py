@@ -24,9 +24,6 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
-"""Decorates a function that computes: BLAS has one thread while it runs, and its own number again afterwards."""
-
 MOST = 16
 """Workers at most."""
 LEAST, BLOCK = 128, 512
@@ -71,6 +68,12 @@ def at_most(threads: int | None) -> Iterator[None]:
         yield
     finally:
         _limit.reset(token)
+
+
+def one_blas_thread(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Decorates a function that computes: BLAS has one thread while it runs, and its own number again afterwards."""
+    limited: Callable[Given, Result] = threadpool_limits.wrap(limits=1, user_api="blas")(function)
+    return limited
 
 
 def within_threads(function: Callable[Given, Result]) -> Callable[Given, Result]:
