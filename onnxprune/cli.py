@@ -94,6 +94,7 @@ START = """\
 onnxprune makes a CNN in the ONNX format smaller and faster. Type
 
   onnxprune MODEL.onnx --calib SAMPLES    half the work, mended on your samples
+  onnxprune demo                          see it on a small model of its own
   onnxprune inspect MODEL.onnx            what can be cut, and why not the rest
   onnxprune --help                        every command and option
 

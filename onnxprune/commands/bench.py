@@ -58,7 +58,7 @@ def parser() -> Parser:
     add_settings(add, "bench", SAMPLES)
     add_settings(add, "bench", TIMING)
     add("--csv", metavar="FILE", help="write a line a model and case")
-    add("--plot", metavar="FILE", help='draw times and speed-ups: .svg or .png (needs "onnxprune[plot]")')
+    add("--plot", metavar="FILE", help="draw times and speed-ups: .svg or .png (needs matplotlib)")
     add("--force", action="store_true", help="replace existing files")
     add_general(made)
     return made

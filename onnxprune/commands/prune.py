@@ -57,7 +57,7 @@ Prune a CNN in an ONNX file: smaller, faster, nearly the same outputs. Or:
   bench A B, diff A B                latency, or layers and costs, side by side
   train MODEL --method csgd          prune while training (needs torch)
   report RESULT.json                 what --json printed, as a page
-  help TOPIC                         names that options take; exit codes
+  demo, help TOPIC                   an example to run; what options take
 """
 
 

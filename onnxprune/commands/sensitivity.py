@@ -34,7 +34,7 @@ def parser() -> Parser:
     add_samples(made)
     add = made.add_argument_group("result").add_argument
     add("-o", "--output", metavar="FILE", help="where results are kept (default NAME.sensitivity.json by the input)")
-    add("--plot", metavar="FILE", help='draw them: .svg or .png (needs "onnxprune[plot]")')
+    add("--plot", metavar="FILE", help="draw them: .svg or .png (needs matplotlib)")
     add("--force", action="store_true", help="replace a file that holds something else")
     add_general(made)
     return made

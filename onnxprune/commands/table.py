@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[Callable[[], Any], Callable[..., None]]] = {
     "sensitivity": (_of("sensitivity", "parser"), _of("sensitivity", "run")),
     "diff": (_of("diff", "parser"), _of("diff", "run")),
     "bench": (_of("bench", "parser"), _of("bench", "run")),
+    "demo": (_of("demo", "parser"), _of("demo", "run")),
     "report": (_of("report", "parser"), _of("report", "run")),
     "help": (_of("help", "parser"), _of("help", "run")),
     "completion": (_of("completion", "parser"), _of("completion", "run")),

@@ -25,7 +25,7 @@ from onnxprune.report.terminal import Status
 def parser() -> Parser:
     about = (
         "Train so that the cut costs nothing, then cut; or cut, refit and train. The original teaches; a recipe\n"
-        'adds labels and a loss. On a GPU where torch sees one; needs torch (pip install "onnxprune[train]").\n\n'
+        "adds labels and a loss. On a GPU where torch sees one; needs torch (pip install torch).\n\n"
         f"{methods()}"
     )
     parser = Parser("train", "train MODEL --method NAME [--recipe FILE.py] [--calib SAMPLES] [options]", about)

@@ -32,11 +32,10 @@ Function = Callable[[ChannelGroup, Evidence], Answer]
 
 @dataclass(frozen=True)
 class Package:
-    """A package that not everybody has: the module, what it is called, and the extra of ours that brings it."""
+    """A package that not everybody has: the module, and what it is called where it is installed from."""
 
     module: str
     name: str
-    extra: str
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Need:
     package: Package | None = None
 
 
-TORCH = Package("torch", "torch", "train")
+TORCH = Package("torch", "torch")
 NEEDS = {
     "samples": Need("samples, whatever for"),
     "moments": Need("mean and mean square of what the readers read (`Evidence.moments`)"),
@@ -62,7 +61,7 @@ NEEDS = {
     "likeness": Need("how alike channels are as they are made (`Evidence.likeness`)"),
     "gradients": Need("a backward pass (`Evidence.gradients`)", package=TORCH),
     "torch": Need("a function in torch", samples=False, package=TORCH),
-    "sklearn": Need("a solver", samples=False, package=Package("sklearn", "scikit-learn", "lasso")),
+    "sklearn": Need("a solver", samples=False, package=Package("sklearn", "scikit-learn")),
 }
 
 
@@ -99,9 +98,7 @@ class Criterion:
         """
         for package in (NEEDS[need].package for need in sorted(self.needs)):
             if package is not None and find_spec(package.module) is None:
-                raise UsageError(
-                    f'--criterion {self.name} needs {package.name} - pip install "onnxprune[{package.extra}]"'
-                )
+                raise UsageError(f"--criterion {self.name} needs {package.name} - pip install {package.name}")
 
     def choices(self, groups: Sequence[ChannelGroup], evidence: Evidence) -> dict[str, Choice]:
         """What it says of every group, by name.

@@ -83,7 +83,7 @@ def _allocations() -> Collection[str]:
 def _repair(name: str) -> None:
     among("repair", lambda: REPAIRS)(name)
     if "torch" in REPAIRS[name].needs and find_spec("torch") is None:
-        raise UsageError(f'--repair {name} needs torch - pip install "onnxprune[train]"')
+        raise UsageError(f"--repair {name} needs torch - pip install torch")
 
 
 def _output_kinds(kinds: Mapping[str, str]) -> None:

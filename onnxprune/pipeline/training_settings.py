@@ -66,7 +66,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         method = self.how
         if find_spec("torch") is None:
-            raise UsageError(f'--method {self.method} needs torch - pip install "onnxprune[train]"')
+            raise UsageError(f"--method {self.method} needs torch - pip install torch")
         if self.steps < 1 or self.batch < 1 or (self.lr is not None and self.lr <= 0):
             raise UsageError("steps, batch and learning rate are above 0")
         Ratio(self.ratio)

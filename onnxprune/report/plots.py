@@ -30,7 +30,7 @@ def require(path: str | Path) -> None:
     if Path(path).suffix.lower().lstrip(".") not in FORMATS:
         raise UsageError(f"{path}: a plot is a .svg or a .png; choose such a name")
     if find_spec("matplotlib") is None:
-        raise UsageError('--plot needs matplotlib - pip install "onnxprune[plot]"')
+        raise UsageError("--plot needs matplotlib - pip install matplotlib")
 
 
 def new(width: float, height: float) -> Figure:

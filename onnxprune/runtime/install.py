@@ -57,10 +57,10 @@ def require_ort() -> ModuleType:
         return module
     found = installed_distributions()
     if len(found) > 1:
-        extra = "cpu" if "onnxruntime-gpu" not in found else "gpu"
+        one = "onnxruntime-gpu" if "onnxruntime-gpu" in found else "onnxruntime"
         raise ProviderError(
             f"{' and '.join(found)} are both installed and overwrite each other; run "
-            f'`pip uninstall -y {" ".join(found)}` and then `pip install "onnxprune[{extra}]"`'
+            f"`pip uninstall -y {' '.join(found)}` and then `pip install {one}`"
         )
     try:
         with signals.later():  # interrupted while it loads, it says that it does not load
@@ -74,8 +74,7 @@ def require_ort() -> ModuleType:
                 )
             ) from error
         raise ProviderError(
-            "ONNX Runtime is not installed; run "
-            '`pip install "onnxprune[gpu]"` (NVIDIA GPU) or `pip install "onnxprune[cpu]"`'
+            "ONNX Runtime is not installed; run `pip install onnxruntime-gpu` (NVIDIA GPU) or `pip install onnxruntime`"
         ) from error
     telemetry.switch_off(module)
     _sound["onnxruntime"] = module

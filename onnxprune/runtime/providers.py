@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from onnxprune.errors import UsageError, one_line, unknown
 
-_GPU_BUILD = 'run `pip uninstall -y onnxruntime` and `pip install "onnxprune[gpu]"`'
+_GPU_BUILD = "run `pip uninstall -y onnxruntime` and `pip install onnxruntime-gpu`"
 _CUDA_TROUBLE = "check `nvidia-smi` and that CUDA and cuDNN fit onnxruntime-gpu, or use --providers cpu"
 
 

@@ -219,7 +219,7 @@ def test_data_sets(reading: Reading, folders: list[Path]) -> Iterator[Entry]:
     "images",
     "folder",
     lambda folder: _ending(folder.rglob("*"), IMAGES),
-    extra=("PIL", 'images need Pillow; pip install "onnxprune[images]"'),
+    extra=("PIL", "images need Pillow; pip install pillow"),
 )
 def image_folder(reading: Reading, paths: list[Path]) -> Iterator[Entry]:
     """Read as an `ImageSpec` says, folders of classes included."""

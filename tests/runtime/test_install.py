@@ -22,12 +22,12 @@ def test_what_the_installed_onnxruntime_runs(ir, opset, runs):
 
 
 PAIRS = [
-    ((), 'pip install "onnxprune[gpu]"` (NVIDIA GPU) or `pip install "onnxprune[cpu]"'),
+    ((), "pip install onnxruntime-gpu` (NVIDIA GPU) or `pip install onnxruntime`"),
     (
         ("onnxruntime", "onnxruntime-gpu"),
-        'pip uninstall -y onnxruntime onnxruntime-gpu` and then `pip install "onnxprune[gpu]"',
+        "pip uninstall -y onnxruntime onnxruntime-gpu` and then `pip install onnxruntime-gpu`",
     ),
-    (("onnxruntime", "onnxruntime-openvino"), 'pip install "onnxprune[cpu]"'),
+    (("onnxruntime", "onnxruntime-openvino"), "and then `pip install onnxruntime`"),
     (("onnxruntime",), "pip install --force-reinstall onnxruntime"),  # there, but does not import
 ]
 

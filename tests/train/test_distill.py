@@ -18,7 +18,7 @@ CALIB = "benchmarks/data/calib.npz"
 def test_without_torch_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr("onnxprune.pipeline.settings.find_spec", lambda name: None)
     assert main([MODEL, "--calib", CALIB, "--repair", "distill", "--dry-run"]) == 2
-    assert 'pip install "onnxprune[train]"' in capsys.readouterr().err
+    assert "pip install torch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--augment", "flip"], ["--recipe", "x.py"]])
