@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     status.set(quiet=asked.quiet, verbose=asked.verbose, model=asked.model)
     prune.run(asked, status)
     if not args.quiet:
-        print_out(plain(f"\nOpen {folder / 'pruned.html'}, or go on: `onnxprune help start`.") + "\n")
+        print_out("\n" + plain(f"Open {folder / 'pruned.html'}, or go on: `onnxprune help start`.") + "\n")
 
 
 def _put(folder: Path, *, force: bool) -> None:

@@ -19,6 +19,7 @@ from onnxprune.files.metadata import earlier
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import Cost, CostModel, Running, cost_of
+from onnxprune.measure.layer_costs import activations, layers, operators
 from onnxprune.measure.parts import by_graph, parts_of
 from onnxprune.measure.surgery import Surgery, check_equal, check_surgery
 from onnxprune.pipeline.apply import PROBED, check_plan
@@ -63,7 +64,7 @@ def inspection(subject: Subject) -> dict[str, Any]:
         {"reason": reason, "channels": sum(w["channels"] for w in where), "where": where}
         for reason, where in reasons.items()
     ]
-    before, parts = subject.cost(), _parts(subject)
+    before, parts, shapes = subject.cost(), _parts(subject), channels.shapes
     return {
         "schema": 1,
         "kind": "onnxprune inspection",
@@ -71,11 +72,13 @@ def inspection(subject: Subject) -> dict[str, Any]:
         "ir_version": model.ir_version,
         "opset": opset(model),
         "nodes": len(model.graph.node),
+        "operators": operators(subject.graph),
         "params": before.params,
         "macs": before.macs,
         "bytes": before.bytes,
         "uncounted": [asdict(kind) for kind in before.uncounted],
         "uncounted_time": before.uncounted_time,
+        "activations": asdict(activations(subject.graph, shapes)),
         "inputs": [
             {
                 "name": s.name,
@@ -88,6 +91,7 @@ def inspection(subject: Subject) -> dict[str, Any]:
         "outputs": [
             {"name": o.name, "ran": _shape(subject, o.name), "parts": parts.get(o.name, [])} for o in model.graph.output
         ],
+        "layers": [asdict(layer) for layer in layers(subject.graph, shapes, channels.ran)],
         "groups": groups,
         "inexact": list(channels.inexact),
         "earlier": earlier(model),
@@ -122,22 +126,9 @@ def _shape(subject: Subject, name: str) -> list[int]:
 
 
 def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
-    """`inspection` as text; tables stop after `most` rows."""
-    lines = [
-        f"nodes        {found['nodes']}, opset {found['opset']}, IR version {found['ir_version']}",
-        f"cost         {si(found['macs'])} MACs, {si(found['params'])} parameters, {si(found['bytes'])}B",
-    ]
-    if found["uncounted"]:
-        lines.append(f"not counted  {not_counted(found)}")
-    if found["earlier"]:
-        lines.append(f"before       {earlier_words(found['earlier'])}")
-    for one in found["inputs"]:
-        declared = ", ".join("?" if n is None else plain(str(n)) for n in one["shape"])
-        run = "x".join(map(str, one["ran"]))
-        lines.append(f"input        {plain(one['name'])}: {one['dtype']} ({declared}), run with {run}")
-    for one in found["outputs"]:
-        lines.append(f"output       {plain(one['name'])}: {'x'.join(map(str, one['ran'])) or 'scalar'}")
-        lines += [f"{'':<13}{part_words(part)}" for part in one["parts"]]
+    """`inspection` as text; tables stop after `most` rows, and without it every layer is shown too."""
+    lines = _head(found)
+    text = "\n".join(line if width is None else hung(line, width) for line in lines) + "\n"
     groups = [
         (
             plain(g["name"]),
@@ -151,30 +142,73 @@ def render(found: dict[str, Any], most: int | None, width: int | None) -> str:
         if g["width"] > 1
     ]
     count = f"{len(groups)} group{'' if len(groups) == 1 else 's'}"
-    heading = f"\n{count} of channels can be cut (MACs: the share that depends on them)\n"
-    text = "\n".join(line if width is None else hung(line, width) for line in lines) + "\n" + heading
+    text += f"\n{count} of channels can be cut (MACs: the share that depends on them)\n"
     if groups:
         head = ("group", "width", "step", "MACs", "makers", "readers")
         text += table(head, groups, "<>>>>>", most=most, width=width)
     if found["inexact"]:
         text += f"\ncutting them is not exact: {len(found['inexact'])} nodes take statistics over channels\n"
+    return text + _whole(found, most) + (_layers(found, width) if most is None else "")
+
+
+def _head(found: dict[str, Any]) -> list[str]:
+    """What the whole is, costs and takes."""
+    held = found["activations"]
+    at = f", at {plain(held['node'])}" if held["node"] else ""
+    lines = [
+        f"nodes        {found['nodes']}, opset {found['opset']}, IR version {found['ir_version']}",
+        f"operators    {', '.join(f'{plain(op)} {count}' for op, count in found['operators'].items())}",
+        f"cost         {si(found['macs'])} MACs, {si(found['params'])} parameters, {si(found['bytes'])}B",
+        f"activations  {si(held['bytes'])}B at once at most{at}",
+    ]
+    if found["uncounted"]:
+        lines.append(f"not counted  {not_counted(found)}")
+    if found["earlier"]:
+        lines.append(f"before       {earlier_words(found['earlier'])}")
+    for one in found["inputs"]:
+        declared = ", ".join("?" if n is None else plain(str(n)) for n in one["shape"])
+        run = "x".join(map(str, one["ran"]))
+        lines.append(f"input        {plain(one['name'])}: {one['dtype']} ({declared}), run with {run}")
+    for one in found["outputs"]:
+        lines.append(f"output       {plain(one['name'])}: {'x'.join(map(str, one['ran'])) or 'scalar'}")
+        lines += [f"{'':<13}{part_words(part)}" for part in one["parts"]]
+    return lines
+
+
+def _whole(found: dict[str, Any], most: int | None) -> str:
+    """What stays whole, and why; a few places of each kind where there is a `most`."""
     single = [plain(g["name"]) for g in found["groups"] if g["width"] == 1]
-    if found["pinned"] or single:
-        text += "\nkept whole\n"
+    text = "\nkept whole\n" if found["pinned"] or single else ""
     if single:
         shown = single if most is None else single[:3]
         text += f"  all their channels go together, or they have one ({len(single)} groups)\n"
         text += "".join(f"    {name}\n" for name in shown)
         text += f"    … and {len(single) - len(shown)} more (use -v)\n" if len(shown) < len(single) else ""
-    if found["pinned"]:
-        for p in found["pinned"]:
-            text += f"  {plain(p['reason'])} ({p['channels']} channels)\n"
-            places = [f"{plain(w['tensor'])} axis {w['axis']}, at {plain(w['node'])}" for w in p["where"]]
-            shown = places if most is None else places[:3]
-            text += "".join(f"    {place}\n" for place in shown)
-            if len(shown) < len(places):
-                text += f"    … and {len(places) - len(shown)} more (use -v)\n"
+    for p in found["pinned"]:
+        text += f"  {plain(p['reason'])} ({p['channels']} channels)\n"
+        places = [f"{plain(w['tensor'])} axis {w['axis']}, at {plain(w['node'])}" for w in p["where"]]
+        shown = places if most is None else places[:3]
+        text += "".join(f"    {place}\n" for place in shown)
+        if len(shown) < len(places):
+            text += f"    … and {len(places) - len(shown)} more (use -v)\n"
     return text
+
+
+def _layers(found: dict[str, Any], width: int | None) -> str:
+    """Every layer: what it makes, and what it costs."""
+    rows = [
+        (
+            plain(one["node"]),
+            plain(one["op"]),
+            "x".join(map(str, one["writes"])),
+            si(one["macs"]),
+            f"{one['macs'] / found['macs']:.1%}" if found["macs"] else "",
+            si(one["params"]),
+        )
+        for one in found["layers"]
+    ]
+    head = ("layer", "op", "output", "MACs", "share", "parameters")
+    return "\nlayers\n" + table(head, rows, "<<<>>>", width=width) if rows else ""
 
 
 def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple[Surgery, tuple[str, ...], Cost | None]:

@@ -11,6 +11,7 @@ from typing import Any, NotRequired, TypedDict
 
 from onnxprune.measure.cost import Cost, Kind
 from onnxprune.measure.fidelity import Fidelity
+from onnxprune.measure.layer_costs import Activations, Layer
 from onnxprune.measure.surgery import Surgery
 from onnxprune.plan import Factorize
 from onnxprune.report.refused import Refused
@@ -186,9 +187,12 @@ class Inspected(Uncounted):
     ir_version: int
     opset: int
     nodes: int
+    operators: NotRequired[Mapping[str, int]]
     params: int
     macs: float
     bytes: int
+    activations: NotRequired[Activations]
+    layers: NotRequired[tuple[Layer, ...]]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     groups: tuple[Prunable, ...]

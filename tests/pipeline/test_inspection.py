@@ -30,6 +30,23 @@ def test_with_samples_every_part_has_a_kind():
     assert found == {"y[:, 0:4]": "boxes (xywh)", "y[:, 4:7]": "box scores", "z": "class scores"}
 
 
+def test_operators_activations_and_layers_are_counted():
+    found = inspection(api.open_model(surgery.model_of(DETECTOR)))
+    assert found["operators"] == {"Conv": 3, "Reshape": 2} | dict.fromkeys(
+        ("Abs", "Concat", "Flatten", "Gemm", "GlobalAveragePool", "Relu", "Sigmoid", "Softmax"), 1
+    )
+    plane = 8 * 8 * 4
+    assert found["activations"] == {"bytes": (3 + 8 + 4 + 3 + 7) * plane, "node": "y"}  # x, r, p, s, y
+    assert {one["node"]: (one["op"], one["params"]) for one in found["layers"]} == {
+        "h": ("Conv", 24), "k": ("Conv", 36), "g": ("Conv", 24), "l": ("Gemm", 40),
+    }  # fmt: skip
+    assert sum(one["macs"] for one in found["layers"]) == found["macs"]
+    assert sum(one["params"] for one in found["layers"]) == found["params"]
+    text = render(found, None, 80)
+    assert "operators    Conv 3, Reshape 2," in text and "at once at most, at y" in text and "\nlayers\n" in text
+    assert "\nlayers\n" not in render(found, 40, 80)
+
+
 def test_without_it_is_what_the_graph_says():
     assert outputs() == {"y[:, 4:7]": "0 to 1: labels, a mask or scores of boxes", "z": "class scores"}
 

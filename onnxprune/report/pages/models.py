@@ -29,14 +29,20 @@ from onnxprune.report.terminal import (
 def inspection(found: Inspected, run: Run) -> dict[str, Any]:
     """What can be cut, and why the rest cannot."""
     groups = [g for g in found["groups"] if g["width"] > 1]
-    total = found["macs"] or 1
+    total, layers = found["macs"] or 1, found.get("layers", ())
     rows = [{**g, "share": max(0.0, min(g["macs"] / total, 1.0))} for g in groups]
     single = [g["name"] for g in found["groups"] if g["width"] == 1]
     whole = {f"{p['reason']} ({p['channels']} channels)": [f"{w['tensor']} axis {w['axis']}, at {w['node']}"
              for w in p["where"]] for p in found["pinned"]}  # fmt: skip
     if single:
         whole[f"all their channels go together, or they have one ({len(single)} groups)"] = single
-    said = [("before", earlier_words(found.get("earlier", ()))), ("not counted", _uncounted(found))]
+    operators, held = found.get("operators", {}), found.get("activations")
+    said = [
+        ("operators", ", ".join(f"{plain(op)} {count}" for op, count in operators.items())),
+        ("activations", f"{si(held.bytes)}B at once at most, at {plain(held.node) or 'the start'}" if held else ""),
+        ("before", earlier_words(found.get("earlier", ()))),
+        ("not counted", _uncounted(found)),
+    ]
     if found["inexact"]:
         said.append(("not exact", f"{len(found['inexact'])} nodes take statistics over channels"))
     facts = [("sha256 of the model", found["model_digest"])]
@@ -46,6 +52,8 @@ def inspection(found: Inspected, run: Run) -> dict[str, Any]:
         "groups": rows[:ROWS],
         "left": len(rows) - ROWS,
         "whole": gathered(whole),
+        "layers": [{"l": layer, "share": max(0.0, min(layer.macs / total, 1.0))} for layer in layers[:ROWS]],
+        "layers_left": len(layers) - ROWS,
         "made": how_made(run, {}, facts),
     }
 
