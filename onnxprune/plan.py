@@ -11,9 +11,13 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, one_line
+from onnxprune.files.text import read_text
+from onnxprune.files.write import atomic_write_text
 
 SCHEMA = 1
 
@@ -280,22 +284,48 @@ class PrunePlan:
 
         return replace(self, edits=tuple(map(first, self.edits)), origin=replace(self.origin, leading=len(groups)))
 
-    def to_json(self, run: Mapping[str, Any] | None = None) -> str:
-        """JSON text; `from_json` gives the plan back.
-
-        Args:
-            run: when, where and by which command it was made, for the reader.
-        """
-        content = {
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `from_dict` gives the plan back."""
+        return {
             "schema": SCHEMA,
             "kind": "onnxprune plan",
             "model_digest": self.model_digest,
             **{name: getattr(self, name) for name in CARRIED},
             "settings": self.origin.to_dict(),
             "edits": [{"edit": KINDS[type(e)], **asdict(e)} for e in self.edits],
-            **({"run": dict(run)} if run else {}),
         }
-        return json.dumps(content, indent=1) + "\n"
+
+    def to_json(self, run: Mapping[str, Any] | None = None) -> str:
+        """JSON text; `from_json` gives the plan back.
+
+        Args:
+            run: when, where and by which command it was made, for the reader.
+        """
+        return json.dumps(self.to_dict() | ({"run": dict(run)} if run else {}), indent=1) + "\n"
+
+    def save(self, path: str | PathLike[str], *, force: bool = False) -> Path:
+        """Write the plan as JSON, whole or not at all; `load` reads it.
+
+        Raises:
+            FileError: the path exists (and not `force`), or cannot be written.
+        """
+        atomic_write_text(self.to_json(), Path(path), force=force)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> PrunePlan:
+        """Read the file of a plan, as `save` and `onnxprune plan` write it.
+
+        Raises:
+            FileError: there is no such file.
+            UsageError: it is not a plan, or one of a newer schema.
+        """
+        try:
+            return cls.from_json(read_text(Path(path)))
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise UsageError(one_line(f"{path}: not a plan; write one with `onnxprune plan MODEL`")) from error
 
     @classmethod
     def from_json(cls, text: str) -> PrunePlan:
@@ -305,7 +335,20 @@ class PrunePlan:
             UsageError: not a plan, or one of a newer schema.
         """
         try:
-            content = read_json(text)
+            return cls.from_dict(read_json(text))
+        except ValueError as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> PrunePlan:
+        """What `to_dict` made.
+
+        Raises:
+            UsageError: not a plan, or one of a newer schema.
+        """
+        try:
             if content.get("kind") != "onnxprune plan":
                 raise UsageError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
             if content["schema"] > SCHEMA:

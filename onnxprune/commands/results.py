@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune.commands.common import check_inputs, coloured, columns, print_out, read_text, run_of
+from onnxprune.commands.common import check_inputs, coloured, columns, print_out, run_of
 from onnxprune.commands.options import gates_of
 from onnxprune.errors import BudgetError, FileError, UsageError
 from onnxprune.pipeline.gates import ANYWAY, Drop, Gates, destroyed
@@ -135,14 +135,7 @@ def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
 def read_plan(path: str) -> PrunePlan:
     from onnxprune.plan import PrunePlan
 
-    none = "not a plan; write one with `onnxprune plan MODEL`"
-    text = read_text(path, none)
-    try:
-        return PrunePlan.from_json(text)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-    except RecursionError as error:
-        raise UsageError(f"{path}: {none}") from error
+    return PrunePlan.load(path)
 
 
 def show_result(args: argparse.Namespace, result: Result, output: str | None, status: Status) -> None:

@@ -19,6 +19,8 @@ import onnx
 
 from onnxprune import __version__
 from onnxprune.channels import Pinned, common_reasons
+from onnxprune.errors import UsageError
+from onnxprune.files.read import read_model
 from onnxprune.files.write import atomic_write
 from onnxprune.graph.model import digest
 from onnxprune.measure.cost import Cost
@@ -26,7 +28,9 @@ from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.surgery import Surgery
 from onnxprune.measure.trained import Trained
 from onnxprune.plan import PrunePlan
+from onnxprune.report.forms import Told
 from onnxprune.report.provenance import Provenance
+from onnxprune.report.reading import read
 from onnxprune.report.refused import Refused
 from onnxprune.runtime import sessions
 from onnxprune.timing.bench_result import BenchResult
@@ -112,6 +116,8 @@ class Result:
         Raises:
             FileError: the path exists (and not `force`), is the original, or cannot be written.
         """
+        if not self.model.graph.output:
+            raise UsageError("the result was read without its model; give Result.from_dict the file")
         target = Path(path)
         sources = [] if self.source is None else [self.source]
 
@@ -125,11 +131,27 @@ class Result:
         return target
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the model, as plain values; what differs between equal runs stands last, under `run`."""
+        """Everything but the model, as plain values; what differs between equal runs stands last, under `run`. From
+        them and the model's file, `from_dict` makes the result again."""
         made = self.made
         digests = {"model": made.model_digest, "samples": made.samples_digest, "output": self.output_digest}
         run = {"run": dict(made.run)} if made.run else {}
-        return {**self.told(), "digests": digests, **run}
+        return {**self.told(), "plan": self.plan.to_dict(), "digests": digests, **run}
+
+    @classmethod
+    def from_dict(
+        cls, content: Mapping[str, Any], model: str | PathLike[str] | onnx.ModelProto | None = None
+    ) -> Result:
+        """The result that `to_dict` told of, or `--json` printed.
+
+        Args:
+            content: as it was, or read from JSON.
+            model: the pruned model or its file; without it, the result can say all that it could but not be saved.
+
+        Raises:
+            UsageError: it is something else, of a version without the plan, or `model` is another one.
+        """
+        return from_dict(cls, content, model)
 
     def told(self) -> dict[str, Any]:
         """The same without digests and run: what can be said of it."""
@@ -174,3 +196,50 @@ class Result:
         from onnxprune.report.terminal import summary
 
         return summary(self)
+
+
+def from_dict(
+    kind: type[Result], content: Mapping[str, Any], model: str | PathLike[str] | onnx.ModelProto | None
+) -> Result:
+    """See `Result.from_dict`."""
+    if not isinstance(content, Mapping) or content.get("kind") != "onnxprune result" or content.get("schema") != SCHEMA:
+        raise UsageError("not a result of this version of onnxprune; give what Result.to_dict or --json told")
+    if not isinstance(content.get("plan"), Mapping):
+        raise UsageError("a result of an earlier version, without the plan; make it again")
+    try:
+        told: Told = read(Told, content)
+    except ValueError as error:
+        raise UsageError(f"a result that is not whole: {error}") from error
+    digests, plan = told.get("digests", {}), PrunePlan.from_dict(content["plan"])
+    settings, run = dict(told["settings"]), content.get("run") or {}
+    repair = str(settings.pop("repair", "none"))
+    uses = [tuple(p.get("use", ("", 0))) for p in content["pinned"]]
+    result = kind(
+        model=_opened(model, digests.get("output")),
+        source=Path(run["model"]) if "model" in run else None,
+        before=told["before"], after=told["after"], surgery=told["surgery"], fidelity=told["fidelity"],
+        latency=told["latency"], plan=plan, cuts=tuple(content["cuts"]),
+        pinned=tuple(Pinned(p.tensor, p.axis, p.count, p.reason, p.node, use)  # type: ignore[arg-type]
+                     for p, use in zip(told["pinned"], uses, strict=True)),
+        groups=tuple((g["name"], g["before"], g["after"]) for g in told["groups"]),
+        repair=repair, inexact=told["inexact"], refused=told.get("refused", ()),
+        warnings=told["warnings"], notes=told["notes"],
+        training=tuple(Trained(**{k: v for k, v in t.items() if k != "words"}) for t in told.get("training", ())),
+        made=Provenance(
+            digests.get("model") or "", digests.get("samples"),
+            {k: v for k, v in settings.items() if plan.settings.get(k) != v}, told.get("earlier", ()), run,
+        ),
+    )  # fmt: skip
+    vars(result)["output_digest"] = digests.get("output")  # of the model, also where it is not here
+    return result
+
+
+def _opened(model: str | PathLike[str] | onnx.ModelProto | None, known: str | None) -> onnx.ModelProto:
+    """The model of a result, or an empty one; UsageError where it is another than the known one."""
+    if model is None:
+        return onnx.ModelProto()
+    found = model if isinstance(model, onnx.ModelProto) else read_model(Path(model))
+    if known is not None and digest(found) != known:
+        name = "the model" if isinstance(model, onnx.ModelProto) else str(model)
+        raise UsageError(f"{name}: is not the model that the result tells of; give the file that it was saved to")
+    return found
