@@ -150,5 +150,5 @@ def _output(port: onnx.ValueInfoProto, ran: tuple[int, ...]) -> Port:
     if port.type.WhichOneof("value") not in ("tensor_type", None):
         return Port(port.name, str(port.type.WhichOneof("value")).removesuffix("_type"), (), ran)
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else "unknown"
-    sizes = tuple(d.dim_value or d.dim_param or None for d in tensor.shape.dim)
+    sizes = tuple(d.dim_value if d.dim_value > 0 else d.dim_param or None for d in tensor.shape.dim)
     return Port(port.name, dtype, sizes if tensor.HasField("shape") else (None,) * len(ran), ran)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from html import escape
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,11 @@ class Result:
         from onnxprune.report.page import render
 
         return render(self.to_dict(), name="model" if self.source is None else self.source.name)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, for notebooks."""
+        page = escape(self.to_html())
+        return f'<iframe sandbox srcdoc="{page}" style="width: 100%; height: 36rem; border: 0"></iframe>'
 
     def summary(self) -> str:
         """One screen of plain text: what was done, and the evidence."""

@@ -107,6 +107,12 @@ def test_both_are_run_with_the_same_sizes(model):
     assert "input        x: float32 (N, 4, H, W)" in onnxprune.diff(model, other).summary()
 
 
+def test_ports_that_differ_are_told(model):
+    other = surgery.model_of(TEXT.replace("float[N,3] y", "float[N,3] y, float[N,16] f"))
+    words = onnxprune.diff(model, other).summary()
+    assert "output       none → f: float32 (N, 16), run with 1x16" in words
+
+
 def test_quantized_weights_count_as_what_the_file_stores():
     found = layer_costs.constants(onnxprune.open_model(surgery.model_of(
         """(float[1,4,6,6] x) => (float[1,8,6,6] y) <int8[8,4,1,1] q, float[8] s, float[4] one>

@@ -1,5 +1,6 @@
 """A result as plain values and back: what is told is the same, and the model is the one that it was."""
 
+import html
 import json
 
 import numpy as np
@@ -42,6 +43,11 @@ def test_what_is_told_is_the_same(result):
     )  # fmt: skip
     assert again.summary() == result.summary() and repr(again) == repr(result) and again.to_html() == result.to_html()
     assert again.pinned == result.pinned and again.groups == result.groups and again.verdict == result.verdict
+
+
+def test_a_notebook_shows_the_page_in_a_frame(result):
+    shown = result._repr_html_()
+    assert shown.count("<") == 2 and html.unescape(shown.split('srcdoc="')[1].split('" style')[0]) == result.to_html()
 
 
 def test_the_plain_values_need_not_have_been_json(result):
