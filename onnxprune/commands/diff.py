@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from onnxprune.commands.common import as_json, check_inputs, columns, print_out, shapes_given
+from onnxprune.commands.common import as_json, check_inputs, columns, print_out, run_of, shapes_given
 from onnxprune.commands.options import Parser, add_general, add_settings, given, sizes
 from onnxprune.commands.results import ROWS
 from onnxprune.pipeline.settings import SAMPLES
@@ -40,5 +41,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     status.phase("analyse")
     found = diff(*args.models, input_shapes=shapes_given(args), trusted=args.trusted, **given(args, "diff"))
     status.close()
-    most = None if args.verbose else ROWS
-    print_out(as_json(found.to_dict(), args) if args.json else render(found, most, columns(), every=args.verbose))
+    if args.json:
+        run = {"model": " and ".join(Path(path).name for path in args.models), **run_of(args)}
+        print_out(as_json({**found.to_dict(), "run": run}, args))
+    else:
+        print_out(render(found, None if args.verbose else ROWS, columns(), every=args.verbose))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
 from functools import partial
 
 import onnx
@@ -107,9 +106,26 @@ def _places(first: Sequence[Layer], second: Sequence[Layer]) -> dict[int, int]:
     rest = [k for k in range(len(first)) if k not in found], sorted({*range(len(second))} - {*found.values()})
     if max(map(len, rest)) <= ALIGNED:
         ops = [[side[k].op for k in own] for side, own in zip((first, second), rest, strict=True)]
-        for i, j, count in SequenceMatcher(None, ops[0], ops[1], autojunk=False).get_matching_blocks():
-            found |= dict(zip(rest[0][i : i + count], rest[1][j : j + count], strict=True))
+        found |= {rest[0][i]: rest[1][j] for i, j in _in_order(ops[0], ops[1])}
     return found
+
+
+def _in_order(one: Sequence[str], other: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Places of a longest common subsequence, as early as can be."""
+    length = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]  # of what is common from there on
+    for i in reversed(range(len(one))):
+        row, below = length[i], length[i + 1]
+        for j in reversed(range(len(other))):
+            row[j] = below[j + 1] + 1 if one[i] == other[j] else max(below[j], row[j + 1])
+    i = j = 0
+    while i < len(one) and j < len(other):
+        if one[i] == other[j]:
+            yield i, j
+            i, j = i + 1, j + 1
+        elif length[i + 1][j] >= length[i][j + 1]:
+            i += 1
+        else:
+            j += 1
 
 
 def _equal(one: Mapping[str, onnx.TensorProto], other: Mapping[str, onnx.TensorProto]) -> bool:

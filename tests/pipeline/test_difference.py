@@ -8,7 +8,8 @@ import pytest
 import onnxprune
 from onnxprune.cli import main
 from onnxprune.measure import layer_costs
-from onnxprune.report.page import render
+from onnxprune.pipeline.difference import matched
+from onnxprune.report.page import render, title_of
 from tests.channels import surgery
 
 TEXT = """(float[N,4,H,W] x) => (float[N,3] y)
@@ -107,6 +108,17 @@ def test_both_are_run_with_the_same_sizes(model):
     assert "input        x: float32 (N, 4, H, W)" in onnxprune.diff(model, other).summary()
 
 
+def test_the_longest_common_order_is_found_quickly():
+    def layers(ops):
+        return [layer_costs.Layer(f"{ops[:1]}{k}", "", op, (), (), (), 1.0, 1, 1) for k, op in enumerate(ops)]
+
+    def pairs(one, other):
+        return [(x and x.op, y and y.op) for x, y in matched(layers(one), layers(other))]
+
+    assert pairs("abcd", "xbd") == [("a", None), (None, "x"), ("b", "b"), ("c", None), ("d", "d")]
+    assert len(pairs("ab" * 400, "aab" * 250)) < 1000 and pairs("", "") == [] and pairs("", "x") == [(None, "x")]
+
+
 def test_ports_that_differ_are_told(model):
     other = surgery.model_of(TEXT.replace("float[N,3] y", "float[N,3] y, float[N,16] f"))
     words = onnxprune.diff(model, other).summary()
@@ -138,6 +150,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["schema"] == 1 and told["kind"] == "onnxprune diff" and told["layers"][0]["what"].startswith("out 16→")
     assert "out 16→" in render(told, name="m") and told["run"]["command"].startswith("onnxprune diff a.onnx")
+    assert title_of(told) == "a.onnx and b.onnx"
     assert main(["diff", "a.onnx", "none.onnx"]) == 7 and "none.onnx" in capsys.readouterr().err
     assert main(["diff", "a.onnx"]) == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
