@@ -2,6 +2,7 @@
 
     PruneError                      1   (our bug, when nothing below fits)
     ├── UsageError (ValueError)     2   a bad call: ratio out of range, unknown criterion
+    │   └── PlanError               2   a plan that cannot be read, or is not the model's
     ├── ModelError                  3   the file is not a model we can read
     ├── CalibrationError            4   the samples are missing, unreadable, or do not fit the model
     ├── UnsupportedError            5   a sound model in which nothing can be pruned
@@ -53,6 +54,10 @@ class PruneError(Exception):
 
 class UsageError(PruneError, ValueError):
     exit_code = 2
+
+
+class PlanError(UsageError):
+    """Whoever knows the plan's file puts it in front."""
 
 
 class ModelError(PruneError):

@@ -38,6 +38,7 @@ from onnxprune.commands.options import (
 from onnxprune.commands.results import (
     ROWS,
     kept_too_little,
+    of_plan,
     output_of,
     read_plan,
     refuse_or_save,
@@ -281,7 +282,8 @@ def run_apply(args: argparse.Namespace, status: Status) -> None:
     settings = Settings(**{**carried, **given(args, "apply")})
     subject = open_subject(args, status, plan)
     status.phase("cut")
-    result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
+    with of_plan(args.plan):
+        result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
     refuse_or_save(args, result, output, status)
 
 

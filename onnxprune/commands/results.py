@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxprune.commands.common import coloured, columns, inputs_of, print_out, read_text, run_of
 from onnxprune.commands.options import gates_of
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.errors import BudgetError, PlanError, UsageError, one_line
 from onnxprune.pipeline.gates import ANYWAY, Drop, Gates, destroyed
 from onnxprune.report.terminal import Status, plain, summary
 from onnxprune.rewrite.repair.table import WITH_SAMPLES
@@ -115,15 +116,27 @@ def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
     return plan.seed if args.seed is None else int(args.seed)
 
 
+@contextlib.contextmanager
+def of_plan(path: str, kind: type[UsageError] = PlanError) -> Iterator[None]:
+    """What is wrong with a plan is said with its file; `kind`: what says so."""
+    try:
+        yield
+    except kind as error:
+        raise UsageError(one_line(f"{path}: {error}")) from error
+
+
 def read_plan(path: str) -> PrunePlan:
+    from onnxprune.pipeline.settings import Settings
     from onnxprune.plan import PrunePlan
 
     none = "not a plan; write one with `onnxprune plan MODEL`"
     text = read_text(path, none)
     try:
-        return PrunePlan.from_json(text)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+        with of_plan(path, UsageError):
+            plan = PrunePlan.from_json(text)
+            said: dict[str, Any] = {k: v for k in ("output_kind", "weight") if (v := plan.settings.get(k)) is not None}
+            Settings(seed=plan.seed, batch=plan.batch, providers=plan.providers, **said)
+            return plan
     except RecursionError as error:
         raise UsageError(f"{path}: {none}") from error
 

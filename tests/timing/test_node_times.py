@@ -9,7 +9,8 @@ from onnxprune import api
 from onnxprune.measure.cost import CostModel, Running, WidthCost
 from onnxprune.timing import node_times
 from onnxprune.timing.engine import Engine
-from onnxprune.timing.node_times import Grids, NodeTimes, Stairs, grid
+from onnxprune.timing.grids import Grids
+from onnxprune.timing.node_times import NodeTimes, Stairs, grid
 from tests.channels import surgery
 
 TEXT = """(float[1,3,24,24] x) => (float[] y)
