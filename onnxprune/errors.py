@@ -33,6 +33,11 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 
 
+def is_utf8(path: object) -> bool:
+    """Whether a path can be spelled in UTF-8, as protobuf and ONNX Runtime do."""
+    return not any("\ud800" <= c <= "\udfff" for c in str(path))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that was probably meant; empty where none is near."""
     import difflib  # only here: nobody wants it where names are right

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from onnxprune.errors import FileError, is_utf8, one_line
 from onnxprune.protobuf import disk
 from onnxprune.protobuf.serialize import nbytes, without_initializers
 
@@ -41,6 +42,8 @@ def write_external(
         FileError: the file cannot be written.
     """
     folder = Path(folder)
+    if not is_utf8(folder.absolute() / stem):
+        raise FileError(one_line(f"{folder / stem}.data: the path of large weights must be UTF-8; choose another"))
     temporary = disk.temporary_in(folder)
     bare = without_initializers(model)
     digest = hashlib.sha256()

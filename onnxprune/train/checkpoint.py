@@ -52,7 +52,9 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     if not same:
         raise UsageError(one_line(f"{path}: the checkpoint belongs to another run; remove it or name another file"))
     if not whole:
-        raise UsageError(one_line(f"{path}: the checkpoint is damaged; remove it or name another file"))
+        raise UsageError(
+            one_line(f"{path}: the checkpoint is damaged, or an older version wrote it; remove it or name another file")
+        )
     return content
 
 

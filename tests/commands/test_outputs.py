@@ -1,6 +1,7 @@
 """Where commands write: never over what they read, never into what is not theirs, and refused before the work."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,34 @@ def test_training_from_python(here):
         with pytest.raises(FileError, match=name):
             train_and_prune(subject, TrainSettings("tune", steps=3, metrics=Path(name)))
     assert files(here) == before
+
+
+# ---- names that are not UTF-8 --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def odd(here):
+    folder = os.fsdecode(b"fo\xfflder")
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    for name in ("m.onnx", "s.npz"):
+        (here / folder / name).write_bytes((here / name).read_bytes())
+    return folder
+
+
+def test_a_folder_whose_name_is_not_utf_8(odd, capsys):
+    argv = [f"{odd}/m.onnx", "--calib", f"{odd}/s.npz", "--no-bench", "--allow-destroyed", "-o", f"{odd}/o.onnx"]
+    assert main([*argv, "--plan-out", f"{odd}/p.json", "--report", f"{odd}/r.html"]) == 0
+    assert main(["apply", f"{odd}/m.onnx", f"{odd}/p.json", "--no-bench", "-o", os.fsdecode(b"o\xff.onnx")]) == 0
+    assert main(["verify", f"{odd}/m.onnx", f"{odd}/o.onnx", "--plan", f"{odd}/p.json"]) == 0
+    assert main(["bench", f"{odd}/m.onnx", f"{odd}/o.onnx", "--rounds", "10", "--csv", f"{odd}/b.csv"]) == 0
+
+
+def test_large_weights_need_a_name_in_utf_8(odd, monkeypatch, capsys):
+    monkeypatch.setattr("onnxprune.protobuf.serialize.MAX_PROTOBUF", 10)
+    before = sorted(os.listdir(odd))
+    assert main(["m.onnx", "--no-bench", "-o", f"{odd}/o.onnx"]) == 7
+    assert "o.data: the path of large weights must be UTF-8" in capsys.readouterr().err
+    assert sorted(os.listdir(odd)) == before
