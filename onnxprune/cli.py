@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from onnxprune.commands.mistakes import meant_command
 from onnxprune.commands.table import COMMANDS
-from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError
+from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError, one_line
 from onnxprune.report.terminal import Status
 from onnxprune.runtime.supervisor import supervised
 
@@ -133,7 +133,23 @@ def _dispatch(argv: list[str], status: Status) -> None:
     args = parser.read(rest)
     args.argv = ["onnxprune", *argv]
     status.set(quiet=args.quiet, verbose=args.verbose, model=str(getattr(args, "model", "")))
-    command(args, status)
+    try:
+        command(args, status)
+    except PruneError as error:
+        if getattr(args, "model", None):
+            error.args = (_with_file(str(error), args.model),)
+        raise
+
+
+UNNAMED = ("model: ", "masked original: ")
+"""How messages begin that are of the model, and of whoever does not know its file."""
+
+
+def _with_file(text: str, model: str) -> str:
+    """The message with the model's file in front."""
+    if not text.startswith(UNNAMED):
+        return text
+    return one_line(f"{model}: {text.removeprefix(UNNAMED[0])}")
 
 
 def _explain(error: BaseException, phase: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
     PruneError                      1   (our bug, when nothing below fits)
     ├── UsageError (ValueError)     2   a bad call: ratio out of range, unknown criterion
+    │   └── PlanError               2   a plan that cannot be read, or is not the model's
     ├── ModelError                  3   the file is not a model we can read
     ├── CalibrationError            4   the samples are missing, unreadable, or do not fit the model
     ├── UnsupportedError            5   a sound model in which nothing can be pruned
@@ -32,6 +33,11 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 
 
+def is_utf8(path: object) -> bool:
+    """Whether a path can be spelled in UTF-8, as protobuf and ONNX Runtime do."""
+    return not any("\ud800" <= c <= "\udfff" for c in str(path))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that was probably meant; empty where none is near."""
     import difflib  # only here: nobody wants it where names are right
@@ -53,6 +59,10 @@ class PruneError(Exception):
 
 class UsageError(PruneError, ValueError):
     exit_code = 2
+
+
+class PlanError(UsageError):
+    """Whoever knows the plan's file puts it in front."""
 
 
 class ModelError(PruneError):

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from onnxprune.errors import UsageError, one_line
+from onnxprune.errors import PlanError, UsageError, one_line
 from onnxprune.files.text import read_text
 from onnxprune.files.write import atomic_write_text
 
@@ -38,9 +38,9 @@ class KeepChannels:
 
     def __post_init__(self) -> None:
         if list(self.keep) != sorted(set(self.keep)):
-            raise UsageError(f"plan: group {self.group!r} must keep its channels ascending, none twice")
+            raise PlanError(f"plan: group {self.group!r} must keep its channels ascending, none twice")
         if self.keep and (self.keep[0] < 0 or self.keep[-1] >= self.width):
-            raise UsageError(f"plan: group {self.group!r} has channels 0 to {self.width - 1}")
+            raise PlanError(f"plan: group {self.group!r} has channels 0 to {self.width - 1}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class DropBlock:
 
     def __post_init__(self) -> None:
         if self.branch not in (0, 1) or not 0 <= self.axis < self.rank or self.length < 1:
-            raise UsageError(f"plan: block {self.block!r} has no operand {self.branch} with an axis {self.axis}")
+            raise PlanError(f"plan: block {self.block!r} has no operand {self.branch} with an axis {self.axis}")
 
     def as_removed(self) -> dict[str, object]:
         """The drop as an entry of the published `cuts`: the whole operand of the Add."""
@@ -105,13 +105,13 @@ class MergeColumns:
 
     def __post_init__(self) -> None:
         if not len(self.source) == len(self.target) == len(self.factor) == len(self.constant):
-            raise UsageError(f"plan: the merge at {self.node!r} has lists of unequal length")
+            raise PlanError(f"plan: the merge at {self.node!r} has lists of unequal length")
         if set(self.source) & set(self.target) or len(set(self.source)) < len(self.source):
-            raise UsageError(f"plan: the merge at {self.node!r} moves an input twice")
+            raise PlanError(f"plan: the merge at {self.node!r} moves an input twice")
         if min((*self.source, self.input, self.axis), default=0) < 0 or min(self.target, default=0) < -1:
-            raise UsageError(f"plan: the merge at {self.node!r} has an index below 0")
+            raise PlanError(f"plan: the merge at {self.node!r} has an index below 0")
         if not all(map(math.isfinite, (*self.factor, *self.constant))):
-            raise UsageError(f"plan: the merge at {self.node!r} has a factor that is not a number")
+            raise PlanError(f"plan: the merge at {self.node!r} has a factor that is not a number")
 
     @classmethod
     def from_dict(cls, e: Mapping) -> MergeColumns:
@@ -136,9 +136,9 @@ class Factorize:
 
     def __post_init__(self) -> None:
         if self.kind not in PAIRS:
-            raise UsageError(f"plan: node {self.node!r} is factorized by {self.kind!r}, not one of {', '.join(PAIRS)}")
+            raise PlanError(f"plan: node {self.node!r} is factorized by {self.kind!r}, not one of {', '.join(PAIRS)}")
         if self.rank < 1:
-            raise UsageError(f"plan: node {self.node!r} has rank {self.rank}; it is at least 1")
+            raise PlanError(f"plan: node {self.node!r} has rank {self.rank}; it is at least 1")
 
 
 PAIRS = ("channel", "spatial", "matrix")
@@ -332,41 +332,41 @@ class PrunePlan:
         """Read a plan.
 
         Raises:
-            UsageError: not a plan, or one of a newer schema.
+            PlanError: not a plan, or one of a newer schema.
         """
         try:
-            return cls.from_dict(read_json(text))
-        except ValueError as error:
-            if isinstance(error, UsageError):
-                raise
-            raise UsageError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error
+            content = read_json(text)
+        except (ValueError, OverflowError) as error:
+            raise PlanError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error
+        return cls.from_dict(content)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> PrunePlan:
         """What `to_dict` made.
 
         Raises:
-            UsageError: not a plan, or one of a newer schema.
+            PlanError: not a plan, or one of a newer schema.
         """
         try:
             if content.get("kind") != "onnxprune plan":
-                raise UsageError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
+                raise PlanError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
             if content["schema"] > SCHEMA:
-                raise UsageError(f"the plan has schema {content['schema']}, this onnxprune reads {SCHEMA} - upgrade")
+                raise PlanError(f"the plan has schema {content['schema']}, this onnxprune reads {SCHEMA} - upgrade")
             edits = tuple(map(_edit, content["edits"]))
             settings = dict(content.get("settings", {}))
             return cls(str(content["model_digest"]), edits, Origin.from_dict(settings), **_carried(content, settings))
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            if isinstance(error, UsageError):
+            if isinstance(error, PlanError):
                 raise
-            raise UsageError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error
+            raise PlanError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error
 
 
 def read_json(text: str) -> Any:
     """What JSON text says.
 
     Raises:
-        ValueError: it is no JSON, or holds a number that is not finite, which JSON does not have.
+        ValueError: it is no JSON, or holds a number that is not finite, which JSON does not have, or a whole one of
+            more than 64 bits.
     """
 
     def finite(number: str) -> float:
@@ -374,7 +374,12 @@ def read_json(text: str) -> Any:
             raise ValueError(f"{number} is no number")
         return value
 
-    return json.loads(text, parse_float=finite, parse_constant=finite)
+    def whole(number: str) -> int:
+        if not -(2**63) <= (value := int(number)) < 2**64:
+            raise ValueError(f"{number[:20]}... is too large")
+        return value
+
+    return json.loads(text, parse_float=finite, parse_constant=finite, parse_int=whole)
 
 
 CARRIED = {"lossless": False, "by_likeness": False, "prune_statistics": False, "seed": 0, "batch": 1,
@@ -390,7 +395,7 @@ def _carried(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
         given = content.get(name, older.get(name, usual))
         value = tuple(given) if isinstance(given, list) else given
         if type(value) is not type(usual) or (isinstance(value, tuple) and not all(isinstance(v, str) for v in value)):
-            raise UsageError(f"the plan cannot be read: {name} is {given!r} - see what `onnxprune plan` writes")
+            raise PlanError(f"the plan cannot be read: {name} is {given!r} - see what `onnxprune plan` writes")
         found[name] = value
     return found
 
@@ -405,4 +410,4 @@ def _edit(e: Mapping[str, Any]) -> Edit:
         return Factorize(str(e["node"]), str(e["kind"]), int(e["rank"]))
     if e["edit"] == "keep_channels":
         return KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"]))
-    raise UsageError(f"the plan holds an unknown edit {e['edit']!r} - upgrade onnxprune")
+    raise PlanError(f"the plan holds an unknown edit {e['edit']!r} - upgrade onnxprune")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from onnxprune.commands.common import as_json, check_inputs, print_out
+from onnxprune.commands.common import as_json, check_outputs, inputs_of, print_out
 from onnxprune.commands.options import Parser, add_general, add_settings, given
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import words
@@ -70,8 +70,11 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.report.bench import bench_csv
     from onnxprune.timing.cases import bench_cases
 
-    check_inputs(args)
-    _check_files(args)
+    check_outputs(args, args.csv, args.plot)
+    if args.plot:
+        from onnxprune.report import plots
+
+        plots.require(args.plot)
     settings = {"threads": 1, **given(args, "bench")}
     shapes = _cases(args.input_shape)
     for path in args.models:
@@ -90,28 +93,14 @@ def run(args: argparse.Namespace, status: Status) -> None:
     )
     status.phase("write")
     if args.csv:
-        atomic_write_text(bench_csv(*results), args.csv, force=args.force, sources=args.models)
+        atomic_write_text(bench_csv(*results), args.csv, force=args.force, sources=inputs_of(args))
     if args.plot:
-        from onnxprune.report import bench_plot, plots
+        from onnxprune.report import bench_plot
 
         picture = plots.encoded(bench_plot.draw(results), args.plot)
-        atomic_write_bytes(picture, args.plot, force=args.force, sources=args.models)
+        atomic_write_bytes(picture, args.plot, force=args.force, sources=inputs_of(args))
     status.close()
     _show(args, results, status)
-
-
-def _check_files(args: argparse.Namespace) -> None:
-    """Refuse an output before the work is done."""
-    from onnxprune.files.write import ensure_writable
-
-    if args.plot:
-        from onnxprune.report import plots
-
-        plots.require(args.plot)
-    for output in filter(None, (args.csv, args.plot)):
-        ensure_writable(output, force=args.force, sources=args.models)
-    if args.csv and args.csv == args.plot:
-        raise UsageError("--csv and --plot would go to one file; choose another")
 
 
 def _cases(given: list[tuple[str, tuple[int | str, ...]]]) -> list[dict[str, tuple[int | str, ...]]]:

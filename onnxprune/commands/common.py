@@ -61,6 +61,55 @@ def check_inputs(args: argparse.Namespace) -> None:
             raise kind(one_line(f"{path}: not found; {remedy()}"))
 
 
+def inputs_of(args: argparse.Namespace) -> list[str]:
+    """The files and folders that the command reads: nothing is written over them, whatever --force says."""
+    from onnxprune.samples.user_code import FUNCTION
+
+    given = [getattr(args, name, None) for name in ("model", "pruned", "plan", "result", "calib", "eval", "recipe")]
+    found = [match["path"] if (match := FUNCTION.fullmatch(path)) else path for path in given if path]
+    return [path for path in (*found, *getattr(args, "models", ())) if os.path.exists(path)]
+
+
+def check_outputs(args: argparse.Namespace, *outputs: str | None, kept: Sequence[str | None] = ()) -> None:
+    """Refuse an output before the work is done; but first, an input that is not there.
+
+    Args:
+        args: the command line.
+        outputs: files that the command makes; None: one that was not asked for.
+        kept: files that it makes or goes on with.
+    """
+    check_inputs(args)
+    made = list(filter(None, (*outputs, *kept)))
+    for output in made:
+        check_output(args, output, force=args.force or output in kept)
+    if len({os.path.realpath(output) for output in made}) < len(made):
+        flags = ["-o", *(f"--{name.replace('_', '-')}" for name in WRITTEN if getattr(args, name, None))]
+        raise UsageError(f"two outputs would go to one file; choose another {' or '.join(flags)}")
+
+
+WRITTEN = ("plan_out", "report", "plot", "csv", "checkpoint", "metrics", "ratios")
+"""What names files that are written, besides -o."""
+
+
+def check_output(args: argparse.Namespace, output: str, *, force: bool) -> None:
+    """Refuse a file that cannot be written, is taken (unless `force`), or is an input.
+
+    Raises:
+        FileError: for any of this.
+    """
+    from onnxprune.files.write import ensure_writable
+    from onnxprune.samples.sources import is_sample
+
+    inputs = inputs_of(args)
+    ensure_writable(output, force=force, sources=inputs)
+    folder = Path(output).parent
+    if not os.access(folder, os.W_OK):
+        raise FileError(one_line(f"{output}: the folder {folder} cannot be written to; choose another"))
+    for path in inputs:
+        if is_sample(Path(output), Path(path)):
+            raise FileError(one_line(f"{output}: is one of the samples in {path}; choose another output"))
+
+
 INPUTS: Sequence[tuple[str, type[PruneError], Callable[[], str]]] = (
     ("calib", CalibrationError, lambda: f"give {kinds()}"),
     ("eval", CalibrationError, lambda: "give file.py:function, or an .npz file with labels"),

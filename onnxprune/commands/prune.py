@@ -10,7 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.commands.common import as_json, check_samples, columns, open_subject, print_out, run_of, say_doubts
+from onnxprune.commands.common import (
+    as_json,
+    check_outputs,
+    check_samples,
+    columns,
+    inputs_of,
+    open_subject,
+    print_out,
+    run_of,
+    say_doubts,
+)
 from onnxprune.commands.options import (
     Add,
     Parser,
@@ -27,8 +37,8 @@ from onnxprune.commands.options import (
 )
 from onnxprune.commands.results import (
     ROWS,
-    check_outputs,
     kept_too_little,
+    of_plan,
     output_of,
     read_plan,
     refuse_or_save,
@@ -258,7 +268,7 @@ def _draw_sweep(args: argparse.Namespace, results: Sequence[Result], swept: dict
         from onnxprune.report import plots, sweep_plot
 
         picture = plots.encoded(sweep_plot.draw(results), args.plot)
-        atomic_write_bytes(picture, args.plot, force=args.force, sources=[args.model])
+        atomic_write_bytes(picture, args.plot, force=args.force, sources=inputs_of(args))
 
 
 def run_apply(args: argparse.Namespace, status: Status) -> None:
@@ -267,12 +277,13 @@ def run_apply(args: argparse.Namespace, status: Status) -> None:
 
     output = output_of(args)
     plan = read_plan(args.plan)
-    check_outputs(args, output, sources=[args.plan])
+    check_outputs(args, output)
     carried = {"seed": plan.seed, "batch": plan.batch, "providers": plan.providers}  # unless told otherwise
     settings = Settings(**{**carried, **given(args, "apply")})
     subject = open_subject(args, status, plan)
     status.phase("cut")
-    result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
+    with of_plan(args.plan):
+        result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
     refuse_or_save(args, result, output, status)
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from onnxprune.commands.common import print_out, read_text
+from onnxprune.commands.common import inputs_of, print_out, read_text
 from onnxprune.commands.options import Parser, add_words
 from onnxprune.errors import UsageError
 from onnxprune.report.terminal import Status, plain
@@ -39,6 +39,6 @@ def run(args: argparse.Namespace, status: Status) -> None:
         page = render(found, name=args.name or title_of(found) or source.stem)
     except ValueError as error:
         raise UsageError(f"{source}: not a result of this version of onnxprune: {error}") from error
-    atomic_write_text(page, output, force=args.force, sources=[source])
+    atomic_write_text(page, output, force=args.force, sources=inputs_of(args))
     status.close()
     print_out(f"wrote {plain(output)}\n")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onnxprune.commands.common import check_inputs, coloured, columns, print_out, run_of
+from onnxprune.commands.common import coloured, columns, inputs_of, print_out, run_of
 from onnxprune.commands.options import gates_of
-from onnxprune.errors import BudgetError, FileError, UsageError
+from onnxprune.errors import BudgetError, PlanError, UsageError, one_line
 from onnxprune.pipeline.gates import ANYWAY, Drop, Gates, destroyed
 from onnxprune.report.terminal import Status, plain, summary
 from onnxprune.rewrite.repair.table import WITH_SAMPLES
@@ -29,23 +30,6 @@ def output_of(args: argparse.Namespace) -> str:
         return str(args.output)
     model = Path(args.model)
     return str(model.with_name(f"{model.stem if model.suffix == '.onnx' else model.name}.pruned.onnx"))
-
-
-def check_outputs(args: argparse.Namespace, *outputs: str | None, sources: Sequence[str] = ()) -> None:
-    """Refuse an output before the work is done; but first, an input that is not there."""
-    from onnxprune.files.write import ensure_writable
-
-    check_inputs(args)
-    given = [args.model, *sources, *([args.calib] if args.calib and Path(args.calib).exists() else [])]
-    for output in filter(None, outputs):
-        ensure_writable(output, force=args.force, sources=given)
-        folder = Path(output).parent
-        if not os.access(folder, os.W_OK):
-            raise FileError(f"{output}: the folder {folder} cannot be written to; choose another")
-    if len({os.path.realpath(o) for o in outputs if o}) < len([o for o in outputs if o]):
-        raise UsageError(
-            "two outputs would go to one file; choose another -o, --plan-out or --report, or other --ratios"
-        )
 
 
 def wants_bench(args: argparse.Namespace) -> bool:
@@ -124,7 +108,7 @@ def write_text(text: str, path: str, args: argparse.Namespace) -> None:
     from onnxprune.files.write import atomic_write_text
 
     if not is_follower():
-        atomic_write_text(text, path, force=args.force, sources=[args.model])
+        atomic_write_text(text, path, force=args.force, sources=inputs_of(args))
 
 
 def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
@@ -132,10 +116,24 @@ def seed_of(args: argparse.Namespace, plan: PrunePlan) -> int:
     return plan.seed if args.seed is None else int(args.seed)
 
 
+@contextlib.contextmanager
+def of_plan(path: str, kind: type[UsageError] = PlanError) -> Iterator[None]:
+    """What is wrong with a plan is said with its file; `kind`: what says so."""
+    try:
+        yield
+    except kind as error:
+        raise UsageError(one_line(f"{path}: {error}")) from error
+
+
 def read_plan(path: str) -> PrunePlan:
+    from onnxprune.pipeline.settings import Settings
     from onnxprune.plan import PrunePlan
 
-    return PrunePlan.load(path)
+    plan = PrunePlan.load(path)
+    with of_plan(path, UsageError):
+        said: dict[str, Any] = {k: v for k in ("output_kind", "weight") if (v := plan.settings.get(k)) is not None}
+        Settings(seed=plan.seed, batch=plan.batch, providers=plan.providers, **said)
+    return plan
 
 
 def show_result(args: argparse.Namespace, result: Result, output: str | None, status: Status) -> None:

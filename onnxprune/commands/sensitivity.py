@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from onnxprune.commands.common import as_json, check_inputs, check_samples, open_subject, print_out, say_doubts
+from onnxprune.commands.common import (
+    as_json,
+    check_outputs,
+    check_samples,
+    inputs_of,
+    open_subject,
+    print_out,
+    say_doubts,
+)
 from onnxprune.commands.options import Parser, add_general, add_samples, add_settings, numbers
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import regular, words
@@ -47,21 +54,19 @@ def run(args: argparse.Namespace, status: Status) -> None:
     if args.steps is not None and args.widths is not None:
         raise UsageError("--steps and --widths say the same thing; drop one")
     from onnxprune.decide.limits import Limits
-    from onnxprune.files.write import atomic_write_bytes, ensure_writable
+    from onnxprune.files.write import atomic_write_bytes
     from onnxprune.pipeline import sensitivity as sensitivities
 
     check_samples(args)
-    check_inputs(args)
     for pattern in filter(None, (args.include, args.exclude)):
         regular(pattern)
     shares = sensitivities.shares(sensitivities.STEPS if args.steps is None else args.steps, args.widths)
     output = args.output or f"{args.model.removesuffix('.onnx')}.sensitivity.json"
-    sources = [p for p in (args.model, args.calib) if Path(p).exists()]
+    check_outputs(args, args.plot, kept=[output])
     if args.plot:
         from onnxprune.report import plots, sensitivity_plot
 
         plots.require(args.plot)
-        ensure_writable(args.plot, force=args.force, sources=[*sources, output])
     subject = open_subject(args, status)
     found = sensitivities.measure(
         subject,
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     status.phase("write")
     if args.plot:
         picture = plots.encoded(sensitivity_plot.draw(found), args.plot)
-        atomic_write_bytes(picture, args.plot, force=args.force, sources=[*sources, output])
+        atomic_write_bytes(picture, args.plot, force=args.force, sources=[*inputs_of(args), output])
     status.close()
     if args.json:
         print_out(as_json(found.to_dict(), args))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onnxprune.commands.common import check_samples, open_subject
+from onnxprune.commands.common import check_outputs, check_samples, inputs_of, open_subject
 from onnxprune.commands.options import (
     Parser,
     add_gates,
@@ -15,7 +15,7 @@ from onnxprune.commands.options import (
     add_samples,
     add_settings,
 )
-from onnxprune.commands.results import check_outputs, output_of, refuse_or_save
+from onnxprune.commands.results import output_of, refuse_or_save
 from onnxprune.pipeline.options import words
 from onnxprune.pipeline.settings import REMOVE, RESULT
 from onnxprune.pipeline.training_methods import METHODS
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
         metadata=args.metadata is not False, options=options,
     )  # fmt: skip
     output = output_of(args)
-    check_outputs(args, output, args.report)
+    check_outputs(args, output, args.report, kept=list(map(str, chosen.files())))
+    chosen.check_files(inputs_of(args))
     subject = open_subject(args, status)
     result = train_and_prune(subject, chosen, status.progress)
     if args.bench:

@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxprune.commands.common import as_json, check_samples, open_subject, print_out
 from onnxprune.commands.options import Parser, add_gates, add_general, add_samples, gates_of
-from onnxprune.commands.results import kept_too_little, read_plan, seed_of
+from onnxprune.commands.results import kept_too_little, of_plan, read_plan, seed_of
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.report.terminal import Status, costs, fidelity_said, plain, said_lines, surgery_words
 
@@ -50,7 +50,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     pruned, _ = unpacked(with_seeds(read_model(args.pruned)))
     Rehearsal(args.pruned, args.trusted).run(pruned, subject.feeds)
     status.phase("surgery")
-    surgery, sizes, after = recheck(subject, plan, pruned)
+    with of_plan(args.plan):
+        surgery, sizes, after = recheck(subject, plan, pruned)
     before = asdict(subject.cost())
     fidelity = None
     if subject.calibration is not None:

@@ -136,7 +136,7 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
     """The external data files that the model file `path` names; nothing when it cannot be parsed."""
     path = Path(path)
     try:
-        if not _holds(path, b"location"):  # the key of every entry: parsing a large model to find none is dear
+        if not holds(path, b"location"):  # the key of every entry: parsing a large model to find none is dear
             return ()
         walk = walk_model(parse(read_bytes(path), str(path)), str(path))
     except (ModelError, FileError):
@@ -151,7 +151,7 @@ def external_files(path: str | Path) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in sorted(names, key=str) if isinstance(name, str) and "\0" not in name)
 
 
-def _holds(path: Path, text: bytes) -> bool:
+def holds(path: Path, text: bytes) -> bool:
     """Whether `text` stands anywhere in a regular file."""
     try:
         info = os.stat(path)
@@ -162,7 +162,7 @@ def _holds(path: Path, text: bytes) -> bool:
 
 @lru_cache(maxsize=64)
 def _found(path: Path, text: bytes, *_state: int) -> bool:
-    """`_holds`, looked up once as long as the file's state is the same."""
+    """`holds`, looked up once as long as the file's state is the same."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return data.find(text) >= 0

@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
 
 from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import FileError, one_line
-from onnxprune.files.external import external_files, load_external
+from onnxprune.files.external import external_files, holds, load_external
 from onnxprune.files.functions import run_checker
 from onnxprune.files.parse import parse
 from onnxprune.files.read import check_model
@@ -52,28 +55,58 @@ def atomic_write(
         FileError: the path is taken or cannot be written (no space, no permission).
         ModelError: the model is not sound.
     """
-    path = Path(path)
+    path, sources = Path(path), tuple(map(Path, sources))
     ensure_writable(path, force=force, sources=sources)
     model = check_model(model, name=str(path))
     placed: list[Path] = []
-    try:
-        if serialize.weight_bytes(model) > serialize.MAX_PROTOBUF or serialize.byte_size(model) >= 2**31:
-            model = write_external(model, path.parent, stem=path.stem, placed=placed)
-        with _Stage(path, force) as stage:
-            stage.write(serialize.serialized(model))
-            back = _check_written(stage.temporary, model, path)
-            if verify is None:
-                _check_loads(back, stage.temporary, path)
-            else:
-                del back
-                verify(stage.temporary)
-            stage.commit()
-    except BaseException:
-        # The model may be in place already (an interruption right after), or a second writer's with the same
-        # weights: then the data file stays.
-        for extra in set(placed) - set(external_files(path)):
-            extra.unlink(missing_ok=True)
-        raise
+    with disk.among_others(path.parent) as alone:
+        before = _own_data(path)
+        try:
+            if serialize.weight_bytes(model) > serialize.MAX_PROTOBUF or serialize.byte_size(model) >= 2**31:
+                model = write_external(
+                    model, path.parent, stem=path.stem, placed=placed, mode=disk.mode_of(path) if force else None
+                )
+            _place(model, path, force, verify)
+        except BaseException:
+            # The model may be in place already (an interruption right after), or a second writer's with the same
+            # weights, or about to be: then the data file stays.
+            left = set(placed) - set(external_files(path))
+            for extra in left if left and alone() else ():
+                extra.unlink(missing_ok=True)
+            raise
+        gone = before - set(external_files(path))
+        if gone and alone():
+            _remove_data(gone, path, sources)
+
+
+def _place(model: ModelProto, path: Path, force: bool, verify: Callable[[Path], object] | None) -> None:
+    """The file under its name, after it was read back and has passed `verify`."""
+    with _Stage(path, force) as stage:
+        stage.write(serialize.serialized(model))
+        back = _check_written(stage.temporary, model, path)
+        if verify is None:
+            _check_loads(back, stage.temporary, path)
+        else:
+            del back
+            verify(stage.temporary)
+        stage.commit()
+
+
+def _own_data(path: Path) -> set[Path]:
+    """The data files that an earlier run has written for the model at `path`."""
+    own = re.compile(re.escape(path.stem) + r"-[0-9a-f]{16}\.data")
+    found = () if path.is_symlink() else external_files(path)
+    return {extra for extra in found if extra.parent == path.parent and own.fullmatch(extra.name)}
+
+
+def _remove_data(gone: Iterable[Path], path: Path, sources: Iterable[str | Path]) -> None:
+    """Removes data files of a model that was replaced, unless another in the folder names them, or a source does."""
+    with contextlib.suppress(OSError):
+        others = {other for other in path.parent.glob("*.onnx") if other != path} | set(map(Path, sources))
+        for extra in gone:
+            named = any(holds(other, os.fsencode(extra.name)) for other in others)
+            if not named and stat.S_ISREG(os.lstat(extra).st_mode):
+                extra.unlink()
 
 
 def atomic_write_text(text: str, path: str | Path, *, force: bool = False, sources: Iterable[str | Path] = ()) -> None:
@@ -95,10 +128,17 @@ def atomic_write_bytes(
     data: bytes, path: str | Path, *, force: bool = False, sources: Iterable[str | Path] = ()
 ) -> None:
     """Writes `data` to `path`, whole or not at all; arguments and errors as for `atomic_write_text`."""
+    atomic_write_by(lambda file: file.write(data), path, force=force, sources=sources)
+
+
+def atomic_write_by(
+    fill: Callable[[IO[bytes]], object], path: str | Path, *, force: bool = False, sources: Iterable[str | Path] = ()
+) -> None:
+    """Writes what `fill` writes into a file to `path`, whole or not at all; errors as for `atomic_write_text`."""
     path = Path(path)
     ensure_writable(path, force=force, sources=sources)
     with _Stage(path, force) as stage:
-        stage.write([data])
+        stage.fill(fill)
         stage.commit()
 
 
@@ -124,6 +164,8 @@ def ensure_writable(path: str | Path, *, force: bool = False, sources: Iterable[
             raise FileError(one_line(f"{path}: holds the weights of the input {source}; choose another output"))
     if path.is_dir():
         raise FileError(one_line(f"{path}: is a folder; name a file"))
+    if taken and stat.S_IFMT(os.lstat(path).st_mode) not in (stat.S_IFREG, stat.S_IFLNK):
+        raise FileError(one_line(f"{path}: is not a regular file; choose another output"))
     if taken and not force:
         raise _taken(path)
     if not path.parent.is_dir():
@@ -142,36 +184,36 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 class _Stage:
-    """A temporary file beside `path`: `write`, then `commit`; leaving the block removes what is left."""
+    """A temporary file beside `path`: `write` or `fill`, then `commit`; leaving the block removes what is left. A file
+    that is replaced hands its permissions on."""
 
     def __init__(self, path: Path, force: bool) -> None:
         self.path = path
         self.force = force
         self.temporary = disk.temporary_in(path.parent)
-        self._ours = True
+        self.mode = disk.mode_of(path) if force else None
+        self._made = contextlib.ExitStack()
 
     def __enter__(self) -> _Stage:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._ours:
-            with contextlib.suppress(OSError):
-                self.temporary.unlink(missing_ok=True)
+        self._made.close()
         if isinstance(error, OSError):
             raise disk.write_error(self.path, error) from error
 
     def write(self, parts: Iterable[bytes]) -> None:
-        try:
-            file = disk.create(self.temporary)
-        except FileExistsError:
-            self._ours = False
-            raise
-        with file:
-            for part in parts:
-                file.write(part)
-            disk.flush(file)
+        self.fill(lambda file: file.writelines(parts))
+
+    def fill(self, fill: Callable[[IO[bytes]], object]) -> None:
+        file = self._made.enter_context(disk.making(self.temporary, 0o666 if self.mode is None else self.mode | 0o600))
+        fill(file)
+        disk.flush(file)
+        file.close()
 
     def commit(self) -> None:
+        if self.mode is not None:
+            os.chmod(self.temporary, self.mode)
         if self.force:
             os.replace(self.temporary, self.path)
         else:

@@ -9,7 +9,7 @@ import onnx
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
-from onnxprune.errors import UsageError
+from onnxprune.errors import PlanError
 from onnxprune.graph import operators, sparse
 from onnxprune.graph.layers import layers
 from onnxprune.graph.model import Graph
@@ -249,16 +249,16 @@ def _sizes(graph: Graph, cut: CutSizes, net: Analysed) -> Observed:
 def check_plan(subject: Subject, plan: PrunePlan) -> None:
     """Refuse a plan that was made for another model."""
     if plan.model_digest != subject.digest:
-        raise UsageError("the plan was made for another model; write one for this model with `onnxprune plan`")
+        raise PlanError("the plan was made for another model; write one for this model with `onnxprune plan`")
     known = {g.name: g.width for g in subject.channels.groups}
     found = all_blocks(subject.net) if plan.blocks() else ()
     blocks = {edit_of(b, subject.channels) for b in found}
     for e in plan.edits:
         if isinstance(e, DropBlock) and e not in blocks:
-            raise UsageError(f"the plan drops block {e.block!r}, which is no residual block of the model")
+            raise PlanError(f"the plan drops block {e.block!r}, which is no residual block of the model")
         if isinstance(e, KeepChannels) and not e.keep and e not in blocks:
-            raise UsageError(f"the plan keeps no channel of group {e.group!r}, which others than Concats read")
+            raise PlanError(f"the plan keeps no channel of group {e.group!r}, which others than Concats read")
     factorable(subject.graph, plan.factorized())
     for e in plan.narrowed():
         if known.get(e.group) != e.width:
-            raise UsageError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
+            raise PlanError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")

@@ -51,6 +51,7 @@ def train_and_prune(subject: Subject, settings: TrainSettings, progress: Progres
 def start(subject: Subject, settings: TrainSettings, progress: Progress | None = None) -> TrainingRun:
     """The run, its samples parted once for all that follows; where the method needs some and there are none, those of
     the recipe."""
+    settings.check_files(filter(None, (subject.path, settings.recipe)))
     best_effort = bool(settings.options.get("best_effort"))
     check_countable(subject, settings.of, best_effort=best_effort, otherwise=OTHERWISE)
     if subject.calibration is None and settings.how.needs_samples and settings.recipe is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
-from onnxprune.errors import UsageError, unknown
+from onnxprune.errors import UsageError, one_line, unknown
 from onnxprune.pipeline.goals import Ratio
 from onnxprune.pipeline.options import hinting
 from onnxprune.pipeline.settings import Settings
@@ -18,6 +20,8 @@ from onnxprune.plan import Value
 
 KINDS = ("macs", "params", "channels")
 """What training may work towards."""
+LINE = ("step", "loss", "held_out", "seconds")
+"""What every line of the metrics has."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,40 @@ class TrainSettings:
             for name, value in self.options.items():
                 method.option(name).check(f"{method.name}: {name}", value)
             self.deciding()
+
+    def files(self) -> list[Path]:
+        """What training writes besides the model; files of an earlier run are gone on with."""
+        return list(filter(None, (self.checkpoint, self.checkpoint_of_cut, self.metrics)))
+
+    @property
+    def checkpoint_of_cut(self) -> Path | None:
+        """The checkpoint of what is trained behind the cut."""
+        beside = self.checkpoint if self.how.cuts_first else None
+        return beside and beside.with_name(f"{beside.name}.cut")
+
+    def check_files(self, sources: Iterable[str | Path] = ()) -> None:
+        """Refuse files that cannot be written, or that hold what no earlier run has written.
+
+        Args:
+            sources: files that must never be written over.
+
+        Raises:
+            FileError: for any of this.
+            UsageError: two are the same, or the checkpoint is none.
+        """
+        from onnxprune.files.lines import check_lines
+        from onnxprune.files.write import ensure_writable
+
+        found = self.files()
+        for path in found:
+            ensure_writable(path, force=True, sources=sources)
+        if len({os.path.realpath(path) for path in found}) < len(found):
+            raise UsageError(one_line(f"{self.metrics}: checkpoint and metrics would go to one file; choose another"))
+        for path in (path for path in found if path != self.metrics and path.exists()):
+            if not path.is_file() or not is_zipfile(path):
+                raise UsageError(one_line(f"{path}: not a checkpoint; remove it or name another file"))
+        if self.metrics is not None:
+            check_lines(self.metrics, LINE)
 
     @property
     def how(self) -> TrainingMethod:

@@ -167,10 +167,10 @@ def tuned(task: TrainingTask, plan: PrunePlan, done: int, words: str) -> Prepare
     def tune(cut: Graph, judges: Calibration | None, tell: Tell) -> Graph:
         from onnxprune.train.distill import Distillation, distill
 
-        beside = task.training.checkpoint and task.training.checkpoint.with_name(f"{task.training.checkpoint.name}.cut")
         how = Distillation(
             training=replace(
-                task.training, steps=settings.steps - done, lr=settings.lr, highest=settings.rate, checkpoint=beside
+                task.training, steps=settings.steps - done, lr=settings.lr, highest=settings.rate,
+                checkpoint=settings.checkpoint_of_cut,
             ),
             epochs=None, batch=settings.batch, augment=settings.augment, recipe=settings.recipe, seed=settings.seed,
         )  # fmt: skip

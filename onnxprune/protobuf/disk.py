@@ -1,6 +1,7 @@
 """Files made so that nothing is lost and nothing overwritten by mistake: new ones only, flushed, with errors in words.
 
-Knows nothing of models.
+A temporary file is locked for as long as somebody makes it: one that is not was left by a run that was killed, and the
+next run in that folder takes it away. Where the system knows no locks, it stays. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -8,10 +9,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from onnxprune.errors import FileError, one_line
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LEFT = re.compile(r"\.onnxprune-[0-9a-f]{16}\.tmp")
+"""Names of temporary files."""
 
 
 def temporary_in(folder: Path) -> Path:
@@ -19,12 +32,93 @@ def temporary_in(folder: Path) -> Path:
     return folder / f".onnxprune-{secrets.token_hex(8)}.tmp"
 
 
-def create(path: Path):  # type: ignore[no-untyped-def]  # a BufferedWriter, which typeshed spells IO[bytes]
-    """A new file, never one that is there already, and never through a link."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+@contextlib.contextmanager
+def making(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """A new file of that name, never one that is there already and never through a link; held until the end, and then
+    taken away unless it has got another name.
+
+    Args:
+        path: from `temporary_in`.
+        mode: its permissions, less the umask.
+
+    Raises:
+        OSError: it cannot be made, FileExistsError for one that is there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     for extra in ("O_NOFOLLOW", "O_BINARY", "O_CLOEXEC"):
         flags |= getattr(os, extra, 0)
-    return open(os.open(path, flags, 0o666), "wb")
+    _sweep(path.parent)
+    file = open(os.open(path, flags, mode), "wb")
+    held = os.dup(file.fileno())  # the lock outlives the file that is closed
+    try:
+        _lock(held)
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written has been said
+            file.close()
+        os.close(held)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what runs that were killed have left in a folder."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if LEFT.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    _remove_left(entry)
+
+
+def _remove_left(entry: os.DirEntry[str]) -> None:
+    found = entry.stat(follow_symlinks=False)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        return
+    descriptor = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if _lock(descriptor, wait=False):
+            os.unlink(entry.path)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Whether the lock is ours."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def among_others(folder: Path) -> Iterator[Callable[[], bool]]:
+    """A folder in which several may place files of which one name serves them all.
+
+    What it gives says whether nobody else is at it; from then on until the end nobody begins.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        yield lambda: True
+        return
+    try:
+        held = _lock(descriptor, shared=True)
+        yield lambda: not held or _lock(descriptor, wait=False)
+    finally:
+        os.close(descriptor)
+
+
+def mode_of(path: Path) -> int | None:
+    """The permissions of a file that is there; None where there is none, or a link, which is replaced itself."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(path).st_mode
+        return stat.S_IMODE(found) & 0o777 if stat.S_ISREG(found) else None
+    return None
 
 
 def flush(file) -> None:  # type: ignore[no-untyped-def]

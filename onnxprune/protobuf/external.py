@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from onnxprune.errors import FileError, is_utf8, one_line
 from onnxprune.protobuf import disk
 from onnxprune.protobuf.serialize import nbytes, without_initializers
 
@@ -19,7 +19,12 @@ EXTERNAL_ALIGNMENT = 4096
 
 
 def write_external(
-    model: ModelProto, folder: str | Path, *, stem: str = "model", placed: list[Path] | None = None
+    model: ModelProto,
+    folder: str | Path,
+    *,
+    stem: str = "model",
+    placed: list[Path] | None = None,
+    mode: int | None = None,
 ) -> ModelProto:
     """Writes the stored tensors to `<stem>-<hash of the content>.data` and returns the model without them.
 
@@ -28,6 +33,7 @@ def write_external(
         folder: where the data file goes, and where the returned model must be saved.
         stem: how the file's name starts.
         placed: receives the data file's path if it was not there before, as soon as it is in place.
+        mode: permissions of the data file; None: as the umask has them.
 
     Returns:
         A model whose larger initializers point to the data file.
@@ -36,12 +42,14 @@ def write_external(
         FileError: the file cannot be written.
     """
     folder = Path(folder)
+    if not is_utf8(folder.absolute() / stem):
+        raise FileError(one_line(f"{folder / stem}.data: the path of large weights must be UTF-8; choose another"))
     temporary = disk.temporary_in(folder)
     bare = without_initializers(model)
     digest = hashlib.sha256()
     spots: list[tuple[TensorProto, int, int]] = []
     try:
-        with disk.create(temporary) as file:
+        with disk.making(temporary, 0o666 if mode is None else mode | 0o600) as file:
             at = 0
             for tensor in model.graph.initializer:
                 copy = bare.graph.initializer.add()
@@ -58,16 +66,16 @@ def write_external(
                 _describe(copy, tensor)
                 spots.append((copy, at - len(raw), len(raw)))
             disk.flush(file)
-        path = folder / f"{stem}-{digest.hexdigest()[:16]}.data"
-        if placed is not None and not os.path.lexists(path):
-            placed.append(path)
-        os.replace(temporary, path)  # where the name is taken, the content is the same
+            file.close()
+            path = folder / f"{stem}-{digest.hexdigest()[:16]}.data"
+            if placed is not None and not os.path.lexists(path):
+                placed.append(path)
+            if mode is not None:
+                os.chmod(temporary, mode)
+            os.replace(temporary, path)  # where the name is taken, the content is the same
         disk.flush_folder(folder)
     except OSError as error:
         raise disk.write_error(folder / f"{stem}.data", error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     for tensor, offset, length in spots:
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", path.name), ("offset", str(offset)), ("length", str(length))):

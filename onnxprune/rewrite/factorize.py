@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import PlanError
 from onnxprune.graph.layers import Affine, affine, has_bias, is_add, lacks_bias, layers, normalization, shift_along
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import highest, kinds_of, pair_nodes, pair_sizes
@@ -116,14 +116,14 @@ def factorable(graph: Graph, edits: Iterable[Factorize]) -> None:
         assert weight is not None
         now = sizes.get(edit.node, weight.shape)
         if edit.kind not in kinds_of(graph.nodes[edit.node], now):
-            raise UsageError(f"the plan factorizes {edit.node!r} ({d.op} {list(now)}) by {edit.kind!r}; it cannot be")
+            raise PlanError(f"the plan factorizes {edit.node!r} ({d.op} {list(now)}) by {edit.kind!r}; it cannot be")
         sizes[edit.node] = pair_sizes(graph.nodes[edit.node], now, edit.kind, edit.rank)[1]
 
 
 def _layer(graph: Graph, edit: Factorize) -> Design:
     design = design_of(graph, edit.node) if edit.node in graph.nodes else None
     if design is None:
-        raise UsageError(f"the plan factorizes {edit.node!r}, which is no layer of the model with a weight of its own")
+        raise PlanError(f"the plan factorizes {edit.node!r}, which is no layer of the model with a weight of its own")
     return design
 
 

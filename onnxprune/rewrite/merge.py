@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxprune.channels import Analysed
-from onnxprune.errors import UsageError
+from onnxprune.errors import PlanError
 from onnxprune.graph.layers import add_bias, added_behind, has_bias, lacks_bias, shift_along
 from onnxprune.graph.model import Graph, Use
 from onnxprune.plan import MergeColumns
@@ -39,7 +39,7 @@ def merge(net: Analysed, graph: Graph, alive: np.ndarray, merges: Sequence[Merge
         value = original.value(use) if m.node in original.nodes else None
         axes = channels.params.get(use, {})
         if value is None or m.axis not in axes or max((*m.source, *m.target)) >= value.shape[m.axis]:
-            raise UsageError(f"plan: the merge at {m.node!r} does not fit the model - write a new plan")
+            raise PlanError(f"plan: the merge at {m.node!r} does not fit the model - write a new plan")
         w, outputs = merged(value, m)
         for axis, units in axes.items():
             w = w.compress(alive[units], axis)
@@ -96,7 +96,7 @@ def fold_bias(
     elif has_bias(node):
         bias, axis = (key, 2), -1
     elif lacks_bias(node):
-        raise UsageError(f"plan: the merge at {key!r} needs a constant added behind it - write a new plan")
+        raise PlanError(f"plan: the merge at {key!r} needs a constant added behind it - write a new plan")
     else:
         weight = graph.value(use)
         assert weight is not None
@@ -104,7 +104,7 @@ def fold_bias(
         return
     value = graph.value(bias)
     if value is None:
-        raise UsageError(f"plan: the merge at {key!r} needs a constant bias - write a new plan")
+        raise PlanError(f"plan: the merge at {key!r} needs a constant bias - write a new plan")
     if value.size == 1 != len(delta):
         value = np.repeat(value.reshape(-1), len(delta))
         axis = -1

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
-from onnxprune.errors import FileError, ModelError, UsageError, one_line
+from onnxprune.errors import FileError, ModelError, UsageError, is_utf8, one_line
 from onnxprune.parallel import Stopped, threads_here
 from onnxprune.protobuf import serialize
 from onnxprune.protobuf.external import write_external
@@ -154,8 +154,11 @@ def open_session(
     tuned = options_by_provider(provider_options, wanted)
     ort = install.require_ort()
     accelerated.check_build(ort, wanted)
-    if isinstance(model, (str, Path)) and not Path(model).is_file():
-        raise FileError(one_line(f"{model}: there is no such file; check the path"))
+    if isinstance(model, (str, Path)):
+        if not Path(model).is_file():
+            raise FileError(one_line(f"{model}: there is no such file; check the path"))
+        if not is_utf8(model):  # no path that ORT takes
+            model = Path(model).read_bytes()
     apart = _apart(model, weights) if wanted == (CPU,) else None
     if feed and apart is not None and apart.weights:
         return _fed_session(apart, partial(open_session, threads=threads, optimise=optimise, pack=pack, name=name))

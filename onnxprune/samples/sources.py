@@ -142,6 +142,18 @@ def _read_path(reading: Reading, path: Path) -> list[Entry]:
     raise CalibrationError(f"{reading.title}: {what}; give {kinds()}")
 
 
+def is_sample(path: Path, folder: Path) -> bool:
+    """Whether the file at `path` is there and is one of the samples in the folder."""
+    if not path.exists() or not folder.is_dir():
+        return False
+    place = os.path.realpath(path)
+    for entry in (entry for entry in SOURCES if entry.place == "folder"):
+        for own in (os.path.realpath(found) for found in entry.finds(folder) or () if isinstance(found, Path)):
+            if place == own or (path.suffix == ".pb" and place == os.path.join(own, path.name)):
+                return True
+    return False
+
+
 def _read_object(reading: Reading, given: Any) -> list[Entry]:
     entries = _ask(reading, "python", given)
     if entries is None:

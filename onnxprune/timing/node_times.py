@@ -19,13 +19,11 @@ Ours. Knows nothing of channels' ids or budgets (`measure.cost` does).
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,23 +31,18 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import ProviderError
-from onnxprune.files.write import atomic_write_text
 from onnxprune.graph import operators
 from onnxprune.graph.layers import Layer, layers, products, signature_of, weight_axes
 from onnxprune.graph.model import Graph
 from onnxprune.graph.refusals import Refusal, refuse
 from onnxprune.protobuf.nodes import attr, node_key
-from onnxprune.runtime import install
 from onnxprune.runtime.ports import Feeds
 from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.engine import IDLE, ON_CPU, Engine, idle_chain, repeats, typical
+from onnxprune.timing.grids import ALONE, MIXED, Grids
 
 FUSED = 6
 """Nodes that ORT may have fused behind a layer, at most."""
-MIXED = "mixed"
-"""The entry of a layer's grid that holds κ."""
-ALONE = "alone"
-"""The entry that holds what the full layer takes alone, in ms, where that was taken by the clock."""
 POINTS, POINTS_BY_CLOCK = 16, 8
 """Most widths of one axis that are timed; in between, times are interpolated."""
 POINT_MS = 12.0
@@ -123,7 +116,7 @@ def node_times(
             progress(k, len(found))
         probe = _Probe.of(graph, layer, shapes)
         if not isinstance(probe, Refusal):
-            known = grids.get(probe.signature)
+            known = grids.get(probe.signature, probe.entries(engine))
             if known is None:
                 try:
                     known = probe.sweeps(engine)
@@ -283,6 +276,11 @@ class _Probe:
         """What layers that take the same time have in common."""
         return f"{signature_of(self.node, self.x, self.w, self.dtype, but=('group',))} {self.tied}"
 
+    def entries(self, engine: Engine) -> set[str]:
+        """What `sweeps` finds."""
+        extra = {MIXED: len(self.widths) == 2, ALONE: self.widths and not engine.on_cpu}
+        return {*map(str, self.widths), *(name for name, there in extra.items() if there)}
+
     def sweeps(self, engine: Engine) -> dict[str, list[list[float]]]:
         """Axis -> [shares, relative times] with the other axis full; κ; by the clock also what the full layer takes."""
         found, full = {}, {}
@@ -373,78 +371,3 @@ def grid(full: int, points: int = POINTS) -> list[int]:
     while full / step > points:
         step *= 2
     return sorted({*range(step, full, step), full, *([1, 2] if full < 8 else [])} & set(range(1, full + 1)))
-
-
-# ---- kept on disk ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Grids:
-    """What is known of layers on this machine: signature -> {axis: [shares, relative times]}.
-
-    Attributes:
-        path: the file; None: nothing is kept.
-    """
-
-    path: Path | None
-    known: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
-    changed: bool = False
-
-    @classmethod
-    def of_user(cls, engine: Engine = ON_CPU) -> Grids:
-        """The user's cache for this machine, ORT and engine; `ONNXPRUNE_CACHE=` (empty) keeps nothing."""
-        root = os.environ.get("ONNXPRUNE_CACHE")
-        if root == "":
-            return cls(None)
-        base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxprune"
-        identity = json.dumps([_machine(), *engine.identity], sort_keys=True)
-        made = cls(base / f"layers-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
-        made.load()
-        return made
-
-    def load(self) -> None:
-        """What the file holds; a file that cannot be read counts as none."""
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8")) if self.path else {}
-            if isinstance(content, dict) and content.get("schema") == 2:
-                self.known = {str(k): v for k, v in content["layers"].items() if _sound(v)}
-        except (OSError, ValueError, KeyError, AttributeError):
-            self.known = {}
-
-    def get(self, signature: str) -> dict[str, list[list[float]]] | None:
-        return self.known.get(signature)
-
-    def put(self, signature: str, sweeps: dict[str, list[list[float]]]) -> None:
-        self.known[signature] = sweeps
-        self.changed = True
-
-    def save(self) -> None:
-        """Write it, whole or not at all; a cache that cannot be written is no error."""
-        if self.path is None or not self.changed:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(
-                json.dumps({"schema": 2, "machine": _machine(), "layers": self.known}),
-                self.path,
-                force=True,
-                sources=[],
-            )
-            self.changed = False
-        except Exception:
-            self.path = None
-
-
-def _sound(sweeps: object) -> bool:
-    """Whether an entry is one of ours: two rows of equally many numbers for every axis."""
-    try:
-        pairs = [(x, y) for axis, (x, y) in sweeps.items() if axis not in (MIXED, ALONE)]  # type: ignore[attr-defined]
-        return all(len(x) == len(y) > 0 and min(*x, *y) > 0 and x[-1] == 1 for x, y in pairs)
-    except (TypeError, ValueError, AttributeError):
-        return False
-
-
-def _machine() -> dict[str, object]:
-    """What makes a machine another one, as far as the system tells."""
-    known = install.versions()
-    return {k: known[k] for k in ("cpu", "platform", "onnxruntime")} | {"cores": os.cpu_count()}

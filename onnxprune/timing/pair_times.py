@@ -18,7 +18,8 @@ from onnxprune.graph.layers import signature_of
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import pair_nodes, pair_sizes
 from onnxprune.timing.engine import ON_CPU, Engine
-from onnxprune.timing.node_times import COPIES, Grids, profiled, profiler_ms
+from onnxprune.timing.grids import Grids
+from onnxprune.timing.node_times import COPIES, profiled, profiler_ms
 
 POINT_MS = 25.0
 """Time spent on one probe, at least 4 and at most 60 runs."""
@@ -54,7 +55,7 @@ class PairTimes:
         assert weight is not None
         x = self.shapes[node.input[0]]
         signature = f"{signature_of(node, x, weight.shape, weight.dtype)} as {way}"
-        known = self.grids.get(signature)
+        known = self.grids.get(signature, [str(k) for k in range(len(way) + 1)])
         if known is None:
             times = self._measure(node, tuple(x), weight, way)
             known = {str(k): [[1.0], [t]] for k, t in enumerate(times)}

@@ -10,7 +10,6 @@ batch and gradients are averaged (gloo on CPUs, nccl on GPUs; the latter has bee
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import time
@@ -23,8 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from onnxprune.errors import FileError, UsageError, unknown
+from onnxprune.errors import unknown
+from onnxprune.files.lines import add_line
 from onnxprune.measure.chance import LITTLE, beats
+from onnxprune.train.checkpoint import load_checkpoint, save_checkpoint
 from onnxprune.train.shares import Figured, Shares, side_by_side
 
 Loss = Callable[[int], Figured]
@@ -167,7 +168,8 @@ def train(
         {"steps", "best", "best_step", "seconds", "resumed_at", "lr", "merits", "kept": "start" or "trained"}.
 
     Raises:
-        UsageError: the checkpoint belongs to another run.
+        UsageError: the checkpoint belongs to another run, or is damaged.
+        FileError: it cannot be written, or the metrics.
     """
     held: dict[str, Any] = {"lr": training.lr, "slower": 1.0}
     optimizer = _optimizer(network, training)
@@ -294,8 +296,7 @@ class _State:
         if self.training.metrics is not None and rank() == 0 and self.training.logs_at(step):
             seconds = round(time.monotonic() - self.begin, 2)
             line = {"step": step, "loss": loss, "held_out": merit, **figures, "seconds": seconds}
-            with self.training.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            add_line(self.training.metrics, line)
 
     def stale(self, step: int) -> bool:
         """Whether nothing better was seen for as long as patience lasts."""
@@ -342,7 +343,7 @@ class _State:
         return time.monotonic() - self.saved >= self.training.save_every
 
     def save(self, step: int) -> None:
-        """Whole or not at all: written beside, then renamed."""
+        """Whole or not at all."""
         path = self.training.checkpoint
         if path is None or rank() != 0:
             return
@@ -357,16 +358,7 @@ class _State:
             "kept": self.kept,
             "memory": self.memory,
         }
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with beside.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise FileError(f"{path}: the checkpoint cannot be written: {error.strerror}; free some space") from error
+        save_checkpoint(content, path)
         self.saved = time.monotonic()
 
     def resume(self) -> int:
@@ -374,13 +366,7 @@ class _State:
         path = self.training.checkpoint
         if path is None or not path.exists():
             return 0
-        try:
-            content = torch.load(path, weights_only=True, map_location="cpu")
-            same = content["run"] == self._run()
-        except Exception as error:
-            raise UsageError(f"{path}: not a checkpoint; remove it or name another file") from error
-        if not same:
-            raise UsageError(f"{path}: the checkpoint belongs to another run; remove it or name another file")
+        content = load_checkpoint(path, self._run())
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.best, self.best_step = content["best"]

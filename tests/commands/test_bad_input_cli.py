@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.cli import main
+from onnxprune.errors import ModelError
 from onnxprune.pipeline import plans
 
 ROOT = Path(__file__).parents[2]
@@ -301,6 +302,15 @@ def test_our_own_bug_is_one_line_too(here, capsys, monkeypatch):
     refused(capsys, here, ["m.onnx"], 1, "KeyError", "--debug")
     assert main(["m.onnx", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("of", ["model", "masked original"])
+def test_whoever_does_not_know_the_file_has_it_said(here, capsys, monkeypatch, of):
+    def fails(*_, **__):
+        raise ModelError(f"{of}: cannot be run with x float32[1]: no; check the inputs' shapes")
+
+    monkeypatch.setattr("onnxprune.api.open_model", fails)
+    refused(capsys, here, ["m.onnx"], 3, "error: m.onnx: ", "cannot be run")
 
 
 def test_no_memory(here, capsys, monkeypatch):

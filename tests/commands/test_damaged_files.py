@@ -116,13 +116,33 @@ PLANS = {
     "a channel twice": lambda plan: plan["edits"][0].update(keep=[1, 1]),
     "nothing kept": lambda plan: plan["edits"][0].update(keep=[]),
     "no edits": lambda plan: plan.pop("edits"),
-}
+    "a number too large": lambda plan: plan["settings"].update(ratio=10**400),
+    "a negative seed": lambda plan: plan.update(seed=-1),
+    "no batch": lambda plan: plan.update(batch=0),
+    "no provider": lambda plan: plan.update(providers=[]),
+    "an unknown provider": lambda plan: plan.update(providers=["gpu9"]),
+    "another model": lambda plan: plan.update(model_digest="0" * 64),
+    "a group that is not there": lambda plan: plan["edits"][0].update(group="other"),
+    "a block that is not there": lambda plan: plan["edits"].append(
+        {"edit": "drop_block", "block": "b", "branch": 0, "axis": 1, "rank": 4, "length": 4}
+    ),
+    "a layer that is not there": lambda plan: plan["edits"].append(
+        {"edit": "factorize", "node": "none", "kind": "channel", "rank": 2}
+    ),
+    "a merge that is not there": lambda plan: plan["edits"].append(
+        {"edit": "merge_columns", "node": "n", "input": 1, "axis": 1,
+         "source": [0], "target": [1], "factor": [1], "constant": [0]}
+    ),
+    "what outputs are": lambda plan: plan["settings"].update(output_kind=5),
+    "weights of outputs": lambda plan: plan["settings"].update(weight=["y"]),
+    "a kind that is none": lambda plan: plan["settings"].update(output_kind={"y": "odd"}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", PLANS)
 def test_plans(here, capsys, way):
     edited("plan.json", PLANS[way])
-    refused(capsys, ["apply", "m.onnx", "plan.json", "-o", "o.onnx"], 2, "plan")
+    refused(capsys, ["apply", "m.onnx", "plan.json", "-o", "o.onnx"], 2, "plan.json: ")
 
 
 def test_a_number_that_is_too_large_to_be_one(here, capsys):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -252,3 +255,126 @@ def test_a_full_disk(tmp_path):
         _, said = writer.communicate(timeout=20)
     assert writer.returncode == 1 and said.startswith("7 ") and "free some space" in said
     assert path.read_text() == "old" and listing(tmp_path) == ["m.onnx", "source.onnx"]
+
+
+# ---- beside others ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """Weights always go to a file of their own."""
+    monkeypatch.setattr(serialize, "MAX_PROTOBUF", 10)
+    monkeypatch.setattr(external_weights, "EXTERNAL_THRESHOLD", 20)
+
+
+def data_of(path: Path) -> str:
+    (found,) = external_files(path)
+    return found.name
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o777])
+@pytest.mark.parametrize("kind", ["model", "text"])
+def test_permissions_of_what_is_replaced_are_kept(tmp_path, outside, mode, kind):
+    path = tmp_path / "m.onnx"
+    path.write_text("old")
+    path.chmod(mode)
+    if kind == "text":
+        atomic_write_text("new", path, force=True)
+    else:
+        atomic_write(conv(), path, force=True)
+    assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {mode}
+
+
+def test_weights_that_nobody_names_any_more_go(tmp_path, outside):
+    path, other = tmp_path / "m.onnx", changed(set_weight(2.0))
+    atomic_write(conv(), path)
+    old = data_of(path)
+    atomic_write(conv(), path, force=True)
+    assert listing(tmp_path) == sorted(["m.onnx", old])  # the same again
+    atomic_write(other, path, force=True)
+    assert listing(tmp_path) == sorted(["m.onnx", data_of(path)]) and data_of(path) != old
+    assert read_model(path).graph.node == other.graph.node
+
+
+@pytest.mark.parametrize("why", ["another model", "a source", "a name of its own", "not replaced"])
+def test_weights_that_may_be_somebody_s_stay(tmp_path, outside, why):
+    path, other = tmp_path / "m.onnx", changed(set_weight(2.0))
+    atomic_write(conv(), path)
+    old, sources = data_of(path), []
+    if why == "another model":
+        (tmp_path / "copy.onnx").write_bytes(path.read_bytes())
+    elif why == "a source":
+        (tmp_path / "source").write_bytes(path.read_bytes())
+        (tmp_path / old).unlink()
+        (tmp_path / old).write_bytes(b"kept")
+        with pytest.raises(FileError, match="holds the weights of the input"):
+            atomic_write(other, tmp_path / old, force=True, sources=[tmp_path / "source"])
+        sources = [tmp_path / "source"]
+    elif why == "a name of its own":
+        (tmp_path / old).rename(tmp_path / "weights.data")
+        data = path.read_bytes()
+        path.write_bytes(data.replace(old.encode(), b"weights.data".ljust(len(old), b"x")))
+        old = "weights.data"
+    try:
+        atomic_write(other, path, force=why != "not replaced", sources=sources)
+    except FileError:
+        assert why == "not replaced"
+    assert old in listing(tmp_path)
+
+
+def test_two_equal_runs_leave_each_other_s_weights(tmp_path, outside):
+    """The first has placed the weights, the second has placed the same, the first fails, the second ends."""
+    path = tmp_path / "m.onnx"
+    placed = [threading.Event(), threading.Event()]
+    failed = threading.Event()
+
+    def first(_):
+        placed[0].set()
+        assert placed[1].wait(20)
+        raise ModelError("no")
+
+    def second(_):
+        placed[1].set()
+        assert failed.wait(20)
+
+    def run():
+        with contextlib.suppress(ModelError):
+            atomic_write(conv(), path, verify=first)
+        failed.set()
+
+    one = threading.Thread(target=run)
+    one.start()
+    assert placed[0].wait(20)
+    atomic_write(conv(), path, verify=second)
+    one.join()
+    assert read_model(path).graph.node == conv().graph.node
+    assert listing(tmp_path) == sorted(["m.onnx", data_of(path)])
+
+
+def test_what_a_killed_run_has_left_goes_with_the_next(tmp_path):
+    path = tmp_path / "m.onnx"
+    with start(path, "hang") as writer:
+        assert writer.stdout.readline() == "writing\n"
+        (left,) = (n for n in listing(tmp_path) if n.startswith(".onnxprune-"))
+        atomic_write_text("while it runs", tmp_path / "one.json")
+        assert left in listing(tmp_path)
+        writer.kill()
+        writer.communicate(timeout=20)
+    (tmp_path / ".onnxprune-mine.tmp").write_text("of somebody else")
+    (tmp_path / ".onnxprune-0123456789abcdef.tmp").symlink_to("one.json")
+    atomic_write_text("later", tmp_path / "two.json")
+    assert left not in listing(tmp_path)
+    assert {".onnxprune-mine.tmp", ".onnxprune-0123456789abcdef.tmp", "one.json"} < set(listing(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket"])
+def test_what_is_no_file_is_not_replaced(tmp_path, kind):
+    path = tmp_path / "m.onnx"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(str(path))
+    with pytest.raises(FileError, match="not a regular file"):
+        atomic_write_text("new", path, force=True)
+    assert not path.is_file() and path.exists()

@@ -28,10 +28,11 @@ class Tags(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.seen, self.text, self.links = [], [], "", []
+        self.open, self.seen, self.text, self.links, self.metas = [], [], "", [], []
 
     def handle_starttag(self, tag, attrs):
         self.seen.append(tag)
+        self.metas += [attrs] if tag == "meta" else []
         self.links += [v for k, v in attrs if k in ("src", "href")]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -49,7 +50,9 @@ class Tags(html.parser.HTMLParser):
 def read(page):
     tags = Tags()
     tags.feed(page)
-    assert not tags.open and not tags.links and "http" not in page
+    assert not tags.open and not tags.links and "http" not in page.replace("http-equiv", "", 1) and "://" not in page
+    (policy,) = (dict(attrs)["content"] for attrs in tags.metas if ("http-equiv", "Content-Security-Policy") in attrs)
+    assert policy.startswith("default-src 'none'; ") and "script" not in policy  # nothing is fetched, nothing runs
     return tags
 
 

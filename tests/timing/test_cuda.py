@@ -17,8 +17,9 @@ from onnxprune.graph.shapes import observe
 from onnxprune.runtime.ports import default_feed
 from onnxprune.runtime.sessions import open_session
 from onnxprune.timing.engine import Engine
+from onnxprune.timing.grids import Grids
 from onnxprune.timing.latency import bench
-from onnxprune.timing.node_times import Grids, node_times
+from onnxprune.timing.node_times import node_times
 from onnxprune.timing.pair_times import PairTimes
 
 MODEL = "benchmarks/models/resnet20_fmnist.onnx"

@@ -15,7 +15,7 @@ from onnxprune.pipeline import asked, opened, planner, prices
 from onnxprune.pipeline.settings import Settings
 from onnxprune.timing import accelerators, node_times
 from onnxprune.timing.engine import Engine
-from onnxprune.timing.node_times import ALONE, Grids
+from onnxprune.timing.grids import ALONE, Grids, _sound
 from onnxprune.timing.pair_times import PairTimes
 from tests.channels import surgery
 from tests.timing.test_node_times import TEXT
@@ -158,7 +158,7 @@ def test_by_the_clock_every_layer_is_timed_alone(subject):
     assert set(times.stairs["h"]) == {0, 1} and set(times.stairs["g"]) == {0}
     assert times.stairs["z"][0].time[0] < 0.9  # 48 outputs over 24x24 positions
     for known in grids.known.values():
-        assert known[ALONE][1][0] > 0 and node_times._sound(known)
+        assert known[ALONE][1][0] > 0 and _sound(known)
         assert all(len(x) <= node_times.POINTS_BY_CLOCK + 2 for x, _ in known.values())
 
 

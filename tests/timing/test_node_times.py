@@ -1,5 +1,7 @@
 """Measured node times: what is measured adds up, and the model's product form is what the cost uses."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ from onnxprune import api
 from onnxprune.measure.cost import CostModel, Running, WidthCost
 from onnxprune.timing import node_times
 from onnxprune.timing.engine import Engine
-from onnxprune.timing.node_times import Grids, NodeTimes, Stairs, grid
+from onnxprune.timing.grids import Grids
+from onnxprune.timing.node_times import NodeTimes, Stairs, grid
 from tests.channels import surgery
 
 TEXT = """(float[1,3,24,24] x) => (float[] y)
@@ -94,7 +97,25 @@ def test_what_is_known_is_kept(tmp_path, monkeypatch):
     assert Grids.of_user(Engine(threads=2)).get("layer") is None  # other threads, other times
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 2, "layers": {"a": {"0": [[1], []]}}}', '{"schema": 9}'])
+def layer(entry):
+    return '{"schema": 2, "layers": {"a": %s}}' % entry  # noqa: UP031
+
+
+SPOILT = [
+    "", "[]", "{", '{"schema": 9}', '{"schema": 2}', '{"schema": 2, "layers": []}', "[" * 100000, "\0",
+    *map(layer, [
+        '{"0": [[1], []]}', '{"0": [[1], [NaN]]}', '{"0": [[0.5, 1], [1, NaN]]}', '{"0": [[0.5, 1], [NaN, 1]]}',
+        '{"0": [[NaN, 1], [1, 1]]}', '{"0": [[1], [Infinity]]}', '{"0": [[1], [1e400]]}', '{"0": [[1], [-1]]}',
+        '{"0": [[1], [0]]}', '{"0": [[1], ["1"]]}', '{"0": [[1], [true]]}', '{"0": [[1, 0.5], [1, 1]]}',
+        '{"0": [[0.5, 0.5, 1], [1, 1, 1]]}', '{"0": [[0.5], [1]]}', '{"x": [[1], [1]]}', '{"0": [[1]]}', '{"0": 1}',
+        '[]', 'null', '1', '{"0": [[1], [1%s]]}' % ("0" * 400), '{"0": [[1], [1]], "mixed": [[0.3, 0.3], [NaN]]}',
+        '{"0": [[1], [1]], "mixed": [[0.3, 0.3], []]}', '{"0": [[1], [1]], "alone": [[1], [NaN]]}',
+        '{"0": [[1], [1]], "alone": [1, 1]}',
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SPOILT, ids=lambda text: text[:80])
 def test_a_spoilt_cache_counts_as_none(tmp_path, monkeypatch, text):
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
     Grids.of_user().path.parent.mkdir(exist_ok=True, parents=True)
@@ -109,3 +130,26 @@ def test_an_empty_variable_keeps_nothing(tmp_path, monkeypatch):
     grids.put("layer", {"0": [[1.0], [1.0]]})
     grids.save()
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "no text"])
+def test_a_cache_that_is_no_file_of_text(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
+    path = Grids.of_user().path
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"\xff\xfe")
+    grids = Grids.of_user()
+    assert grids.known == {}
+    grids.put("layer", {"0": [[1.0], [1.0]]})
+    grids.save()  # no error
+
+
+def test_what_is_known_of_other_axes_is_not_taken():
+    grids = Grids(None, {"layer": {"0": [[1.0], [1.0]]}})
+    assert (
+        grids.get("layer", {"0"}) and grids.get("layer", {"0", "mixed"}) is None and grids.get("layer", {"1"}) is None
+    )

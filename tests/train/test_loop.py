@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from onnxprune.errors import UsageError  # noqa: E402
+from onnxprune.errors import FileError, UsageError  # noqa: E402
+from onnxprune.files.lines import add_line, check_lines  # noqa: E402
+from onnxprune.pipeline.training_settings import LINE  # noqa: E402
 from onnxprune.train.loop import Training, rate, train  # noqa: E402
 
 HOW = Training(steps=30, lr=0.05, warmup=3, check_every=10, save_every=0.0, bf16=False)
@@ -137,3 +140,135 @@ def test_two_processes_learn_as_one(tmp_path):
         out.append(torch.load(path, weights_only=True))
     assert [n for _, n in out] == [1, 2]
     assert torch.allclose(out[0][0], out[1][0], atol=1e-6)
+
+
+# ---- files that are not ours ------------------------------------------------------------------------------
+
+
+def wrong(edit):
+    """The content of a checkpoint of the right run, changed."""
+
+    def change(path):
+        content = torch.load(path, weights_only=True)
+        other = edit(content)
+        torch.save(content if other is None else other, path)
+
+    return change
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    at = data.index(torch.load(path, weights_only=True)["network"]["weight"].numpy().tobytes())
+    data[at + 1] ^= 64
+    path.write_bytes(data)
+
+
+WRONG = {
+    "no step": wrong(lambda c: c.pop("step") and None),
+    "a step too far": wrong(lambda c: c.update(step=10**9)),
+    "a step that is text": wrong(lambda c: c.update(step="17")),
+    "no network": wrong(lambda c: c.update(network={})),
+    "a network of another shape": wrong(lambda c: c["network"].update(weight=torch.zeros(5))),
+    "a network of NaN": wrong(lambda c: c["network"].update(weight=torch.full((1, 3), torch.nan))),
+    "no state of the optimizer": wrong(lambda c: c["optimizer"].update(state={})),
+    "an optimizer of other groups": wrong(lambda c: c["optimizer"]["param_groups"].pop() and None),
+    "a best that is none": wrong(lambda c: c.update(best=None)),
+    "kept of another shape": wrong(lambda c: c.update(kept={"weight": torch.zeros(5)})),
+    "no rate": wrong(lambda c: c["held"].update(lr=float("nan"))),
+    "memory of another method": wrong(lambda c: c.update(memory={"masks": 1})),
+    "a list": wrong(lambda c: [1, 2]),
+    "a bit": flipped,
+    "cut short": lambda p: p.write_bytes(p.read_bytes()[:-200]),
+}
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_a_checkpoint_of_the_right_run_with_wrong_contents(tmp_path, way):
+    how = replace(HOW, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(KeyboardInterrupt):
+        run(how, stop_at=17)
+    WRONG[way](tmp_path / "run.pt")
+    with pytest.raises(UsageError, match=r"run.pt: .*(damaged|not a checkpoint)"):
+        run(how)
+
+
+def full(limit):
+    """No file of this process may be larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "metrics"])
+def test_a_full_disk(tmp_path, what):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    path = tmp_path / "file"
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    for limit in (0, 10, 100, 1000):
+        path.unlink(missing_ok=True)
+        try:
+            full(limit)
+            with pytest.raises(FileError, match=r"file: cannot be written: .*free some space") as found:
+                run(replace(HOW, steps=30 if limit < 100 else 300, check_every=1, **{what: path}))
+            assert found.value.exit_code == 7
+        finally:
+            full(most)
+        lines = path.read_bytes() if path.exists() else b""
+        assert not lines or (what == "metrics" and lines.endswith(b"}\n"))
+        assert {p.name for p in tmp_path.iterdir()} <= {"file"}
+
+
+def test_a_checkpoint_goes_through_no_link_and_keeps_its_permissions(tmp_path):
+    path, precious = tmp_path / "run.pt", tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / f".run.pt.{os.getpid()}.part").symlink_to(precious)
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(HOW, checkpoint=path), stop_at=3)
+    path.chmod(0o600)
+    run(replace(HOW, checkpoint=path))
+    assert path.stat().st_mode & 0o777 == 0o600 and precious.read_text() == "mine"
+
+
+OURS = '{"step": 100, "loss": 1.0, "held_out": null, "seconds": 0.1}\n'
+LINES = {
+    "nothing": ("", True),
+    "ours": (OURS, True),
+    "ours and more": (OURS * 5000, True),
+    "a model": ("\x08\x07\x12\x04here", False),
+    "notes": ("notes\n", False),
+    "other json": ('{"a": 1}\n', False),
+    "no object": ("[1, 2]\n", False),
+    "notes behind ours": (OURS + "notes\n", False),
+    "ours behind notes": ("notes\n" + OURS, False),
+    "half a line": (OURS + OURS[:20], False),
+    "deep": ("[" * 60000 + "\n", False),
+}
+
+
+@pytest.mark.parametrize("way", LINES)
+def test_lines_are_added_to_files_of_ours_alone(tmp_path, way):
+    path, (text, fine) = tmp_path / "m.jsonl", LINES[way]
+    path.write_text(text)
+    if fine:
+        check_lines(path, LINE)
+        add_line(path, {"step": 1})
+        assert path.read_text() == text + '{"step": 1}\n'
+        return
+    with pytest.raises(FileError, match=r"m\.jsonl: holds something else"):
+        check_lines(path, LINE)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link to nothing", "a link to a pipe"])
+def test_lines_are_added_to_regular_files_alone(tmp_path, kind):
+    path = tmp_path / "m.jsonl"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("there")
+        if kind == "a link to a pipe":
+            os.mkfifo(tmp_path / "there")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for call in (lambda: check_lines(path, LINE), lambda: add_line(path, {"step": 1})):
+        with pytest.raises(FileError, match=r"m\.jsonl"):
+            call()
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
