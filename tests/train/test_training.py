@@ -111,7 +111,8 @@ def test_the_budget_holds_and_the_cut_changes_nothing(method, make, steps, most)
 
 
 def test_what_is_cut_first_is_trained_then():
-    subject = onnxprune.open_model(small(), calibration=batches(4))
+    """On sixteen that judge, chance may have its way by some 0.04 dB of others; on twice as many it has not."""
+    subject = onnxprune.open_model(small(), calibration=batches(8))
     long, short = (
         train_and_prune(subject, TrainSettings("tune", ratio=0.5, steps=steps, batch=32)) for steps in (200, 4)
     )
@@ -123,7 +124,7 @@ def test_what_is_cut_first_is_trained_then():
         for made in (result, plain):  # they tell how they were made
             del made.model.metadata_props[:]
         same = result.model.SerializeToString() == plain.model.SerializeToString()
-        assert told.step == "tune" and same == (told.kept == "start") and told.samples == 16
+        assert told.step == "tune" and same == (told.kept == "start") and told.samples == 32
     assert long.plan.settings["trained"] == "tune" and not set(long.warnings) - set(subject.doubts)
     assert "trained      tune, 200 steps" in long.summary()
 
