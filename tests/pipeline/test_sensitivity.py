@@ -285,7 +285,8 @@ BAD = [
     (["none.onnx", "--calib", "s.npz"], 7, "none.onnx"),
     (["m.onnx", "--calib", "s.npz", "-o", "nowhere/s.json"], 7, "nowhere"),
     (["m.onnx", "--calib", "s.npz", "-o", "m.onnx", "--force"], 7, "itself"),
-    (["m.onnx", "--calib", "s.npz", "--plot", "m.onnx"], 2, ".svg"),
+    (["m.onnx", "--calib", "s.npz", "--plot", "p.onnx"], 2, ".svg"),
+    (["m.onnx", "--calib", "s.npz", "--plot", "m.onnx"], 7, "itself"),
     (["relu.onnx", "--calib", "s.npz"], 5, "nothing can be cut"),
 ]
 
