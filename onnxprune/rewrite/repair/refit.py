@@ -41,7 +41,7 @@ BYTES = 1 << 28
 REFIT_BYTES = 3 * MEMORY
 """What a pass may hold: activations of two networks, and the rows of a layer."""
 PRODUCER_ROWS = 80_000
-"""Positions of whole samples that they look at; a quarter of that costs a ResNet-20 on CIFAR-10 half a point at -54%."""
+"""Positions of whole samples they look at; a quarter of that costs a ResNet-20 half a point at -54% on CIFAR-10."""
 
 
 @dataclass(frozen=True)
