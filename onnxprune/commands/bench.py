@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from onnxprune.commands.common import as_json, check_outputs, inputs_of, print_out
-from onnxprune.commands.options import Parser, add_general, add_settings, given
+from onnxprune.commands.options import Parser, add_general, add_input_shape, add_settings, given
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import words
 from onnxprune.pipeline.settings import SAMPLES, TIMING
@@ -45,14 +45,8 @@ def parser() -> Parser:
     add = made.add_argument
     add("models", nargs="+", metavar="MODEL", help=argparse.SUPPRESS)
     add("--batch", type=_batches, default=(1,), metavar="LIST", help="for a dynamic batch axis: 8, or 1,8,32")
-    add(
-        "--input-shape",
-        type=_shape,
-        action="append",
-        default=[],
-        metavar="NAME=N,N",
-        help="sizes of an input, N for the batch: x=N,3,320,320 (repeatable; a name again is a further case)",
-    )
+    cases = "sizes of an input, N for the batch: x=N,3,320,320 (repeatable; a name again is a further case)"
+    add_input_shape(add, _shape, cases)
     add("--rounds", type=int, default=40, metavar="N", help="at least 10 (default 40)")
     add("--time-budget", type=float, metavar="S", help="stop after so many seconds")
     add_settings(add, "bench", SAMPLES)

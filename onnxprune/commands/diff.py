@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from onnxprune.commands.common import as_json, check_inputs, columns, print_out, run_of, shapes_given
-from onnxprune.commands.options import Parser, add_general, add_settings, given, sizes
+from onnxprune.commands.options import Parser, add_general, add_input_shape, add_settings, given
 from onnxprune.commands.results import ROWS
 from onnxprune.pipeline.settings import SAMPLES
 from onnxprune.report.terminal import Status
@@ -20,14 +20,7 @@ def parser() -> Parser:
     made = Parser("diff", "diff A B [options]", about)
     made.add_argument("models", nargs=2, metavar="MODEL", help=argparse.SUPPRESS)
     add = made.add_argument_group("sizes").add_argument
-    add(
-        "--input-shape",
-        type=sizes,
-        action="append",
-        default=[],
-        metavar="NAME=N,N",
-        help="sizes of an input with dynamic axes (repeatable)",
-    )
+    add_input_shape(add)
     add_settings(add, "diff", SAMPLES)
     add_general(made)
     return made

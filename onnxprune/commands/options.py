@@ -169,20 +169,22 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.3,0.5,0.7") from None
 
 
+def add_input_shape(
+    add: Callable[..., Any],
+    read: Callable[[str], Any] = sizes,
+    about: str = "sizes of an input with dynamic axes (repeatable)",
+) -> None:
+    """`--input-shape`, what reads it, and what it says of itself."""
+    add("--input-shape", type=read, action="append", default=[], metavar="NAME=N,N", help=about)
+
+
 def add_samples(parser: Parser, *, brief: bool = False) -> None:
     """How samples and inputs are read; `brief` leaves the rarer options to `onnxprune prune --help`."""
     add = parser.add_argument_group("samples").add_argument
     add("--calib", metavar="SAMPLES", help=f"unlabelled: {kinds()}")
     add("--samples", type=int, metavar="N", help="use at most N samples")
     add("--image", metavar="SPEC", help="of images in a folder: size=224x224,mean=0.5,...")
-    add(
-        "--input-shape",
-        type=sizes,
-        action="append",
-        default=[],
-        metavar="NAME=N,N",
-        help="sizes of an input with dynamic axes (repeatable)",
-    )
+    add_input_shape(add)
     add_settings(add, parser.command, SAMPLES, brief=brief)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ BOXES, BOX_SCORES, DETECTIONS = "boxes", "box scores", "detections"
 KEYPOINTS, EMBEDDING, HEAT_MAP = "keypoints", "embedding", "heat map"
 IMAGE, SIGNAL, STATE = "image", "signal", "hidden state"
 """What a part may say; what is known of each kind, `measure.kinds.table` says."""
+Values = Mapping[str, np.ndarray]
+"""The outputs of a network on a batch, by name."""
 
 
 @dataclass(frozen=True)

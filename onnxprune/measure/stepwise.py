@@ -105,7 +105,8 @@ class Runner:
         is read later is kept."""
         names = [name for name in self.live if name in self.made_at]
         fed = {name: [np.asarray(b[name]) for b in batches] for name in self.graph.inputs}
-        joined = replaced(self, fed, len(batches))
+        joined = copy(self)
+        joined.live, joined.count = fed, len(batches)
         results: dict[str, list[np.ndarray]] = {name: [] for name in names}
         if names:
             for values in joined._results(self.keys[: self.position], names):
@@ -230,13 +231,6 @@ class Runner:
         source = graph.model
         model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
         return model, inputs, add_external_weights(model, constants)  # last: every message put into another is copied
-
-
-def replaced(runner: Runner, live: dict[str, list[np.ndarray]], count: int) -> Runner:
-    """One that stands at the beginning of the same graph, with other samples."""
-    other = copy(runner)
-    other.live, other.count, other.position, other.held = live, count, 0, 0
-    return other
 
 
 def _bytes(value: np.ndarray | list[np.ndarray]) -> int:

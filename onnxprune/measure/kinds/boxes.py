@@ -7,14 +7,14 @@ matched once, the best scored first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxprune.graph.joined import joined
 from onnxprune.measure.kinds.look import Look, in_unit, normalized, rows_along
-from onnxprune.measure.part import BOX_SCORES, BOXES, SCORES, Part
+from onnxprune.measure.part import BOX_SCORES, BOXES, SCORES, Part, Values
 
 SCORE, SUPPRESSED = 0.25, 0.6
 """Least score of what is found; IoU from which the lower scored of two of a class goes."""
@@ -28,7 +28,6 @@ ANYTHING = 0.4
 TAKEN = frozenset(("Split", "Slice"))
 APART = 8.0
 """Ratio of the spreads of boxes and scores by which they are told where the graph joins nothing."""
-Values = Mapping[str, np.ndarray]
 
 
 # ---- how they are told ---------------------------------------------------------------------------------------

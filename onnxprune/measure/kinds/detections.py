@@ -12,14 +12,13 @@ import numpy as np
 
 from onnxprune.measure.kinds.boxes import SCORE, Matches, overlaps
 from onnxprune.measure.kinds.look import Look
-from onnxprune.measure.part import DETECTIONS, Part
+from onnxprune.measure.part import DETECTIONS, Part, Values
 
 LAYOUTS = ("xyxy score class", "xyxy class score", "class score xyxy", "sample xyxy class score",
            "sample class score xyxy")  # fmt: skip
 """What the numbers of a row may say, from front to back."""
 FEW = 4
 """Rows below which nothing is told."""
-Values = Mapping[str, np.ndarray]
 
 
 def places(layout: str) -> dict[str, int]:

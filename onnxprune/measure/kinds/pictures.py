@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +9,7 @@ from scipy.ndimage import uniform_filter
 
 from onnxprune.measure.kinds.look import Look
 from onnxprune.measure.kinds.scores import SIDE, peaked
-from onnxprune.measure.part import HEAT_MAP, IMAGE, SIGNAL, Part
+from onnxprune.measure.part import HEAT_MAP, IMAGE, SIGNAL, Part, Values
 
 COLOURS, PIXELS, SMOOTH = (1, 3, 4), 16, 0.7
 """Channels of an image, its least side, and the least correlation of neighbouring pixels."""
@@ -21,7 +20,6 @@ WINDOW = 7
 STABLE = (0.01, 0.03)
 NEAR = 0.02
 """Share of the longer side by which a peak may move."""
-Values = Mapping[str, np.ndarray]
 
 
 def heat_maps(look: Look) -> dict[int, Part]:

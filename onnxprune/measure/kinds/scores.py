@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxprune.measure.kinds.look import Look, normalized, rows_along
 from onnxprune.measure.kinds.vectors import is_embedding
-from onnxprune.measure.part import BOXES, CLASS_MAP, LABELS, MASK, SCORES, TEXT, Part
+from onnxprune.measure.part import BOXES, CLASS_MAP, LABELS, MASK, SCORES, TEXT, Part, Values
 
 SIDE = 8
 """Height and width from which scores are a map."""
@@ -20,7 +19,6 @@ MOST_CLASSES = 1 << 12
 """Whole numbers up to which a map of them is one of classes."""
 SET = 0.5
 """From where a label or a pixel is set."""
-Values = Mapping[str, np.ndarray]
 
 
 # ---- how they are told ---------------------------------------------------------------------------------------

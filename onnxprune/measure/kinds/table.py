@@ -32,12 +32,12 @@ from onnxprune.measure.part import (
     TEXT,
     VALUES,
     Part,
+    Values,
 )
 
 DIVERGENCE, SINGLY, ERROR = "divergence of classes", "divergence of labels", "relative error"
 MISMATCH, NONE = "boxes that do not match", "none"
 """Units of damage (`measure.damage`)."""
-Values = Mapping[str, np.ndarray]
 
 
 class Measured(Protocol):

@@ -6,20 +6,19 @@ either end do not count where the file says which characters classes are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxprune.measure.kinds.look import Look, normalized
-from onnxprune.measure.part import TEXT, Part
+from onnxprune.measure.part import TEXT, Part, Values
 
 STEPS, CLASSES, BLANK = 4, 8, 0.3
 """Fewer steps or classes are no text; share of the steps of the most frequent class, the first or last, that is."""
 MAKERS = frozenset(("MatMul", "Gemm", "Add", "Conv"))
 """What may make the scores of steps before a softmax."""
 CHARACTERS = "character"
-Values = Mapping[str, np.ndarray]
 
 
 def text(look: Look) -> dict[int, Part]:

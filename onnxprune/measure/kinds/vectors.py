@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.stats import rankdata
 
 from onnxprune.graph.joined import is_state
 from onnxprune.measure.kinds.look import Look, normalized
-from onnxprune.measure.part import EMBEDDING, INTEGERS, KEYPOINTS, STATE, Part
+from onnxprune.measure.part import EMBEDDING, INTEGERS, KEYPOINTS, STATE, Part, Values
 
 LONG = 32
 """Numbers from which a vector may be an embedding."""
@@ -23,7 +22,6 @@ NEAR = 0.05
 """Share of the extent of the points of a sample from which a point is elsewhere."""
 ROWS, PLACES = 2048, 16
 """Samples, and places of each, that ranks and neighbours are looked at of."""
-Values = Mapping[str, np.ndarray]
 
 
 # ---- how they are told ---------------------------------------------------------------------------------------

@@ -132,9 +132,9 @@ class Rows:
         self.solution = self._solve(products)
         return self.solution
 
-    def written(self, solution: np.ndarray | None = None) -> np.ndarray:
-        """(rows, parts · outputs): what the layer writes with a solution."""
-        W = (self.solution if solution is None else solution).astype(np.float32)
+    def written(self) -> np.ndarray:
+        """(rows, parts · outputs): what the layer writes with the solution."""
+        W = self.solution.astype(np.float32)
         return np.concatenate([parallel.product(x, w[:-1]) + w[-1] for x, w in zip(self.x, W, strict=True)], axis=1)
 
 
