@@ -23,7 +23,7 @@ from onnxprune.graph.bodies import SelfCounting, counted_inside, summed
 from onnxprune.graph.model import Graph
 from onnxprune.graph.sizes_only import sizes_only
 from onnxprune.graph.work import NOTHING, Ran
-from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured, node_key
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured, inferred, node_key
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import MAX_RANK, Feeds
 from onnxprune.runtime.weights import ModelAndWeights, add_external_weights
@@ -209,8 +209,8 @@ def _tensors_only(graph: Graph, model: onnx.ModelProto, names: Sequence[str]) ->
     inferred; a name whose type nobody knows is taken for a tensor."""
     if only_tensors(graph):
         return set(names)
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    other = {v.name for v in (*inferred.value_info, *inferred.output) if not v.type.HasField("tensor_type")}
+    found = inferred(model).graph
+    other = {v.name for v in (*found.value_info, *found.output) if not v.type.HasField("tensor_type")}
     return set(names) - other
 
 

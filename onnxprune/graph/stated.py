@@ -11,6 +11,7 @@ from onnx import ModelProto, helper
 from onnxprune.graph import operators
 from onnxprune.graph.facts import Operator
 from onnxprune.graph.macs import OUT, Call, Size, volume
+from onnxprune.protobuf.nodes import inferred
 from onnxprune.protobuf.serialize import BITS, nbytes, without_initializers
 from onnxprune.runtime.ports import Feeds
 
@@ -70,7 +71,7 @@ def _inferred(model: ModelProto, fed: Mapping[str, tuple[int, ...]]) -> dict[str
             bare.graph.initializer.add().CopyFrom(tensor)
         elif tensor.name not in ports:
             bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    found = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    found = inferred(bare, data=True).graph
     return {
         port.name: tuple(d.dim_value for d in port.type.tensor_type.shape.dim)
         for port in (*found.value_info, *found.input, *found.output)

@@ -5,7 +5,6 @@ Knows no `Graph` and no operator besides `Constant` and the four that carry bodi
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -111,6 +110,20 @@ def element_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
 
 def inferred_types(model: onnx.ModelProto) -> dict[str, np.dtype]:
     """The same, worked out; what is stated for a model that cannot be inferred."""
-    with contextlib.suppress(Exception):  # too large for protobuf, or operators without inference
-        model = onnx.shape_inference.infer_shapes(model)
-    return element_types(model)
+    return element_types(inferred(model))
+
+
+def inferred(model: onnx.ModelProto, *, data: bool = False) -> onnx.ModelProto:
+    """The model with the types and sizes that can be worked out; as it is where it contradicts itself or has
+    operators without inference.
+
+    Args:
+        model: it is left as it is.
+        data: also follow the values of small constants.
+    """
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=data)
+    except MemoryError:
+        raise
+    except Exception:  # of a type that onnx has in no public place; or the model is too large for protobuf
+        return model
