@@ -30,6 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 HANG_S = 60.0
 """Without a word from a worker."""
+WORKER = (sys.executable, "-m", "tests.fuzz.whole")
 FINDS = ("escape", "abort", "hang")
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"ratio": 0.3},
@@ -147,7 +148,7 @@ def run(first: int, count: int, *, models: list[str] | None = None, seconds: flo
 
 def _watch(seed: int, last: int, models: list[str], found: Found, until: float) -> int:
     """One worker, to its end. Returns the seed behind the last that is known of."""
-    command = [sys.executable, "-m", "tests.fuzz.whole", "--work", f"{seed},{last}", "--models", ",".join(models)]
+    command = [*WORKER, "--work", f"{seed},{last}", "--models", ",".join(models)]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))))
     worker = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd=ROOT
