@@ -190,5 +190,7 @@ class Curves:
         if energies is not None and energies.any():
             rows = np.arange(group.width)[:, None]
             readers.append(numerics.Reader(np.eye(group.width), np.sqrt(energies)[:, None], rows))
+        if not readers:  # nobody reads anything but zeros: none of it matters
+            return Curve(np.arange(group.width) if order is None else np.asarray(order), np.zeros(group.width + 1))
         found, errors = numerics.eliminate(readers, order=order, step=-(-group.width // STEPS))
         return Curve(found, np.maximum.accumulate(np.maximum(errors, 0)[::-1])[::-1])

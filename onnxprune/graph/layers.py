@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnxprune.errors import ModelError, one_line
 from onnxprune.graph import operators
 from onnxprune.graph.facts import Operator
 from onnxprune.graph.model import Graph, Use
 from onnxprune.graph.refusals import Refusal, refuse, unless_refused
 from onnxprune.graph.work import work
-from onnxprune.protobuf.nodes import attr, attributes, subgraphs
+from onnxprune.protobuf.nodes import attr, attributes, subgraphs, titled
 
 
 def has_layers(node: onnx.NodeProto) -> bool:
@@ -97,6 +98,19 @@ def _products(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[Layer
             side = next((i for i in sides if graph.constant(node.input[i]) is not None), None)
             found.append(Layer(key, line, None if side is None else (key, side), macs[key]))
     return found
+
+
+def check_weights(graph: Graph, shapes: Mapping[str, tuple[int, ...]], label: str) -> None:
+    """ModelError where a layer's weight is worked out in the file and is not finite; stored ones have been checked."""
+    for layer in layers(graph, shapes):
+        value = None if layer.weight is None else graph.value(layer.weight)
+        if layer.weight is None or value is None or value.dtype.kind != "f":
+            continue
+        node = graph.nodes[layer.key]
+        name = node.input[layer.weight[1]]
+        if name not in graph.initializers and not np.isfinite(value).all():
+            what = f"tensor {name!r}, read by {titled(node)}, has NaN or Inf once it is worked out"
+            raise ModelError(one_line(f"{label}: {what}; train or export the model again"))
 
 
 def weight_axes(node: onnx.NodeProto) -> tuple[int, int]:

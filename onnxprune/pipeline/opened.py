@@ -18,6 +18,7 @@ from onnxprune.errors import ModelError, UsageError, one_line
 from onnxprune.files.read import check_model, read_model
 from onnxprune.graph import sparse
 from onnxprune.graph.behaviour import takes_any_batch
+from onnxprune.graph.layers import check_weights
 from onnxprune.graph.model import Graph, digest
 from onnxprune.graph.rehearsal import REMEDY, Rehearsal, unless_refused
 from onnxprune.graph.said import NOTHING, Said
@@ -213,6 +214,7 @@ def open_model(
     graph, observed, notes = followed(graph, observed, specs, feeds, first)
     if not trusted:
         _check_axes(graph, observed, feeds, first.label)
+    check_weights(graph, observed.shapes, first.label)
     with first.running(graph.model, feeds):
         channels = find_channels(graph, observed, prune_statistics=prune_statistics)
     asked = {

@@ -20,7 +20,7 @@ import onnx
 
 from onnxprune import __version__
 from onnxprune.channels import Pinned, common_reasons
-from onnxprune.errors import UsageError
+from onnxprune.errors import PruneError, UsageError, one_line
 from onnxprune.files.read import read_model
 from onnxprune.files.write import atomic_write
 from onnxprune.graph.model import digest
@@ -213,11 +213,18 @@ def from_dict(
     if not isinstance(content.get("plan"), Mapping):
         raise UsageError("a result of an earlier version, without the plan; make it again")
     try:
-        told: Told = read(Told, content)
-    except ValueError as error:
-        raise UsageError(f"a result that is not whole: {error}") from error
+        return _from_dict(kind, content, read(Told, content), model)
+    except PruneError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(one_line(f"a result that is not whole: {error}")) from error
+
+
+def _from_dict(
+    kind: type[Result], content: Mapping[str, Any], told: Told, model: str | PathLike[str] | onnx.ModelProto | None
+) -> Result:
     digests, plan = told.get("digests", {}), PrunePlan.from_dict(content["plan"])
-    settings, run = dict(told["settings"]), content.get("run") or {}
+    settings, run = dict(told["settings"]), dict(content.get("run") or {})
     repair = str(settings.pop("repair", "none"))
     uses = [tuple(p.get("use", ("", 0))) for p in content["pinned"]]
     result = kind(

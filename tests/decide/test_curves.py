@@ -150,3 +150,13 @@ def test_samples_whose_squares_are_not_finite_are_refused():
     huge = {"x": feeds["x"] * np.float32(1e25)}
     with pytest.raises(CalibrationError, match=r"'y' \(Conv\) reads .* scale the samples"):
         second_moments(model, list(designs.values()), channels.shapes, lambda n: [huge])
+
+
+def test_what_nobody_reads_but_as_zeros_costs_nothing():
+    """A group whose only reader is no linear layer and reads zeros: none of its channels matters."""
+    _, _, _, channels, curves = prepared(NETS["one reader"])
+    group = channels.groups[0]
+    curves._readers[group.name] = []
+    for energies in (None, np.zeros(group.width)):
+        curve = curves.of(group, energies)
+        assert not curve.errors.any() and sorted(curve.order) == list(range(group.width))

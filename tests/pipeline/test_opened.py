@@ -226,3 +226,27 @@ def test_what_is_said_of_outputs_is_checked_at_once_and_remembered():
     ):
         with pytest.raises(UsageError, match=words):
             api.open_model(model, **given)
+
+
+WEIGHT = "(float[1,3,8,8] x) => (float[] y) <float[4,3,3,3] w, float[4,3,3,3] a, float[2,4,1,1] v> {{ {} h = Conv(x, t) y = Conv(h, v) }}"
+
+
+@pytest.mark.parametrize(
+    ("value", "how"),
+    [
+        (np.inf, "t = Identity(w)"),
+        (3e38, "t = Mul(w, w)"),
+        (0.0, "t = Div(a, w)"),
+        (-1.0, "t = Sqrt(w)"),
+        (1e30, "h1 = Cast<to=10>(w) t = Cast<to=1>(h1)"),
+    ],
+    ids=["stored", "too large", "by zero", "root", "narrow"],
+)
+def test_a_weight_that_is_worked_out_is_finite_too(value, how):
+    model = surgery.model_of(WEIGHT.format(how))
+    names = [t.name for t in model.graph.initializer]
+    model.graph.initializer[names.index("w")].CopyFrom(
+        onnx.numpy_helper.from_array(np.full((4, 3, 3, 3), value, np.float32), "w")
+    )
+    with pytest.raises(ModelError, match=r"tensor 't', read by node .* \(Conv\), has NaN or Inf"):
+        api.open_model(model)

@@ -9,7 +9,7 @@ import pytest
 
 import onnxprune
 from onnxprune.cli import main
-from onnxprune.errors import FileError
+from onnxprune.errors import FileError, UsageError
 from tests.channels import surgery
 from tests.report.test_every_page import with_twin
 
@@ -82,6 +82,15 @@ def test_what_the_command_prints_is_read(tmp_path, monkeypatch, capsys):
     assert main(["m.onnx", "--ratio", "0.4", "--json"]) == 0
     again = onnxprune.Result.from_dict(json.loads(capsys.readouterr().out), "m.pruned.onnx")
     assert again.macs_removed > 0.3 and again.source.name == "m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("run", {"model": 3}), ("run", [1]), ("cuts", 1), ("pinned", [{"use": 1}]), ("digests", 0), ("groups", [[]])],
+)
+def test_a_result_that_is_not_whole(result, key, value):
+    with pytest.raises(UsageError, match="not whole"):
+        onnxprune.Result.from_dict(json.loads(json.dumps(result.to_dict())) | {key: value})
 
 
 def test_a_plan_is_kept_in_a_file(result, tmp_path):
