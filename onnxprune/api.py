@@ -124,7 +124,8 @@ def prune(
         result.save("model.pruned.onnx")
 
     Args:
-        model: a path or a ModelProto (left untouched).
+        model: a path, or a model in memory (left untouched): a ModelProto, bytes, an `onnx_graphsurgeon.Graph` or an
+            `onnx_ir.Model`.
         ratio: share of the multiply-accumulates to remove (or of what `of` names).
         target: what to reach instead of a ratio: `Target("speedup", 2.0)`, "latency_ms", "size_mb" or "max_drop".
         lossless: instead of a ratio, remove only what changes no output.

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 
 from onnxprune.channels import Analysed, Channels, find_channels
 from onnxprune.errors import ModelError, UsageError, one_line
+from onnxprune.files.forms import proto_of
 from onnxprune.files.read import check_model, read_model
 from onnxprune.graph import sparse
 from onnxprune.graph.behaviour import takes_any_batch
@@ -44,7 +45,8 @@ from onnxprune.timing.share import time_share
 
 LOOKED_AT = 192
 """Samples that are looked at for doubts."""
-ModelLike = str | PathLike[str] | onnx.ModelProto
+ModelLike = str | PathLike[str] | onnx.ModelProto | bytes | Any
+"""A path, a ModelProto, its bytes, or a model of one of `files.forms`."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ def open_model(
     """Read, check, run once and analyse a model.
 
     Args:
-        model: a path or a ModelProto (left untouched).
+        model: a path, or a model in memory (left untouched): a ModelProto, bytes, an `onnx_graphsurgeon.Graph` or an
+            `onnx_ir.Model`.
         calibration: unlabelled samples in any form that `open_calibration` takes, or None.
         input_shapes: sizes for dynamic axes, by input name; else the samples' sizes, else a guess.
         samples: use at most so many samples.
@@ -180,8 +183,9 @@ def open_model(
     Raises:
         ModelError, CalibrationError, FileError: what was given cannot be used.
     """
-    path = None if isinstance(model, onnx.ModelProto) else Path(model)
-    proto = check_model(model) if isinstance(model, onnx.ModelProto) else read_model(Path(model))
+    held = proto_of(model)
+    path = None if held is not None else Path(cast(str, model))
+    proto = check_model(held) if held is not None else read_model(cast(Path, path))
     identity = digest(proto)
     proto, packed = sparse.unpacked(with_seeds(proto))
     specs = ports.with_batch_axes(ports.input_specs(proto), batch_axis)

@@ -21,6 +21,7 @@ import onnx
 from onnxprune import __version__
 from onnxprune.channels import Pinned, common_reasons
 from onnxprune.errors import PruneError, UsageError, one_line
+from onnxprune.files.forms import held_by
 from onnxprune.files.read import read_model
 from onnxprune.files.write import atomic_write
 from onnxprune.graph.model import digest
@@ -130,6 +131,14 @@ class Result:
 
         atomic_write(self.model, target, force=force, sources=sources, verify=runs)
         return target
+
+    def to_graphsurgeon(self) -> Any:
+        """The pruned model as an `onnx_graphsurgeon.Graph`; UsageError where that is not installed."""
+        return held_by("graphsurgeon", self.model)
+
+    def to_ir(self) -> Any:
+        """The pruned model as an `onnx_ir.Model`; UsageError where that is not installed."""
+        return held_by("ir", self.model)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the model, as plain values; what differs between equal runs stands last, under `run`. From
