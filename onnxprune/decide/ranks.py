@@ -3,7 +3,7 @@
 For every linear layer the factors under the covariance of what it reads are found once (`numerics.low_rank`); their
 error at every rank is the layer's curve. One or two ranks are tried in the whole network, on paper, as `decide.trials`
 tries widths, and the curve is scaled to what they did to the outputs. A way that costs no less than the layer, or
-that takes longer in measured milliseconds, is not offered.
+that takes longer, as it is measured or reckoned, is not offered.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from onnxprune.graph.pairs import highest, kinds_of, pair_sizes
 from onnxprune.measure.designs import Design, design_of, second_moments
 from onnxprune.numerics import low_rank
 from onnxprune.samples.calibration import Calibration
+from onnxprune.timing.pair_model import PairModel
 from onnxprune.timing.pair_times import PairTimes, Way
 
 SINGLE = ("channel", "spatial", "matrix")
@@ -95,7 +96,7 @@ def rank_moves(
     designs: Mapping[str, Design],
     moments: Mapping[str, np.ndarray],
     trials: Trials,
-    times: PairTimes,
+    times: PairTimes | PairModel,
     *,
     kinds: Collection[str] = SINGLE,
     twice: bool = False,
@@ -107,7 +108,7 @@ def rank_moves(
         designs: the network's layers.
         moments: second moments of what they read.
         trials: runs candidates.
-        times: tells how long a way takes.
+        times: tells how long a way takes, and what share of the MACs saved must be saved in time.
         kinds: of pairs.
         twice: also split the second of a spatial pair again.
         progress: called with (layers done, layers).
@@ -133,7 +134,7 @@ def find_ranks(
     learn: Calibration,
     trials: Trials,
     allows: Callable[[str], bool],
-    times: PairTimes,
+    times: PairTimes | PairModel,
     *,
     twice: bool = False,
     threads: int | None = None,
@@ -203,7 +204,7 @@ def ranks_up_to(most: int, count: int = RANKS) -> list[int]:
     return list(range(step, most + 1, step))
 
 
-def _move(own: _Layer, macs: float, trials: Trials, times: PairTimes, twice: bool) -> RankMove | None:
+def _move(own: _Layer, macs: float, trials: Trials, times: PairTimes | PairModel, twice: bool) -> RankMove | None:
     rows: list[tuple[Way, float, np.ndarray, np.ndarray, np.ndarray]] = []
     key = own.design.key
     for way, error in _ways(own, twice):
@@ -211,7 +212,7 @@ def _move(own: _Layer, macs: float, trials: Trials, times: PairTimes, twice: boo
         if cost.sum() >= macs:
             continue
         took = times.relative(key, way)
-        if sum(took) < 1:
+        if 1 - sum(took) > times.share * (1 - cost.sum() / macs):
             rows.append((way, error, cost, size, _thirds(took)))
     if not rows:
         return None

@@ -3,7 +3,7 @@
     candidates (what may be done) → study (what it breaks) → prices (what it saves) → propose → compare
 
 A `Planner` looks at the samples once (`decide.study`), tries the blocks and ranks that may go, prices all of it, and
-turns ratios into plans. Where blocks go or ranks fall, two plans compete: the mix, and channels alone. Damages of
+turns ratios into plans. Where blocks go or ranks fall, plans compete: the mix, and channels alone. Damages of
 single edits only add up roughly, so the one whose network is closest to the original once it is cut and repaired is
 taken (`compare`).
 """
@@ -24,7 +24,7 @@ from onnxprune.decide.limits import Limits
 from onnxprune.decide.ranks import RankMove, find_ranks
 from onnxprune.decide.staged import three_stages
 from onnxprune.decide.study import Study, study
-from onnxprune.errors import OutOfReachError
+from onnxprune.errors import OutOfReachError, UnsupportedError
 from onnxprune.measure.gradients import Gradients
 from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import allows, choices_of, engine_of
@@ -41,6 +41,7 @@ from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
 from onnxprune.samples import partition
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import Partition, first_batches
+from onnxprune.timing.pair_model import PairModel
 from onnxprune.timing.pair_times import PairTimes, Way
 
 BATCH = 32
@@ -73,7 +74,7 @@ class Planner:
     Attributes:
         study: what the samples say about the channels.
         prices: what edits save.
-        offered: the layers that may be made of two, with every way that is measurably faster.
+        offered: the layers that may be made of two, with every way that is faster.
         ranks: the same, with the ways that nothing beats in what counts.
         moves: the blocks, with what their going does to the outputs.
 
@@ -98,7 +99,10 @@ class Planner:
         self.prices = Prices(self.candidates.net, self.of, *standing, times)
         self.offered = self._try_ranks()
         self.ranks = () if self.candidates.staged else self.prices.best(self.offered)
+        if settings.methods is None and not (self.candidates.groups or self.moves or self.ranks):
+            raise UnsupportedError(f"nothing can be pruned: {why_not(self.candidates.net.channels)}")
         self._alone = self.prices.channels_alone()
+        self._blocks = self.prices.model(())
         self._mixed = self.prices.model(self.ranks)
 
     def _look(self) -> Study:
@@ -151,7 +155,8 @@ class Planner:
         return tuple(BlockMove(b.name, found[b.name], self.candidates.inside(b), b.group) for b in blocks)
 
     def _try_ranks(self) -> tuple[RankMove, ...]:
-        """The layers that may be made of two, with every way that is measurably faster; every way is timed."""
+        """The layers that may be made of two, with every way that is faster: as timed where times count, else as
+        reckoned, so that the same input gives the same plan."""
         trials, settings, subject = self.study.trials, self.settings, self.subject
         if not self.candidates.ranked or trials is None:
             return ()
@@ -160,7 +165,9 @@ class Planner:
             self._samples().learn,
             trials,
             partial(allows, settings),
-            PairTimes(subject.graph, dict(shapes), engine_of(settings)),
+            PairTimes(subject.graph, dict(shapes), engine_of(settings))
+            if self.of == "latency"
+            else PairModel(subject.graph, shapes),
             twice=self.candidates.staged,
             threads=settings.threads,
             seed=settings.seed,
@@ -179,16 +186,21 @@ class Planner:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The ways to spend a budget that compete: channels alone, and the mix of channels, blocks and ranks."""
+        """The ways to spend a budget that compete: channels alone, these and blocks, and the mix of channels, blocks
+        and ranks. Where times count, the first and the last."""
         if self.candidates.staged:
             return ("3c",)
         cuts = ("channels",) if self.candidates.channels else ()
-        return (*cuts, "mix") if self.moves or self.ranks or not cuts else cuts
+        if not (self.moves or self.ranks or not cuts):
+            return cuts
+        return (
+            (*cuts, "blocks", "mix") if cuts and self.moves and self.ranks and self.of != "latency" else (*cuts, "mix")
+        )
 
     @one_blas_thread
     @bounded
     def propose(self, ratio: float, kind: str) -> PrunePlan | None:
-        """The plan of one kind for a ratio; None for a mix that drops no block (channels alone are the plan then).
+        """The plan of one kind for a ratio; None for one that takes channels alone, a plan of its own.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
@@ -199,12 +211,11 @@ class Planner:
         elif kind == "3c":
             found, named = three_stages(self.offered, ratio, self._stage)
         else:
-            found = self._reaching(
-                ratio, lambda asked: self.study.allocate(self._mixed, asked, self.how, self.moves, self.ranks)
-            )
+            cost, ranks = (self._blocks, ()) if kind == "blocks" else (self._mixed, self.ranks)
+            found = self._reaching(ratio, lambda asked: self.study.allocate(cost, asked, self.how, self.moves, ranks))
         if not found.met and not self.settings.best_effort:
             raise self._out_of_reach(found.removed, ratio)
-        if kind == "mix" and not found.drop and not found.ways and "channels" in self.kinds:
+        if kind in ("blocks", "mix") and not found.drop and not found.ways and "channels" in self.kinds:
             return None
         return self._plan(found, ratio, {name: named[name].ways[k] for name, k in found.ways.items()})
 

@@ -30,7 +30,8 @@ class Deed:
 
 def _ranked(plan: PrunePlan, repair: Repair) -> bool:
     methods = plan.settings.get("methods", ())
-    return isinstance(methods, Sequence) and ("rank" in methods or "3c" in methods)
+    weighed = plan.settings.get("allocation", "adaptive") == "adaptive"
+    return weighed and isinstance(methods, Sequence) and ("rank" in methods or "3c" in methods)
 
 
 DEEDS = {

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 METHODS = ("channels", "blocks", "rank")
 USUAL = ("channels", "blocks")
-"""The kinds of edits that are made unless others are asked for."""
+"""The kinds of edits that are made where parameters or channels count and no others are asked for."""
 RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
@@ -144,11 +144,11 @@ class Settings:
         check=regular, commands=(*DECIDING, "train"),
     )  # fmt: skip
     methods: tuple[str, ...] | None = _deciding(
-        None, "LIST", "channels,blocks,rank (rank where time counts); 3c",
+        None, "LIST", "channels,blocks,rank (rank where MACs or time count); 3c",
         'kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the last two '
         'need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial factorisation, '
-        "channel factorisation and channels in turn. None: all kinds where times count, else channels and blocks: "
-        "which factors are faster has to be timed, and then two runs may differ",
+        "channel factorisation and channels in turn. None: all kinds where MACs or times count, else channels and "
+        "blocks. Which factors are faster is timed where times count (then two runs may differ), else reckoned",
         read=words, check=_methods,
     )  # fmt: skip
     keep_block: str | None = _deciding(
@@ -278,7 +278,7 @@ class Settings:
         """The kinds of edits that are meant."""
         if self.methods is not None:
             return self.methods
-        return METHODS if self.of == "latency" else USUAL
+        return USUAL if self.of in ("params", "channels") else METHODS
 
     def decided(self, came_to: Mapping[str, Value] | None = None) -> dict[str, Value]:
         """All settings by name, but those of repairs that were not asked for.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -43,6 +44,8 @@ class PairTimes:
     shapes: dict[str, tuple[int, ...]]
     engine: Engine = ON_CPU
     grids: Grids | None = None
+    share: ClassVar[float] = 0.0
+    """Of the share of MACs that a way saves, how much of the time must go: here any."""
 
     def __post_init__(self) -> None:
         if self.grids is None:

@@ -31,7 +31,9 @@ NET = """(float[N,3,10,10] x) => (float[N,5] y)
 @pytest.fixture(autouse=True)
 def nothing_is_slower(monkeypatch, tmp_path):
     """A pair of a layer as small as these takes as long as the clock says: here it is by its cost alone."""
-    monkeypatch.setattr(ranks.PairTimes, "relative", lambda self, key, way: (0.4,) * (len(way) + 1 - (len(way) > 1)))
+    for times in (ranks.PairTimes, ranks.PairModel):
+        monkeypatch.setattr(times, "relative", lambda self, key, way: (0.4,) * (len(way) + 1 - (len(way) > 1)))
+        monkeypatch.setattr(times, "share", 0.0)
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
 
 
@@ -206,14 +208,16 @@ def test_every_layer_says_what_happens_to_it():
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({}, USUAL),
+        ({}, METHODS),
+        ({"of": "macs"}, METHODS),
         ({"of": "params"}, USUAL),
+        ({"of": "channels"}, USUAL),
         ({"of": "latency"}, METHODS),
         ({"of": "latency", "methods": ("channels",)}, ("channels",)),
         ({"methods": ("rank", "channels")}, ("rank", "channels")),
     ],
 )
-def test_ranks_are_usual_only_where_times_are_measured_anyway(given, expected):
+def test_ranks_are_usual_where_they_save_what_counts(given, expected):
     assert api.Settings(**given).kinds() == expected
 
 

@@ -28,6 +28,7 @@ WHY = "Gemm scales by alpha or beta; multiply them into its weight and bias"
         ("statistics", {}, set()),
         ("none", {"methods": ("channels", "rank")}, {("split", "y")}),
         ("none", {"methods": ("3c",)}, {("split", "y")}),
+        ("none", {"methods": ("channels", "rank"), "allocation": "uniform"}, set()),
         ("none", {"methods": ("channels",), "of": "macs"}, set()),
         ("refit", {"methods": ("channels", "blocks", "rank"), "of": "latency"}, {("refitted", "y"), ("split", "y")}),
     ],
@@ -47,7 +48,7 @@ def test_it_is_shown(tmp_path, capsys):
     assert f"not refitted {WHY} (1 layer: y)" in " ".join(capsys.readouterr().out.split())
     assert main([*line, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["refused"] == [{"what": "refitted", "node": "y", "reason": WHY}]
+    assert result["refused"] == [{"what": what, "node": "y", "reason": WHY} for what in ("refitted", "split")]
     assert f"not refitted: {WHY}; 1 layer<" in render(result, name="m")
     del result["refused"]
     assert "not refitted" not in render(result, name="m"), "a result that knows nothing of it"

@@ -79,9 +79,10 @@ RESIDUAL = """(float[N,3,8,8] x) => (float[] y)
 
 @pytest.fixture
 def factors_are_faster(monkeypatch, tmp_path):
-    from onnxprune.timing.pair_times import PairTimes
+    from onnxprune.timing.pair_model import PairModel
 
-    monkeypatch.setattr(PairTimes, "relative", lambda self, key, way: (0.4,) * (len(way) + 1 - (len(way) > 1)))
+    monkeypatch.setattr(PairModel, "share", 0.0)
+    monkeypatch.setattr(PairModel, "relative", lambda self, key, way: (0.4,) * (len(way) + 1 - (len(way) > 1)))
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path))
 
 
