@@ -41,6 +41,18 @@ def test_kinds_and_weights_reach_plan_result_and_file(files, capsys):
     assert not {"output_kind", "weight"} & json.loads(capsys.readouterr().out)["settings"].keys()
 
 
+def test_parts_that_are_set_reach_plan_and_result(files, capsys):
+    model, x, folder = files
+    plan, out = str(folder / "plan.json"), str(folder / "o.onnx")
+    said = ["--output-kind", "y=class-scores,parts=kind:0-3,size:3-5:values", "--weight", "size=5"]
+    assert main(["plan", model, "--calib", x, "--ratio", "0.3", "-o", plan, "--trusted", *said]) == 0
+    assert main(["inspect", model, *said[:2]]) == 0
+    assert "size: values" in capsys.readouterr().out
+    assert main(["apply", model, plan, "--calib", x, "-o", out, "--json", "--trusted"]) == 0
+    parts = json.loads(capsys.readouterr().out)["fidelity"]["parts"]
+    assert [(p["name"], p["kind"]) for p in parts][:2] == [("kind", "class scores"), ("size", "values")]
+
+
 @pytest.mark.parametrize(
     "given, words",
     [
@@ -48,6 +60,9 @@ def test_kinds_and_weights_reach_plan_result_and_file(files, capsys):
         (["--output-kind", "why=boxes"], "unknown output 'why'"),
         (["--output-kind", "y"], "'y' is not NAME=KIND"),
         (["--output-kind", "y=text"], "output 'y' cannot be text"),
+        (["--output-kind", "y=values,parts=0-4,4-9"], "output 'y': part 4-9 of an axis of 5; stop at 5"),
+        (["--output-kind", "y=values,parts=a-4"], "'a-4' is no part such as 0-4, 0-4:boxes or box:0-4:boxes"),
+        (["--output-kind", "y=values,parts=a:0-4", "--weight", "b=2"], "unknown output 'b'"),
         (["--weight", "y=two"], "'y=two' is not NAME=X, such as y=2"),
         (["--weight", "y=-1"], "--weight y=-1.0 is no number from 0 up"),
         (["--output", "y=boxes"], "y=boxes names no file; did you mean --output-kind y=boxes?"),

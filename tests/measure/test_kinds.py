@@ -12,6 +12,7 @@ from onnxprune.measure.damage import damage
 from onnxprune.measure.figures import FIGURES, value_of
 from onnxprune.measure.kinds import boxes, pictures, text
 from onnxprune.measure.kinds import detections as detections_
+from onnxprune.measure.kinds.asked import said_of
 from onnxprune.measure.kinds.table import KINDS, ORDER
 from onnxprune.measure.part import (
     BOX_SCORES,
@@ -33,7 +34,7 @@ from onnxprune.measure.part import (
     Part,
     merged,
 )
-from onnxprune.measure.parts import parts_of
+from onnxprune.measure.parts import by_graph, parts_of
 from onnxprune.measure.verdict import deciding, judged
 from tests.channels import surgery
 
@@ -326,6 +327,68 @@ def test_boxes_that_are_said_to_be_are_parted_from_their_scores():
 def test_what_an_output_cannot_be(meaning, value, words):
     with pytest.raises(UsageError, match=words):
         parts_of(Graph(surgery.model_of(PLAIN)), {}, {"y": value}, said=Said({"y": meaning}))
+
+
+JOINT = np.concatenate(
+    [RNG.uniform(20, 90, (4, 4, 30)), RNG.uniform(0, 1, (4, 6, 30)), RNG.standard_normal((4, 3, 30))], axis=1
+)
+
+
+@pytest.mark.parametrize(
+    "said, wanted",
+    [
+        ("boxes,axis=1,parts=box:0-4,cls:4-10:box-scores", "box boxes, cls box scores, y[:, 10:13] values"),
+        (
+            "values,parts=0-4:boxes, 4-10:box-scores,axis=-2",
+            "y[:, 0:4] boxes, y[:, 4:10] box scores, y[:, 10:13] values",
+        ),
+        (
+            "boxes,axis=1,parts=0-4,4-10,10-13:keypoints",
+            "y[:, 0:4] boxes, y[:, 4:10] box scores, y[:, 10:13] keypoints",
+        ),
+        ("values,parts=all:0-30", "all values"),
+        ("values,parts=5-9", "y[:, :, 0:5] values, y[:, :, 5:9] values, y[:, :, 9:30] values"),
+    ],
+)
+def test_parts_that_are_set(said, wanted):
+    asked = said_of({"y": said}, {"cls": 2} if "cls" in said else None, ["y"])
+    for graph in (None, Graph(surgery.model_of(PLAIN))):
+        parts = parts_of(graph, {}, {"y": JOINT}, said=asked)
+        assert ", ".join(f"{p.name} {p.kind}" for p in parts) == wanted
+        assert [p.weight for p in parts] == [2 if p.name == "cls" else 1 for p in parts]
+        whole = np.concatenate(
+            [p.of(JOINT) for p in parts], axis=parts[0].regions[0][0][0] if parts[0].regions[0] else 0
+        )
+        assert np.array_equal(whole, JOINT)
+    told = by_graph(Graph(surgery.model_of(PLAIN)), {"y": JOINT.shape}, "y", asked)
+    assert [name for name, _ in told] == [p.name for p in parts]
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ("boxes,axis=1,parts=0-4,3-10", "parts 0-4 and 3-10 overlap; the stop is not in a part"),
+        ("boxes,axis=1,parts=0-4,4-100", "part 4-100 of an axis of 13; stop at 13"),
+        ("boxes,axis=1,parts=4-4", "'4-4' is empty"),
+        ("boxes,axis=1,parts=", "'' is no part such as 0-4, 0-4:boxes or box:0-4:boxes"),
+        ("boxes,axis=1,parts=0-4,four", "'four' is no part such as"),
+        ("boxes,axis=1,parts=0-4:boxs", "unknown kind of output 'boxs'; did you mean boxes"),
+        ("boxes,axis=0,parts=0-1", "no axis 0 behind that of the samples"),
+        ("boxes,axis=3,parts=0-1", "no axis 3 behind"),
+        ("boxes,parts=0-4,axis=1,parts=4-5", "is none; axis=K and parts="),
+        ("boxes,axis=1,parts=0-4,4-10:values", r"output 'y\[:, 0:4\]' cannot be boxes: no scores"),
+        ("values,axis=1,parts=a:0-4,a:4-5", "'a' names two parts or outputs"),
+        ("values,axis=1,parts=y:0-4", "'y' names two parts or outputs"),
+    ],
+)
+def test_parts_that_cannot_be_set(said, words):
+    with pytest.raises(UsageError, match=words):
+        parts_of(None, {}, {"y": JOINT}, said=said_of({"y": said}, None, ["y"]))
+
+
+def test_boxes_that_have_no_scores():
+    with pytest.raises(UsageError, match="'y' cannot be boxes: no scores from 0 to 1 of as many anchors"):
+        parts_of(None, {}, {"y": RNG.standard_normal((4, 4, 30))}, said=Said({"y": Meaning(BOXES, 1)}))
 
 
 def test_a_part_that_there_is_not():
