@@ -10,7 +10,7 @@ from onnxprune.graph.said import Meaning, Said
 from onnxprune.measure.agreement import PartFidelity, Tally
 from onnxprune.measure.damage import damage
 from onnxprune.measure.figures import FIGURES, value_of
-from onnxprune.measure.kinds import boxes, pictures, text
+from onnxprune.measure.kinds import boxes, pictures, precision, text
 from onnxprune.measure.kinds import detections as detections_
 from onnxprune.measure.kinds.asked import said_of
 from onnxprune.measure.kinds.table import KINDS, ORDER
@@ -252,6 +252,37 @@ def test_f1_of_boxes():
     assert deciding(found)[1] == "box_f1" and found[0].beside == "scores"
 
 
+def test_average_precision_worked_by_hand():
+    """Three true boxes of one class; found are, by falling score, a right one, a wrong one, and a right one that covers
+    its box by 62%. At IoU 0.5 precision is 1 up to a recall of 1/3 (34 of the 101 recalls), then 2/3 up to 2/3 (33);
+    from IoU 0.65 on (seven of ten) the last is wrong too. A class that is nowhere true does not count."""
+    true = np.array([box(0, 0, 0), box(50, 0, 0), box(0, 50, 0)])
+    part = [50, 0, 56.2, 10, 0, 0.5]
+    got = np.array([box(0, 0, 0, 0.9), box(80, 80, 0, 0.8), box(30, 30, 7, 0.7), part])
+    figures = precision.Precision()
+    figures.add(true[:0], got[:0], np.empty((0, 0)))
+    figures.add(true, got, boxes.overlaps(true, got))
+    first, last = (34 + 33 * 2 / 3) / 101, 34 / 101
+    assert figures.figures() == pytest.approx({"box_map50": first, "box_map": (3 * first + 7 * last) / 10})
+    assert precision.Precision().figures() == {}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_average_precision_however_boxes_lie(layout):
+    b, s = detections(samples=8)
+    graph, shapes, was = laid_out(layout, (b, s))
+    box = next(p for p in parts_of(graph, shapes, was, samples=8) if p.kind == BOXES)
+    moved = b.copy()
+    moved[:4] += [0.2, 0, 0, 0] * b[:4, :, 2:3]  # by a fifth of the width: IoU 2/3 in half of the samples
+    tally = Tally(box)
+    tally.compare(was, laid_out(layout, (moved, s))[2], 8)
+    found = tally.fidelity().figures
+    assert found["box_map50"] == pytest.approx(1) and 0.3 < found["box_map"] < 0.9
+    tally = Tally(box)
+    tally.compare(was, was, 8)
+    assert (tally.fidelity().figures["box_map"], tally.fidelity().figures["box_map50"]) == (1, 1)
+
+
 # ---- boxes after suppression ---------------------------------------------------------------------------------
 
 ORDERS = {
@@ -274,7 +305,7 @@ def test_rows_of_boxes_are_matched_whatever_their_order_and_number(layout):
     assert (part.kind, part.form) == (DETECTIONS, layout)
     tally = Tally(part)
     tally.compare(was, {"y": laid(FOUND[:, ::-1])}, 3)
-    assert tally.fidelity().figures["box_f1"] == 1
+    assert tally.fidelity().figures["box_f1"] == tally.fidelity().figures["box_map"] == 1
     tally = Tally(part)
     tally.compare(was, {"y": laid(FOUND[:, :4])}, 3)
     found = tally.fidelity()
