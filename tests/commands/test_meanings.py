@@ -95,6 +95,26 @@ def test_a_drop_by_name(files, capsys):
     assert main([*run, "--ratio", "0.6", "--min", "r2=-1", "--min", "sqnr=-200"]) == 0
 
 
+def test_a_drop_of_a_figure_of_labels(files, capsys):
+    model, x, folder = files
+    labels = str(folder / "labelled.npz")
+    np.savez(labels, x=np.load(x), labels=np.arange(48) % 5)
+    out = str(folder / "o.onnx")
+    run = [model, "--calib", x, "-o", out, "--trusted", "--no-bench", "--force", "--allow-destroyed", "--eval", labels]
+    assert main([*run, "--max-drop", "top1=60"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "labels: classes of output 'y', 48 samples: top-1" in text and "--max-drop 60, in top-1 of labelled.npz" in text
+    )
+    assert main([*run, "--ratio", "0.3", "--max-drop", "top1=99"]) == 0
+    assert "labels: classes of output 'y', 48 samples: top-1" in capsys.readouterr().err
+    assert main([*run, "--ratio", "0.3", "--max-drop", "miou=1"]) == 2
+    assert "labels are classes, which have no miou; choose from top1, top5" in capsys.readouterr().err
+    assert main([*run[:-1], str(folder / "none.npz"), "--max-drop", "top1=1"]) == 4
+    assert "none.npz: not found" in capsys.readouterr().err
+    assert main([*run[:4], labels, *run[5:-1], f"{labels}:top1", "--max-drop", "60"]) == 7, "its own samples"
+
+
 @pytest.mark.parametrize(
     "given, words",
     [
