@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,8 +55,8 @@ def check_inputs(args: argparse.Namespace) -> None:
             raise FileError(one_line(f"{path}: cannot be read: {reason}; check the path")) from error
     for name, kind, remedy in INPUTS:
         path = getattr(args, name, None)
-        found = FUNCTION.fullmatch(path) if path else None
-        if name == "eval" and path and not (found or path.endswith(".npz")):
+        found = FUNCTION.fullmatch(path) or LABELLED.fullmatch(path) if path else None
+        if name == "eval" and path and not found:
             continue  # no file at all
         if path and not os.path.lexists(found["path"] if found else path):
             raise kind(one_line(f"{path}: not found; {remedy()}"))
@@ -66,7 +67,8 @@ def inputs_of(args: argparse.Namespace) -> list[str]:
     from onnxprune.samples.user_code import FUNCTION
 
     given = [getattr(args, name, None) for name in ("model", "pruned", "plan", "result", "calib", "eval", "recipe")]
-    found = [match["path"] if (match := FUNCTION.fullmatch(path)) else path for path in given if path]
+    both = [(path, FUNCTION.fullmatch(path) or LABELLED.fullmatch(path)) for path in given if path]
+    found = [match["path"] if match else path for path, match in both]
     return [path for path in (*found, *getattr(args, "models", ())) if os.path.exists(path)]
 
 
@@ -110,6 +112,8 @@ def check_output(args: argparse.Namespace, output: str, *, force: bool) -> None:
             raise FileError(one_line(f"{output}: is one of the samples in {path}; choose another output"))
 
 
+LABELLED = re.compile(r"(?P<path>.+\.npz)(?::\w+)?")
+"""Labelled samples, and a figure of them where one is named."""
 INPUTS: Sequence[tuple[str, type[PruneError], Callable[[], str]]] = (
     ("calib", CalibrationError, lambda: f"give {kinds()}"),
     ("eval", CalibrationError, lambda: "give file.py:function, or an .npz file with labels"),

@@ -73,7 +73,13 @@ def _settings() -> Rows:
 def _kinds() -> Rows:
     from onnxprune.measure.kinds.asked import listed
 
-    return listed()
+    yield from listed()
+    parts = (
+        "parts of a joint output: stretches of an axis (the last one where none is named), the stop not in them; a "
+        "part without a kind is of the first one, one without a name is called as numpy takes it, and what they leave "
+        "over is told as usual"
+    )
+    yield "KIND,axis=K,parts=NAME:START-STOP:KIND,...", parts
 
 
 def _figures() -> Rows:

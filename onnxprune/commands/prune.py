@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from onnxprune.commands.results import (
 )
 from onnxprune.commands.table import COMMANDS, flags_of
 from onnxprune.errors import EXITS, BudgetError, UsageError
-from onnxprune.pipeline.gates import ANYWAY, Asked, Gates
+from onnxprune.pipeline.gates import ANYWAY, Asked, Drop, Gates
 from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
 from onnxprune.pipeline.settings import REMOVE, REPAIR, RESULT, TIMING, Settings
 from onnxprune.report.terminal import Status, change, costs, plain, si, table
@@ -82,7 +82,7 @@ def _add_goals(add: Add, *, several: bool = False) -> None:
         for kind in TARGETS.values():
             read = reader(Asked.read) if kind.by_metric else float
             add(kind.option, dest=kind.name, type=read, metavar=kind.metavar, help=f"instead: {kind.help}")
-        add("--eval", metavar="SPEC", help="file.py:function of a path, or labelled .npz (top-1)")
+        add("--eval", metavar="SPEC", help="file.py:function of a path, or labelled .npz")
     add("--lossless", action="store_true", help="no ratio: remove only what changes no output")
 
 
@@ -199,8 +199,20 @@ def run(args: argparse.Namespace, status: Status) -> None:
     else:
         result = api.plan_and_apply(subject, goal, settings, bench=wants_bench(args), progress=status.progress)
     _check_faster(args, result)
-    drop = partial(change_of, subject, settings, metric, result.model)
+    drop = _saying(status, partial(change_of, subject, settings, metric, result.model))
     refuse_or_save(args, result, output, status, gates=gates, drop=drop)
+
+
+def _saying(status: Status, drop: Callable[[], Drop]) -> Callable[[], Drop]:
+    """What measures a drop, and says which labels it found."""
+
+    def measured() -> Drop:
+        found = drop()
+        if found.found:
+            status.say(found.found)
+        return found
+
+    return measured
 
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
@@ -329,15 +341,17 @@ def _metric(args: argparse.Namespace) -> str | None:
     """What a drop is measured in: what --eval names, or the figure of the outputs that --max-drop names.
 
     Raises:
-        UsageError: both of them.
+        UsageError: both of them, and the file has no labels that a figure could be of.
     """
     named = [(name, v.figure) for name in TARGETS if isinstance(v := getattr(args, name), Asked) and v.figure]
     if not named:
         return args.eval
     name, figure = named[0]
-    if args.eval is not None:
+    if args.eval is None:
+        return figure
+    if not args.eval.endswith(".npz"):
         raise UsageError(f"{TARGETS[name].option} {figure}=… says what is measured, and --eval too; drop one")
-    return figure
+    return f"{args.eval}:{figure}"
 
 
 def _gates(args: argparse.Namespace) -> Gates:

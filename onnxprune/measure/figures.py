@@ -59,6 +59,8 @@ FIGURES: Mapping[str, Figure] = {
     "box_precision": Figure("box precision", "share of the boxes that match one of the original's"),
     "box_recall": Figure("box recall", "share of the original's boxes that are matched"),
     "box_f1_75": Figure("box F1 at 0.75", "the same F1 at IoU 0.75"),
+    "box_map50": Figure("mAP at 0.5", "average precision at IoU 0.5 of the original's boxes, mean over classes"),
+    "box_map": Figure("mAP", "the same, averaged over IoU 0.5 to 0.95 (COCO)"),
     "keypoints": Figure("keypoints", "share of the points within 5% of the extent of their sample's points"),
     "peaks": Figure("peaks", "share of the maps whose largest value is within 2% of the width of where it was"),
     "pearson": Figure("Pearson", "correlation with the original over the samples, place by place"),

@@ -5,6 +5,7 @@ A metric is a number for a model, the higher the better; `--max-drop` is in its 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,12 @@ from onnxprune.files.write import atomic_write
 from onnxprune.graph.joined import Sizes
 from onnxprune.graph.model import Graph
 from onnxprune.graph.said import NOTHING, Said
+from onnxprune.measure import labelled
 from onnxprune.measure.agreement import ONE_CLASS, PartFidelity
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.figures import DROPS, FIGURES, value_of
+from onnxprune.measure.part import Part, Values
+from onnxprune.measure.parts import parts_of
 from onnxprune.measure.verdict import deciding
 from onnxprune.runtime import ports, sessions
 from onnxprune.samples.arrays import member
@@ -29,18 +33,25 @@ from onnxprune.samples.messages import as_error, shown
 from onnxprune.samples.user_code import importable, load_function
 
 Metric = Callable[[onnx.ModelProto], float]
-LABELS = ("labels", "label", "y")
-"""Names that the array of labels may have in a file of labelled samples."""
 
 
-def open_metric(spec: str, specs: Sequence[ports.InputSpec], *, threads: int | None = None) -> Metric:
+def open_metric(
+    spec: str,
+    specs: Sequence[ports.InputSpec],
+    *,
+    threads: int | None = None,
+    shapes: Sizes | None = None,
+    said: Said = NOTHING,
+) -> Metric:
     """The metric that `--eval` names.
 
     Args:
         spec: `file.py:function`, a function of the path of an ONNX file that returns a number; or an .npz file with the
-            model's inputs by name and the class numbers under `labels`: top-1 in percent.
+            model's inputs by name and labels (`measure.labelled`), behind it a figure where it is not the usual one, as
+            in `labelled.npz:box_map50`.
         specs: the model's inputs.
         threads: ORT threads.
+        shapes, said: as for `parts_of`.
 
     Raises:
         CalibrationError: the samples cannot be used.
@@ -64,28 +75,118 @@ def open_metric(spec: str, specs: Sequence[ports.InputSpec], *, threads: int | N
             return value
 
         return own
-    if not spec.endswith(".npz"):
+    fits = re.fullmatch(r"(.+\.npz)(?::(\w+))?", spec)
+    if fits is None:
         near = nearest(spec, DROPS)
         hint = f"; did you mean {near}, as in --max-drop {near}=1?" if near else ""
         raise UsageError(f"--eval {spec} is neither file.py:function nor an .npz file with labels{hint}")
-    return _top1(spec, specs, threads)
+    return Labelled(fits[1], specs, of=fits[2], threads=threads, shapes=shapes, said=said)
 
 
-def _top1(path: str, specs: Sequence[ports.InputSpec], threads: int | None) -> Metric:
-    if not Path(path).is_file():
-        raise CalibrationError(f"{shown(path)}: not found, or no file; give an .npz file with labels")
-    labels = member(Path(path), [n for n in LABELS if n not in {s.name for s in specs}], 2 * GIB)
-    if labels is None or labels.dtype.kind not in "iu":
-        raise CalibrationError(f"{path}: no whole numbers under {' or '.join(LABELS)}; --eval needs the classes there")
-    labels, data = labels.ravel(), open_calibration(path, specs)
-    if len(data) != len(labels):
-        raise CalibrationError(f"{path}: {len(data)} samples but {len(labels)} labels")
+class Labelled:
+    """What labels say of a model, in percent (`measure.labelled`).
 
-    def accuracy(model: onnx.ModelProto) -> float:
-        scores = np.concatenate([out for out in _scores(model, data.batches(64), threads)])
-        return 100 * float((scores.argmax(axis=-1) == labels).mean())
+    Args:
+        path: an .npz file with the model's inputs by name, and labels beside them.
+        specs: the model's inputs.
+        of: a figure by its name; None: the usual one of labels of that kind.
+        threads: ORT threads.
+        shapes, said: as for `parts_of`.
 
-    return accuracy
+    Attributes:
+        name: what it is, in words.
+        found: what the labels are, and of which output; known once a model was measured.
+
+    Raises:
+        CalibrationError: the samples or the labels cannot be used.
+        UsageError: labels of that kind have no such figure.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        specs: Sequence[ports.InputSpec],
+        *,
+        of: str | None = None,
+        threads: int | None = None,
+        shapes: Sizes | None = None,
+        said: Said = NOTHING,
+    ) -> None:
+        if not Path(path).is_file():
+            raise CalibrationError(f"{shown(path)}: not found, or no file; give an .npz file with labels")
+        self.path, self.threads, self.shapes, self.said = path, threads, shapes or {}, said
+        inputs = {s.name for s in specs}
+        self.data = open_calibration(path, specs)
+        named = [key for key in labelled.keys() if key not in inputs]
+        arrays = {key: v for key in named if (v := member(Path(path), [key], 2 * GIB)) is not None}
+        found = labelled.found_in(arrays, len(self.data))
+        if found is None:
+            raise CalibrationError(self._unfit(arrays))
+        self.entry, self.labels = found
+        self.arrays = {**arrays, "samples": np.array(len(self.data))}
+        self.of = self.entry.figures[0] if of is None else of
+        if self.of not in self.entry.figures:
+            raise UsageError(self._has_not(self.of))
+        self.name, self.found = f"{FIGURES[self.of].title} of {Path(path).name} in percent", ""
+        self._part: Part | None = None
+
+    def __call__(self, model: onnx.ModelProto) -> float:
+        """In percent. The first model that is measured is the original: what its outputs are for is told from it.
+
+        Raises:
+            UsageError: no output is what the labels are of.
+        """
+        session = sessions.open_session(model, threads=self.threads, name="evaluated")
+        judge, at = None, 0
+        for feeds in self.data.batches(64):
+            now = dict(zip(session.outputs, map(np.asarray, session.run(dict(feeds))), strict=True))
+            count = len(next(iter(feeds.values())))
+            if judge is None:
+                judge = self._judge(model, now, count)
+            judge.add(now, slice(at, at + count), count)
+            at += count
+        figures = {} if judge is None else judge.figures()
+        if self.of not in figures:
+            raise UsageError(self._has_not(self.of, figures))
+        return 100 * figures[self.of]
+
+    def _judge(self, model: onnx.ModelProto, now: Values, samples: int) -> labelled.Judge:
+        graph = Graph(model)
+        parts = parts_of(graph, self.shapes, now, said=self.said, samples=samples) if self._part is None else []
+        part = self._part or labelled.part_for(self.entry, parts, now)
+        if part is None:
+            kinds = ", ".join(f"{p.name} is {p.kind}" for p in parts)
+            wanted = " or ".join(self.entry.kinds)
+            known = f"{self.path}: labels are {self.entry.name}, and no output is {wanted} ({kinds})"
+            remedy = "say what outputs are (--output-kind), or give a metric of your own: --eval file.py:function"
+            raise UsageError(one_line(f"{known}; {remedy}"))
+        try:
+            judge = self.entry.judge(self.labels, self.arrays, part, now)
+        except ValueError as error:
+            raise CalibrationError(
+                one_line(f"{self.path}: {self.entry.name} of output {part.name!r}: {error}")
+            ) from None
+        self._part, title = part, FIGURES[self.of].title
+        self.found = f"labels: {self.entry.name} of output {part.name!r}, {len(self.data)} samples: {title}"
+        return judge
+
+    def _unfit(self, arrays: Mapping[str, np.ndarray]) -> str:
+        """Why no array is labels."""
+        count, key = len(self.data), next((k for e in labelled.TABLE for k in e.keys if k in arrays), None)
+        if key is None:
+            others = ", ".join(e.keys[0] for e in labelled.TABLE if e.keys[0] != "labels")
+            needs = "--eval needs one of them beside the samples"
+            return f"{self.path}: no whole numbers under labels, nor {others}; {needs}"
+        value = arrays[key]
+        if key != "boxes" and value.ndim and len(value) != count:
+            return f"{self.path}: {count} samples but {len(value)} {key}"
+        wanted = " or ".join(dict.fromkeys(e.wanted for e in labelled.TABLE if key in e.keys))
+        what = f"no whole numbers under {key}" if key in labelled.NAMES else f"{key} does not fit {count} samples"
+        return one_line(f"{self.path}: {what}: {value.dtype} of shape {list(value.shape)}; give {wanted}")
+
+    def _has_not(self, of: str, has: Iterable[str] | None = None) -> str:
+        known = ", ".join(self.entry.figures if has is None else has)
+        return one_line(f"{self.path}: labels are {self.entry.name}, which have no {of}; choose from {known}")
 
 
 class Agreement:
@@ -157,15 +258,3 @@ def named(figure: str | None, part: PartFidelity | None = None, *, alone: bool =
         f" ({part.base_rate:.0%} of the original's decisions are one)"
     )  # fmt: skip
     return f"{FIGURES[figure].title}{where} in percent{rate}"
-
-
-def _scores(model: onnx.ModelProto, batches: Iterable[Mapping], threads: int | None) -> Iterable[np.ndarray]:
-    session = sessions.open_session(model, threads=threads, name="evaluated")
-    for feeds in batches:
-        scores = session.run(dict(feeds))[0]
-        if scores.ndim != 2 or scores.shape[1] < 2:
-            raise UsageError(
-                f"output {session.outputs[0]!r} has shape {scores.shape}, not (samples, classes); "
-                "give a metric of your own: --eval file.py:function"
-            )
-        yield scores

@@ -33,6 +33,7 @@ class Part:
         beside: of boxes, their scores; of the scores of boxes, None.
         batch: the axis of the samples.
         weight: how much its damage counts.
+        given: the name that its user gave it; empty: as numpy writes it.
     """
 
     output: str
@@ -43,10 +44,13 @@ class Part:
     beside: Part | None = None
     batch: int = 0
     weight: float = 1.0
+    given: str = ""
 
     @property
     def name(self) -> str:
-        """`y`, or `y[:, 0:4]` as numpy writes it."""
+        """`y`, or `y[:, 0:4]` as numpy writes it; or that which its user gave it."""
+        if self.given:
+            return self.given
         if self.regions == ((),):
             return self.output
         more = f" and {len(self.regions) - 1} more" if len(self.regions) > 1 else ""

@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.errors import UsageError, one_line, unknown
 from onnxprune.graph.joined import Region, Sizes, joined
 from onnxprune.graph.model import Graph
-from onnxprune.graph.said import NOTHING, Meaning, Said, output_of
+from onnxprune.graph.said import NOTHING, Meaning, Said, Stretch, output_of
 from onnxprune.measure.kinds.boxes import joint
 from onnxprune.measure.kinds.detections import layout_of
 from onnxprune.measure.kinds.look import Look
@@ -50,15 +50,15 @@ def parts_of(
     _check_names(said, parts, values)
     look = Look(graph, shapes, values, samples, parts)
     for k, part in enumerate(parts):
-        meaning = said.kinds.get(part.name) or said.kinds.get(part.output)
+        meaning = _meaning(part, said)
         if meaning is not None:
             look.parts[k] = _as_said(part, meaning, look.value(k))
             look.asked.add(k)
     look.decided |= look.asked
     weighed = said.weights
-    return tuple(
-        replace(p, weight=weighed.get(p.name, weighed.get(p.output, 1.0))) if weighed else p for p in tell(look)
-    )
+    found = tell(look)
+    _check_boxes(found)
+    return tuple(replace(p, weight=weighed.get(p.name, weighed.get(p.output, 1.0))) if weighed else p for p in found)
 
 
 MADE_BY = {
@@ -74,15 +74,19 @@ def by_graph(graph: Graph, shapes: Sizes, output: str, said: Said = NOTHING) -> 
     make are one part."""
     known = tuple(shapes.get(output, ()))
     look = Look(graph, shapes, {}, None, [])
+    meaning = said.kinds.get(output)
+    if meaning is not None and meaning.parts and known:
+        parts = _as_set(output, meaning, known)
+        return [(p.name, "" if (own := _meaning(p, said)) is None else own.kind) for p in parts]
     makers: dict[frozenset[str], list[Region]] = {}
     for region in joined(graph, output, shapes):
         makers.setdefault(frozenset(look.made_by(Part(output, (region,)))), []).append(region)
-    parts = [(Part(output, merged(regions, known)), made) for made, regions in makers.items()]
-    return [(part.name, _made_words(part, made, said)) for part, made in parts]
+    own_makers = [(Part(output, merged(regions, known)), made) for made, regions in makers.items()]
+    return [(part.name, _made_words(part, made, said)) for part, made in own_makers]
 
 
 def _made_words(part: Part, made: Collection[str], said: Said) -> str:
-    meaning = said.kinds.get(part.name) or said.kinds.get(part.output)
+    meaning = _meaning(part, said)
     if meaning is not None:
         return meaning.kind
     words = dict.fromkeys(MADE_BY.get(op, "") for op in sorted(made))
@@ -93,9 +97,11 @@ def _made_words(part: Part, made: Collection[str], said: Said) -> str:
 
 
 def _parted(graph: Graph | None, output: str, shapes: Sizes, value: np.ndarray, said: Said) -> list[Part]:
+    meaning = said.kinds.get(output)
+    if meaning is not None and meaning.parts:
+        return _as_set(output, meaning, value.shape)
     if graph is None or value.dtype.kind != "f" or not value.size:
         return [Part(output)]
-    meaning = said.kinds.get(output)
     if layout_of(value) if meaning is None else meaning.kind != BOXES:
         return [Part(output)]
     known, regions = tuple(shapes.get(output, ())), joined(graph, output, shapes)
@@ -137,6 +143,53 @@ def _by_unit(regions: Sequence[Region], spreads: Sequence[float]) -> list[list[R
 
 
 # ---- what was said -------------------------------------------------------------------------------------------
+
+
+def _meaning(part: Part, said: Said) -> Meaning | None:
+    """What was said of a part, by its own name or as a part of its output; None where nothing was."""
+    own, whole = said.kinds.get(part.name), said.kinds.get(part.output)
+    if own is not None and not own.parts:
+        return own
+    if whole is None or not whole.parts:
+        return whole
+    ((_, start, stop),) = part.regions[0] or ((0, 0, 0),)
+    return whole.of(start, stop)
+
+
+def _as_set(output: str, meaning: Meaning, sizes: Sequence[int]) -> list[Part]:
+    """The parts that its user sets, and what these leave over.
+
+    Raises:
+        UsageError: they do not fit it.
+    """
+    axis = -1 if meaning.axis is None else meaning.axis
+    if not -len(sizes) <= axis < len(sizes) or axis % len(sizes) == 0:
+        known = f"output {output!r} has shape {list(sizes)}"
+        raise UsageError(one_line(f"{known}: no axis {axis} behind that of the samples that has parts"))
+    axis, size, at = axis % len(sizes), sizes[axis], 0
+    set_ = list[Stretch]()
+    for one in sorted(meaning.parts, key=lambda p: p.start):
+        set_ += [Stretch(at, one.start), one] if at < one.start else [one]
+        at = one.stop
+    if at > size:
+        raise UsageError(
+            one_line(f"output {output!r}: part {set_[-1].start}-{at} of an axis of {size}; stop at {size}")
+        )
+    set_ += [Stretch(at, size)] if at < size else []
+    return [Part(output, (((axis, p.start, p.stop),),), given=p.name) for p in set_]
+
+
+def _check_boxes(parts: Collection[Part]) -> None:
+    """Refuse boxes that nobody knows the scores of.
+
+    Raises:
+        UsageError: there are such.
+    """
+    for part in parts:
+        if part.kind == BOXES and part.beside is None:
+            why = "no scores from 0 to 1 of as many anchors are beside it"
+            remedy = "say where they are: --output-kind NAME=box-scores, or another kind of this one"
+            raise UsageError(one_line(f"output {part.name!r} cannot be boxes: {why}; {remedy}"))
 
 
 def _check_names(said: Said, parts: Collection[Part], outputs: Collection[str]) -> None:

@@ -62,11 +62,12 @@ GATES: Mapping[str, Gate] = {
 
 
 class Drop(NamedTuple):
-    """A metric of the original and of another model, and what it is called."""
+    """A metric of the original and of another model, what it is called, and which labels were found, in words."""
 
     before: float
     after: float
     name: str = ""
+    found: str = ""
 
 
 class Asked(NamedTuple):
@@ -153,7 +154,7 @@ class Gates:
         for name, least in (self.min or {}).items():
             found += _below(name, least, fidelity)
         if self.max_drop is not None and drop is not None:
-            before, after, what = drop()
+            before, after, what, _ = drop()
             if not before - after <= self.max_drop:
                 words = f"the metric drops from {before:.4g} to {after:.4g}, by more than {self.max_drop:g}"
                 found.append(f"{words}: {what}" if what else words)

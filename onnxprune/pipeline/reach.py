@@ -15,7 +15,7 @@ import onnx
 
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure.figures import DROPS
-from onnxprune.measure.metric import Agreement, Metric, agreement, open_metric
+from onnxprune.measure.metric import Agreement, Labelled, Metric, agreement, open_metric
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.gates import Drop
@@ -173,7 +173,9 @@ def metric_of(subject: Subject, settings: Settings, metric: str | Metric | None)
     if callable(metric):
         return metric
     if metric is not None and metric not in DROPS:
-        return open_metric(metric, subject.specs, threads=settings.threads)
+        return open_metric(
+            metric, subject.specs, threads=settings.threads, shapes=subject.net.shapes, said=subject.said
+        )
     parts = subject.partition(settings.seed)
     if parts is None:
         raise UsageError("--max-drop needs something to measure: samples (--calib), or --eval")
@@ -185,18 +187,18 @@ def metric_of(subject: Subject, settings: Settings, metric: str | Metric | None)
 def change(subject: Subject, settings: Settings, metric: str | Metric | None, model: onnx.ModelProto) -> Drop:
     """The metric of the original, and of another model."""
     found = metric_of(subject, settings, metric)
-    return Drop(found(subject.model), found(model), named(metric, found))
+    before, after = found(subject.model), found(model)
+    return Drop(before, after, named(metric, found), found.found if isinstance(found, Labelled) else "")
 
 
 def named(metric: str | Metric | None, measured: Metric) -> str:
     """What a metric is called, without the folders that it lies in."""
-    if isinstance(measured, Agreement):
+    if isinstance(measured, Agreement | Labelled):
         return measured.name
     if metric is None or callable(metric):
         metric = metric or measured
         return str(getattr(metric, "__name__", type(metric).__name__))
-    file = PurePath(metric).name
-    return f"top-1 of {file} in percent" if file.endswith(".npz") else file
+    return PurePath(metric).name
 
 
 def _keep(
@@ -234,7 +236,8 @@ def _keep(
     if found is None:
         raise BudgetError(kind.missed(target.value, before))
     (result, after), _ = found
-    return replace(result, notes=(f"{name} {before:.4g} before, {after:.4g} after",))
+    labels = (measure.found,) if isinstance(measure, Labelled) else ()
+    return replace(result, notes=(*labels, f"{name} {before:.4g} before, {after:.4g} after"))
 
 
 def _remembering(plan: PrunePlan, target: Target, metric: str | None = None) -> PrunePlan:

@@ -86,6 +86,10 @@ def _repair(name: str) -> None:
         raise UsageError(f"--repair {name} needs torch - pip install torch")
 
 
+_MEANING = r"[^=,]*(?:,\s*(?:axis|parts)=[^=]*)*"
+"""What may stand behind NAME= in --output-kind, as a regular expression; names of outputs may hold = too."""
+
+
 def _output_kinds(kinds: Mapping[str, str]) -> None:
     from onnxprune.measure.kinds.asked import check_kinds
 
@@ -225,8 +229,8 @@ class Settings:
     output_kind: Mapping[str, str] | None = option(
         None, "NAME=KIND", "what an output is for, if guessed wrong: y=boxes, y=class-scores,axis=1, ... (repeatable)",
         "what outputs are for, by their names, where it is guessed wrong: {\"y\": \"boxes,axis=1\"}; "
-        "`onnxprune help kinds` lists kinds",
-        read=by_name(str, "NAME=KIND or NAME=KIND,axis=K, such as y=boxes,axis=1", r"[^=,]*(?:,axis=[^=]*)?"),
+        "`onnxprune help kinds` lists kinds, `onnxprune help outputs` says how parts of one are set",
+        read=by_name(str, "NAME=KIND or NAME=KIND,axis=K,parts=..., such as y=boxes,axis=1", _MEANING),
         check=_output_kinds, repeated=True, part=GENERAL,
         commands=(*DECIDING, "apply", "inspect", "sensitivity", "verify", "train"), rare=True,
     )  # fmt: skip

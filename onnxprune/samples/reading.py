@@ -15,7 +15,11 @@ from onnxprune.samples.messages import clip, saying
 if TYPE_CHECKING:
     from onnxprune.samples.images import ImageSpec
 
-LABELS = frozenset({"label", "labels", "target", "targets", "y", "y_true"})
+LABELS = frozenset(
+    {"label", "labels", "target", "targets", "y", "y_true", "mask", "masks", "boxes", "box_form", "text", "texts",
+     "characters"}
+)  # fmt: skip
+"""What may stand beside inputs and is none (`measure.labelled`)."""
 
 
 class Reading:

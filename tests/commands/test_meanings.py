@@ -41,6 +41,18 @@ def test_kinds_and_weights_reach_plan_result_and_file(files, capsys):
     assert not {"output_kind", "weight"} & json.loads(capsys.readouterr().out)["settings"].keys()
 
 
+def test_parts_that_are_set_reach_plan_and_result(files, capsys):
+    model, x, folder = files
+    plan, out = str(folder / "plan.json"), str(folder / "o.onnx")
+    said = ["--output-kind", "y=class-scores,parts=kind:0-3,size:3-5:values", "--weight", "size=5"]
+    assert main(["plan", model, "--calib", x, "--ratio", "0.3", "-o", plan, "--trusted", *said]) == 0
+    assert main(["inspect", model, *said[:2]]) == 0
+    assert "size: values" in capsys.readouterr().out
+    assert main(["apply", model, plan, "--calib", x, "-o", out, "--json", "--trusted"]) == 0
+    parts = json.loads(capsys.readouterr().out)["fidelity"]["parts"]
+    assert [(p["name"], p["kind"]) for p in parts][:2] == [("kind", "class scores"), ("size", "values")]
+
+
 @pytest.mark.parametrize(
     "given, words",
     [
@@ -48,6 +60,9 @@ def test_kinds_and_weights_reach_plan_result_and_file(files, capsys):
         (["--output-kind", "why=boxes"], "unknown output 'why'"),
         (["--output-kind", "y"], "'y' is not NAME=KIND"),
         (["--output-kind", "y=text"], "output 'y' cannot be text"),
+        (["--output-kind", "y=values,parts=0-4,4-9"], "output 'y': part 4-9 of an axis of 5; stop at 5"),
+        (["--output-kind", "y=values,parts=a-4"], "'a-4' is no part such as 0-4, 0-4:boxes or box:0-4:boxes"),
+        (["--output-kind", "y=values,parts=a:0-4", "--weight", "b=2"], "unknown output 'b'"),
         (["--weight", "y=two"], "'y=two' is not NAME=X, such as y=2"),
         (["--weight", "y=-1"], "--weight y=-1.0 is no number from 0 up"),
         (["--output", "y=boxes"], "y=boxes names no file; did you mean --output-kind y=boxes?"),
@@ -78,6 +93,26 @@ def test_a_drop_by_name(files, capsys):
     assert main([*run, "--ratio", "0.6", "--min", "r2=0.999"]) == 6
     assert "is below 99.9%" in capsys.readouterr().err
     assert main([*run, "--ratio", "0.6", "--min", "r2=-1", "--min", "sqnr=-200"]) == 0
+
+
+def test_a_drop_of_a_figure_of_labels(files, capsys):
+    model, x, folder = files
+    labels = str(folder / "labelled.npz")
+    np.savez(labels, x=np.load(x), labels=np.arange(48) % 5)
+    out = str(folder / "o.onnx")
+    run = [model, "--calib", x, "-o", out, "--trusted", "--no-bench", "--force", "--allow-destroyed", "--eval", labels]
+    assert main([*run, "--max-drop", "top1=60"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "labels: classes of output 'y', 48 samples: top-1" in text and "--max-drop 60, in top-1 of labelled.npz" in text
+    )
+    assert main([*run, "--ratio", "0.3", "--max-drop", "top1=99"]) == 0
+    assert "labels: classes of output 'y', 48 samples: top-1" in capsys.readouterr().err
+    assert main([*run, "--ratio", "0.3", "--max-drop", "miou=1"]) == 2
+    assert "labels are classes, which have no miou; choose from top1, top5" in capsys.readouterr().err
+    assert main([*run[:-1], str(folder / "none.npz"), "--max-drop", "top1=1"]) == 4
+    assert "none.npz: not found" in capsys.readouterr().err
+    assert main([*run[:4], labels, *run[5:-1], f"{labels}:top1", "--max-drop", "60"]) == 7, "its own samples"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from onnxprune.graph.said import Meaning, Said
 from onnxprune.measure.agreement import PartFidelity, Tally
 from onnxprune.measure.damage import damage
 from onnxprune.measure.figures import FIGURES, value_of
-from onnxprune.measure.kinds import boxes, pictures, text
+from onnxprune.measure.kinds import boxes, pictures, precision, text
 from onnxprune.measure.kinds import detections as detections_
+from onnxprune.measure.kinds.asked import said_of
 from onnxprune.measure.kinds.table import KINDS, ORDER
 from onnxprune.measure.part import (
     BOX_SCORES,
@@ -33,7 +34,7 @@ from onnxprune.measure.part import (
     Part,
     merged,
 )
-from onnxprune.measure.parts import parts_of
+from onnxprune.measure.parts import by_graph, parts_of
 from onnxprune.measure.verdict import deciding, judged
 from tests.channels import surgery
 
@@ -251,6 +252,37 @@ def test_f1_of_boxes():
     assert deciding(found)[1] == "box_f1" and found[0].beside == "scores"
 
 
+def test_average_precision_worked_by_hand():
+    """Three true boxes of one class; found are, by falling score, a right one, a wrong one, and a right one that covers
+    its box by 62%. At IoU 0.5 precision is 1 up to a recall of 1/3 (34 of the 101 recalls), then 2/3 up to 2/3 (33);
+    from IoU 0.65 on (seven of ten) the last is wrong too. A class that is nowhere true does not count."""
+    true = np.array([box(0, 0, 0), box(50, 0, 0), box(0, 50, 0)])
+    part = [50, 0, 56.2, 10, 0, 0.5]
+    got = np.array([box(0, 0, 0, 0.9), box(80, 80, 0, 0.8), box(30, 30, 7, 0.7), part])
+    figures = precision.Precision()
+    figures.add(true[:0], got[:0], np.empty((0, 0)))
+    figures.add(true, got, boxes.overlaps(true, got))
+    first, last = (34 + 33 * 2 / 3) / 101, 34 / 101
+    assert figures.figures() == pytest.approx({"box_map50": first, "box_map": (3 * first + 7 * last) / 10})
+    assert precision.Precision().figures() == {}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_average_precision_however_boxes_lie(layout):
+    b, s = detections(samples=8)
+    graph, shapes, was = laid_out(layout, (b, s))
+    box = next(p for p in parts_of(graph, shapes, was, samples=8) if p.kind == BOXES)
+    moved = b.copy()
+    moved[:4] += [0.2, 0, 0, 0] * b[:4, :, 2:3]  # by a fifth of the width: IoU 2/3 in half of the samples
+    tally = Tally(box)
+    tally.compare(was, laid_out(layout, (moved, s))[2], 8)
+    found = tally.fidelity().figures
+    assert found["box_map50"] == pytest.approx(1) and 0.3 < found["box_map"] < 0.9
+    tally = Tally(box)
+    tally.compare(was, was, 8)
+    assert (tally.fidelity().figures["box_map"], tally.fidelity().figures["box_map50"]) == (1, 1)
+
+
 # ---- boxes after suppression ---------------------------------------------------------------------------------
 
 ORDERS = {
@@ -273,7 +305,7 @@ def test_rows_of_boxes_are_matched_whatever_their_order_and_number(layout):
     assert (part.kind, part.form) == (DETECTIONS, layout)
     tally = Tally(part)
     tally.compare(was, {"y": laid(FOUND[:, ::-1])}, 3)
-    assert tally.fidelity().figures["box_f1"] == 1
+    assert tally.fidelity().figures["box_f1"] == tally.fidelity().figures["box_map"] == 1
     tally = Tally(part)
     tally.compare(was, {"y": laid(FOUND[:, :4])}, 3)
     found = tally.fidelity()
@@ -326,6 +358,68 @@ def test_boxes_that_are_said_to_be_are_parted_from_their_scores():
 def test_what_an_output_cannot_be(meaning, value, words):
     with pytest.raises(UsageError, match=words):
         parts_of(Graph(surgery.model_of(PLAIN)), {}, {"y": value}, said=Said({"y": meaning}))
+
+
+JOINT = np.concatenate(
+    [RNG.uniform(20, 90, (4, 4, 30)), RNG.uniform(0, 1, (4, 6, 30)), RNG.standard_normal((4, 3, 30))], axis=1
+)
+
+
+@pytest.mark.parametrize(
+    "said, wanted",
+    [
+        ("boxes,axis=1,parts=box:0-4,cls:4-10:box-scores", "box boxes, cls box scores, y[:, 10:13] values"),
+        (
+            "values,parts=0-4:boxes, 4-10:box-scores,axis=-2",
+            "y[:, 0:4] boxes, y[:, 4:10] box scores, y[:, 10:13] values",
+        ),
+        (
+            "boxes,axis=1,parts=0-4,4-10,10-13:keypoints",
+            "y[:, 0:4] boxes, y[:, 4:10] box scores, y[:, 10:13] keypoints",
+        ),
+        ("values,parts=all:0-30", "all values"),
+        ("values,parts=5-9", "y[:, :, 0:5] values, y[:, :, 5:9] values, y[:, :, 9:30] values"),
+    ],
+)
+def test_parts_that_are_set(said, wanted):
+    asked = said_of({"y": said}, {"cls": 2} if "cls" in said else None, ["y"])
+    for graph in (None, Graph(surgery.model_of(PLAIN))):
+        parts = parts_of(graph, {}, {"y": JOINT}, said=asked)
+        assert ", ".join(f"{p.name} {p.kind}" for p in parts) == wanted
+        assert [p.weight for p in parts] == [2 if p.name == "cls" else 1 for p in parts]
+        whole = np.concatenate(
+            [p.of(JOINT) for p in parts], axis=parts[0].regions[0][0][0] if parts[0].regions[0] else 0
+        )
+        assert np.array_equal(whole, JOINT)
+    told = by_graph(Graph(surgery.model_of(PLAIN)), {"y": JOINT.shape}, "y", asked)
+    assert [name for name, _ in told] == [p.name for p in parts]
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ("boxes,axis=1,parts=0-4,3-10", "parts 0-4 and 3-10 overlap; the stop is not in a part"),
+        ("boxes,axis=1,parts=0-4,4-100", "part 4-100 of an axis of 13; stop at 13"),
+        ("boxes,axis=1,parts=4-4", "'4-4' is empty"),
+        ("boxes,axis=1,parts=", "'' is no part such as 0-4, 0-4:boxes or box:0-4:boxes"),
+        ("boxes,axis=1,parts=0-4,four", "'four' is no part such as"),
+        ("boxes,axis=1,parts=0-4:boxs", "unknown kind of output 'boxs'; did you mean boxes"),
+        ("boxes,axis=0,parts=0-1", "no axis 0 behind that of the samples"),
+        ("boxes,axis=3,parts=0-1", "no axis 3 behind"),
+        ("boxes,parts=0-4,axis=1,parts=4-5", "is none; axis=K and parts="),
+        ("boxes,axis=1,parts=0-4,4-10:values", r"output 'y\[:, 0:4\]' cannot be boxes: no scores"),
+        ("values,axis=1,parts=a:0-4,a:4-5", "'a' names two parts or outputs"),
+        ("values,axis=1,parts=y:0-4", "'y' names two parts or outputs"),
+    ],
+)
+def test_parts_that_cannot_be_set(said, words):
+    with pytest.raises(UsageError, match=words):
+        parts_of(None, {}, {"y": JOINT}, said=said_of({"y": said}, None, ["y"]))
+
+
+def test_boxes_that_have_no_scores():
+    with pytest.raises(UsageError, match="'y' cannot be boxes: no scores from 0 to 1 of as many anchors"):
+        parts_of(None, {}, {"y": RNG.standard_normal((4, 4, 30))}, said=Said({"y": Meaning(BOXES, 1)}))
 
 
 def test_a_part_that_there_is_not():

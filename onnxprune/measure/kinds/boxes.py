@@ -2,7 +2,7 @@
 
 Found is what scores more than 0.25 and is left by greedy suppression within a class (IoU 0.6), as detectors are read.
 Of two networks the first is the truth: a box of the second matches one of the same class at IoU 0.5, or 0.75; each is
-matched once, the best scored first.
+matched once, the best scored first. For average precision, what scores more than 0.05 is ranked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.graph.joined import joined
 from onnxprune.measure.kinds.look import Look, in_unit, normalized, rows_along
+from onnxprune.measure.kinds.precision import LOW, Precision
 from onnxprune.measure.part import BOX_SCORES, BOXES, SCORES, Part, Values
 
 SCORE, SUPPRESSED = 0.25, 0.6
@@ -146,8 +147,8 @@ def strength(part: Part, values: Values) -> np.ndarray:
     return np.moveaxis(best.reshape(*np.moveaxis(value, part.axis, -1).shape[:-1], 1), -1, part.axis)
 
 
-def found_in(part: Part, values: Values) -> Iterator[np.ndarray]:
-    """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first."""
+def found_in(part: Part, values: Values, least: float = SCORE) -> Iterator[np.ndarray]:
+    """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first; what scores more than `least`."""
     scores = class_scores(part, values)
     rows = _anchors(part, part.of(values[part.output])).astype(np.float64)
     if part.form.startswith("xywh"):
@@ -155,7 +156,7 @@ def found_in(part: Part, values: Values) -> Iterator[np.ndarray]:
         rows = np.concatenate([rows[..., :2] - half, rows[..., :2] + half], axis=-1)
     best, classes = scores.max(axis=-1), scores.argmax(axis=-1)
     for corners, kind, score in zip(rows, classes, best, strict=True):
-        at = np.flatnonzero(score > SCORE)
+        at = np.flatnonzero(score > least)
         at = at[np.argsort(-score[at], kind="stable")][:MOST]
         yield _suppressed(np.column_stack([corners[at], kind[at], score[at]]))
 
@@ -193,18 +194,25 @@ class Matches:
     _there: int = 0
     _given: int = 0
     _hits: dict[float, int] = field(default_factory=lambda: dict.fromkeys(MATCHES, 0))
+    _precision: Precision = field(default_factory=Precision)
 
     def add(self, was: Values, now: Values, samples: int) -> None:
         """A batch more: the outputs of both."""
-        for wanted, got in zip(self.found(was, samples), self.found(now, samples), strict=True):
-            self._there += len(wanted)
-            self._given += len(got)
-            for least in MATCHES:
-                self._hits[least] += matched(wanted, got, least)
+        for wanted, got in zip(self.found(was, samples), self.found(now, samples, LOW), strict=True):
+            self.count(wanted, got)
 
-    def found(self, values: Values, samples: int) -> Iterator[np.ndarray]:
-        """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first."""
-        return found_in(self.part, values)
+    def count(self, wanted: np.ndarray, got: np.ndarray) -> None:
+        """A sample more: (true, 6) and (found, 6) boxes, the best scored first, those of little score too."""
+        self._precision.add(wanted, got, overlaps(wanted, got))
+        got = got[got[:, 5] > SCORE]
+        self._there += len(wanted)
+        self._given += len(got)
+        for least in MATCHES:
+            self._hits[least] += matched(wanted, got, least)
+
+    def found(self, values: Values, samples: int, least: float = SCORE) -> Iterator[np.ndarray]:
+        """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first; what scores more than `least`."""
+        return found_in(self.part, values, least)
 
     def figures(self) -> dict[str, float]:
         """What the sums come to; nothing where the original found nothing."""
@@ -217,7 +225,7 @@ class Matches:
             "box_precision": hits / max(1, self._given),
             "box_recall": hits / self._there,
             "box_f1_75": 2 * strict / both,
-        }
+        } | self._precision.figures()
 
 
 def matched(wanted: np.ndarray, got: np.ndarray, least: float) -> int:

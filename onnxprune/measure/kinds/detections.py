@@ -64,14 +64,14 @@ def detections(look: Look) -> dict[int, Part]:
     return found
 
 
-def found_in(part: Part, value: np.ndarray, samples: int) -> Iterator[np.ndarray]:
-    """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first."""
+def found_in(part: Part, value: np.ndarray, samples: int, least: float = SCORE) -> Iterator[np.ndarray]:
+    """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first; what scores more than `least`."""
     at = places(part.form)
     for k in range(samples):
         rows = value[k] if value.ndim == 3 else value
         if "sample" in at:
             rows = rows[rows[:, at["sample"]] == k]
-        rows = rows[rows[:, at["score"]] > SCORE]
+        rows = rows[rows[:, at["score"]] > least]
         rows = rows[np.argsort(-rows[:, at["score"]], kind="stable")].astype(np.float64)
         box = rows[:, at["xyxy"] : at["xyxy"] + 4]
         yield np.column_stack([box, rows[:, at["class"]], rows[:, at["score"]]])
@@ -97,6 +97,6 @@ def mismatch(part: Part, a: np.ndarray, b: np.ndarray) -> float:
 class Rows(Matches):
     """What is summed up of rows of boxes."""
 
-    def found(self, values: Values, samples: int) -> Iterator[np.ndarray]:
-        """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first."""
-        return found_in(self.part, self.part.of(values[self.part.output]), samples)
+    def found(self, values: Values, samples: int, least: float = SCORE) -> Iterator[np.ndarray]:
+        """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first; what scores more than `least`."""
+        return found_in(self.part, self.part.of(values[self.part.output]), samples, least)

@@ -148,9 +148,12 @@ class Classes:
             a, b = best, b.argmax(axis=-1)
         elif a.ndim < 3 or min(a.min(), b.min()) < 0 or max(a.max(), b.max()) >= MOST_CLASSES:
             return  # no map of classes
-        self._count(a.ravel(), b.ravel())
+        self.count(a.ravel(), b.ravel())
 
-    def _count(self, a: np.ndarray, b: np.ndarray) -> None:
+    def count(self, a: np.ndarray, b: np.ndarray) -> None:
+        """The classes that are true, and those that were given."""
+        if not len(a):
+            return
         count = 1 + int(max(a.max(), b.max(), len(self._was) - 1))
         for name, values in (("_hits", a[a == b]), ("_was", a), ("_is", b)):
             total = np.bincount(values, minlength=count).astype(np.float64)
@@ -165,10 +168,15 @@ class Classes:
         if self.part.kind == SCORES:
             found = {"class_agreement": float((self._hits[there] / self._was[there]).mean())}
             return found | ({"top5": self._near / float(self._was.sum())} if self._wide else {})
-        either = self._was + self._is - self._hits
-        found = {"miou": float((self._hits[either > 0] / either[either > 0]).mean())}
+        found = {"miou": self.overlap()}
         whole = {} if self.part.kind == CLASS_MAP else {"pixels": float(self._hits.sum() / self._was.sum())}
         return found | whole
+
+    def overlap(self) -> float:
+        """Mean IoU over the classes that are in either."""
+        either = self._was + self._is - self._hits
+        there = either > 0
+        return float((self._hits[there] / either[there]).mean()) if there.any() else 0.0
 
 
 @dataclass
@@ -189,13 +197,16 @@ class Sets:
     def add(self, was: Values, now: Values, samples: int) -> None:
         """A batch more: the outputs of both."""
         u, v = (self.part.of(w[self.part.output]) for w in (was, now))
-        a, b = u > SET, v > SET
-        self._both += int((a & b).sum())
-        self._was += int(a.sum())
-        self._is += int(b.sum())
+        self.count(u > SET, v > SET)
         if self.part.kind == LABELS and u.ndim == 2 and u.shape[1] > 1:
             self._best += int((u.argmax(axis=1) == v.argmax(axis=1)).sum())
             self._rows += len(u)
+
+    def count(self, a: np.ndarray, b: np.ndarray) -> None:
+        """What is set in truth, and what was."""
+        self._both += int((a & b).sum())
+        self._was += int(a.sum())
+        self._is += int(b.sum())
 
     def figures(self) -> dict[str, float]:
         """What the sums come to; overlap only where something is set."""

@@ -40,6 +40,9 @@ MISMATCH, NONE = "boxes that do not match", "none"
 """Units of damage (`measure.damage`)."""
 
 
+OF_BOXES = ("box_precision", "box_recall", "box_f1_75", "box_map50", "box_map")
+
+
 class Measured(Protocol):
     """What sums up figures over batches, in bounded memory."""
 
@@ -83,11 +86,11 @@ KINDS: Mapping[str, Kind] = {
         (scores.Classes,), decision="same integers",
     ),
     DETECTIONS: Kind(
-        "boxes that are left after suppression, a row each", "box_f1", ("box_precision", "box_recall", "box_f1_75"),
+        "boxes that are left after suppression, a row each", "box_f1", OF_BOXES,
         MISMATCH, detections.detections, (detections.Rows,), ranks=(2, 3),
     ),
     BOXES: Kind(
-        "four numbers of a box an anchor, beside scores", "box_f1", ("box_precision", "box_recall", "box_f1_75"),
+        "four numbers of a box an anchor, beside scores", "box_f1", OF_BOXES,
         told=boxes.boxes, sums=(boxes.Matches,), ranks=(3,),
     ),
     BOX_SCORES: Kind("scores of boxes, 0 to 1", "r2", ranks=(2, 3)),

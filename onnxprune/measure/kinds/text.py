@@ -103,11 +103,15 @@ class Reading:
         """A batch more: the outputs of both."""
         name = self.part.output
         for a, b in zip(*(texts(self.part, self.part.of(v[name])) for v in (was, now)), strict=True):
-            self._texts += 1
-            self._characters += max(len(a), len(b))
-            same = np.array_equal(a, b)
-            self._same += same
-            self._wrong += 0 if same else distance(a, b)
+            self.count(a, b)
+
+    def count(self, a: np.ndarray, b: np.ndarray) -> None:
+        """A text, and what it was read as."""
+        self._texts += 1
+        self._characters += max(len(a), len(b))
+        same = np.array_equal(a, b)
+        self._same += same
+        self._wrong += 0 if same else distance(a, b)
 
     def figures(self) -> dict[str, float]:
         """What the sums come to; nothing where no character was read."""
