@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
 
     plan = read_plan(args.plan)
     subject = open_subject(args, status, plan)
-    pruned, _ = unpacked(with_seeds(read_model(args.pruned)))
+    pruned, _ = unpacked(with_seeds(subject.part_of(read_model(args.pruned))))
     Rehearsal(args.pruned, args.trusted).run(pruned, subject.feeds)
     status.phase("surgery")
     with of_plan(args.plan):
