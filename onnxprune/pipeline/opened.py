@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.channels import Analysed, Channels, find_channels
+from onnxprune.channels import Analysed, Channels, find_channels, written_by_optimiser
 from onnxprune.errors import CalibrationError, LoadError, ModelError, UnsupportedError, UsageError, one_line
 from onnxprune.files.read import check_model, read_model
 from onnxprune.graph import sparse
@@ -26,6 +26,7 @@ from onnxprune.graph.said import NOTHING, Said
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed
 from onnxprune.graph.stops import suspicious
+from onnxprune.graph.unfused import unfused
 from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.measure.kinds.asked import said_of
@@ -273,7 +274,7 @@ class _Opening:
             ModelError, CalibrationError: as `open_model`.
         """
         first, input_shapes = self.first, self.input_shapes
-        proto, packed = sparse.unpacked(with_seeds(proto))
+        proto, packed = sparse.unpacked(with_seeds(unfused(proto)))
         specs = ports.with_batch_axes(ports.input_specs(proto), self.batch_axis)
         if barrier is not None and input_shapes:  # those of what is not run are not needed
             lost = {o for n in barrier.whole.graph.node for o in n.output} - {s.name for s in specs}
@@ -306,6 +307,7 @@ class _Opening:
             _check_axes(graph, observed, feeds, first.label)
         reasons = {} if barrier is None else barrier.reasons()
         notes += [] if barrier is None else barrier.in_words()
+        notes += written_by_optimiser(graph)
         with first.running(graph.model, feeds):
             channels = find_channels(graph, observed, prune_statistics=self.prune_statistics, reasons=reasons)
         return Subject(
