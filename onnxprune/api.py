@@ -163,7 +163,7 @@ def prune(
     else:
         result = plans.plan_and_apply(subject, goal, settings, bench=bench, progress=progress)
     if gates is not None:
-        missed = gates.missed(result.fidelity, lambda: targets.change(subject, settings, metric, result.model))
+        missed = gates.missed(result.fidelity, lambda: targets.change(subject, settings, metric, result.runs))
         if missed:
             raise BudgetError("; ".join(missed))
     return _called(result, given)

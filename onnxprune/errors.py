@@ -4,6 +4,7 @@
     ├── UsageError (ValueError)     2   a bad call: ratio out of range, unknown criterion
     │   └── PlanError               2   a plan that cannot be read, or is not the model's
     ├── ModelError                  3   the file is not a model we can read
+    │   └── LoadError               3   ONNX Runtime does not load it
     ├── CalibrationError            4   the samples are missing, unreadable, or do not fit the model
     ├── UnsupportedError            5   a sound model in which nothing can be pruned
     ├── BudgetError                 6   the asked-for budget or the verification was missed
@@ -67,6 +68,10 @@ class PlanError(UsageError):
 
 class ModelError(PruneError):
     exit_code = 3
+
+
+class LoadError(ModelError):
+    """ONNX Runtime does not load the model."""
 
 
 class CalibrationError(PruneError):

@@ -6,7 +6,7 @@ on paper and follows the sizes; what would come out wrong is pinned, and the gro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations, islice
 from math import comb
 
@@ -20,7 +20,13 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed
 
 
-def find_channels(graph: Graph, observed: Observed, *, prune_statistics: bool = False) -> Channels:
+def find_channels(
+    graph: Graph,
+    observed: Observed,
+    *,
+    prune_statistics: bool = False,
+    reasons: Mapping[str, str] | None = None,
+) -> Channels:
     """Channel groups, and a reason for everything that is pinned.
 
     Args:
@@ -28,8 +34,9 @@ def find_channels(graph: Graph, observed: Observed, *, prune_statistics: bool = 
         observed: sizes of every tensor, from one run.
         prune_statistics: also cut axes over which a normalization takes its mean: the cut is then inexact, and
             `Channels.inexact` names the nodes.
+        reasons: why inputs and outputs stay whole that are none of the file's, by name.
     """
-    ties, flow = walk_graph(graph, observed, prune_statistics)
+    ties, flow = walk_graph(graph, observed, prune_statistics, reasons or {})
     while True:
         channels = read_off(graph, observed, ties, flow)
         if not _pin_conflicts(graph, channels, ties, flow):

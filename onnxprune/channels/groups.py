@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -141,7 +142,9 @@ class Channels:
         return alive
 
 
-def walk_graph(graph: Graph, observed: Observed, prune_statistics: bool = False) -> tuple[Ties, dict[str, Ids]]:
+def walk_graph(
+    graph: Graph, observed: Observed, prune_statistics: bool = False, reasons: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Ties, dict[str, Ids]]:
     """Carry ids through the graph, node by node. Returns the ties and the ids of every activation."""
     ties = Ties()
     walk = rules.Walk(graph, observed, ties, prune_statistics)
@@ -149,7 +152,7 @@ def walk_graph(graph: Graph, observed: Observed, prune_statistics: bool = False)
     made: dict[str, Param] = {}  # quantized constants, seen through DequantizeLinear
     for name in graph.inputs:
         ties.where = ties.tensor = name
-        flow[name] = ties.dead_end(len(observed.shapes.get(name, ())), "model input")
+        flow[name] = ties.dead_end(len(observed.shapes.get(name, ())), reasons.get(name, "model input"))
     for node in graph.nodes.values():
         if all(graph.constant(o) is not None for o in node.output if o):
             continue  # folded
@@ -161,7 +164,7 @@ def walk_graph(graph: Graph, observed: Observed, prune_statistics: bool = False)
             elif name:
                 flow[name] = value
     ties.joints += flow.values()
-    outputs = {name: "model output" for name in graph.outputs}
+    outputs = {name: reasons.get(name, "model output") for name in graph.outputs}
     inner = {name: f"read inside the body of {key}" for name, key in graph.captured().items()}
     for name, why in {**inner, **outputs}.items():
         ties.where = ties.tensor = name

@@ -199,7 +199,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     else:
         result = api.plan_and_apply(subject, goal, settings, bench=wants_bench(args), progress=status.progress)
     _check_faster(args, result)
-    drop = _saying(status, partial(change_of, subject, settings, metric, result.model))
+    drop = _saying(status, partial(change_of, subject, settings, metric, result.runs))
     refuse_or_save(args, result, output, status, gates=gates, drop=drop)
 
 

@@ -42,12 +42,13 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.graph.rehearsal import Rehearsal
     from onnxprune.graph.seeds import with_seeds
     from onnxprune.graph.sparse import unpacked
+    from onnxprune.graph.unfused import unfused
     from onnxprune.measure.fidelity import check_fidelity
     from onnxprune.pipeline.inspection import recheck
 
     plan = read_plan(args.plan)
     subject = open_subject(args, status, plan)
-    pruned, _ = unpacked(with_seeds(read_model(args.pruned)))
+    pruned, _ = unpacked(with_seeds(unfused(subject.part_of(read_model(args.pruned)))))
     Rehearsal(args.pruned, args.trusted).run(pruned, subject.feeds)
     status.phase("surgery")
     with of_plan(args.plan):

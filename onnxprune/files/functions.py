@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import onnx
@@ -15,6 +16,11 @@ from onnxprune.protobuf.nodes import DEFAULT_DOMAINS
 
 APART = "onnxprune.deprecated"
 """The domain of what the checker is not to look at."""
+
+PLUGINS = re.compile(
+    r"TRT|Plugin|^(BatchedNMS|NMS|Proposal|CropAndResize)(Dynamic)?$|^ModulatedDeformConv2d$|^CoordConvAC$"
+)
+"""What plugins of TensorRT are called."""
 
 MOST_NODES, MOST_TIMES = 10_000, 50
 """Nodes that functions may grow to, and for every node of the file."""
@@ -102,11 +108,19 @@ def checkable(model: ModelProto) -> ModelProto:
         key = "" if node.domain in DEFAULT_DOMAINS else node.domain, node.op_type
         if key not in known:
             known[key] = _deprecated(*key, versions.get(key[0], 0))
-        if known[key]:
+        if known[key] or (not key[0] and is_plugin(node)):
             node.domain = APART
-    if any(known.values()):
+    if any(node.domain == APART for node in _flat_nodes(bare.graph)):
         bare.opset_import.add(domain=APART, version=1)
     return bare
+
+
+def is_plugin(node: NodeProto) -> bool:
+    """Whether a node of the default domain is a plugin of TensorRT: its exporters leave the domain out."""
+    if onnx.defs.has(node.op_type):
+        return False
+    named = any(a.name in ("plugin_version", "plugin_namespace") for a in node.attribute)
+    return named or PLUGINS.search(node.op_type) is not None
 
 
 def _deprecated(domain: str, name: str, version: int) -> bool:

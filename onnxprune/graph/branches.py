@@ -44,7 +44,7 @@ def with_branches(model: onnx.ModelProto, taken: Mapping[str, bool]) -> onnx.Mod
             continue
         name = NAMES[taken[node_key(node)]]
         body = next(a.g for a in copied(node).attribute if a.name == name)
-        _rename(body, _new_names(body, list(node.output), defined, reserved))
+        rename(body, _new_names(body, list(node.output), defined, reserved))
         _place(body, node, result)
     return result
 
@@ -87,7 +87,7 @@ def _new_names(
     return new
 
 
-def _rename(body: onnx.GraphProto, new: Mapping[str, str]) -> None:
+def rename(body: onnx.GraphProto, new: Mapping[str, str]) -> None:
     """Give tensors other names, in place, in the bodies inside as well unless these have something so named."""
     stack = [(body, new)]
     while stack:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed, follow, observe
 from onnxprune.graph.stated import stated_macs
+from onnxprune.graph.stops import stopping
 from onnxprune.graph.work import Ran
 from onnxprune.protobuf.serialize import weight_bytes
 from onnxprune.runtime import child, inside, install, sessions
@@ -93,6 +94,17 @@ class Rehearsal:
         with np.load(io.BytesIO(said), allow_pickle=False) as found:
             return {name: found[str(k)] for k, name in enumerate(outputs)}
 
+    def stopping(self, model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, str]:
+        """As `stops.stopping`.
+
+        Raises:
+            Stopped: to find out took too much, or ended the child.
+        """
+        if self.trusted:
+            return stopping(model, shapes)
+        found: dict[str, str] = json.loads(self._result(self._child(_stopping, model, {}, shapes)))
+        return found
+
     @contextlib.contextmanager
     def running(self, model: onnx.ModelProto, feeds: Feeds) -> Iterator[None]:
         """As `run`, beside what is done in the block. What else is wrong with the model is told when it is run here."""
@@ -107,14 +119,20 @@ class Rehearsal:
         finally:
             work.kill()
 
-    def _child(self, job: inside.Job, model: Model, feeds: Feeds | Feeding) -> Child:
+    def _child(self, job: inside.Job, model: Model, feeds: Feeds | Feeding, *more_args: object) -> Child:
         install.require_ort()  # once, for the child too
         caps = _with_weights(replace(CAPS, seconds=max(LEAST_SECONDS, CAPS.seconds - self.spent)), _size(model))
         if isinstance(model, onnx.ModelProto):
             caps = replace(caps, seconds=caps.seconds + len(model.graph.node) / NODES_PER_SECOND)
         more = partial(_honest, model, feeds, caps)
         return Child(
-            job, [model, feeds, self.label], label=self.label, what="its first run", remedy=REMEDY, caps=caps, more=more
+            job,
+            [model, feeds, self.label, *more_args],
+            label=self.label,
+            what="its first run",
+            remedy=REMEDY,
+            caps=caps,
+            more=more,
         )
 
     def _result(self, work: Child) -> bytes:
@@ -175,6 +193,11 @@ def _observed(model: onnx.ModelProto, feeds: Feeds, name: str) -> bytes:
     with _memory_told():
         found = observe(Graph(model), feeds, name=name)
     return json.dumps({"shapes": found.shapes, "bodies": found.ran.bodies, "sums": found.ran.sums}).encode()
+
+
+def _stopping(model: onnx.ModelProto, feeds: Feeds, name: str, shapes: Mapping[str, Sequence[int]] | None) -> bytes:
+    with _memory_told():
+        return json.dumps(stopping(model, shapes)).encode()
 
 
 def _run(model: Model, feeds: Feeds | Feeding, name: str, outputs: Sequence[str] = ()) -> bytes:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import onnx
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
@@ -124,13 +122,14 @@ def apply_plan(
             first.graph, graph.model, held, shapes=first.net.shapes, said=first.said, held_out=not parts.held.shared
         )
     sign(graph.model, first, plan, settings, repair.name)
-    before, after = first.cost(), _cost(net, plan, graph, first.sparse)
+    before, after = first.cost(), _cost(net, plan, graph, first)
     warnings += filter(None, [doubt(before)])
     if after.params > before.params and shares_weights(net.graph, net.channels):
         warnings.append(SHARED)
     keep = plan.keep()
     result = Result(
-        model=graph.model,
+        model=first.whole_of(graph.model),
+        barrier=first.barrier,
         source=first.path,
         before=before,
         after=after,
@@ -172,14 +171,14 @@ def _unsampled(repair: Repair) -> str:
     )
 
 
-def _cost(net: Analysed, plan: PrunePlan, graph: Graph, were: Mapping[str, onnx.SparseTensorProto]) -> Cost:
+def _cost(net: Analysed, plan: PrunePlan, graph: Graph, first: Subject) -> Cost:
     """What the outcome costs; what tells random nodes apart while models are compared is taken out of it, and what was
     sparse is packed again."""
     seen = _sizes(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net)
     without_seeds(graph.model)
     found = cost_of(graph, seen.shapes, seen.ran)
-    sparse.pack(graph.model, were)
-    return replace(found, bytes=byte_size(graph.model))
+    sparse.pack(graph.model, first.sparse)
+    return replace(found, bytes=byte_size(first.whole_of(graph.model)))
 
 
 def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings) -> Graph:

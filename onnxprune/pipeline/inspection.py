@@ -76,6 +76,7 @@ def inspection(subject: Subject) -> dict[str, Any]:
         "params": before.params,
         "macs": before.macs,
         "bytes": before.bytes,
+        "barriers": [] if subject.barrier is None else subject.barrier.in_words(),
         "uncounted": [asdict(kind) for kind in before.uncounted],
         "uncounted_time": before.uncounted_time,
         "activations": asdict(activations(subject.graph, shapes)),
@@ -161,6 +162,7 @@ def _head(found: dict[str, Any]) -> list[str]:
         f"cost         {si(found['macs'])} MACs, {si(found['params'])} parameters, {si(found['bytes'])}B",
         f"activations  {si(held['bytes'])}B at once at most{at}",
     ]
+    lines += [f"{'' if k else 'barrier':<13}{plain(line)}" for k, line in enumerate(found["barriers"])]
     if found["uncounted"]:
         lines.append(f"not counted  {not_counted(found)}")
     if found["earlier"]:

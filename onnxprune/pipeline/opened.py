@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +14,12 @@ from typing import Any, cast
 import numpy as np
 import onnx
 
-from onnxprune.channels import Analysed, Channels, find_channels
-from onnxprune.errors import ModelError, UsageError, one_line
+from onnxprune.channels import Analysed, Channels, find_channels, written_by_optimiser
+from onnxprune.errors import CalibrationError, LoadError, ModelError, UnsupportedError, UsageError, one_line
 from onnxprune.files.forms import proto_of
 from onnxprune.files.read import check_model, read_model
 from onnxprune.graph import sparse
+from onnxprune.graph.barrier import Barrier
 from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.layers import check_weights
 from onnxprune.graph.model import Graph, digest
@@ -25,6 +27,8 @@ from onnxprune.graph.rehearsal import REMEDY, Rehearsal, unless_refused
 from onnxprune.graph.said import NOTHING, Said
 from onnxprune.graph.seeds import with_seeds
 from onnxprune.graph.shapes import Observed
+from onnxprune.graph.stops import suspicious
+from onnxprune.graph.unfused import unfused
 from onnxprune.graph.work import uncounted
 from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.measure.kinds.asked import said_of
@@ -55,6 +59,7 @@ class Subject:
 
     `batch` is the only batch that it takes although it declares that it takes any; None where it keeps its word.
     `sparse` are the tensors that are stored sparse in the file, by name; `model` has them dense.
+    `barrier` is what was split off as it does not run: then all else is of the part that does.
     `asked` is what was said about reading the model and its samples, `axes` which axes count these, `said`
     what was said of its outputs.
     """
@@ -72,6 +77,7 @@ class Subject:
     asked: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     said: Said = NOTHING
+    barrier: Barrier | None = None
     parts: dict[int, Partition] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -140,9 +146,17 @@ class Subject:
     def cost(self) -> Cost:
         """The original's cost."""
         found = cost_of(self.graph, self.channels.shapes, self.channels.ran)
-        if self.sparse:
-            found = replace(found, bytes=byte_size(sparse.packed(self.model, self.sparse)))
+        if self.sparse or self.barrier is not None:
+            found = replace(found, bytes=byte_size(self.whole_of(sparse.packed(self.model, self.sparse))))
         return replace(found, uncounted_time=self._uncounted_time) if found.uncounted else found
+
+    def whole_of(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """What is written of a model that was made of this one: what does not run is back in it."""
+        return model if self.barrier is None else self.barrier.whole_of(model)
+
+    def part_of(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Of a model that was written, what can be compared with this one."""
+        return model if self.barrier is None else self.barrier.part_of(model)
 
     @cached_property
     def _uncounted_time(self) -> float | None:
@@ -186,51 +200,145 @@ def open_model(
     held = proto_of(model)
     path = None if held is not None else Path(cast(str, model))
     proto = check_model(held) if held is not None else read_model(cast(Path, path))
-    identity = digest(proto)
-    proto, packed = sparse.unpacked(with_seeds(proto))
-    specs = ports.with_batch_axes(ports.input_specs(proto), batch_axis)
-    values = ports.values_of(specs, input_value or {})
-    said = said_of(output_kind, weight, [o.name for o in proto.graph.output])
-    first = Rehearsal("model" if path is None else str(path), trusted)
-    if not trusted:
-        ports.check_size(specs, first.label)
-    data = None
-    if calibration is not None:
-        data = open_calibration(calibration, specs, limit=samples, image=image, values=values)
-    feeds: Mapping[str, np.ndarray]
-    if data is not None and not input_shapes:
-        feeds = data.first(1)
-    else:
-        feeds = ports.default_feed(specs, shapes=input_shapes, values=values)
-    graph = Graph(proto)
-    batch = None
-    try:
-        feeds, observed = _first_run(graph, specs, feeds, first, values, guess=data is None and not input_shapes)
-    except Stopped:
-        raise
-    except ModelError as error:
-        batch, feeds, observed = _other_batch(graph, specs, feeds, () if input_shapes else BATCHES, first, error)
-    else:
-        batch = _only_batch(graph, specs, feeds, observed, first, sampled=data is not None)
-    if data is not None and batch is not None:
-        data = data.in_batches_of(batch)
-        feeds = feeds if input_shapes else data.first(1)
-    graph, observed, notes = followed(graph, observed, specs, feeds, first)
-    if not trusted:
-        _check_axes(graph, observed, feeds, first.label)
-    check_weights(graph, observed.shapes, first.label)
-    with first.running(graph.model, feeds):
-        channels = find_channels(graph, observed, prune_statistics=prune_statistics)
-    asked = {
-        "input_shapes": input_shapes and {name: list(sizes) for name, sizes in input_shapes.items()},
-        "image": image and asdict(image),
-        "output_kind": output_kind and dict(output_kind),
-        "weight": weight and dict(weight),
-    }
-    return Subject(
-        graph.model, graph, feeds, channels, identity, path, data, notes, batch=batch, sparse=packed, asked=asked,
-        axes=batch_axis or {}, said=said,
+    opening = _Opening(
+        Rehearsal("model" if path is None else str(path), trusted), digest(proto), path,
+        _Samples(calibration, samples, image), input_shapes, input_value or {}, batch_axis, prune_statistics,
+        output_kind, weight,
     )  # fmt: skip
+    barriers = _split(proto, opening) if suspicious(proto) else []  # before samples are read that can be read but once
+    if not barriers:
+        try:
+            return opening.subject(proto)
+        except LoadError:
+            barriers = _split(proto, opening)
+            if not barriers:
+                raise
+    for barrier in barriers[:-1] if opening.samples.may_hold({p.name for p in barriers[0].fed}) else ():
+        with contextlib.suppress(CalibrationError):  # the samples do not have what the nodes that do not run make
+            return opening.subject(barrier.part, barrier)
+    return opening.subject(barriers[-1].part, barriers[-1])
+
+
+@dataclass
+class _Samples:
+    """Samples as they were given, read once however often a model is opened with them."""
+
+    source: Any
+    limit: int | None
+    image: ImageSpec | None
+    _opened: tuple[Any, Calibration] | None = field(default=None, init=False)
+
+    def may_hold(self, names: set[str]) -> bool:
+        """Whether they may have these tensors; of what can be read but once, the first item is looked at."""
+        if not isinstance(self.source, Iterator):
+            return True
+        first = list(islice(self.source, 1))
+        self.source = chain(first, self.source)
+        return all(isinstance(item, Mapping) and names <= item.keys() for item in first)
+
+    def open(self, specs: Sequence[ports.InputSpec], values: Mapping[str, np.ndarray]) -> Calibration | None:
+        """For these inputs; None where there are none."""
+        if self.source is None:
+            return None
+        if self._opened is None or self._opened[0] != specs:
+            data = open_calibration(self.source, specs, limit=self.limit, image=self.image, values=values)
+            self._opened = specs, data
+        return self._opened[1]
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """How a model is opened, as `open_model` was asked: what it is given, and what of that is handed on."""
+
+    first: Rehearsal
+    identity: str
+    path: Path | None
+    samples: _Samples
+    input_shapes: Mapping[str, Sequence[int]] | None
+    input_value: Mapping[str, Sequence[float]]
+    batch_axis: Mapping[str, int] | None
+    prune_statistics: bool
+    output_kind: Mapping[str, str] | None
+    weight: Mapping[str, float] | None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a plan remembers of it."""
+        return {
+            "input_shapes": self.input_shapes and {name: list(sizes) for name, sizes in self.input_shapes.items()},
+            "image": self.samples.image and asdict(self.samples.image),
+            "output_kind": self.output_kind and dict(self.output_kind),
+            "weight": self.weight and dict(self.weight),
+        }
+
+    def subject(self, proto: onnx.ModelProto, barrier: Barrier | None = None) -> Subject:
+        """The model, or the part of one that runs, run once and analysed.
+
+        Raises:
+            LoadError: it does not run at all.
+            ModelError, CalibrationError: as `open_model`.
+        """
+        first, input_shapes = self.first, self.input_shapes
+        proto, packed = sparse.unpacked(with_seeds(unfused(proto)))
+        specs = ports.with_batch_axes(ports.input_specs(proto), self.batch_axis)
+        if barrier is not None and input_shapes:  # those of what is not run are not needed
+            lost = {o for n in barrier.whole.graph.node for o in n.output} - {s.name for s in specs}
+            input_shapes = {name: sizes for name, sizes in input_shapes.items() if name not in lost}
+        values = ports.values_of(specs, self.input_value)
+        said = said_of(self.output_kind, self.weight, [o.name for o in proto.graph.output])
+        if not first.trusted:
+            ports.check_size(specs, first.label)
+        data = self.samples.open(specs, values)
+        feeds: Mapping[str, np.ndarray]
+        if data is not None and not input_shapes:
+            feeds = data.first(1)
+        else:
+            feeds = ports.default_feed(specs, shapes=input_shapes, values=values)
+        graph = Graph(proto)
+        batch = None
+        try:
+            feeds, observed = _first_run(graph, specs, feeds, first, values, guess=data is None and not input_shapes)
+        except (Stopped, LoadError):
+            raise
+        except ModelError as error:
+            batch, feeds, observed = _other_batch(graph, specs, feeds, () if input_shapes else BATCHES, first, error)
+        else:
+            batch = _only_batch(graph, specs, feeds, observed, first, sampled=data is not None)
+        if data is not None and batch is not None:
+            data = data.in_batches_of(batch)
+            feeds = feeds if input_shapes else data.first(1)
+        graph, observed, notes = followed(graph, observed, specs, feeds, first)
+        if not first.trusted:
+            _check_axes(graph, observed, feeds, first.label)
+        check_weights(graph, observed.shapes, first.label)
+        reasons = {} if barrier is None else barrier.reasons()
+        notes += [] if barrier is None else barrier.in_words()
+        notes += written_by_optimiser(graph)
+        with first.running(graph.model, feeds):
+            channels = find_channels(graph, observed, prune_statistics=self.prune_statistics, reasons=reasons)
+        return Subject(
+            graph.model, graph, feeds, channels, self.identity, self.path, data, notes, batch=batch, sparse=packed,
+            asked=self.asked, axes=self.batch_axis or {}, said=said, barrier=barrier,
+        )  # fmt: skip
+
+
+def _split(proto: onnx.ModelProto, opening: _Opening) -> list[Barrier]:
+    """Ways to open a model that does not load without the nodes that ONNX Runtime cannot run, best first; none where
+    it is not such nodes that it does not load for.
+
+    Raises:
+        UnsupportedError: nothing runs before these.
+    """
+    stops = opening.first.stopping(proto, opening.input_shapes)
+    if not stops:
+        return []
+    found = [Barrier.of(proto, stops, opening.input_shapes, feed=feed) for feed in (True, False)]
+    runs = [b for b in found if any(o.name for o in b.part.graph.output) and b.part.graph.node]
+    if not runs:
+        why = f"{found[-1].in_words()[0]}, and nothing that can be pruned runs before it"
+        remedy = "state the sizes of what it makes (--input-shape TENSOR=..., or value_info in the file)"
+        raise UnsupportedError(one_line(f"{opening.first.label}: {why}; {remedy}"))
+    return runs if found[0].fed else runs[-1:]
 
 
 LONG_AXIS, AXES = 1 << 20, 1 << 27
@@ -313,7 +421,7 @@ def _first_run(
     """Run the model once. When nobody said how large a dynamic input is, other usual sizes are tried as well."""
     try:
         return feeds, first.observe(graph, feeds)
-    except Stopped:
+    except (Stopped, LoadError):
         raise
     except ModelError as error:
         unsaid = [s for s in specs if s.name not in values]

@@ -86,10 +86,10 @@ class _Loop:
     def size(self, plan: PrunePlan | None = None) -> int:
         """Bytes of the file; of the original without a plan."""
         if plan is None:
-            return byte_size(self.subject.model)
+            return byte_size(self.subject.whole_of(self.subject.model))
         found = self.planner.unrepaired(plan)
         sign(found, self.subject, _remembering(plan, self.target), self.settings)
-        return byte_size(found)
+        return byte_size(self.subject.whole_of(found))
 
     def latency_ms(self) -> float:
         """What a run of the original takes."""
@@ -229,7 +229,7 @@ def _keep(
             result = apply_plan(subject, plan, settings, progress=progress)
         except BudgetError:
             return None
-        after = measure(result.model)
+        after = measure(result.runs)
         return (result, after) if kind.keeps(target.value, before, after) else None
 
     found = largest(works)

@@ -21,7 +21,7 @@ ROUNDS = 40
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
     """Time the original against the pruned model, interleaved, and add the outcome to the result."""
     report = (lambda k, n: progress("bench", k, n)) if progress else None
-    timed = paired(subject, [subject.model, result.model], settings, ROUNDS, report)
+    timed = paired(subject, [subject.model, result.runs], settings, ROUNDS, report)
     warnings = result.warnings
     if timed.comparisons[0].verdict != "faster":
         warnings = (*warnings, f"the pruned model is not measurably faster: {timed.comparisons[0].verdict}")
@@ -51,7 +51,7 @@ def paired(
         rounds: samples of each.
         progress: called with (rounds done, rounds).
     """
-    return time_models(
+    timed = time_models(
         models,
         names=["original", "pruned"][: len(models)],
         feeds=subject.timed(settings.batch),
@@ -64,3 +64,4 @@ def paired(
         trusted=True,
         progress=progress,
     )
+    return timed if subject.barrier is None else replace(timed, part="; ".join(subject.barrier.in_words()))

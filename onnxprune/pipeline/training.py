@@ -103,7 +103,7 @@ def finish(run: TrainingRun, prepared: Prepared, *, on_trial: bool = True) -> Re
         progress=run.progress,
     )  # fmt: skip
     feeds = dict(run.subject.feeds) if run.samples is None else run.samples.held.first(BATCH)
-    before, after = (open_session(m, threads=1).run(feeds) for m in (prepared.trained, result.model))
+    before, after = (open_session(m, threads=1).run(feeds) for m in (prepared.trained, result.runs))
     change = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
     size = max(float(np.abs(a).max()) for a in before)
     changed = f"the cut changed an output of the trained model by at most {change:.1e} (largest output {size:.3g})"

@@ -84,4 +84,4 @@ def _judged(
     with set_up(settings.seed, settings.threads), process_group() as device:
         held = [] if trial is None else list(trial.batches(settings.batch))
         by, figures = judge(run.net, held, settings.recipe, device=device)
-        return by.figure, figures(plain.model), figures(trained.model), by.little
+        return by.figure, figures(plain.runs), figures(trained.runs), by.little

@@ -110,6 +110,8 @@ def conditions(result: BenchResult) -> list[str]:
     if result.comparisons:
         low, high = result.comparisons[0].noise
         lines[-1] += f"; a speed-up whose interval reaches into {low:.3f} to {high:.3f} is noise"
+    if result.part:
+        lines.append(f"not all of it runs: {plain(result.part)}")
     for name, spread in result.assignment.items():
         if spread and len(spread) > 1:  # what fell to another provider is part of the time
             lines.append(f"nodes of {plain(name)}: {spread_in_words(spread)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -20,11 +20,13 @@ import onnx
 
 from onnxprune import __version__
 from onnxprune.channels import Pinned, common_reasons
-from onnxprune.errors import PruneError, UsageError, one_line
+from onnxprune.errors import LoadError, PruneError, UsageError, one_line
 from onnxprune.files.forms import held_by
 from onnxprune.files.read import read_model
 from onnxprune.files.write import atomic_write
+from onnxprune.graph.barrier import Barrier
 from onnxprune.graph.model import digest
+from onnxprune.graph.stops import stopping
 from onnxprune.measure.cost import Cost
 from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.surgery import Surgery
@@ -63,6 +65,7 @@ class Result:
         warnings: what the user should know.
         notes: what was measured besides, in words.
         training: what came of every step that trained: what was kept, the start or what was reached, and why.
+        barrier: where the model was split as some of its nodes do not run; what was measured is of the part that does.
         feeds: inputs for the run of the written file; None: it is loaded only.
         made: where it comes from: digests, passes before this one, and the run.
     """
@@ -84,6 +87,7 @@ class Result:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     training: tuple[Trained, ...] = ()
+    barrier: Barrier | None = field(default=None, repr=False, compare=False)
     feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
     made: Provenance = field(default=Provenance(), repr=False, compare=False)
 
@@ -97,6 +101,11 @@ class Result:
     def output_digest(self) -> str:
         """SHA-256 of the model: of the file that is written, if it is one file."""
         return digest(self.model)
+
+    @cached_property
+    def runs(self) -> onnx.ModelProto:
+        """What of the model can be run: all of it, unless there is a barrier."""
+        return self.model if self.barrier is None else self.barrier.part_of(self.model)
 
     @property
     def macs_removed(self) -> float:
@@ -124,8 +133,14 @@ class Result:
         sources = [] if self.source is None else [self.source]
 
         def runs(written: Path) -> None:
-            few = len(self.model.graph.node) <= MANY_NODES
-            session = sessions.open_session(written, optimise=few, name=target.name)
+            opened = partial(sessions.open_session, optimise=len(self.model.graph.node) <= MANY_NODES, name=target.name)
+            try:
+                session = opened(written if self.barrier is None else self.barrier.part_of(read_model(written)))
+            except LoadError:
+                part = _part_of(written)
+                if part is None:
+                    raise
+                session = opened(part)
             if self.feeds is not None:
                 session.run(self.feeds)
 
@@ -211,6 +226,13 @@ class Result:
         from onnxprune.report.terminal import summary
 
         return summary(self)
+
+
+def _part_of(written: Path) -> onnx.ModelProto | None:
+    """The part of a file that runs, where not all of it does; None where it is not for such nodes that it does not."""
+    model = read_model(written)
+    stops = stopping(model)
+    return Barrier.of(model, stops).part if stops else None
 
 
 def from_dict(

@@ -285,7 +285,8 @@ def _timed(latency: BenchResult) -> str:
     provider = latency.providers[latency.timings[0].name][0].removesuffix("ExecutionProvider")
     batch = f", batch {latency.batch}" if latency.batch > 1 else ""
     threads = f"{latency.threads} thread{'s' * (latency.threads > 1)}"
-    return f"{latency.rounds} interleaved rounds, {threads}, {provider}{batch}"
+    part = ", of the part that runs" if latency.part else ""
+    return f"{latency.rounds} interleaved rounds, {threads}, {provider}{batch}{part}"
 
 
 def surgery_words(surgery: Surgery, inexact: int = 0) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
-from onnxprune.errors import FileError, ModelError, UsageError, is_utf8, one_line
+from onnxprune.errors import FileError, LoadError, ModelError, UsageError, is_utf8, one_line
 from onnxprune.parallel import Stopped, threads_here
 from onnxprune.protobuf import serialize
 from onnxprune.protobuf.external import write_external
@@ -239,7 +239,7 @@ def _on_cpu(
     try:
         raw = ort.InferenceSession(source, options, providers=[CPU])
     except Exception as error:
-        raise ModelError(one_line(f"{name}: does not load in ONNX Runtime: {reason(error)}")) from error
+        raise LoadError(one_line(f"{name}: does not load in ONNX Runtime: {reason(error)}")) from error
     return raw, accelerated.placed(raw) if record else None
 
 

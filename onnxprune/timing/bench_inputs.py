@@ -11,6 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxprune.errors import PruneError, UsageError, one_line
+from onnxprune.files.read import read_model
+from onnxprune.graph.barrier import Barrier
 from onnxprune.graph.rehearsal import Rehearsal
 from onnxprune.runtime.child import Stopped
 from onnxprune.runtime.sessions import Session
@@ -52,6 +54,23 @@ def rehearse(
         raise
     except PruneError:
         pass
+
+
+def part_of(model: Model, label: str, shapes: Mapping[str, Sequence[int]] | None, *, trusted: bool) -> Barrier | None:
+    """Where a model that ONNX Runtime does not load is split, so that a part runs; None where there is no such part.
+
+    Args:
+        model, label: it, and what messages call it.
+        shapes: sizes of what its nodes that do not run make, by name.
+        trusted: whether that is found out in this process.
+    """
+    if isinstance(model, onnx.ModelProto):
+        proto = model
+    else:
+        proto = onnx.ModelProto.FromString(model) if isinstance(model, bytes) else read_model(Path(model))
+    stops = Rehearsal(label, trusted).stopping(proto, shapes)
+    found = Barrier.of(proto, stops, shapes) if stops else None
+    return found if found is not None and found.part.graph.node else None
 
 
 def fitting_feeds(

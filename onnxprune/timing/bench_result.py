@@ -69,6 +69,7 @@ class BenchResult:
     time_budget_s: float | None
     elapsed_s: float
     seed: int
+    part: str = ""  # what was timed, in words, where some nodes of a model do not run
 
     def to_json(self) -> dict[str, Any]:
         """Everything, samples included, as plain JSON types."""

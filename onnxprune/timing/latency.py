@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import LoadError, UsageError, one_line
 from onnxprune.runtime import sessions
 from onnxprune.runtime.install import versions
 from onnxprune.runtime.ports import made_up
 from onnxprune.runtime.providers import CPU
 from onnxprune.timing.accelerators import accelerators
-from onnxprune.timing.bench_inputs import Model, batch_of, fitting_feeds, labels_of, rehearse
+from onnxprune.timing.bench_inputs import Model, batch_of, fitting_feeds, labels_of, part_of, rehearse
 from onnxprune.timing.bench_result import BenchResult, Comparison, Timing
 from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.rounds import MIN_ROUNDS, SAMPLE_MS, no_collection, timed_rounds
@@ -91,11 +91,21 @@ def bench(
     )
     for model, label in zip(models, labels, strict=True) if not trusted else ():
         rehearse(model, label, feeds, made)
-    opened = [asked.open(model, name) for model, name in zip(models, labels, strict=True)]
+    runs, opened, part = list(models), list[sessions.Session](), ""
+    for k, (model, name) in enumerate(zip(models, labels, strict=True)):
+        try:
+            opened.append(asked.open(model, name))
+        except LoadError:
+            split = part_of(model, name, shapes, trusted=trusted)
+            if split is None:
+                raise
+            runs[k], part = split.part, part or one_line(f"{name}: {'; '.join(split.in_words())}")
+            opened.append(asked.open(runs[k], name))
     source = labels[0] if feeds is None else "the feeds given"
     fed = fitting_feeds(opened, feeds, source, batch=batch, made=made, seed=seed)
-    opened.append(asked.open(models[0], labels[0]))  # A/A: the twin of the first
-    return _result(asked, models, labels, fed, opened, _timed(asked, [BoundRun(s, fed) for s in opened], progress))
+    opened.append(asked.open(runs[0], labels[0]))  # A/A: the twin of the first
+    timed = _timed(asked, [BoundRun(s, fed) for s in opened], progress)
+    return replace(_result(asked, models, labels, fed, opened, timed), part=part)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from onnxprune.channels.rules import (
     recurrent,
     statistics,
 )
-from onnxprune.channels.rules.registry import Value, Walk, apply, keep_whole, rule_of
+from onnxprune.channels.rules.registry import Value, Walk, apply, keep_whole, rule_of, written_by_optimiser
 
 __all__ = [
     "Value",
@@ -38,4 +38,5 @@ __all__ = [
     "recurrent",
     "rule_of",
     "statistics",
+    "written_by_optimiser",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from onnxprune.channels.ties import WRITES, Ids, Param, Ties
+from onnxprune.errors import one_line
 from onnxprune.graph import evaluate, operators
 from onnxprune.graph.facts import Facts, Operator
 from onnxprune.graph.model import Graph
@@ -22,6 +23,8 @@ from onnxprune.protobuf.nodes import attr, node_key
 
 Value = Ids | Param | None
 Rule = Callable[..., Any]
+UNDO = {operators.BLOCKED: "ORT_ENABLE_EXTENDED (its layouts are of one machine)"}
+"""Domain -> up to which level ONNX Runtime optimises without operators of it."""
 RULES: dict[tuple[str, str], Rule] = {}
 """(domain, operator) -> its rule."""
 FAMILIES: dict[str, Rule] = {}
@@ -127,9 +130,8 @@ def apply(walk: Walk, values: list[Value]) -> list[Ids | Param]:
     sized = all(o in walk.observed.shapes for o in node.output if o)
     if how is None or not sized:
         why = f"{op} is not known to onnxprune" if how is None else f"sizes of {op} are not known"
-        if how is None and node.domain.startswith("com.microsoft"):
-            why = f"{op} of {node.domain} is not known to onnxprune; if ONNX Runtime's optimiser wrote it, give the"
-            why += " model as it was before"
+        if how is None and node.domain.startswith(operators.MICROSOFT):
+            why = _optimised(node)
         if line.bodies:
             why = f"{op} runs a body, into which channels are not followed"
         pin_all(walk, why, *values)
@@ -142,6 +144,27 @@ def apply(walk: Walk, values: list[Value]) -> list[Ids | Param]:
     for i in range(len(results), len(node.output)):
         results.append(walk.dead(i))
     return results
+
+
+def _optimised(node: onnx.NodeProto) -> str:
+    """Why channels stay at an operator of ONNX Runtime's own that has no rule, and what undoes it."""
+    op, undo = node.op_type, UNDO.get(node.domain, "ORT_ENABLE_BASIC")
+    why = f"{op} of {node.domain} is not known to onnxprune; if ONNX Runtime's optimiser wrote it, give the"
+    return f"{why} model as it was before, or saved with graph_optimization_level {undo}"
+
+
+def written_by_optimiser(graph: Graph) -> list[str]:
+    """A line for every operator of ONNX Runtime's own that has no rule: one of its nodes, why channels stay, and what
+    undoes it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for key, node in graph.nodes.items():
+        if node.domain.startswith(operators.MICROSOFT) and rule_of(operators.of(node)) is None:
+            found.setdefault((node.domain, node.op_type), []).append(key)
+    lines = []
+    for keys in found.values():
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        lines.append(one_line(f"node {keys[0]!r}{more}: {_optimised(graph.nodes[keys[0]])}"))
+    return lines
 
 
 def keep_whole(ties: Ties, why: str, *values: Value) -> None:
