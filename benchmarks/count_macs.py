@@ -3,7 +3,8 @@
     python benchmarks/count_macs.py FILE.onnx ... [--fill hydrate.py] [--ratio R] [--input-shape NAME=1,3,8,8]
 
 Every node is run alone in ONNX Runtime on what the nodes before it wrote, bodies of If, Loop and Scan included, and its
-multiply-accumulates are worked out from the arrays that went in and came out. Nothing of that knows the tool, whose
+multiply-accumulates are worked out from the arrays that went in and came out. Nodes that read nothing but constants do
+none in a run: ONNX Runtime works them out once, when it loads the model. Nothing of that knows the tool, whose
 figures stand beside it: of the original, of the pruned file and of the share that is gone. The exit code is 1 where the
 two differ by more than 0.1%, or where a file fails in any way but by being declined. `--fill` names a file whose
 `hydrate(path, out)` writes a copy with weights, for files that are kept without them. `--input-shape` is for the files
@@ -109,7 +110,7 @@ def _cells(k: int, pair: tuple[float, float]) -> list[str]:
 
 def count(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> float:
     """Multiply-accumulates of one run."""
-    return Run(model).graph(model.graph, dict(feeds))[1]
+    return Run(model).graph(model.graph, dict(feeds), set(feeds))[1]
 
 
 class Run:
@@ -118,8 +119,11 @@ class Run:
     def __init__(self, model: onnx.ModelProto):
         self.model = model
 
-    def graph(self, graph: onnx.GraphProto, values: dict[str, Any]) -> tuple[list[Any], float]:
-        """(its outputs, multiply-accumulates); `values`: what its nodes can read, which is added to."""
+    def graph(
+        self, graph: onnx.GraphProto, values: dict[str, Any], fed: set[str] | None = None
+    ) -> tuple[list[Any], float]:
+        """(its outputs, multiply-accumulates); `values`: what its nodes can read, which is added to; `fed`: what of
+        that is no constant, where not all counts."""
         values |= {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         for t in graph.sparse_initializer:
             values[t.values.name] = _dense(t)
@@ -127,7 +131,10 @@ class Run:
         kept, total = {o.name for o in graph.output}, 0.0
         for k, node in enumerate(graph.node):
             made, macs = self.node(node, values)
-            total += macs
+            if fed is None or not fed.isdisjoint(_read(node)):
+                total += macs
+                if fed is not None:
+                    fed |= set(node.output)
             values |= {name: value for name, value in zip(node.output, made, strict=False) if name}
             for name in _read(node):
                 if last[name] == k and name not in kept:

@@ -89,7 +89,7 @@ def check_outputs(args: argparse.Namespace, *outputs: str | None, kept: Sequence
         raise UsageError(f"two outputs would go to one file; choose another {' or '.join(flags)}")
 
 
-WRITTEN = ("plan_out", "report", "plot", "csv", "checkpoint", "metrics", "ratios")
+WRITTEN = ("plan_out", "report", "summary", "plot", "csv", "checkpoint", "metrics", "ratios")
 """What names files that are written, besides -o."""
 
 

@@ -37,6 +37,7 @@ from onnxprune.commands.options import (
 )
 from onnxprune.commands.results import (
     ROWS,
+    beside,
     kept_too_little,
     of_plan,
     output_of,
@@ -167,8 +168,9 @@ def apply_parser() -> Parser:
 
 
 def run(args: argparse.Namespace, status: Status) -> None:
-    if args.dry_run and (args.plan_out or args.report):
-        raise UsageError("--dry-run writes nothing; drop --plan-out and --report, or use `onnxprune plan`")
+    if args.dry_run and beside(args):
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name, _ in beside(args))
+        raise UsageError(f"--dry-run writes nothing; drop {flags}, or use `onnxprune plan`")
     check_samples(args)
     if args.ratios is not None:
         _sweep(args, status)
@@ -184,7 +186,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
     if isinstance(goal, Target) and args.dry_run:
         raise UsageError("a target is reached by measuring what was cut; --dry-run goes with --ratio")
     if not args.dry_run:
-        check_outputs(args, output, args.plan_out, args.report)
+        check_outputs(args, output, *(path for _, path in beside(args)))
     subject = open_subject(args, status)
     status.phase("plan")
     if args.dry_run:
@@ -217,9 +219,9 @@ def _saying(status: Status, drop: Callable[[], Drop]) -> Callable[[], Drop]:
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
     """A whole trade-off curve from one look at the samples: one file a ratio."""
-    other = args.plan_out or args.dry_run or args.lossless
+    other = args.plan_out or args.summary or args.dry_run or args.lossless
     if args.ratio is not None or other or _target(args) is not None:
-        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out and --dry-run")
+        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out, --summary and --dry-run")
     if args.plot:
         from onnxprune.report import plots
 

@@ -79,11 +79,22 @@ def refuse_or_save(
         show_result(args, result, None, status)
         raise BudgetError(f"{'; '.join(missed)}; nothing was written; {_remedy(args, result)}")
     save(args, result, status)
-    if getattr(args, "plan_out", None):
-        write_text(result.plan.to_json(result.made.run), args.plan_out, args)
-    if getattr(args, "report", None):
-        write_text(result.to_html(), args.report, args)
+    for name, path in beside(args):
+        write_text(BESIDE[name](result), path, args)
     show_result(args, result, output, status)
+
+
+BESIDE: dict[str, Callable[[Result], str]] = {
+    "plan_out": lambda result: result.plan.to_json(result.made.run),
+    "report": lambda result: result.to_html(),
+    "summary": lambda result: result.to_markdown(),
+}
+"""Options that name a file to be written beside the model, and what goes into it."""
+
+
+def beside(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Those that were given: name, and the file."""
+    return [(name, path) for name in BESIDE if (path := getattr(args, name, None))]
 
 
 def kept_too_little(
@@ -152,5 +163,5 @@ def show_result(args: argparse.Namespace, result: Result, output: str | None, st
         if output is None:
             return
         print_out(f"wrote        {plain(output)}\n")
-        for more in filter(None, (getattr(args, "plan_out", None), getattr(args, "report", None))):
+        for _, more in beside(args):
             print_out(f"             {plain(more)}\n")

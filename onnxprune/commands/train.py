@@ -15,7 +15,7 @@ from onnxprune.commands.options import (
     add_samples,
     add_settings,
 )
-from onnxprune.commands.results import output_of, refuse_or_save
+from onnxprune.commands.results import beside, output_of, refuse_or_save
 from onnxprune.pipeline.options import words
 from onnxprune.pipeline.settings import REMOVE, RESULT
 from onnxprune.pipeline.training_methods import METHODS
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         metadata=args.metadata is not False, options=options,
     )  # fmt: skip
     output = output_of(args)
-    check_outputs(args, output, args.report, kept=list(map(str, chosen.files())))
+    check_outputs(args, output, *(path for _, path in beside(args)), kept=list(map(str, chosen.files())))
     chosen.check_files(inputs_of(args))
     subject = open_subject(args, status)
     result = train_and_prune(subject, chosen, status.progress)

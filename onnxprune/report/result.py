@@ -216,6 +216,12 @@ class Result:
 
         return render(self.to_dict(), name="model" if self.source is None else self.source.name)
 
+    def to_markdown(self) -> str:
+        """What `summary` says as Markdown, for the page of a job."""
+        from onnxprune.report.markdown import in_markdown
+
+        return in_markdown(self, "model" if self.source is None else self.source.name)
+
     def _repr_html_(self) -> str:
         """The page in a frame of its own, for notebooks."""
         page = escape(self.to_html())
