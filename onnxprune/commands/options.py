@@ -209,7 +209,7 @@ def gates_of(args: argparse.Namespace, **more: float | None) -> Gates:
 
 def add_report(add: Add) -> None:
     add("--report", metavar="FILE", help="write a page about the result too: .html")
-    add("--summary", metavar="FILE", help="write what is printed as Markdown too, for a job's page: .md")
+    add("--summary", metavar="FILE", help="write what is printed as Markdown too: .md")
 
 
 def _file(text: str) -> str:

@@ -30,7 +30,7 @@ from onnxprune.pipeline.options import (
     words,
 )
 from onnxprune.pipeline.repairs import REPAIRS
-from onnxprune.rewrite.repair.table import WITH_SAMPLES, WITHOUT_SAMPLES
+from onnxprune.rewrite.repair.table import WITH_SAMPLES
 from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provider_options
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _weights(weights: Mapping[str, float]) -> None:
 
 def _repairs_in_words() -> str:
     """The names: the default, then the table from its end."""
-    said = {WITH_SAMPLES: f"{WITH_SAMPLES} (default with --calib)", WITHOUT_SAMPLES: f"{WITHOUT_SAMPLES} (else)"}
+    said = {WITH_SAMPLES: f"{WITH_SAMPLES} (with --calib)"}
     return ", ".join(said.get(name, name) for name in dict.fromkeys([WITH_SAMPLES, *reversed(REPAIRS)]))
 
 
@@ -148,7 +148,7 @@ class Settings:
         check=regular, commands=(*DECIDING, "train"),
     )  # fmt: skip
     methods: tuple[str, ...] | None = _deciding(
-        None, "LIST", "channels,blocks,rank (rank where MACs or time count); 3c",
+        None, "LIST", "some of channels, blocks and rank; or 3c",
         'kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the last two '
         'need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial factorisation, '
         "channel factorisation and channels in turn. None: all kinds where MACs or times count, else channels and "
