@@ -37,6 +37,7 @@ from onnxprune.report.result import Result
 from onnxprune.rewrite.apply import Mending, alive_after, apply_edits
 from onnxprune.rewrite.drop import drop_blocks
 from onnxprune.rewrite.factorize import factorable
+from onnxprune.rewrite.quantized import floating
 from onnxprune.rewrite.repair.nearest import cut_merged
 from onnxprune.rewrite.repair.table import NONE, Repair
 from onnxprune.runtime import ports
@@ -158,7 +159,8 @@ def chosen_repair(subject: Subject, plan: PrunePlan, settings: Settings) -> tupl
 
 
 def _has_weights(net: Analysed) -> bool:
-    """Whether any layer has weights in floating point."""
+    """Whether any layer has weights in floating point, or integers that stand for such."""
+    net = floating(net) or net
     return any(layer.weight is not None for layer in layers(net.graph, net.shapes))
 
 

@@ -2,6 +2,8 @@
 
     channels cut → columns merged → blocks out → repaired → layers made of two → finished → tidied
 
+A quantized network is repaired in floats, and quantized again.
+
 What comes first is exact: its outcome equals the masked original, and can be proven (`edit_exactly`). What follows
 approximates, and is fitted on samples where there are any. Everything that wants to know what a plan makes of a
 network, how large, how fast or how good it is, asks here.
@@ -23,6 +25,7 @@ from onnxprune.rewrite.cut import cut_channels
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorize
 from onnxprune.rewrite.merge import merge
+from onnxprune.rewrite.quantized import floating, in_floats, requantized
 from onnxprune.rewrite.repair.table import NONE, REPAIRS, Repair
 from onnxprune.rewrite.repair.task import Progress, RepairTask
 
@@ -99,6 +102,11 @@ def apply_edits(
         PruneError: the repair failed (our bug: the network itself runs).
     """
     how = mending or Mending()
+    floats = floating(net) if how.repair.name != NONE or how.finish is not None else None
+    if floats is not None:
+        start = start or edit_exactly(net, edits)
+        graph = requantized(apply_edits(floats, edits, how, start=in_floats(start)), start)
+        return bypass(graph, [e for e in edits if isinstance(e, DropBlock)])
     first, alive = how.repair.first, alive_after(net, edits)
     drops = [e for e in edits if isinstance(e, DropBlock)]
     factors = [e for e in edits if isinstance(e, Factorize)]
