@@ -186,6 +186,7 @@ def _cost(net: Analysed, plan: PrunePlan, graph: Graph, first: Subject) -> Cost:
 def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings) -> Graph:
     """The cut network with every removed channel merged into the likest kept one: where a repair of statistics starts
     from."""
+    net = floating(net) or net
     seen = likeness(net, parts.fit.batches, threads=settings.threads, seed=settings.seed)
     far = {g.name: seen.distance(g) for g in net.channels.groups}
     return drop_blocks(cut_merged(net, alive_after(net, plan.edits), far), plan.drops())

@@ -95,7 +95,7 @@ def apply_edits(
         edits: of one plan.
         mending: how it is repaired; None: not at all, as large and as fast as the outcome.
         start: what `edit_exactly` made of them, or another network of the same structure, which is edited further;
-            None: it is made here.
+            None: it is made here. Of a quantized network it may be in floats.
 
     Raises:
         UsageError: a merge or a factorization does not fit the network.
@@ -104,8 +104,8 @@ def apply_edits(
     how = mending or Mending()
     floats = floating(net) if how.repair.name != NONE or how.finish is not None else None
     if floats is not None:
-        start = start or edit_exactly(net, edits)
-        graph = requantized(apply_edits(floats, edits, how, start=in_floats(start)), start)
+        exact = edit_exactly(net, edits)
+        graph = requantized(apply_edits(floats, edits, how, start=in_floats(start or exact)), exact)
         return bypass(graph, [e for e in edits if isinstance(e, DropBlock)])
     first, alive = how.repair.first, alive_after(net, edits)
     drops = [e for e in edits if isinstance(e, DropBlock)]
