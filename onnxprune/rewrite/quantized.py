@@ -22,7 +22,7 @@ from onnxprune.graph.branches import rename
 from onnxprune.graph.export import tensor_of
 from onnxprune.graph.layers import is_add
 from onnxprune.graph.model import Graph, Use
-from onnxprune.protobuf.nodes import attr, node_key
+from onnxprune.protobuf.nodes import attr, captured, node_key
 from onnxprune.protobuf.serialize import copy_all_but
 
 SHRINK = tuple(np.linspace(1.0, 0.8, 9))
@@ -235,6 +235,13 @@ def _floats(graph: Graph, constants: Mapping[str, Held]) -> onnx.ModelProto:
             if new:
                 rename(body, {name: to for name, to in new.items() if name not in node.output})
             out.append(body.node[0])
+    used = {i for n in out for i in n.input} | {name for n in out for name in captured(n)} | set(graph.outputs)
+    was = {name for n in old.graph.node for name in (*n.input, *captured(n))} | set(graph.outputs)
+    lost = {t.name for t in model.graph.initializer if t.name in was - used}  # the integers
+    for stated in (model.graph.initializer, model.graph.input):
+        left = [t for t in stated if t.name not in lost]
+        del stated[:]
+        stated.extend(left)
     gone = {o for n in old.graph.node for o in n.output} - {o for n in out for o in n.output}
     stored = {t.name for t in model.graph.initializer}
     kept = [v for v in model.graph.value_info if v.name not in gone or v.name in stored]
