@@ -188,7 +188,8 @@ def _slices(
     for s in group.slices:
         if not s.use[0] or s.use in params:
             yield s
-        for use in made.get(s.use[0], ()) if s.use not in params else ():
+            continue
+        for use in made.get(s.use[0], ()):
             value, ints = found.value(use), graph.value(s.use)
             if value is None or ints is None:
                 continue

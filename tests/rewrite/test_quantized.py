@@ -82,6 +82,20 @@ def test_the_channels_are_the_same():
             assert s.axis in found.channels.params[s.use]
 
 
+def test_some_layers_may_be_of_floats():
+    model = net()
+    value = Graph(model)
+    product = held(value)["w2"].value()
+    (node,) = [n for n in model.graph.node if n.output[0] == "w2"]
+    model.graph.node.remove(node)
+    kept = [t for t in model.graph.initializer if t.name not in ("w2_q", "w2_s")]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, numpy_helper.from_array(product, "w2")])
+    result = onnxprune.prune(model, 0.4, calibration=samples(), allocation="uniform")
+    assert result.repair == "refit"
+    assert held(Graph(result.model)).keys() >= {"w0", "w1"}
+
+
 def test_what_is_not_changed_keeps_its_integers():
     graph = Graph(net())
     assert requantized(in_floats(Graph(net())), graph).export() == net()
