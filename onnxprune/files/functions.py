@@ -22,6 +22,9 @@ PLUGINS = re.compile(
 )
 """What plugins of TensorRT are called."""
 
+EARLIER = ("LayerNormalization", "SimplifiedLayerNormalization")
+"""What ONNX Runtime knows as operators of ONNX in every opset; its optimiser writes them."""
+
 MOST_NODES, MOST_TIMES = 10_000, 50
 """Nodes that functions may grow to, and for every node of the file."""
 
@@ -108,7 +111,7 @@ def checkable(model: ModelProto) -> ModelProto:
         key = "" if node.domain in DEFAULT_DOMAINS else node.domain, node.op_type
         if key not in known:
             known[key] = _deprecated(*key, versions.get(key[0], 0))
-        if known[key] or (not key[0] and is_plugin(node)):
+        if known[key] or (not key[0] and (node.op_type in EARLIER or is_plugin(node))):
             node.domain = APART
     if any(node.domain == APART for node in _flat_nodes(bare.graph)):
         bare.opset_import.add(domain=APART, version=1)

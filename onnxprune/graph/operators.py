@@ -96,6 +96,7 @@ FUSED = "it is fused with what follows or precedes; prune the model as it was be
 QUANTIZED = facts(unfit="its weight is quantized; prune the model before it is quantized")
 RECURRENT = facts(
     "sums", "recurrent", channels=2, macs=macs.stepwise(lengths=4), product=Product(writes=1, reads=2, bias=3),
+    learned=(1, 2, 3),
     unfit="it mixes its hidden state over time, so no single product gives its weights",
 )  # fmt: skip
 

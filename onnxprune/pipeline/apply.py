@@ -37,6 +37,7 @@ from onnxprune.report.result import Result
 from onnxprune.rewrite.apply import Mending, alive_after, apply_edits
 from onnxprune.rewrite.drop import drop_blocks
 from onnxprune.rewrite.factorize import factorable
+from onnxprune.rewrite.quantized import floating
 from onnxprune.rewrite.repair.nearest import cut_merged
 from onnxprune.rewrite.repair.table import NONE, Repair
 from onnxprune.runtime import ports
@@ -158,7 +159,8 @@ def chosen_repair(subject: Subject, plan: PrunePlan, settings: Settings) -> tupl
 
 
 def _has_weights(net: Analysed) -> bool:
-    """Whether any layer has weights in floating point."""
+    """Whether any layer has weights in floating point, or integers that stand for such."""
+    net = floating(net) or net
     return any(layer.weight is not None for layer in layers(net.graph, net.shapes))
 
 
@@ -184,6 +186,7 @@ def _cost(net: Analysed, plan: PrunePlan, graph: Graph, first: Subject) -> Cost:
 def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings) -> Graph:
     """The cut network with every removed channel merged into the likest kept one: where a repair of statistics starts
     from."""
+    net = floating(net) or net
     seen = likeness(net, parts.fit.batches, threads=settings.threads, seed=settings.seed)
     far = {g.name: seen.distance(g) for g in net.channels.groups}
     return drop_blocks(cut_merged(net, alive_after(net, plan.edits), far), plan.drops())

@@ -14,6 +14,7 @@ from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.work import work
 from onnxprune.pipeline.asked import limits_of, unmatched
 from onnxprune.pipeline.settings import Settings
+from onnxprune.rewrite.quantized import floating
 
 LARGEST_BRANCH = 0.75
 """Share of the MACs up to which what a Concat appends is a branch; with more it is the trunk."""
@@ -24,7 +25,7 @@ class Candidates:
     """What may be done.
 
     Attributes:
-        net: the network, with the groups that may be looked at.
+        net: the network, with the groups that may be looked at; of a quantized one, what it stands for in floats.
         limits: the widths that are allowed.
         blocks: the blocks that may go whole.
         ranked: whether layers may be made of two.
@@ -80,6 +81,9 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
     ranked = bool({"rank", "3c"} & kinds) and adaptive and of != "channels"
     if not any(map(limits.allows, groups)) and not blocks and not ranked:
         _refuse(net, settings, of, adaptive=adaptive)
+    floats = floating(net) if groups and "channels" in kinds and not blocks and of != "latency" else None
+    if floats is not None:  # what integers stand for says more; layers of integers are never made of two
+        net, ranked = floats, False
     return Candidates(net, limits, blocks, ranked, "3c" in kinds, "channels" in kinds and bool(groups))
 
 

@@ -11,6 +11,7 @@ from onnxprune.measure.designs import refusals as not_refitted
 from onnxprune.measure.designs import split_refusals
 from onnxprune.plan import PrunePlan
 from onnxprune.report.result import Refused
+from onnxprune.rewrite.quantized import floating
 from onnxprune.rewrite.repair.table import Repair
 from onnxprune.timing.node_times import refusals as not_timed
 
@@ -42,11 +43,17 @@ DEEDS = {
 """What is done -> how it stands with it."""
 
 
+def _asked_of(what: str, net: Analysed, deed: Deed) -> dict[str, str]:
+    """The refusals of a deed; what is refitted is refitted in floats."""
+    net = (floating(net) if what == "refitted" else None) or net
+    return deed.refusals(net.graph, net.shapes)
+
+
 def refused(net: Analysed, plan: PrunePlan, repair: Repair) -> tuple[Refused, ...]:
     """The layers of the original to which something could not be done that the run does to others."""
     return tuple(
         Refused(what, node, why)
         for what, deed in DEEDS.items()
         if deed.asked(plan, repair)
-        for node, why in deed.refusals(net.graph, net.shapes).items()
+        for node, why in _asked_of(what, net, deed).items()
     )

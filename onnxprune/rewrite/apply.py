@@ -2,6 +2,8 @@
 
     channels cut → columns merged → blocks out → repaired → layers made of two → finished → tidied
 
+A quantized network is repaired in floats, and quantized again.
+
 What comes first is exact: its outcome equals the masked original, and can be proven (`edit_exactly`). What follows
 approximates, and is fitted on samples where there are any. Everything that wants to know what a plan makes of a
 network, how large, how fast or how good it is, asks here.
@@ -23,6 +25,7 @@ from onnxprune.rewrite.cut import cut_channels
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorize
 from onnxprune.rewrite.merge import merge
+from onnxprune.rewrite.quantized import floating, in_floats, requantized
 from onnxprune.rewrite.repair.table import NONE, REPAIRS, Repair
 from onnxprune.rewrite.repair.task import Progress, RepairTask
 
@@ -92,13 +95,18 @@ def apply_edits(
         edits: of one plan.
         mending: how it is repaired; None: not at all, as large and as fast as the outcome.
         start: what `edit_exactly` made of them, or another network of the same structure, which is edited further;
-            None: it is made here.
+            None: it is made here. Of a quantized network it may be in floats.
 
     Raises:
         UsageError: a merge or a factorization does not fit the network.
         PruneError: the repair failed (our bug: the network itself runs).
     """
     how = mending or Mending()
+    floats = floating(net) if how.repair.name != NONE or how.finish is not None else None
+    if floats is not None:
+        exact = edit_exactly(net, edits)
+        graph = requantized(apply_edits(floats, edits, how, start=in_floats(start or exact)), exact)
+        return bypass(graph, [e for e in edits if isinstance(e, DropBlock)])
     first, alive = how.repair.first, alive_after(net, edits)
     drops = [e for e in edits if isinstance(e, DropBlock)]
     factors = [e for e in edits if isinstance(e, Factorize)]

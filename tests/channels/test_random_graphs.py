@@ -610,6 +610,36 @@ def warped(net: Net, x: str) -> str:
     return net.add(net.op("GridSample", x, name), channels, size)
 
 
+@entry
+def dequantized(net: Net, x: str) -> str:
+    """A convolution or product by a weight of integers, with a scale for all, each channel it makes, or each it reads."""
+    channels, size = net.maps[x]
+    dense = net.rnd.random() < 0.4
+    out = net.rnd.choice((4, 6, 8))
+    shape = (channels, out) if dense else (out, channels, 1, 1)
+    axis = net.rnd.choice((None, 0, 1))
+    ints, scale, zero = net.name("q"), net.name("s"), net.name("z")
+    net.weights[ints] = net.numbers.integers(-100, 100, shape).astype(np.int8)
+    along = () if axis is None else (shape[axis],)
+    net.weights[scale] = net.numbers.uniform(0.004, 0.01, along).astype(np.float32)
+    net.weights[zero] = net.numbers.integers(-3, 4, along).astype(np.int8)
+    operands = [ints, scale, zero] if net.rnd.random() < 0.5 else [ints, scale]
+    w = net.op("DequantizeLinear", *operands, **({} if axis is None else {"axis": axis}))
+    if dense:
+        return image(net, net.op("MatMul", tokens(net, x), w), out, size)
+    return net.add(net.op("Conv", x, w), out, size)
+
+
+@entry
+def swished(net: Net, x: str) -> str:
+    """Activations that came to ONNX late, as others spell them."""
+    channels, size = net.maps[x]
+    op, domain = net.rnd.choice(
+        (("QuickGelu", "com.microsoft"), ("Gelu", "com.microsoft"), ("Mish", ""), ("HardSwish", ""))
+    )
+    return net.add(net.op(op, x, **({"domain": domain} if domain else {})), channels, size)
+
+
 def head(net: Net, x: str) -> str:
     """To a dense layer: pooled, or flattened in either order."""
     channels, size = net.maps[x]

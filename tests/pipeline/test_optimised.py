@@ -133,6 +133,22 @@ def test_layouts_of_one_machine_are_named_with_what_undoes_them(tmp_path):
     assert "Conv of com.microsoft.nchwc is not known" in said
 
 
+def test_a_normalization_that_the_optimiser_puts_into_an_old_opset_is_read():
+    rng = np.random.default_rng(0)
+    held = [("w", (8, 16)), ("s", (16,)), ("b", (16,)), ("v", (16, 4))]
+    weights = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in held]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("LayerNormalization", ["h", "s", "b"], ["n"], axis=-1),
+        helper.make_node("MatMul", ["n", "v"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [2, 8]), ("y", [2, 4]))]
+    graph = helper.make_graph(nodes, "net", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=8)
+    reasons = {p.reason for p in onnxprune.open_model(model).channels.pinned}
+    assert any("LayerNormalization mixes the channels" in r for r in reasons)
+
+
 def test_such_a_file_goes_through_plan_apply_and_verify(tmp_path, capsys):
     onnx.save(optimised(net(), "extended", tmp_path), tmp_path / "net.onnx")
     names = [str(tmp_path / name) for name in ("net.onnx", "plan.json", "out.onnx")]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper, parser
 
@@ -211,17 +212,34 @@ def test_an_unknown_augmentation_is_named():
         augmenter(["turn"], 0)
 
 
-def test_a_network_of_integers_has_nothing_to_train():
+def of_integers(body: str):
     model = parser.parse_model(
-        """<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,8,8] x) => (float[] y) <float s = {0.125}, int8 z = {0}>
-        { a = DequantizeLinear(w, s, z) c = DequantizeLinear(u, s, z) h = Conv(x, a) r = Relu(h) y = Conv(r, c) }"""
+        f"""<ir_version: 8, opset_import: ["" : 18]> g (float[N,3,8,8] x) => (float[] y)
+        <float s = {{0.125}}, int8 z = {{0}}> {{ {body} }}"""
     )
     rng = np.random.default_rng(0)
     for name, shape in (("w", (16, 3, 3, 3)), ("u", (5, 16, 1, 1))):
         model.graph.initializer.append(numpy_helper.from_array(rng.integers(-9, 9, shape).astype(np.int8), name))
-    x = rng.standard_normal((16, 3, 8, 8)).astype(np.float32)
+    return model, rng.standard_normal((16, 3, 8, 8)).astype(np.float32)
+
+
+def test_a_network_of_integers_has_nothing_to_train():
+    model, x = of_integers(
+        """q = QuantizeLinear(x, s, z) h = QLinearConv(q, s, z, w, s, z, s, z)
+        k = QLinearConv(h, s, z, u, s, z, s, z) y = DequantizeLinear(k, s, z)"""
+    )
     with pytest.raises(UnsupportedError, match="nothing to train"):
         onnxprune.prune(model, 0.5, calibration=x, repair="distill")
+
+
+def test_integers_that_stand_for_floats_are_trained_as_these():
+    model, x = of_integers(
+        "a = DequantizeLinear(w, s, z) c = DequantizeLinear(u, s, z) h = Conv(x, a) r = Relu(h) y = Conv(r, c)"
+    )
+    result = onnxprune.prune(model, 0.5, calibration=x, repair="distill", epochs=2)
+    assert result.training
+    kinds = {t.name: t.data_type for t in result.model.graph.initializer}
+    assert kinds["w"] == kinds["u"] == onnx.TensorProto.INT8
 
 
 def test_it_learns_from_what_was_not_held_back():

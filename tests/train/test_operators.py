@@ -123,6 +123,38 @@ ROWS = {
     "Where": one("Where", [np.array([True, False] * 3 + [True]), f32(7)]),
     "Cast": one("Cast", to=TensorProto.INT64),
 }  # fmt: skip
+SEQUENCE = (5, 2, 3)
+LENGTHS = np.array([5, 5], np.int32)
+for way in ("forward", "reverse", "bidirectional"):
+    ways = 2 if way == "bidirectional" else 1
+    given = {"shape": SEQUENCE, "direction": way, "hidden_size": 4}
+    for kind, gates, states in (("LSTM", 4, 2), ("GRU", 3, 1), ("RNN", 1, 1)):
+        weights = [f32(ways, gates * 4, 3), f32(ways, gates * 4, 4, seed=4)]
+        bias, start = f32(ways, 2 * gates * 4, seed=5), [f32(ways, 2, 4, seed=6 + k) for k in range(states)]
+        ROWS[f"{kind} {way}"] = one(kind, weights, **given)
+        ROWS[f"{kind} {way} from a state"] = one(kind, [*weights, bias, None, *start], **given)
+ROWS |= {
+    "LSTM peepholes": one("LSTM", [f32(1, 16, 3), f32(1, 16, 4), f32(1, 32), LENGTHS, None, None, f32(1, 12, seed=8)],
+                          shape=SEQUENCE, hidden_size=4),
+    "GRU linear before reset": one("GRU", [f32(1, 12, 3), f32(1, 12, 4), f32(1, 24)], shape=SEQUENCE, hidden_size=4,
+                                   linear_before_reset=1),
+    "RNN of ReLUs": one("RNN", [f32(1, 4, 3), f32(1, 4, 4)], shape=SEQUENCE, hidden_size=4, activations=["Relu"]),
+    "GridSample": one("GridSample", [f32(2, 3, 5, 2)]),
+    "GridSample border, corners": one("GridSample", [1.5 * f32(2, 3, 5, 2)], padding_mode="border", align_corners=1),
+    "GridSample nearest": one("GridSample", [f32(2, 3, 5, 2)], mode="nearest", padding_mode="reflection"),
+    "GridSample cubic": one("GridSample", [f32(2, 3, 5, 2)], mode="bicubic"),
+    "DeformConv": one("DeformConv", [f32(5, 4, 3, 3), f32(2, 18, 6, 7), f32(5)], opset=19, pads=[1, 1, 1, 1]),
+    "DeformConv grouped, masked": one("DeformConv", [f32(6, 2, 2, 3), 3 * f32(2, 24, 3, 4), None, f32(2, 12, 3, 4)],
+                                      opset=19, group=2, offset_group=2, strides=[2, 2], dilations=[2, 1], pads=[1, 1, 0, 1]),
+    "QuantizeLinear": one("QuantizeLinear", [np.float32(0.02), np.uint8(100)]),
+    "QuantizeLinear each channel": one("QuantizeLinear", [positive(4), np.zeros(4, np.int8)], axis=1),
+    "Swish": one("Swish", opset=24, alpha=1.2),
+    "Attention": one("Attention", [f32(2, 2, 5, 8), f32(2, 2, 5, 8, seed=4)], shape=(2, 4, 3, 8), opset=23),
+    "Attention of heads side by side": one("Attention", [f32(2, 5, 8), f32(2, 5, 12, seed=4), f32(3, 5)], shape=(2, 3, 16),
+                                           opset=23, q_num_heads=4, kv_num_heads=2, softcap=2.0),
+    "Attention, causal": one("Attention", [f32(1, 2, 3, 8), f32(1, 2, 3, 8, seed=4)], shape=(1, 2, 3, 8), opset=23,
+                             is_causal=1),
+}  # fmt: skip
 for mode, coordinates, nearest in (
     ("nearest", "asymmetric", "floor"),
     ("nearest", "half_pixel", "round_prefer_floor"),
@@ -159,7 +191,8 @@ def as_onnx_runtime(model):
     want = sessions.open_session(model, threads=1).run({"x": x})[0]
     with torch.no_grad():
         got = Network(Graph(model))(as_feeds({"x": x}))["y"].numpy()
-    assert got.shape == want.shape and got.dtype == want.dtype
+    quantized = model.graph.node[0].op_type == "QuantizeLinear"  # kept as floats, for what comes behind
+    assert got.shape == want.shape and (got.dtype == want.dtype or quantized)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
@@ -188,6 +221,31 @@ def test_an_operator_of_one_s_own():
     finally:
         del OPERATORS["ThresholdedRelu"]
     assert "Gelu2" not in OPERATORS
+
+
+def test_rounding_lets_gradients_through_where_values_are_in_range():
+    node = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    held = [numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.int8(0), "z")]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [3]) for n in "xy"]
+    graph = helper.make_graph(node, "pair", ports[:1], ports[1:], held)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = torch.tensor([0.234, -3.01, 99.0], requires_grad=True)
+    y = Network(Graph(model))({"x": x})["y"]
+    np.testing.assert_allclose(y.detach(), [0.2, -3.0, 12.7], rtol=1e-6)
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad, [1, 1, 0])
+
+
+def test_weights_of_recurrent_and_deformable_layers_are_learned():
+    found = {
+        name: Network(Graph(ROWS[name])).names for name in ("LSTM forward from a state", "GRU reverse", "DeformConv")
+    }
+    assert {i for _, i in found["LSTM forward from a state"]} == {1, 2, 3}
+    assert {i for _, i in found["GRU reverse"]} == {1, 2}
+    assert {i for _, i in found["DeformConv"]} == {1, 3}
 
 
 def test_unknown_operator_is_named():

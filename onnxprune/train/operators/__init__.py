@@ -5,7 +5,19 @@ Every module here is a family of them; importing the package fills the table. Ar
 with the node's name.
 """
 
-from onnxprune.train.operators import elementwise, layers, layout, reductions
+from onnxprune.train.operators import elementwise, layers, layout, quantized, reductions, sampling, sequence
 from onnxprune.train.operators.registry import OPERATORS, Operator, Refused, op
 
-__all__ = ["OPERATORS", "Operator", "Refused", "elementwise", "layers", "layout", "op", "reductions"]
+__all__ = [
+    "OPERATORS",
+    "Operator",
+    "Refused",
+    "elementwise",
+    "layers",
+    "layout",
+    "op",
+    "quantized",
+    "reductions",
+    "sampling",
+    "sequence",
+]

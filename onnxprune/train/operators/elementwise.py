@@ -104,6 +104,11 @@ def _hard_sigmoid(a, x):
     return torch.clamp(x * a.get("alpha", 0.2) + a.get("beta", 0.5), 0, 1)
 
 
+@op("Swish")
+def _swish(a, x):
+    return x * torch.sigmoid(a.get("alpha", 1.0) * x)
+
+
 @op("Gelu")
 def _gelu(a, x):
     return F.gelu(x, approximate=a.get("approximate", "none"))
