@@ -12,6 +12,10 @@ from onnxprune.decide.blocks import may_go
 from onnxprune.decide.limits import Limits
 from onnxprune.decide.runs import find_runs
 from onnxprune.errors import UsageError
+from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import observe
+from onnxprune.measure.cost import count_macs
+from onnxprune.pipeline.planner import Planner
 from onnxprune.plan import DropBlock, Factorize, KeepChannels, MergeBlock, PrunePlan
 from tests.channels import surgery
 
@@ -168,3 +172,34 @@ def test_an_edit_that_no_convolution_does(change):
 def test_include_and_exclude_bind_runs(limits, names):
     net = opened(CURVED).net
     assert "".join(run.name for run in find_runs(net) if may_go(run.block, net, Limits(**limits))) == names
+
+
+@pytest.mark.parametrize("of", ["macs", "params", "channels"])
+@pytest.mark.parametrize(
+    "methods", [("merge",), ("channels", "merge"), ("channels", "blocks", "rank", "merge")], ids=" ".join
+)
+def test_merges_are_weighed_in_the_budget(methods, of):
+    if of == "channels" and methods != ("channels", "merge"):
+        pytest.skip("nothing of it is saved")
+    subject = opened(LINEAR)
+    settings = api.Settings(methods=methods, of=of, threads=1, best_effort=True)
+    planner = Planner(subject, settings)
+    plan = planner.propose(0.35, "mix")
+    assert plan is not None and "d" in {e.block for e in plan.merged()}, "a block that one layer stands for"
+    assert PrunePlan.from_json(plan.to_json()) == plan
+    made = planner.unrepaired(plan)
+    seen = observe(Graph(made), subject.feeds)
+    if of == "macs":
+        assert planner.gain(plan) == pytest.approx(subject.cost().macs / count_macs(Graph(made), seen.shapes), rel=1e-6)
+    result = api.apply_plan(subject, plan, settings)
+    assert result.surgery.exact
+
+
+def test_they_are_not_made_unless_asked_for():
+    plan = api.make_plan(opened(LINEAR), api.Ratio(0.3), api.Settings(threads=1))
+    assert not plan.merged()
+
+
+def test_keep_block_keeps_them():
+    settings = api.Settings(methods=("merge",), keep_block="^b$", threads=1, best_effort=True)
+    assert {e.block for e in api.make_plan(opened(LINEAR), api.Ratio(0.9), settings).merged()} == {"h"}
