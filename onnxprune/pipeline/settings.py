@@ -150,7 +150,7 @@ class Settings:
         check=regular, commands=(*DECIDING, "train"),
     )  # fmt: skip
     methods: tuple[str, ...] | None = _deciding(
-        None, "LIST", "channels,blocks,rank (rank where MACs or time count); merge; 3c",
+        None, "LIST", "channels,blocks,rank (not by params); merge; 3c",
         'kinds of edits: "channels", "blocks" (whole residual blocks), "rank" (layers made of two) and "merge" (blocks '
         'made one layer); all but the first need samples and the adaptive allocation, and are left out without them. '
         'Or ("3c",): spatial factorisation, channel factorisation and channels in turn. None: the first two, and ranks '
