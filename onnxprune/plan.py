@@ -78,6 +78,38 @@ class DropBlock:
 
 
 @dataclass(frozen=True)
+class MergeBlock:
+    """Make one convolution of all that lies between a tensor and an Add.
+
+    Attributes:
+        block: the Add, by its output.
+        source: the tensor that all that it reads is made of.
+        branch: the Add's operands that go; the other one, if any, is the source.
+        kernel: taps on each axis, odd; half of it is padding.
+        stride: on each axis.
+        length: channels of the Add.
+        rank: its number of axes.
+    """
+
+    block: str
+    source: str
+    branch: tuple[int, ...]
+    kernel: int
+    stride: int
+    length: int
+    rank: int
+
+    def __post_init__(self) -> None:
+        sizes = min(self.kernel, self.stride, self.length) > 0 and self.kernel % 2 == 1 and self.rank > 2
+        if self.branch not in ((0,), (1,), (0, 1)) or not sizes or (len(self.branch) == 1 and self.stride > 1):
+            raise PlanError(f"plan: block {self.block!r} is no run of layers that a convolution can stand for")
+
+    def as_removed(self) -> list[dict[str, object]]:
+        """What goes as entries of the published `cuts`: whole operands of the Add."""
+        return [DropBlock(self.block, b, 1, self.rank, self.length).as_removed() for b in self.branch]
+
+
+@dataclass(frozen=True)
 class MergeColumns:
     """What some inputs of a layer contributed is taken over by others, so that they may go.
 
@@ -142,14 +174,9 @@ class Factorize:
 
 
 PAIRS = ("channel", "spatial", "matrix")
-Edit = KeepChannels | DropBlock | MergeColumns | Factorize
-KINDS = {
-    KeepChannels: "keep_channels",
-    DropBlock: "drop_block",
-    MergeColumns: "merge_columns",
-    Factorize: "factorize",
-}
-
+Edit = KeepChannels | DropBlock | MergeBlock | MergeColumns | Factorize
+KINDS = {KeepChannels: "keep_channels", DropBlock: "drop_block", MergeBlock: "merge_block",
+         MergeColumns: "merge_columns", Factorize: "factorize"}  # fmt: skip
 
 Value = str | int | float | bool | Sequence[object] | Mapping[str, object]
 """What a setting may be."""
@@ -252,6 +279,10 @@ class PrunePlan:
     def drops(self) -> tuple[DropBlock, ...]:
         """The edits that take blocks out."""
         return tuple(e for e in self.edits if isinstance(e, DropBlock))
+
+    def merged(self) -> tuple[MergeBlock, ...]:
+        """The edits that make one convolution of a block."""
+        return tuple(e for e in self.edits if isinstance(e, MergeBlock))
 
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks that go: residual ones, and groups that go whole."""
@@ -406,6 +437,9 @@ def _edit(e: Mapping[str, Any]) -> Edit:
         return MergeColumns.from_dict(e)
     if e["edit"] == "drop_block":
         return DropBlock(str(e["block"]), *(int(e[name]) for name in ("branch", "axis", "rank", "length")))
+    if e["edit"] == "merge_block":
+        sizes = (int(e[name]) for name in ("kernel", "stride", "length", "rank"))
+        return MergeBlock(str(e["block"]), str(e["source"]), tuple(map(int, e["branch"])), *sizes)
     if e["edit"] == "factorize":
         return Factorize(str(e["node"]), str(e["kind"]), int(e["rank"]))
     if e["edit"] == "keep_channels":

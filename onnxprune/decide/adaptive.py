@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from onnxprune.decide.limits import Ladder
-from onnxprune.measure.cost import CostModel, WidthCost, switches
+from onnxprune.measure.cost import GONE, MERGED, STANDS, CostModel, WidthCost, switches
 
 SWEEPS = 3
 """Rounds of local search over all groups."""
@@ -23,19 +23,27 @@ MOVES = 400
 
 @dataclass(frozen=True)
 class BlockMove:
-    """A block that may go.
+    """A block that may go, or become one layer.
 
     Attributes:
         name: of the block.
-        damage: to the outputs when it goes.
+        damage: to the outputs when it goes; None: it may not.
         inside: names of the groups, and keys of the layers, that go with it.
         group: one of them that others read too: without the block it has no channel left.
+        merged: damage to the outputs when it becomes one layer; None: it may not.
     """
 
     name: str
-    damage: float
+    damage: float | None
     inside: frozenset[str]
     group: str | None = None
+    merged: float | None = None
+
+    @property
+    def states(self) -> list[tuple[float, float]]:
+        """(what its column in the cost holds, damage) of all that may become of it, the last of which is nothing."""
+        found = ((GONE, self.damage), (MERGED, self.merged), (STANDS, 0.0))
+        return [(at, damage) for at, damage in found if damage is not None]
 
 
 class Ranked(Protocol):
@@ -103,14 +111,17 @@ class _Search:
         ranks: Sequence[Ranked] = (),
     ):
         self.cost, self.ratio = cost, ratio
-        self.steps = [np.array(ladder.widths) for ladder in ladders] + [np.array([0, 1])] * len(blocks)
+        self.steps = [np.array(ladder.widths) for ladder in ladders] + [
+            np.array([at for at, _ in b.states]) for b in blocks
+        ]
         self.values = [damages[ladder.group.name][ladder.widths] for ladder in ladders]
-        self.values += [np.array([b.damage, 0.0]) for b in blocks]
+        self.values += [np.array([damage for _, damage in b.states]) for b in blocks]
         self.hulls = [_hull(ladder, damages[ladder.group.name]) for ladder in ladders]
-        self.hulls += [[(0, np.inf), (0, b.damage)] for b in blocks]
+        self.hulls += [[(0, np.inf), (0, b.states[0][1])] for b in blocks]  # of two states: more are no slope
         self.steps += [switches(len(r.damages)) for r in ranks]
         self.values += [r.damages for r in ranks]
         self.groups, self.blocks = len(ladders), len(blocks)
+        self.full = np.array([len(b.states) - 1 for b in blocks], int)
         self.stand = slice(self.groups, self.groups + self.blocks)
         inside = {name: b for b, move in enumerate(blocks) for name in move.inside}
         names = [*(ladder.group.name for ladder in ladders), *[""] * len(blocks), *(r.layer for r in ranks)]
@@ -141,7 +152,7 @@ class _Search:
 
     def _gone(self, at: np.ndarray) -> np.ndarray:
         """Of every move, whether the block around it has gone."""
-        return ~np.append(at[self.stand] > 0, True)[self.inside]
+        return ~np.append(at[self.stand] == self.full, True)[self.inside]
 
     def damage(self, at: np.ndarray) -> float:
         """Total damage; that of several cuts is taken to add up."""
@@ -190,7 +201,7 @@ class _Search:
         emptied[self.emptied] = 0
         read = self.cost.saved(widths, emptied)[self.emptied] if len(self.by) else np.zeros(0)
         spared = np.zeros(len(at))
-        spared[self.stand] = self._spared(at)
+        spared[self.stand] = np.where(at[self.stand] == self.full, self._spared(at), 0.0)
         for down in _strides(int(at.max())):
             lower = np.maximum(at - down, 0)
             saved = self.cost.saved(widths, self._apart(lower))
@@ -237,7 +248,7 @@ class _Search:
                 continue
             gain = self.values[k][at[k]] - self.values[k][at[k] + 1]
             if self.stand.start <= k < self.stand.stop:
-                gain -= spared[k - self.groups]
+                gain -= spared[k - self.groups] if at[k] + 1 == self.full[k - self.groups] else 0.0
             elif gone[k]:
                 gain = 0.0
             if gain >= 0:

@@ -17,7 +17,7 @@ from onnxprune.channels import Channels
 from onnxprune.decide.adaptive import BlockMove, Ranked, adaptive
 from onnxprune.decide.limits import Ladder, Limits
 from onnxprune.errors import UsageError, unknown
-from onnxprune.measure.cost import CostModel, Running
+from onnxprune.measure.cost import GONE, MERGED, CostModel, Running
 
 TOLERANCE = 0.01
 """By how much of the cost an allocation may miss its budget."""
@@ -28,7 +28,7 @@ HALVINGS = 40
 @dataclass(frozen=True)
 class Allocation:
     """The outcome: kept channels of every group, blocks that go, the way of each layer that is made of two, how much of
-    the cost is gone, and the summed damage where the allocation is adaptive."""
+    the cost is gone, the summed damage where the allocation is adaptive, and the blocks that become one layer."""
 
     keep: Mapping[str, tuple[int, ...]]
     removed: float
@@ -36,6 +36,7 @@ class Allocation:
     drop: tuple[str, ...] = ()
     ways: Mapping[str, int] = field(default_factory=dict)
     damage: float = 0.0
+    merge: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -105,7 +106,8 @@ def _adaptive(
 ) -> Allocation:
     """What the search finds, by the names of what stays and goes."""
     widths, standing, damage = adaptive(ladders, damages, cost, ratio, blocks, ranks)
-    drop = tuple(b.name for b, stays in zip(blocks, standing, strict=False) if not stays)
+    drop = tuple(b.name for b, state in zip(blocks, standing, strict=False) if state == GONE)
+    merge = tuple(b.name for b, state in zip(blocks, standing, strict=False) if state == MERGED)
     ways = {
         r.layer: round(state * len(r.damages)) - 1
         for r, state in zip(ranks, standing[len(blocks) :], strict=True)
@@ -113,7 +115,7 @@ def _adaptive(
     }
     removed = cost.removed(_alive(channels, ladders, widths), standing)
     found = _allocation(channels, ladders, widths, cost, ratio)
-    return replace(found, removed=removed, drop=drop, ways=ways, damage=damage)
+    return replace(found, removed=removed, drop=drop, merge=merge, ways=ways, damage=damage)
 
 
 def _allocation(

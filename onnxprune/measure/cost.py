@@ -110,6 +110,8 @@ class PairCost:
     ways: np.ndarray
 
 
+GONE, MERGED, STANDS = 0.0, 0.5, 1.0
+"""The values that the column of a block takes; the middle one where all its layers become one."""
 OFF = 1e-9
 """The factor of what is switched off: not zero, so that what switching it on costs is a finite multiple."""
 
@@ -128,6 +130,7 @@ class CostModel:
         of: "macs" (what layers multiply), "params" (elements of cut constants), "channels" (units) or "latency"
             (milliseconds, needs `times`).
         blocks: for every block that may be dropped, the keys of the nodes inside.
+        merged: block's index -> what it costs as one layer, for those that may become one.
         times: measured times of the nodes.
         pairs: layers that may be made of two; the last state of each is the layer as it is.
 
@@ -144,6 +147,7 @@ class CostModel:
         of: str = "macs",
         *,
         blocks: Sequence[Collection[str]] = (),
+        merged: Mapping[int, Term] | None = None,
         times: NodeTimes | None = None,
         pairs: Sequence[PairCost] = (),
     ):
@@ -158,8 +162,10 @@ class CostModel:
             terms = _paired(
                 terms, pair, self.units + self.blocks + k, graph, channels, times if of == "latency" else None
             )
-        self.base = np.array([t.base for t in terms])
         block_of = {node: b for b, nodes in enumerate(blocks) for node in nodes}
+        merged = merged or {}
+        terms += [_as_one_layer(merged[b], self.units + b) for b in sorted(merged)]
+        self.base = np.array([t.base for t in terms])
         rows: list[np.ndarray] = []
         columns: list[np.ndarray] = []
         values: list[np.ndarray] = []
@@ -169,7 +175,8 @@ class CostModel:
         for k, term in enumerate(terms):
             lines = list(term.factors)
             if term.node in block_of:
-                lines.append((np.array([self.units + block_of[term.node]]), None))
+                b = block_of[term.node]
+                lines.append((np.array([self.units + b]), UNMERGED if b in merged else None))
             for line, steps in lines:
                 there = line[line >= 0]
                 rows.append(np.full(len(there), len(owner)))
@@ -357,6 +364,15 @@ def _ranges(starts: np.ndarray, which: np.ndarray) -> np.ndarray:
     low, lengths = starts[which], starts[which + 1] - starts[which]
     ends = np.cumsum(lengths)
     return np.repeat(low - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+UNMERGED, AS_ONE = Stairs((MERGED, STANDS), (OFF, 1.0)), Stairs((MERGED, STANDS), (1.0, OFF))
+"""What is left, in the three states of a block, of its layers, and of the one layer that they may become."""
+
+
+def _as_one_layer(term: Term, column: int) -> Term:
+    """What a block costs as one layer, which is there in the middle state of its column."""
+    return replace(term, factors=[*term.factors, (np.array([column]), AS_ONE)], node="")
 
 
 def _paired(

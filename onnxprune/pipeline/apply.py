@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
+from onnxprune.decide.runs import find_runs
 from onnxprune.errors import PlanError
 from onnxprune.graph import operators, sparse
 from onnxprune.graph.layers import layers
@@ -34,8 +35,7 @@ from onnxprune.pipeline.timed import measure_latency
 from onnxprune.plan import DropBlock, KeepChannels, PrunePlan
 from onnxprune.protobuf.serialize import byte_size
 from onnxprune.report.result import Result
-from onnxprune.rewrite.apply import Mending, alive_after, apply_edits
-from onnxprune.rewrite.drop import drop_blocks
+from onnxprune.rewrite.apply import Mending, alive_after, apply_edits, without_blocks
 from onnxprune.rewrite.factorize import factorable
 from onnxprune.rewrite.quantized import floating
 from onnxprune.rewrite.repair.nearest import cut_merged
@@ -189,7 +189,7 @@ def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings
     net = floating(net) or net
     seen = likeness(net, parts.fit.batches, threads=settings.threads, seed=settings.seed)
     far = {g.name: seen.distance(g) for g in net.channels.groups}
-    return drop_blocks(cut_merged(net, alive_after(net, plan.edits), far), plan.drops())
+    return without_blocks(net, cut_merged(net, alive_after(net, plan.edits), far), plan.edits)
 
 
 def _mended(
@@ -260,7 +260,25 @@ def check_plan(subject: Subject, plan: PrunePlan) -> None:
             raise PlanError(f"the plan drops block {e.block!r}, which is no residual block of the model")
         if isinstance(e, KeepChannels) and not e.keep and e not in blocks:
             raise PlanError(f"the plan keeps no channel of group {e.group!r}, which others than Concats read")
+    _mergeable(subject, plan)
     factorable(subject.graph, plan.factorized())
     for e in plan.narrowed():
         if known.get(e.group) != e.width:
             raise PlanError(f"the plan names group {e.group!r} with {e.width} channels, which the model lacks")
+
+
+def _mergeable(subject: Subject, plan: PrunePlan) -> None:
+    """Refuse merges that the model has no run of layers for, and two edits of one block."""
+    merges = plan.merged()
+    runs = {run.name: run for run in find_runs(subject.net)} if merges else {}
+    inside: set[str] = set()
+    for e in merges:
+        run = runs.get(e.block)
+        if run is None or replace(e, kernel=run.edit.kernel) != run.edit:
+            raise PlanError(f"the plan merges block {e.block!r}, which is no run of layers of the model")
+        if not inside.isdisjoint(run.nodes) or any(d.block in run.nodes for d in plan.drops()):
+            raise PlanError(f"the plan merges block {e.block!r}, of which another edit takes a part")
+        inside.update(run.nodes)
+    for f in plan.factorized():
+        if f.node in inside:
+            raise PlanError(f"the plan factorizes {f.node!r}, which is inside a block that it merges")

@@ -7,7 +7,7 @@ dropped alone, the few layers behind it are refitted on some samples, and the ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from onnxprune import parallel
 from onnxprune.channels import Analysed, Channels
@@ -16,7 +16,7 @@ from onnxprune.decide.trials import Candidate
 from onnxprune.graph.layers import layers
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.stepwise import Runner
-from onnxprune.plan import DropBlock, KeepChannels
+from onnxprune.plan import DropBlock, KeepChannels, MergeBlock
 from onnxprune.rewrite.apply import alive_after, edit_exactly
 from onnxprune.rewrite.repair.refit import QUICK, REFIT_BYTES, refit
 from onnxprune.rewrite.repair.task import RepairTask
@@ -50,8 +50,9 @@ def block_damages(
     threads: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    merges: Mapping[str, MergeBlock] | None = None,
 ) -> dict[str, float]:
-    """Block -> damage to the outputs when it alone goes.
+    """Block -> damage to the outputs when it alone goes, or becomes one layer.
 
     Args:
         net: the original network.
@@ -61,6 +62,7 @@ def block_damages(
         threads: ORT threads.
         seed: of the refit.
         progress: called with (blocks tried, blocks).
+        merges: what makes one layer of each of them; None: they go.
     """
     graph, channels = net.graph, net.channels
     order = {key: k for k, key in enumerate(graph.nodes)}
@@ -77,8 +79,9 @@ def block_damages(
 
     def damage(given: tuple[AnyBlock, Runner | None, Judge]) -> float:
         block, start, damage_of = given
-        edit = edit_of(block, channels)
+        edit = edit_of(block, channels) if merges is None else merges[block.name]
         behind = [keys[p] for p in places if p > order[block.end]][:REPAIRED]
+        behind = behind if merges is None else [block.end, *behind]
         task = RepairTask(
             net, edit_exactly(net, [edit]), alive_after(net, [edit]), batches, threads=threads, seed=seed
         )  # fmt: skip

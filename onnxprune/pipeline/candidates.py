@@ -4,12 +4,13 @@ that may be made of two. What each would save and what it would break is not kno
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from onnxprune.channels import Analysed, ChannelGroup, Channels, common_reasons
 from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.limits import Limits
+from onnxprune.decide.runs import Run, find_runs
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.work import work
 from onnxprune.pipeline.asked import limits_of, unmatched
@@ -27,7 +28,9 @@ class Candidates:
     Attributes:
         net: the network, with the groups that may be looked at; of a quantized one, what it stands for in floats.
         limits: the widths that are allowed.
-        blocks: the blocks that may go whole.
+        blocks: the blocks that may go whole, or become one layer.
+        runs: what makes one layer of those that may become one, by their names.
+        dropped: the names of those that may go whole.
         ranked: whether layers may be made of two.
         staged: whether edits are made in a fixed order ("3c").
         channels: whether channels may go.
@@ -39,6 +42,8 @@ class Candidates:
     ranked: bool
     staged: bool
     channels: bool
+    runs: Mapping[str, Run] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
 
     @property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -74,17 +79,21 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
     groups = tuple(g for g in net.channels.groups if g.name not in leave)
     net = replace(net, channels=replace(net.channels, groups=groups))
     kinds, of = set(settings.kinds()), settings.of or "macs"
-    if not groups and not {"blocks", "rank", "3c"} & kinds:
+    if not groups and not {"blocks", "rank", "merge", "3c"} & kinds:
         raise UnsupportedError(f"nothing can be pruned: {why_not(net.channels)}")
     limits, adaptive = limits_of(settings), how == "adaptive"
     blocks = _blocks(net, settings) if "blocks" in kinds and adaptive else ()
+    runs = _runs(net, settings, blocks) if "merge" in kinds and adaptive else {}
+    dropped = frozenset(b.name for b in blocks)
+    blocks = (*blocks, *(run.block for name, run in runs.items() if name not in dropped))
     ranked = bool({"rank", "3c"} & kinds) and adaptive and of != "channels"
     if not any(map(limits.allows, groups)) and not blocks and not ranked:
         _refuse(net, settings, of, adaptive=adaptive)
     floats = floating(net) if groups and "channels" in kinds and not blocks and of != "latency" else None
     if floats is not None:  # what integers stand for says more; layers of integers are never made of two
         net, ranked = floats, False
-    return Candidates(net, limits, blocks, ranked, "3c" in kinds, "channels" in kinds and bool(groups))
+    channels = "channels" in kinds and bool(groups)
+    return Candidates(net, limits, blocks, ranked, "3c" in kinds, channels, runs, dropped)
 
 
 def _blocks(net: Analysed, settings: Settings) -> tuple[AnyBlock, ...]:
@@ -96,6 +105,17 @@ def _blocks(net: Analysed, settings: Settings) -> tuple[AnyBlock, ...]:
         for b in all_blocks(net, settings.keep_block)
         if may_go(b, net, asked) and (b.group is None or sum(macs.get(k, 0) for k in b.nodes) <= most)
     )
+
+
+def _runs(net: Analysed, settings: Settings, blocks: Sequence[AnyBlock]) -> dict[str, Run]:
+    """The runs of layers that may become one: those that have no part in another, or in a block of another end."""
+    asked, found = Limits(include=settings.include, exclude=settings.exclude), dict[str, Run]()
+    taken = {key: b.name for b in blocks for key in b.nodes}
+    for run in sorted(find_runs(net, keep=settings.keep_block), key=lambda run: len(run.nodes)):
+        if all(taken.get(key, run.name) == run.name for key in run.nodes) and may_go(run.block, net, asked):
+            found[run.name] = run
+            taken |= dict.fromkeys(run.nodes, run.name)
+    return found
 
 
 def _refuse(net: Analysed, settings: Settings, of: str, *, adaptive: bool) -> None:

@@ -96,7 +96,8 @@ class Planner:
         self.moves = self._try_blocks()
         times = time_network(subject, settings, self._report("time"))
         standing = [b.nodes for b in self.candidates.blocks], [b.name for b in self.candidates.blocks]
-        self.prices = Prices(self.candidates.net, self.of, *standing, times)
+        merges = {name: run.edit for name, run in self.candidates.runs.items()}
+        self.prices = Prices(self.candidates.net, self.of, *standing, times, merges)
         self.offered = self._try_ranks()
         self.ranks = () if self.candidates.staged else self.prices.best(self.offered)
         if settings.methods is None and not (self.candidates.groups or self.moves or self.ranks):
@@ -139,20 +140,24 @@ class Planner:
         )
 
     def _try_blocks(self) -> tuple[BlockMove, ...]:
-        """The blocks, with what their going does to the outputs."""
+        """The blocks, with what their going, or becoming one layer, does to the outputs."""
         trials, blocks, settings = self.study.trials, self.candidates.blocks, self.settings
         if not blocks or trials is None:
             return ()
-        found = block_damages(
-            self.candidates.net,
-            blocks,
-            first_batches(self._samples().learn, BLOCK_SAMPLES, self.candidates.net.batch),
-            trials.judge,
+        runs, net = self.candidates.runs, self.candidates.net
+        damages = partial(
+            block_damages,
+            net,
+            batches=first_batches(self._samples().learn, BLOCK_SAMPLES, net.batch),
+            judge=trials.judge,
             threads=settings.threads,
             seed=settings.seed,
             progress=self._report("blocks"),
         )
-        return tuple(BlockMove(b.name, found[b.name], self.candidates.inside(b), b.group) for b in blocks)
+        gone = damages([b for b in blocks if b.name in self.candidates.dropped])
+        merged = damages([r.block for r in runs.values()], merges={n: r.edit for n, r in runs.items()}) if runs else {}
+        inside = self.candidates.inside
+        return tuple(BlockMove(b.name, gone.get(b.name), inside(b), b.group, merged.get(b.name)) for b in blocks)
 
     def _try_ranks(self) -> tuple[RankMove, ...]:
         """The layers that may be made of two, with every way that is faster: as timed where times count, else as
@@ -215,7 +220,7 @@ class Planner:
             found = self._reaching(ratio, lambda asked: self.study.allocate(cost, asked, self.how, self.moves, ranks))
         if not found.met and not self.settings.best_effort:
             raise self._out_of_reach(found.removed, ratio)
-        if kind in ("blocks", "mix") and not found.drop and not found.ways and "channels" in self.kinds:
+        if kind in ("blocks", "mix") and not (found.drop or found.merge or found.ways) and "channels" in self.kinds:
             return None
         return self._plan(found, ratio, {name: named[name].ways[k] for name, k in found.ways.items()})
 
@@ -290,11 +295,12 @@ class Planner:
 
     def _plan(self, found: Allocation, ratio: float, ways: Mapping[str, Way]) -> PrunePlan:
         channels, blocks = self.candidates.net.channels, {b.name: b for b in self.candidates.blocks}
-        widths = {g.name: g.width for g in channels.groups}
+        widths, out = {g.name: g.width for g in channels.groups}, (*found.drop, *found.merge)
         edits: tuple[Edit, ...] = (
             *(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items() if keep),
             *(edit_of(blocks[name], channels) for name in found.drop),
-            *(Factorize(name, kind, rank) for name, way in self._outside(ways, found.drop) for kind, rank in way),
+            *(self.candidates.runs[name].edit for name in found.merge),
+            *(Factorize(name, kind, rank) for name, way in self._outside(ways, out) for kind, rank in way),
         )
         settings = self.settings
         came_to = {"of": self.of, "criterion": self.criterion, "allocation": self.how, "methods": settings.kinds()}

@@ -95,9 +95,10 @@ def cut_and_prove(net: Analysed, plan: PrunePlan, held: Feeds | None, *, stop_ea
 
 
 def removed_by(net: Analysed, plan: PrunePlan) -> tuple[Mapping, ...]:
-    """What a plan takes out, as the published `cuts`: channels, and whole operands where blocks go."""
+    """What a plan takes out, as the published `cuts`: channels, and operands of blocks that go or become one layer."""
     alive = alive_after(net, plan.edits)
-    return (*removed_cuts(net.graph, net.channels, alive), *(drop.as_removed() for drop in plan.drops()))
+    merged = (operand for merge in plan.merged() for operand in merge.as_removed())
+    return (*removed_cuts(net.graph, net.channels, alive), *(drop.as_removed() for drop in plan.drops()), *merged)
 
 
 def check_repaired(net: Analysed, model: onnx.ModelProto) -> None:

@@ -36,9 +36,11 @@ from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provid
 if TYPE_CHECKING:
     from onnxprune.plan import Value
 
-METHODS = ("channels", "blocks", "rank")
-USUAL = ("channels", "blocks")
-"""The kinds of edits that are made where parameters or channels count and no others are asked for."""
+METHODS = ("channels", "blocks", "rank", "merge")
+USUAL = ("channels", "blocks", "rank")
+"""The kinds of edits that are made unless others are asked for."""
+RANKLESS = ("channels", "blocks")
+"""The same where parameters or channels count."""
 RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
@@ -148,11 +150,11 @@ class Settings:
         check=regular, commands=(*DECIDING, "train"),
     )  # fmt: skip
     methods: tuple[str, ...] | None = _deciding(
-        None, "LIST", "some of channels, blocks and rank; or 3c",
-        'kinds of edits: "channels", "blocks" (whole residual blocks) and "rank" (layers made of two); the last two '
-        'need samples and the adaptive allocation, and are left out without them. Or ("3c",): spatial factorisation, '
-        "channel factorisation and channels in turn. None: all kinds where MACs or times count, else channels and "
-        "blocks. Which factors are faster is timed where times count (then two runs may differ), else reckoned",
+        None, "LIST", "some of channels, blocks, rank and merge; or 3c",
+        'kinds of edits: "channels", "blocks" (whole residual blocks), "rank" (layers made of two) and "merge" (blocks '
+        'made one layer); all but the first need samples and the adaptive allocation, and are left out without them. '
+        'Or ("3c",): spatial factorisation, channel factorisation and channels in turn. None: the first two, and ranks '
+        "where MACs or times count; which are faster is timed where times count (two runs may differ), else reckoned",
         read=words, check=_methods,
     )  # fmt: skip
     keep_block: str | None = _deciding(
@@ -282,7 +284,7 @@ class Settings:
         """The kinds of edits that are meant."""
         if self.methods is not None:
             return self.methods
-        return USUAL if self.of in ("params", "channels") else METHODS
+        return RANKLESS if self.of in ("params", "channels") else USUAL
 
     def decided(self, came_to: Mapping[str, Value] | None = None) -> dict[str, Value]:
         """All settings by name, but those of repairs that were not asked for.

@@ -13,7 +13,7 @@ from onnxprune.measure.cost import Cost, Kind
 from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.layer_costs import Activations, Layer
 from onnxprune.measure.surgery import Surgery
-from onnxprune.plan import Factorize
+from onnxprune.plan import Factorize, MergeBlock
 from onnxprune.report.refused import Refused
 from onnxprune.timing.bench_result import BenchResult
 
@@ -71,6 +71,7 @@ class Told(TypedDict):
     pinned: tuple[Stays, ...]
     refused: NotRequired[tuple[Refused, ...]]
     blocks: tuple[str, ...]
+    merged: NotRequired[tuple[MergeBlock, ...]]
     factorized: tuple[Factorize, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]

@@ -198,6 +198,7 @@ class Result:
             "pinned": [asdict(p) for p in self.pinned],
             "refused": [asdict(r) for r in self.refused],
             "blocks": list(self.plan.blocks()),
+            "merged": [asdict(e) for e in self.plan.merged()],
             "factorized": [asdict(e) for e in self.plan.factorized()],
             "warnings": list(self.warnings),
             "notes": list(self.notes),

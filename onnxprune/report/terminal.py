@@ -207,6 +207,7 @@ def sentences(told: Told) -> list[Said]:
     cut = sum(g["after"] < g["before"] for g in told["groups"])
     found.append(("groups", f"{cut} of {len(told['groups'])} cut; repair: {told['settings'].get('repair', 'none')}"))
     found.append(("blocks", _some("{} dropped", told["blocks"])))
+    found.append(("merged", _some("{} blocks made one layer", [e.block for e in told.get("merged", ())])))
     found.append(("low rank", _some("{} layers made of two", [e.node for e in told["factorized"]])))
     label = "trained" if told["settings"].get("trained") else "measured"
     found += [(label, plain(note)) for note in told["notes"]]

@@ -1,6 +1,6 @@
 """Carry a plan's edits out: the one place where they become a network.
 
-    channels cut → columns merged → blocks out → repaired → layers made of two → finished → tidied
+    channels cut → columns merged → blocks out, or one layer → repaired → layers made of two → finished → tidied
 
 A quantized network is repaired in floats, and quantized again.
 
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.channels import Analysed
+from onnxprune.channels import Analysed, CutSizes
 from onnxprune.errors import ModelError, PruneError
 from onnxprune.graph.model import Graph
-from onnxprune.plan import DropBlock, Edit, Factorize, KeepChannels, MergeColumns
+from onnxprune.plan import DropBlock, Edit, Factorize, KeepChannels, MergeBlock, MergeColumns
 from onnxprune.rewrite.cut import cut_channels
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorize
 from onnxprune.rewrite.merge import merge
+from onnxprune.rewrite.merge_blocks import merge_blocks
 from onnxprune.rewrite.quantized import floating, in_floats, requantized
 from onnxprune.rewrite.repair.table import NONE, REPAIRS, Repair
 from onnxprune.rewrite.repair.task import Progress, RepairTask
@@ -82,7 +83,14 @@ def edit_exactly(net: Analysed, edits: Collection[Edit]) -> Graph:
     and an Identity stands where a block was."""
     alive = alive_after(net, edits)
     graph = merge(net, cut_channels(net, alive), alive, [e for e in edits if isinstance(e, MergeColumns)])
-    return drop_blocks(graph, [e for e in edits if isinstance(e, DropBlock)])
+    return without_blocks(net, graph, edits)
+
+
+def without_blocks(net: Analysed, graph: Graph, edits: Collection[Edit]) -> Graph:
+    """The cut network, edited: without the blocks that go, those that become one layer as that begins."""
+    graph = drop_blocks(graph, [e for e in edits if isinstance(e, DropBlock)])
+    merges = [e for e in edits if isinstance(e, MergeBlock)]
+    return merge_blocks(graph, merges, CutSizes(net.channels, alive_after(net, edits))) if merges else graph
 
 
 def apply_edits(
@@ -109,12 +117,13 @@ def apply_edits(
         return bypass(graph, [e for e in edits if isinstance(e, DropBlock)])
     first, alive = how.repair.first, alive_after(net, edits)
     drops = [e for e in edits if isinstance(e, DropBlock)]
+    blocks = [e for e in edits if isinstance(e, (DropBlock, MergeBlock))]
     factors = [e for e in edits if isinstance(e, Factorize)]
-    if first.keeps_blocks and drops:
-        start = edit_exactly(net, [e for e in edits if not isinstance(e, DropBlock)])
+    if first.keeps_blocks and blocks:
+        start = edit_exactly(net, [e for e in edits if e not in blocks])
     graph = _repaired(first, how.task(net, start or edit_exactly(net, edits), alive, "repair"))
-    if first.keeps_blocks and drops:
-        graph = drop_blocks(graph, drops)
+    if first.keeps_blocks and blocks:
+        graph = without_blocks(net, graph, edits)
     if factors:
         if (report := how.report("factorize")) is not None:
             report(0, 1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from onnxprune.graph import operators
@@ -50,12 +51,7 @@ class PairModel:
         assert channels is not None
         groups, outputs = attr(node, "group", 1), y[channels]
         places = _volume(y) / max(1, outputs)
-
-        def spent(size: tuple[int, ...], outputs: int, places: float) -> float:
-            each = outputs / groups
-            filled = -(-each // FILTERS) * FILTERS / max(1, each)
-            return places * (_volume(size) * filled + WRITTEN * outputs) + NODE
-
+        spent = partial(_spent, groups)
         whole, parts = spent(size, outputs, places), []
         for kind, rank in way:
             first, size = pair_sizes(node, size, kind, rank)
@@ -65,6 +61,26 @@ class PairModel:
 
     def save(self) -> None:
         """Nothing was measured."""
+
+
+def layer_work(graph: Graph, shapes: Mapping[str, tuple[int, ...]], key: str) -> float:
+    """What a layer takes, in multiply-accumulates."""
+    node, weight = graph.nodes[key], graph.value((key, 1))
+    y, channels = shapes[node.output[0]], operators.of(node).channels
+    if weight is None or channels is None:
+        return NODE
+    return _spent(attr(node, "group", 1), weight.shape, y[channels], _volume(y) / max(1, y[channels]))
+
+
+def work_of(weight: tuple[int, ...], y: tuple[int, ...]) -> float:
+    """The same for a dense convolution with a weight of that size, that writes a tensor of sizes `y`."""
+    return _spent(1, weight, y[1], _volume(y) / y[1])
+
+
+def _spent(groups: int, size: tuple[int, ...], outputs: int, places: float) -> float:
+    each = outputs / groups
+    filled = -(-each // FILTERS) * FILTERS / max(1, each)
+    return places * (_volume(size) * filled + WRITTEN * outputs) + NODE
 
 
 def _volume(sizes: tuple[int, ...]) -> float:

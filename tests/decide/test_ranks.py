@@ -16,7 +16,7 @@ from onnxprune.graph.shapes import observe
 from onnxprune.measure.cost import CostModel, PairCost, count_macs, count_params, switches
 from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.preview import preview
-from onnxprune.pipeline.settings import METHODS, USUAL
+from onnxprune.pipeline.settings import RANKLESS, USUAL
 from onnxprune.plan import Factorize, KeepChannels, PrunePlan
 from tests.channels import surgery
 from tests.rewrite.steps import factorize
@@ -208,11 +208,11 @@ def test_every_layer_says_what_happens_to_it():
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ({}, METHODS),
-        ({"of": "macs"}, METHODS),
-        ({"of": "params"}, USUAL),
-        ({"of": "channels"}, USUAL),
-        ({"of": "latency"}, METHODS),
+        ({}, USUAL),
+        ({"of": "macs"}, USUAL),
+        ({"of": "params"}, RANKLESS),
+        ({"of": "channels"}, RANKLESS),
+        ({"of": "latency"}, USUAL),
         ({"of": "latency", "methods": ("channels",)}, ("channels",)),
         ({"methods": ("rank", "channels")}, ("rank", "channels")),
     ],
