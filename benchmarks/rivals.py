@@ -21,7 +21,7 @@ import onnxprune
 from onnxprune.measure.chance import beats
 from onnxprune.pipeline.compare import COMPARED, Compared
 from onnxprune.pipeline.planner import Planner
-from onnxprune.pipeline.rivals import BATCH, RIVALS, Contest, simple
+from onnxprune.pipeline.rivals import BATCH, Contest, simple
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import Mending
 from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
@@ -41,9 +41,9 @@ def contests(planner: Planner) -> dict[str, Contest]:
     subject, parts = planner.subject, planner.subject.partition(0)
     assert parts is not None
     repair, found = REPAIRS[WITH_SAMPLES], {}
-    for name, judges, count in (("judged", parts.judge, RIVALS), ("held", parts.held, COMPARED)):
-        learn = first_batches(parts.learn, count, subject.net.batch)
-        batches = first_batches(judges, count, min(subject.net.batch, BATCH))
+    learn = first_batches(parts.learn, COMPARED, subject.net.batch)
+    for name, judges in (("judged", parts.judge), ("held", parts.held)):
+        batches = first_batches(judges, COMPARED, min(subject.net.batch, BATCH))
         found[name] = Contest(Compared(subject.net, Mending(repair, learn, threads=1), batches, 1))
     return found
 

@@ -35,7 +35,7 @@ from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_network, timed_run
 from onnxprune.pipeline.rivals import BATCH as RIVAL_BATCH
-from onnxprune.pipeline.rivals import RIVALS, Contest, simple
+from onnxprune.pipeline.rivals import Contest, simple
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
@@ -274,12 +274,12 @@ class Planner:
 
     @cached_property
     def _contest(self) -> Contest | None:
-        """Where plans are compared with few samples; None where there are none."""
+        """Where a plan and its rivals are compared; None where there are no samples."""
         settings, samples, net = self.settings, self.subject.partition(self.settings.seed), self.subject.net
         if samples is None:
             return None
-        learn = first_batches(samples.learn, RIVALS, net.batch)
-        judges = first_batches(samples.judge, net.judged(RIVALS), min(net.batch, RIVAL_BATCH))
+        learn = first_batches(samples.learn, COMPARED, net.batch)
+        judges = first_batches(samples.judge, net.judged(COMPARED), min(net.batch, RIVAL_BATCH))
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
         mending = Mending(repair, learn, threads=settings.threads, seed=settings.seed)
         return Contest(Compared(net, mending, judges, settings.threads))

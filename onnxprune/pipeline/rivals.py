@@ -2,9 +2,11 @@
 
 An allocation minimises a sum of damages that single cuts do alone; that they add up is an assumption. So the plan is
 held against what anyone would try: the same share of every group, and the cheapest group that gives the whole ratio
-alone. Each is cut, repaired on a few samples and judged on as many others; a rival is taken where it does less damage
-by more than chance. In a sweep the plan of the next larger ratio stands beside them: where that does less damage at
-all, it serves the smaller ratio too, so that no larger cut is better than a smaller one on the judged samples.
+alone. Each is cut, repaired and judged as competing plans are (`compare`); a rival is taken where it does less damage
+by more than chance. Fewer samples will not do: repaired on 64, a plan of a keypoint network at half the MACs looked
+three times as bad as a rival that, repaired on 144, was three times as bad on held-out samples. In a sweep the plan of
+the next larger ratio stands beside them: where that does less damage at all, it serves the smaller ratio too, so that
+no larger cut is better than a smaller one on the judged samples.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ from onnxprune.pipeline.compare import Compared
 from onnxprune.plan import Edit, PrunePlan
 from onnxprune.rewrite.repair.refit import REFIT_BYTES
 
-RIVALS, BATCH = 64, 8
-"""Samples that rivals are repaired with, and as many that they are judged by; how many of these make one of the figures
-whose spread tells what chance does."""
+BATCH = 8
+"""How many samples make one of the figures whose spread tells what chance does."""
 
 
 def simple(study: Study, cost: CostModel, ratio: float) -> list[Allocation]:
