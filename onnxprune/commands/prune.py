@@ -253,6 +253,8 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     status.close()
     for text in dict.fromkeys(w for r in results for w in r.warnings if not args.quiet):
         status.say(f"warning: {text}")
+    for text in dict.fromkeys(note for r in results for note in r.notes if not args.quiet):
+        status.say(text)
     swept = _swept(results, args, files)
     _draw_sweep(args, results, swept)
     if args.json:

@@ -40,7 +40,11 @@ class Damage:
 
     def of(self, got: Sequence[Outputs]) -> float:
         """The mean over batches."""
-        return float(np.mean([damage(a, b, self.parts) for a, b in zip(self.wanted, got, strict=True)]))
+        return float(np.mean(self.each(got)))
+
+    def each(self, got: Sequence[Outputs]) -> np.ndarray:
+        """(batches,) of every batch."""
+        return np.array([damage(a, b, self.parts) for a, b in zip(self.wanted, got, strict=True)])
 
 
 def damage(wanted: Outputs, got: Outputs, parts: Sequence[Sequence[Part]] | None = None) -> float:

@@ -50,14 +50,25 @@ def least_damage(
     """
     if len(plans) < 2:
         return plans[0]
-    compared = Damage(net, _outputs(net.model, judges, threads))
-    judged = replace(mending, repair=mending.repair.judge)
+    compared = Compared(net, mending, judges, threads)
+    found = parallel.with_progress(parallel.each(compared, plans, holds=REFIT_BYTES), len(plans), progress)
+    return plans[int(np.argmin([float(np.mean(hurt)) for hurt in found]))]
 
-    def hurt(plan: PrunePlan) -> float:
-        return compared.of(_outputs(apply_edits(net, plan.edits, judged).model, judges, threads))
 
-    found = parallel.with_progress(parallel.each(hurt, plans, holds=REFIT_BYTES), len(plans), progress)
-    return plans[int(np.argmin(list(found)))]
+class Compared:
+    """Cuts and repairs plans, and tells the damage of each; arguments as of `least_damage`."""
+
+    def __init__(
+        self, net: Analysed, mending: Mending, judges: Sequence[Mapping[str, np.ndarray]], threads: int | None = None
+    ) -> None:
+        self.net, self.judges, self.threads = net, judges, threads
+        self.damage = Damage(net, _outputs(net.model, judges, threads))
+        self.mending = replace(mending, repair=mending.repair.judge)
+
+    def __call__(self, plan: PrunePlan) -> np.ndarray:
+        """(batches,) damage to the outputs."""
+        model = apply_edits(self.net, plan.edits, self.mending).model
+        return self.damage.each(_outputs(model, self.judges, self.threads))
 
 
 def _outputs(

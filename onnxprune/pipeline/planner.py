@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx
@@ -30,10 +30,12 @@ from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import allows, choices_of, engine_of
 from onnxprune.pipeline.block_trials import block_damages, edit_of
 from onnxprune.pipeline.candidates import find_candidates, why_not
-from onnxprune.pipeline.compare import COMPARED, least_damage
+from onnxprune.pipeline.compare import COMPARED, Compared, least_damage
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_network, timed_run
+from onnxprune.pipeline.rivals import BATCH as RIVAL_BATCH
+from onnxprune.pipeline.rivals import Contest, simple
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
@@ -243,8 +245,12 @@ class Planner:
         known = self.study if channels else replace(self.study, limits=Limits(include=r"(?!)"))
         return known.allocate(self.prices.model(ranks), ratio, self.how, self.moves, ranks)
 
-    def plan(self, ratio: float) -> PrunePlan:
-        """The plan for a ratio: the better one of those that reach it.
+    def plan(self, ratio: float, larger: PrunePlan | None = None) -> PrunePlan:
+        """The plan for a ratio: the better one of those that reach it, unless a simple one is better (`rivals`).
+
+        Args:
+            ratio: share of the cost to remove.
+            larger: the plan of a larger ratio, which serves this one too where it does less damage.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
@@ -260,7 +266,28 @@ class Planner:
             raise max(missed, key=lambda error: error.removed)
         if self.settings.best_effort and len(plans) > 1:  # otherwise all of them reach it
             plans = [p for p in plans if 1 - 1 / self.gain(p) >= ratio - TOLERANCE] or [max(plans, key=self.gain)]
-        return self.better(plans)
+        return self._unbeaten(self.better(plans), ratio, larger)
+
+    @one_blas_thread
+    @bounded
+    def _unbeaten(self, plan: PrunePlan, ratio: float, larger: PrunePlan | None) -> PrunePlan:
+        """The plan, or one that does less damage for as much."""
+        weighed = self.how == "adaptive" and self.candidates.channels and not self.candidates.staged
+        rivals = [self._plan(a, ratio, {}) for a in simple(self.study, self._alone, ratio)] if weighed else []
+        beside = rivals or larger is not None
+        return plan if not beside or self._contest is None else self._contest.unbeaten(plan, rivals, larger)
+
+    @cached_property
+    def _contest(self) -> Contest | None:
+        """Where a plan and its rivals are compared; None where there are no samples."""
+        settings, samples, net = self.settings, self.subject.partition(self.settings.seed), self.subject.net
+        if samples is None:
+            return None
+        learn = first_batches(samples.learn, COMPARED, net.batch)
+        judges = first_batches(samples.judge, net.judged(COMPARED), min(net.batch, RIVAL_BATCH))
+        repair = REPAIRS[settings.repair or WITH_SAMPLES]
+        mending = Mending(repair, learn, threads=settings.threads, seed=settings.seed)
+        return Contest(Compared(net, mending, judges, settings.threads))
 
     def _out_of_reach(self, removed: float, ratio: float) -> OutOfReachError:
         why = why_not(self.candidates.net.channels)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from onnxprune.errors import UnstableError, UnsupportedError, UsageError
+from onnxprune.errors import BudgetError, UnstableError, UnsupportedError, UsageError
 from onnxprune.parallel import one_blas_thread
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.asked import limits_of, unmatched
@@ -151,6 +151,30 @@ def sweep(
         raise UsageError("no ratios given; --ratios 0.3,0.5,0.7 makes three models")
     goals = [Ratio(ratio) for ratio in ratios]  # checks every one before the work starts
     check_countable(subject, settings.of, best_effort=settings.best_effort)
-    planner = Planner(subject, settings, progress)
+    plans, missed = _falling(Planner(subject, settings, progress), [goal.share for goal in goals])
     for goal in goals:
-        yield apply_plan(subject, planner.plan(goal.share), settings, bench=bench, progress=progress)
+        if goal.share not in plans:
+            raise missed[goal.share]
+        plan, of = plans[goal.share]
+        result = apply_plan(subject, plan, settings, bench=bench, progress=progress)
+        serves = f"ratio {goal.share:g} takes the plan of {of:g}, which does less damage than its own"
+        yield result if of == goal.share else replace(result, notes=(*result.notes, serves))
+
+
+def _falling(
+    planner: Planner, ratios: Sequence[float]
+) -> tuple[dict[float, tuple[PrunePlan, float]], dict[float, BudgetError]]:
+    """(ratio -> its plan and the ratio that this was made for, ratio -> why there is none). The largest comes first:
+    where its plan does less damage than that of a smaller one, it serves that too."""
+    plans: dict[float, tuple[PrunePlan, float]] = {}
+    missed: dict[float, BudgetError] = {}
+    larger: tuple[PrunePlan, float] | None = None
+    for ratio in sorted(set(ratios), reverse=True):
+        try:
+            plan = planner.plan(ratio, None if larger is None else larger[0])
+        except BudgetError as error:
+            missed[ratio] = error
+            continue
+        own = larger is None or plan.edits != larger[0].edits
+        larger = plans[ratio] = plan, ratio if own or larger is None else larger[1]
+    return plans, missed

@@ -56,9 +56,10 @@ def reach(
         subject: from `open_model`.
         target: what to reach.
         settings: everything else that decides.
-        metric: for "max_drop": as `--eval`, a function of a model that returns a number, the higher the better, or
-            the name of a figure of the outputs, such as "box_f1" (`measure.figures`), in percent; None: the figure of
-            the part that decides, against the original on the held-out samples.
+        metric: for "max_drop": as `--eval`, with a figure of the labels behind it where it is not the usual one
+            ("labelled.npz:box_map50"); a function of a model that returns a number, the higher the better; or the name
+            of a figure of the outputs, such as "box_f1" (`measure.figures`), in percent; None: the figure of the part
+            that decides, against the original on the held-out samples.
         progress: called with (phase, done, total).
 
     Raises:
