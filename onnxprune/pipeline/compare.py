@@ -18,7 +18,7 @@ import onnx
 from onnxprune import parallel
 from onnxprune.channels import Analysed
 from onnxprune.measure.damage import Damage
-from onnxprune.plan import PrunePlan
+from onnxprune.plan import Edit, PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
 from onnxprune.rewrite.repair.refit import REFIT_BYTES
 from onnxprune.runtime import sessions
@@ -27,36 +27,16 @@ COMPARED = 256
 """Most samples that plans are repaired with, and as many that they are judged by."""
 
 
-@parallel.within_threads
-def least_damage(
-    net: Analysed,
-    plans: Sequence[PrunePlan],
-    mending: Mending,
-    judges: Sequence[Mapping[str, np.ndarray]],
-    *,
-    threads: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> PrunePlan:
-    """The plan that does least damage to the outputs when all its edits are made and repaired.
+class Compared:
+    """Cuts and repairs plans, and tells the damage of each.
 
     Args:
         net: the original network.
-        plans: candidates; one alone is taken as it is, the first of equals.
         mending: the repair that will follow, on samples that plans may learn from; what would take too long is judged
             after what it goes on from (`Repair.judge`).
         judges: other samples, which nothing was fitted on.
         threads: ORT threads.
-        progress: called with (candidates judged, candidates).
     """
-    if len(plans) < 2:
-        return plans[0]
-    compared = Compared(net, mending, judges, threads)
-    found = parallel.with_progress(parallel.each(compared, plans, holds=REFIT_BYTES), len(plans), progress)
-    return plans[int(np.argmin([float(np.mean(hurt)) for hurt in found]))]
-
-
-class Compared:
-    """Cuts and repairs plans, and tells the damage of each; arguments as of `least_damage`."""
 
     def __init__(
         self, net: Analysed, mending: Mending, judges: Sequence[Mapping[str, np.ndarray]], threads: int | None = None
@@ -69,6 +49,35 @@ class Compared:
         """(batches,) damage to the outputs."""
         model = apply_edits(self.net, plan.edits, self.mending).model
         return self.damage.each(_outputs(model, self.judges, self.threads))
+
+
+class Contest:
+    """Plans of one network, judged on the same samples; each once.
+
+    Args:
+        compared: cuts, repairs and compares a plan.
+        threads: no more workers than that.
+    """
+
+    def __init__(self, compared: Callable[[PrunePlan], np.ndarray], threads: int | None = None) -> None:
+        self.compared, self.threads = compared, threads
+        self._known: dict[tuple[Edit, ...], np.ndarray] = {}
+
+    def damages(
+        self, plans: Sequence[PrunePlan], progress: Callable[[int, int], None] | None = None
+    ) -> list[np.ndarray]:
+        """(batches,) damage of each; `progress` is called with (plans judged, plans to judge)."""
+        fresh = list({plan.edits: plan for plan in plans if plan.edits not in self._known}.values())
+        with parallel.at_most(self.threads):
+            found = parallel.each(self.compared, fresh, holds=REFIT_BYTES)
+            for plan, hurt in zip(fresh, parallel.with_progress(found, len(fresh), progress), strict=True):
+                self._known[plan.edits] = hurt
+        return [self._known[plan.edits] for plan in plans]
+
+    def best(self, plans: Sequence[PrunePlan], progress: Callable[[int, int], None] | None = None) -> PrunePlan:
+        """The plan that does least damage to the outputs when all its edits are made and repaired; the first among
+        equals."""
+        return plans[int(np.argmin([float(np.mean(hurt)) for hurt in self.damages(plans, progress)]))]
 
 
 def _outputs(

@@ -30,12 +30,12 @@ from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import allows, choices_of, engine_of
 from onnxprune.pipeline.block_trials import block_damages, edit_of
 from onnxprune.pipeline.candidates import find_candidates, why_not
-from onnxprune.pipeline.compare import COMPARED, Compared, least_damage
+from onnxprune.pipeline.compare import COMPARED, Compared, Contest
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_network, timed_run
 from onnxprune.pipeline.rivals import BATCH as RIVAL_BATCH
-from onnxprune.pipeline.rivals import Contest, simple
+from onnxprune.pipeline.rivals import simple, unbeaten
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
@@ -275,7 +275,7 @@ class Planner:
         weighed = self.how == "adaptive" and self.candidates.channels and not self.candidates.staged
         rivals = [self._plan(a, ratio, {}) for a in simple(self.study, self._alone, ratio)] if weighed else []
         beside = rivals or larger is not None
-        return plan if not beside or self._contest is None else self._contest.unbeaten(plan, rivals, larger)
+        return plan if not beside or self._contest is None else unbeaten(self._contest, plan, rivals, larger)
 
     @cached_property
     def _contest(self) -> Contest | None:
@@ -287,7 +287,7 @@ class Planner:
         judges = first_batches(samples.judge, net.judged(COMPARED), min(net.batch, RIVAL_BATCH))
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
         mending = Mending(repair, learn, threads=settings.threads, seed=settings.seed)
-        return Contest(Compared(net, mending, judges, settings.threads))
+        return Contest(Compared(net, mending, judges, settings.threads), settings.threads)
 
     def _out_of_reach(self, removed: float, ratio: float) -> OutOfReachError:
         why = why_not(self.candidates.net.channels)
@@ -302,15 +302,7 @@ class Planner:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
         if len(plans) == 1:
             return plans[0]
-        settings, samples = self.settings, self._samples()
-        repair = REPAIRS[settings.repair or WITH_SAMPLES]
-        net = self.subject.net
-        learn, judges = (
-            first_batches(part, count, net.batch)
-            for part, count in ((samples.learn, COMPARED), (samples.judge, net.judged(COMPARED)))
-        )
-        mending, report = Mending(repair, learn, threads=settings.threads, seed=settings.seed), self._report("compare")
-        return least_damage(net, plans, mending, judges, threads=settings.threads, progress=report)
+        return plans[0] if self._contest is None else self._contest.best(plans, self._report("compare"))
 
     def unrepaired(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""

@@ -17,15 +17,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxprune import parallel
 from onnxprune.decide.allocation import TOLERANCE, Allocation
 from onnxprune.decide.limits import Ladder
 from onnxprune.decide.study import Study
 from onnxprune.measure.chance import beats
 from onnxprune.measure.cost import CostModel, WidthCost
-from onnxprune.pipeline.compare import Compared
-from onnxprune.plan import Edit, PrunePlan
-from onnxprune.rewrite.repair.refit import REFIT_BYTES
+from onnxprune.pipeline.compare import Contest
+from onnxprune.plan import PrunePlan
 
 BATCH = 8
 """How many samples make one of the figures whose spread tells what chance does."""
@@ -74,34 +72,18 @@ def _better(after: np.ndarray, before: np.ndarray) -> bool:
     return beats(after, before)
 
 
-class Contest:
-    """Plans of one network, judged on the same samples; each once.
-
-    Args:
-        compared: cuts, repairs and compares a plan.
-    """
-
-    def __init__(self, compared: Compared) -> None:
-        self.compared = compared
-        self._known: dict[tuple[Edit, ...], np.ndarray] = {}
-
-    def damages(self, plans: Sequence[PrunePlan]) -> list[np.ndarray]:
-        """(batches,) damage of each."""
-        fresh = list({plan.edits: plan for plan in plans if plan.edits not in self._known}.values())
-        for plan, hurt in zip(fresh, parallel.each(self.compared, fresh, holds=REFIT_BYTES), strict=True):
-            self._known[plan.edits] = hurt
-        return [self._known[plan.edits] for plan in plans]
-
-    def unbeaten(self, plan: PrunePlan, rivals: Sequence[PrunePlan], larger: PrunePlan | None = None) -> PrunePlan:
-        """The plan, or a rival that does less damage by more than chance; or the larger one, where that does less."""
-        rivals = [rival for rival in rivals if rival.edits != plan.edits]
-        if not rivals and larger is None:
-            return plan
-        plans = [plan, *rivals, *([] if larger is None else [larger])]
-        hurt = dict(zip((p.edits for p in plans), self.damages(plans), strict=True))
-        for rival in rivals:
-            if _better(hurt[rival.edits], hurt[plan.edits]):
-                plan = rival
-        if larger is not None and float(np.mean(hurt[larger.edits])) < float(np.mean(hurt[plan.edits])):
-            return replace(larger, origin=replace(larger.origin, ratio=plan.origin.ratio))
+def unbeaten(
+    contest: Contest, plan: PrunePlan, rivals: Sequence[PrunePlan], larger: PrunePlan | None = None
+) -> PrunePlan:
+    """The plan, or a rival that does less damage by more than chance; or the larger one, where that does less."""
+    rivals = [rival for rival in rivals if rival.edits != plan.edits]
+    if not rivals and larger is None:
         return plan
+    plans = [plan, *rivals, *([] if larger is None else [larger])]
+    hurt = dict(zip((p.edits for p in plans), contest.damages(plans), strict=True))
+    for rival in rivals:
+        if _better(hurt[rival.edits], hurt[plan.edits]):
+            plan = rival
+    if larger is not None and float(np.mean(hurt[larger.edits])) < float(np.mean(hurt[plan.edits])):
+        return replace(larger, origin=replace(larger.origin, ratio=plan.origin.ratio))
+    return plan

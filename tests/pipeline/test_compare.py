@@ -6,7 +6,7 @@ import pytest
 from onnxprune.channels import Analysed, find_channels
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.pipeline.compare import least_damage
+from onnxprune.pipeline.compare import Compared, Contest
 from onnxprune.plan import KeepChannels, PrunePlan
 from onnxprune.rewrite.apply import Mending
 from onnxprune.rewrite.repair.table import REPAIRS
@@ -42,13 +42,19 @@ def test_the_plan_that_does_least_damage_wins(repair, turned):
     feeds = [feeds_of(graph.model, seed=k, N=64) for k in (1, 2)]
     net, mending = Analysed(graph, channels, feeds[0]), Mending(REPAIRS[repair], feeds[:1])
     plans = [bad, good] if turned else [good, bad]
-    assert least_damage(net, plans, mending, feeds[1:]) is good
+    assert Contest(Compared(net, mending, feeds[1:])).best(plans) is good
 
 
-def test_equal_plans_are_not_told_apart_and_one_alone_is_not_run():
+def test_equal_plans_are_not_told_apart():
     graph, channels = subject()
     first, second = plan(channels, 0, 1, 2, 3), plan(channels, 0, 1, 2, 3)
     feeds = [feeds_of(graph.model, N=32)]
     net, repair = Analysed(graph, channels, feeds[0]), REPAIRS["refit"]
-    assert least_damage(net, [first, second], Mending(repair, feeds), feeds) is first
-    assert least_damage(net, [second], Mending(repair), []) is second
+    assert Contest(Compared(net, Mending(repair, feeds), feeds)).best([first, second]) is first
+
+
+def test_each_plan_is_judged_once():
+    _, channels = subject()
+    first, second, seen = plan(channels, 0, 1, 2, 3), plan(channels, 0, 1, 4, 5), []
+    contest = Contest(lambda p: seen.append(p) or np.full(2, float(len(seen))))
+    assert contest.best([first, second]) is first and contest.best([second, first]) is first and len(seen) == 2

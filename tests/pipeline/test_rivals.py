@@ -7,10 +7,12 @@ import pytest
 
 from onnxprune import api
 from onnxprune.errors import BudgetError
+from onnxprune.pipeline import planner as planning
+from onnxprune.pipeline.compare import Contest
 from onnxprune.pipeline.opened import open_model
 from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.plans import _falling
-from onnxprune.pipeline.rivals import Contest, simple
+from onnxprune.pipeline.rivals import simple, unbeaten
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import KeepChannels, Origin, PrunePlan
 from tests.channels.surgery import model_of
@@ -45,18 +47,18 @@ def contest(**hurt):
 def test_a_rival_is_taken_where_it_is_better_by_more_than_chance():
     own = [1.0, 1.1, 0.9, 1.0]
     for rival, wins in (([0.5, 0.6, 0.4, 0.5], True), ([0.2, 2.0, 0.9, 0.5], False), ([0.99, 1.09, 0.89, 0.99], False)):
-        found = contest(w16=own, w20=rival).unbeaten(plan(16), [plan(20)])
+        found = unbeaten(contest(w16=own, w20=rival), plan(16), [plan(20)])
         assert found == (plan(20) if wins else plan(16))
-    assert contest(w16=[np.inf, 1.0], w20=[9.0, 9.0]).unbeaten(plan(16), [plan(20)]) == plan(20)
-    assert contest(w16=[9.0, 9.0], w20=[np.inf, 1.0]).unbeaten(plan(16), [plan(20)]) == plan(16)
-    assert contest().unbeaten(plan(16), [plan(16)]) == plan(16), "nothing to compare, nothing is run"
+    assert unbeaten(contest(w16=[np.inf, 1.0], w20=[9.0, 9.0]), plan(16), [plan(20)]) == plan(20)
+    assert unbeaten(contest(w16=[9.0, 9.0], w20=[np.inf, 1.0]), plan(16), [plan(20)]) == plan(16)
+    assert unbeaten(contest(), plan(16), [plan(16)]) == plan(16), "nothing to compare, nothing is run"
 
 
 def test_a_larger_cut_that_is_better_at_all_serves_the_smaller_ratio():
-    better = contest(w16=[1.0, 1.0], w8=[0.9, 1.09]).unbeaten(plan(16), [], plan(8))
+    better = unbeaten(contest(w16=[1.0, 1.0], w8=[0.9, 1.09]), plan(16), [], plan(8))
     assert better.edits == plan(8).edits and better.origin.ratio == 0.5, "the ratio that was asked for"
-    assert contest(w16=[1.0, 1.0], w8=[1.0, 1.01]).unbeaten(plan(16), [], plan(8)) == plan(16)
-    found = contest(w16=[1.0, 1.0], w20=[0.5, 0.5], w8=[0.6, 0.6]).unbeaten(plan(16), [plan(20)], plan(8))
+    assert unbeaten(contest(w16=[1.0, 1.0], w8=[1.0, 1.01]), plan(16), [], plan(8)) == plan(16)
+    found = unbeaten(contest(w16=[1.0, 1.0], w20=[0.5, 0.5], w8=[0.6, 0.6]), plan(16), [plan(20)], plan(8))
     assert found == plan(20), "of all three the best"
 
 
@@ -110,7 +112,7 @@ def test_plans_of_a_sweep_are_made_from_the_largest_down():
 
 
 def test_a_sweep_is_monotone_and_says_which_plan_serves_twice(subject, monkeypatch):
-    monkeypatch.setattr(Contest, "unbeaten", lambda self, plan, rivals, larger=None: (
+    monkeypatch.setattr(planning, "unbeaten", lambda contest, plan, rivals, larger=None: (
         plan if larger is None else replace(larger, origin=replace(larger.origin, ratio=plan.origin.ratio))
     ))  # fmt: skip
     first, second = api.sweep(subject, [0.2, 0.5], Settings(threads=1, round_to=1))
