@@ -7,22 +7,26 @@ from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
+from onnxprune.measure.outline import Outline
 from onnxprune.report.bench import conditions
 from onnxprune.report.forms import Run, Swept, Told
 from onnxprune.report.metrics import AskedMetric, asked_metric, shared_metric
+from onnxprune.report.pages.drawing import drawings, layer_rows
 from onnxprune.report.pages.shared import curve, gathered, how_made, times, uncounted, widths
 from onnxprune.report.terminal import asked_words, by_reason, change, cost_rows, sentences, si
 
 
 def result(told: Told, run: Run) -> dict[str, Any]:
     """What the page about one result shows."""
-    latency = told["latency"]
+    latency, network = told["latency"], told.get("network", Outline())
     return {
         "r": told,
         "said": sentences(told),
         "costs": cost_rows(asdict(told["before"]), asdict(told["after"])),
         "not_counted": uncounted(told["before"]),
         "widths": widths(told["groups"]),
+        "drawing": drawings(network),
+        "layers": layer_rows(network),
         "whole": _whole(told),
         "refused": _refused(told),
         "timing": None if latency is None else times(latency),
