@@ -76,7 +76,7 @@ def short(node: str, op: str) -> str:
         parts.pop()
     elif parts:
         parts[-1] = last
-    kept = [p for p, q in zip(parts, [*parts[1:], ""], strict=True) if not q.startswith(f"{p}.")]
+    kept = [p for p, q in zip(parts, [*parts[1:], ""], strict=False) if not q.startswith(f"{p}.")]
     return "/".join(kept) or node
 
 
