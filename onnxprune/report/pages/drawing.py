@@ -31,6 +31,8 @@ TOLD = 10
 """Layers of a block that are told of where somebody points at it."""
 LEAST = 4
 """Width of the narrowest bar."""
+NARROW = "\u00a0"
+"""A space at which no line ends."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ def layer_rows(network: Outline) -> dict[str, Any]:
         rows.append({
             "name": plain(short(spot.node, side.op)), "title": plain(spot.node), "op": plain(side.op),
             "state": state_of(spot), "before": "–" if was is None else was, "after": "–" if now is None else now,
-            "macs_before": si(a), "macs_after": si(b), "changed": change(a, b),
+            "macs_before": si(a).replace(" ", NARROW), "macs_after": si(b).replace(" ", NARROW), "changed": change(a, b),
             "whole": 100 * max(a, b) / most, "share": b / max(a, b, 1e-9),
             "places": {name: own[k] for name, own in orders.items()},
         })  # fmt: skip
