@@ -266,7 +266,8 @@ def layer_rows(network: Outline) -> dict[str, Any]:
         rows.append({
             "name": plain(short(spot.node, side.op)), "title": plain(spot.node), "op": plain(side.op),
             "state": state_of(spot), "before": "–" if was is None else was, "after": "–" if now is None else now,
-            "macs_before": si(a).replace(" ", NARROW), "macs_after": si(b).replace(" ", NARROW), "changed": change(a, b),
+            "macs_before": si(a).replace(" ", NARROW), "macs_after": si(b).replace(" ", NARROW),
+            "changed": change(a, b),
             "whole": 100 * max(a, b) / most, "share": b / max(a, b, 1e-9),
             "places": {name: own[k] for name, own in orders.items()},
         })  # fmt: skip
