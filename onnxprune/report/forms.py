@@ -16,6 +16,7 @@ from onnxprune.measure.outline import Outline
 from onnxprune.measure.surgery import Surgery
 from onnxprune.plan import Factorize, MergeBlock
 from onnxprune.report.refused import Refused
+from onnxprune.report.search import Search
 from onnxprune.timing.bench_result import BenchResult
 
 
@@ -78,6 +79,7 @@ class Told(TypedDict):
     notes: tuple[str, ...]
     training: NotRequired[tuple[Mapping[str, Any], ...]]
     network: NotRequired[Outline]
+    search: NotRequired[Search | None]
     cuts: tuple[Cut, ...]
     earlier: NotRequired[tuple[Mapping[str, str], ...]]
     digests: NotRequired[Mapping[str, str | None]]
