@@ -132,6 +132,9 @@ def test_a_layer_made_of_two_is_there_with_what_is_new(model):
     columns, _ = drawn(render(found, name="m"), 2)
     assert [kind for kind, _ in columns["after"]].count("new") == 1 and "new" not in dict(columns["before"])
 
+    columns, rows = drawn(render(found, name="m"), 1)
+    assert len(rows) == 4 and [kind for kind, _ in columns["after"]].count("new") == 1  # inside of its block
+
 
 def test_what_is_new_or_another_operator_is_told():
     found = Outline(spots=(

@@ -111,7 +111,7 @@ def _runs(
     """Layers of which each reads the one before alone, and whose names begin alike; none that is taken."""
     above: dict[int, list[int]] = {}
     for k, own in enumerate(reads):
-        if k in taken:
+        if k in taken or spots[k].before is None:
             continue
         above[k] = run = [k]
         if len(own) == 1 and own[0] in above and len(readers[own[0]]) == 1:
@@ -128,15 +128,15 @@ def _tail(spots: Sequence[Spot], readers: Sequence[Sequence[int]]) -> tuple[int,
     """What works on the outputs of the last layers: joins with no layer behind them."""
     tail: set[int] = set()
     for k in range(len(spots) - 1, -1, -1):
-        side = spots[k].before or spots[k].after
+        side = spots[k].before
         if side is not None and not side.macs and side.op != INPUT and tail.issuperset(readers[k]):
             tail.add(k)
     return tuple(sorted(tail))
 
 
 def _reads(spots: Sequence[Spot]) -> list[tuple[int, ...]]:
-    """What each reads in the original; of what is new, in the pruned network. Only what stands before it."""
-    sides = (s.before or s.after for s in spots)
+    """What each reads in the original, of what stands before it; nothing for what is new."""
+    sides = (s.before for s in spots)
     return [tuple(r for r in side.reads if 0 <= r < k) if side else () for k, side in enumerate(sides)]
 
 
