@@ -124,9 +124,9 @@ def test_what_is_gone_is_an_outline(dropped):
 
 
 def test_a_layer_made_of_two_is_there_with_what_is_new(model):
-    found = edited(model, Factorize("h", "channel", 4))
+    found = edited(model, Factorize("e", "channel", 4))
     states = {s["node"]: (s["before"] is not None, s["after"] is not None) for s in spots(found)}
-    assert sum(state == (False, True) for state in states.values()) == 1 and states["h"] == (True, True)
+    assert sum(state == (False, True) for state in states.values()) == 1 and states["e"] == (True, True)
     (new,) = (k for k, s in enumerate(spots(found)) if s["before"] is None)
     assert spots(found)[new]["after"]["channels"] == 4 and spots(found)[new + 1]["after"]["reads"] == [new]
     columns, _ = drawn(render(found, name="m"), 2)
