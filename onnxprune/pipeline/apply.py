@@ -18,6 +18,7 @@ from onnxprune.graph.work import NOTHING
 from onnxprune.measure.cost import Cost, cost_of, shares_weights
 from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.likeness import likeness
+from onnxprune.measure.outline import Seen, outline, spots_of
 from onnxprune.measure.trained import Trained
 from onnxprune.numerics import on_disk
 from onnxprune.parallel import bounded, one_blas_thread
@@ -123,7 +124,8 @@ def apply_plan(
             first.graph, graph.model, held, shapes=first.net.shapes, said=first.said, held_out=not parts.held.shared
         )
     sign(graph.model, first, plan, settings, repair.name)
-    before, after = first.cost(), _cost(net, plan, graph, first)
+    looks = spots_of(first.graph, first.channels.shapes, first.channels.ran)
+    before, (after, looks_after) = first.cost(), _cost(net, plan, graph, first)
     warnings += filter(None, [doubt(before)])
     if after.params > before.params and shares_weights(net.graph, net.channels):
         warnings.append(SHARED)
@@ -146,6 +148,7 @@ def apply_plan(
         refused=refused(net, plan, repair),
         inexact=() if cut.surgery.exact else net.channels.inexact,
         warnings=tuple(warnings),
+        network=outline(looks, looks_after),
         feeds=net.feeds,
         made=provenance_of(first, settings, repair.name),
     )
@@ -173,14 +176,14 @@ def _unsampled(repair: Repair) -> str:
     )
 
 
-def _cost(net: Analysed, plan: PrunePlan, graph: Graph, first: Subject) -> Cost:
-    """What the outcome costs; what tells random nodes apart while models are compared is taken out of it, and what was
-    sparse is packed again."""
+def _cost(net: Analysed, plan: PrunePlan, graph: Graph, first: Subject) -> tuple[Cost, tuple[Seen, ...]]:
+    """What the outcome costs, and looks like; what tells random nodes apart while models are compared is taken out of
+    it, and what was sparse is packed again."""
     seen = _sizes(graph, CutSizes(net.channels, alive_after(net, plan.edits)), net)
     without_seeds(graph.model)
-    found = cost_of(graph, seen.shapes, seen.ran)
+    found, looks = cost_of(graph, seen.shapes, seen.ran), spots_of(graph, seen.shapes, seen.ran)
     sparse.pack(graph.model, first.sparse)
-    return replace(found, bytes=byte_size(first.whole_of(graph.model)))
+    return replace(found, bytes=byte_size(first.whole_of(graph.model))), looks
 
 
 def _merged(net: Analysed, plan: PrunePlan, parts: Partition, settings: Settings) -> Graph:

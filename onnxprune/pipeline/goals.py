@@ -144,6 +144,7 @@ class TargetKind:
         help: a line for the command line.
         of: the cost that serves it best; None: any.
         unit: of the value; empty for a factor.
+        measured: what is measured for it; empty where a metric says.
         by_metric: whether `--eval` says what is measured.
     """
 
@@ -152,6 +153,7 @@ class TargetKind:
     help: ClassVar[str]
     of: ClassVar[str | None] = None
     unit: ClassVar[str] = ""
+    measured: ClassVar[str] = ""
     by_metric: ClassVar[bool] = False
 
     @property
@@ -218,7 +220,7 @@ def target(kind: type[TargetKind]) -> type[TargetKind]:
 @target
 class Speedup(Gain):
     name, metavar, help = "speedup", "X", "X times as fast, measured here"
-    of = "latency"
+    of, measured = "latency", "speed-up"
 
     def check(self, value: float) -> None:
         super().check(value)
@@ -236,7 +238,7 @@ class Speedup(Gain):
 @target
 class LatencyMs(Gain):
     name, metavar, help = "latency_ms", "T", "a run takes T ms, measured here"
-    of, unit = "latency", "ms"
+    of, unit, measured = "latency", "ms", "latency"
 
     def aim(self, value: float, run: Measures) -> Aim:
         own = run.latency_ms()
@@ -250,7 +252,7 @@ class LatencyMs(Gain):
 @target
 class SizeMb(Gain):
     name, metavar, help = "size_mb", "S", "the file has S megabytes (10^6 bytes)"
-    of, unit, timed = "params", "MB", False
+    of, unit, measured, timed = "params", "MB", "file size", False
 
     def aim(self, value: float, run: Measures) -> Aim:
         whole = run.size()

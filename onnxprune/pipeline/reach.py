@@ -29,6 +29,7 @@ from onnxprune.pipeline.timed import paired
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.serialize import byte_size
 from onnxprune.report.result import Result
+from onnxprune.report.search import Search, Tried
 
 MEASURE_ROUNDS = 20
 """Rounds of one measurement in a closed loop; the finished model gets 40."""
@@ -114,11 +115,11 @@ class _Loop:
             plans = self._plans(aim, aim.goal * extra)
             if not plans:
                 break
-            finished = self._finish(self.planner.better(plans))
+            finished = self._finish(self.planner.better(plans), aim.goal)
             if finished[1] >= aim.goal:
                 return finished[0]
             extra *= 1.01 * aim.goal / finished[1]
-        result, reached = finished or self._finish(self._furthest(aim.goal))
+        result, reached = finished or self._finish(self._furthest(aim.goal), aim.goal)
         short = f"{self.target}: the finished model misses it ({reached:.3f} of {aim.goal:.3f} times)"
         if not self.settings.best_effort:
             raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
@@ -140,15 +141,26 @@ class _Loop:
                 start = found[1].ratio
         return plans
 
-    def _finish(self, plan: PrunePlan) -> tuple[Result, float]:
+    def _finish(self, plan: PrunePlan, goal: float) -> tuple[Result, float]:
         """(the finished model, its gain)."""
-        plan = _remembering(plan, self.target)
+        ratio, plan = plan.origin.ratio, _remembering(plan, self.target)
         result = apply_plan(self.subject, plan, self.settings, bench=self.kind.timed, progress=self.progress)
         reached = self.kind.reached(result)
         if self.settings.of == "latency":
             note = f"the latency model promised {self.planner.gain(plan):.2f}x, {reached:.2f}x was measured"
             result = replace(result, notes=(*result.notes, note))
-        return result, reached
+        return replace(result, search=self._search(goal, ratio, reached)), reached
+
+    def _search(self, goal: float, ratio: float | None, reached: float) -> Search | None:
+        """What was measured on the way, in the target's unit."""
+        if ratio is None:
+            return None
+
+        def point(ratio: float, gain: float) -> Tried:
+            return Tried(ratio, self.target.value * goal / gain if self.kind.unit else gain)
+
+        tried = tuple(point(p.origin.ratio, gain) for gain, p in self.tried if p.origin.ratio is not None and gain > 0)
+        return Search(self.kind.measured, self.kind.unit, self.target.value, tried, point(ratio, reached))
 
     def _furthest(self, goal: float) -> PrunePlan:
         """The plan that came nearest to a target out of reach, for `best_effort`.
@@ -222,7 +234,7 @@ def _keep(
     """
     planner, measure = Planner(subject, settings, progress), metric_of(subject, settings, metric)
     before = measure(subject.model)
-    name = named(metric, measure)
+    name, tried = named(metric, measure), list[Tried]()
 
     def works(ratio: float) -> tuple[Result, float] | None:
         try:
@@ -231,14 +243,16 @@ def _keep(
         except BudgetError:
             return None
         after = measure(result.runs)
+        tried.append(Tried(ratio, after))
         return (result, after) if kind.keeps(target.value, before, after) else None
 
     found = largest(works)
     if found is None:
         raise BudgetError(kind.missed(target.value, before))
-    (result, after), _ = found
+    (result, after), ratio = found
+    search = Search(name, "", before - target.value, tuple(tried), Tried(ratio, after))
     labels = (measure.found,) if isinstance(measure, Labelled) else ()
-    return replace(result, notes=(*labels, f"{name} {before:.4g} before, {after:.4g} after"))
+    return replace(result, notes=(*labels, f"{name} {before:.4g} before, {after:.4g} after"), search=search)
 
 
 def _remembering(plan: PrunePlan, target: Target, metric: str | None = None) -> PrunePlan:

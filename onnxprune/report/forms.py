@@ -12,9 +12,11 @@ from typing import Any, NotRequired, TypedDict
 from onnxprune.measure.cost import Cost, Kind
 from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.layer_costs import Activations, Layer
+from onnxprune.measure.outline import Outline
 from onnxprune.measure.surgery import Surgery
 from onnxprune.plan import Factorize, MergeBlock
 from onnxprune.report.refused import Refused
+from onnxprune.report.search import Search
 from onnxprune.timing.bench_result import BenchResult
 
 
@@ -76,6 +78,8 @@ class Told(TypedDict):
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     training: NotRequired[tuple[Mapping[str, Any], ...]]
+    network: NotRequired[Outline]
+    search: NotRequired[Search | None]
     cuts: tuple[Cut, ...]
     earlier: NotRequired[tuple[Mapping[str, str], ...]]
     digests: NotRequired[Mapping[str, str | None]]

@@ -90,7 +90,8 @@ def _environment() -> Environment:
         finalize=lambda value: plain(value) if type(value) is str else value,
     )  # fmt: skip
     made.filters |= {"plain": plain, "si": si}
-    made.globals["parts"] = made.get_template("parts.html").module
+    for name in ("parts", "network"):
+        made.globals[name] = made.get_template(f"{name}.html").module
     return made
 
 

@@ -29,6 +29,7 @@ from onnxprune.graph.model import digest
 from onnxprune.graph.stops import stopping
 from onnxprune.measure.cost import Cost
 from onnxprune.measure.fidelity import Fidelity
+from onnxprune.measure.outline import Outline
 from onnxprune.measure.surgery import Surgery
 from onnxprune.measure.trained import Trained
 from onnxprune.plan import PrunePlan
@@ -36,6 +37,7 @@ from onnxprune.report.forms import Told
 from onnxprune.report.provenance import Provenance
 from onnxprune.report.reading import read
 from onnxprune.report.refused import Refused
+from onnxprune.report.search import Search
 from onnxprune.runtime import sessions
 from onnxprune.timing.bench_result import BenchResult
 
@@ -64,6 +66,8 @@ class Result:
         refused: the layers to which something could not be done that was done to others, and why.
         warnings: what the user should know.
         notes: what was measured besides, in words.
+        network: what it looked like and looks like, layer by layer.
+        search: what was measured on the way to a target; None where a ratio was asked for.
         training: what came of every step that trained: what was kept, the start or what was reached, and why.
         barrier: where the model was split as some of its nodes do not run; what was measured is of the part that does.
         feeds: inputs for the run of the written file; None: it is loaded only.
@@ -86,6 +90,8 @@ class Result:
     refused: tuple[Refused, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    network: Outline = field(default=Outline(), repr=False)
+    search: Search | None = field(default=None, repr=False)
     training: tuple[Trained, ...] = ()
     barrier: Barrier | None = field(default=None, repr=False, compare=False)
     feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
@@ -203,6 +209,8 @@ class Result:
             "warnings": list(self.warnings),
             "notes": list(self.notes),
             "training": [asdict(t) | {"words": t.in_words()} for t in self.training],
+            "network": asdict(self.network),
+            "search": None if self.search is None else asdict(self.search),
             "cuts": list(self.cuts),
             "earlier": [dict(e) for e in self.made.earlier],
         }
@@ -274,7 +282,8 @@ def _from_dict(
                      for p, use in zip(told["pinned"], uses, strict=True)),
         groups=tuple((g["name"], g["before"], g["after"]) for g in told["groups"]),
         repair=repair, inexact=told["inexact"], refused=told.get("refused", ()),
-        warnings=told["warnings"], notes=told["notes"],
+        warnings=told["warnings"], notes=told["notes"], network=told.get("network", Outline()),
+        search=told.get("search"),
         training=tuple(Trained(**{k: v for k, v in t.items() if k != "words"}) for t in told.get("training", ())),
         made=Provenance(
             digests.get("model") or "", digests.get("samples"),

@@ -7,22 +7,28 @@ from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
+from onnxprune.measure.outline import Outline
 from onnxprune.report.bench import conditions
 from onnxprune.report.forms import Run, Swept, Told
 from onnxprune.report.metrics import AskedMetric, asked_metric, shared_metric
+from onnxprune.report.pages.drawing import drawings, layer_rows
 from onnxprune.report.pages.shared import curve, gathered, how_made, times, uncounted, widths
+from onnxprune.report.search import Search
 from onnxprune.report.terminal import asked_words, by_reason, change, cost_rows, sentences, si
 
 
 def result(told: Told, run: Run) -> dict[str, Any]:
     """What the page about one result shows."""
-    latency = told["latency"]
+    latency, network = told["latency"], told.get("network", Outline())
     return {
         "r": told,
         "said": sentences(told),
         "costs": cost_rows(asdict(told["before"]), asdict(told["after"])),
         "not_counted": uncounted(told["before"]),
         "widths": widths(told["groups"]),
+        "drawing": drawings(network),
+        "layers": layer_rows(network),
+        "search": _search(told.get("search")),
         "whole": _whole(told),
         "refused": _refused(told),
         "timing": None if latency is None else times(latency),
@@ -95,6 +101,20 @@ def _speed(results: Sequence[Told]) -> dict[str, Any] | None:
     timed = [(100 * r["macs_removed"], r["latency"].comparisons[0].speedup) for r in results if r["latency"]]
     marked = [(x, y, f"{y:.2f}x at {x:.1f}% fewer MACs") for x, y in timed]
     return curve(marked, "MACs removed", "speed-up", y_unit="x", x_unit="%") if marked else None
+
+
+def _search(found: Search | None) -> dict[str, Any] | None:
+    """What was measured on the way to the target, and what was taken."""
+    if found is None:
+        return None
+    unit = f" {found.unit}" if found.unit else ""
+    taken, tried = found.taken, [t for t in found.tried if t != found.taken]
+    told = [(100 * t.ratio, t.value, f"{t.value:.4g}{unit} with {t.ratio:.1%} removed") for t in (*tried, taken)]
+    chart = curve(told, "share that was to go", found.what, y_unit=unit, x_unit="%")
+    chosen = f"{told[-1][2]}: taken"
+    chart["points"] = [(x, y, chosen if words == told[-1][2] else words) for x, y, words in chart["points"]]
+    limit = "" if found.limit is None else f"{found.limit:.4g}{unit}"
+    return {"chart": chart, "chosen": chosen, "count": len(found.tried), "what": found.what, "limit": limit}
 
 
 def _digests(told: Told) -> list[tuple[str, object]]:
