@@ -121,7 +121,8 @@ def apply_edits(
     factors = [e for e in edits if isinstance(e, Factorize)]
     if first.keeps_blocks and blocks:
         start = edit_exactly(net, [e for e in edits if e not in blocks])
-    graph = _repaired(first, how.task(net, start or edit_exactly(net, edits), alive, "repair"))
+    lead = first.lead if factors and first.again is not None else first
+    graph = _repaired(lead, how.task(net, start or edit_exactly(net, edits), alive, "repair"))
     if first.keeps_blocks and blocks:
         graph = without_blocks(net, graph, edits)
     if factors:

@@ -21,7 +21,7 @@ from onnxprune.graph.shapes import observe
 from onnxprune.measure.designs import Design, design_of, second_moments
 from onnxprune.numerics import low_rank as lowrank
 from onnxprune.plan import Factorize
-from onnxprune.rewrite.repair.refit import refit
+from onnxprune.rewrite.repair.refit import THOROUGH, Effort, refit
 from onnxprune.rewrite.repair.task import RepairTask
 from onnxprune.rewrite.repair.together import with_room
 from onnxprune.runtime.ports import Feeds
@@ -68,9 +68,9 @@ def _now(graph: Graph, key: str) -> str:
     return front if front and lacks_bias(graph.nodes[front]) else key
 
 
-def refit_factorized(task: RepairTask) -> Graph:
+def refit_factorized(task: RepairTask, *, effort: Effort = THOROUGH) -> Graph:
     """The pruned network with its layers of low rank, refitted once more."""
-    return refit(task, sizes=_sizes(task))
+    return refit(task, sizes=_sizes(task), effort=effort)
 
 
 def with_room_for_factors(task: RepairTask) -> Graph:

@@ -58,3 +58,11 @@ def test_each_plan_is_judged_once():
     first, second, seen = plan(channels, 0, 1, 2, 3), plan(channels, 0, 1, 4, 5), []
     contest = Contest(lambda p: seen.append(p) or np.full(2, float(len(seen))))
     assert contest.best([first, second]) is first and contest.best([second, first]) is first and len(seen) == 2
+
+
+def test_plans_are_compared_after_less_work():
+    """And so is what comes before layers are made of two, as all is repaired again then."""
+    refit = REPAIRS["refit"]
+    assert refit.judge.run is not refit.run and refit.judge.again is not refit.again
+    assert refit.lead.run is refit.judge.run and refit.lead.again is refit.again
+    assert REPAIRS["statistics"].judge is REPAIRS["statistics"].lead is REPAIRS["statistics"]
