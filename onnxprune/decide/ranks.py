@@ -33,7 +33,7 @@ AGAIN = 4
 """Most ranks of a second split."""
 SHARES = (0.35, 0.1)
 """Ranks to try: those that lose nearest to so much of what the worst on offer loses."""
-LEAST = 1e-3
+LEAST = 1e-2
 """A layer with less than this share of the multiply-accumulates is left alone."""
 
 

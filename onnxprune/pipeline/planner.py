@@ -43,7 +43,7 @@ from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
 from onnxprune.samples import partition
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import Partition, first_batches
-from onnxprune.timing.pair_model import PairModel
+from onnxprune.timing.pair_model import AnyPair, PairModel
 from onnxprune.timing.pair_times import PairTimes, Way
 
 BATCH = 32
@@ -172,14 +172,19 @@ class Planner:
             self._samples().learn,
             trials,
             partial(allows, settings),
-            PairTimes(subject.graph, dict(shapes), engine_of(settings))
-            if self.of == "latency"
-            else PairModel(subject.graph, shapes),
+            self._pairs(shapes),
             twice=self.candidates.staged,
             threads=settings.threads,
             seed=settings.seed,
             progress=self._report("rank"),
         )
+
+    def _pairs(self, shapes: Mapping[str, tuple[int, ...]]) -> PairTimes | PairModel:
+        """What tells how long a layer takes that is made of two."""
+        graph, settings = self.subject.graph, self.settings
+        if self.of == "latency":
+            return PairTimes(graph, dict(shapes), engine_of(settings))
+        return AnyPair(graph, shapes) if set(settings.kinds()) == {"rank"} else PairModel(graph, shapes)
 
     def _report(self, phase: str) -> Callable[[int, int], None] | None:
         progress = self.progress
@@ -286,7 +291,8 @@ class Planner:
         learn = first_batches(samples.learn, COMPARED, net.batch)
         judges = first_batches(samples.judge, net.judged(COMPARED), min(net.batch, RIVAL_BATCH))
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
-        mending = Mending(repair, learn, threads=settings.threads, seed=settings.seed)
+        own = {name: getattr(settings, name) for name in repair.options}
+        mending = Mending(repair, learn, options=own, threads=settings.threads, seed=settings.seed)
         return Contest(Compared(net, mending, judges, settings.threads), settings.threads)
 
     def _out_of_reach(self, removed: float, ratio: float) -> OutOfReachError:

@@ -372,7 +372,7 @@ def _add_biases(repaired: Graph, graph: Graph, key: str, inner: str, weights: Ma
     product = operators.of(graph.nodes[key]).product
     if inner != key:
         bias = repaired.value((key, 1))
-        if bias is None or not bias.any():
+        if bias is None:
             return
         own = graph.own(key)
         name, own.output[0] = own.output[0], graph.fresh(f"{key}_unbiased")
@@ -383,7 +383,7 @@ def _add_biases(repaired: Graph, graph: Graph, key: str, inner: str, weights: Ma
     if at is None or (len(graph.nodes[key].input) > at and graph.nodes[key].input[at]):
         return
     bias = repaired.value((key, at)) if len(repaired.nodes[key].input) > at else None
-    if bias is None or not bias.any():
+    if bias is None:
         return
     scale = _bias_scale(graph, key, weights)
     if scale is None:

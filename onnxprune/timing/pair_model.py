@@ -9,6 +9,7 @@ In multiply-accumulates, fitted to 420 pairs of 31 convolutions that `timing.pai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +82,12 @@ def _spent(groups: int, size: tuple[int, ...], outputs: int, places: float) -> f
     each = outputs / groups
     filled = -(-each // FILTERS) * FILTERS / max(1, each)
     return places * (_volume(size) * filled + WRITTEN * outputs) + NODE
+
+
+class AnyPair(PairModel):
+    """The same where nothing but ranks is asked for, and in MACs: all that saves some is on offer."""
+
+    share: ClassVar[float] = -math.inf
 
 
 def _volume(sizes: tuple[int, ...]) -> float:

@@ -219,7 +219,7 @@ def test_what_is_said_of_outputs_is_checked_at_once_and_remembered():
     for given, words in (
         ({"output_kind": {"z": "boxes"}}, "unknown output 'z'; choose from y"),
         ({"output_kind": {"y": "boxs"}}, "unknown kind of output 'boxs'; did you mean boxes"),
-        ({"output_kind": {"y": "boxes,axes=1"}}, "axis=K alone may follow a kind"),
+        ({"output_kind": {"y": "boxes,axes=1"}}, r"axis=K and parts=\S+ may follow a kind"),
         ({"weight": {"y": -1.0}}, "--weight y=-1.0 is no number from 0 up"),
         ({"weight": {"y": float("inf")}}, "no number from 0 up"),
         ({"output_kind": "boxes"}, "takes kinds by the names of outputs"),
