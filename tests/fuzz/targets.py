@@ -353,7 +353,9 @@ def guided(name: str, runs: int, seconds: float) -> None:
     wanted = TARGETS[name]
     with atheris.instrument_imports(include=["onnxprune"]):
         wanted(b"")  # imports what it needs
-    atheris.Setup([name, f"-runs={min(runs, (1 << 31) - 1)}", f"-max_total_time={seconds:.0f}", "-max_len=256"], wanted)
+    atheris.Setup(
+        [name, f"-runs={min(runs, (1 << 31) - 1)}", f"-max_total_time={seconds:.0f}", "-max_len=256", "-seed=1"], wanted
+    )
     atheris.Fuzz()
 
 
