@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
+
 from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import pair_sizes
@@ -47,6 +49,8 @@ class PairModel:
         """The time of every node of the chain over that of the layer `key`, as it is."""
         node, weight = self.graph.nodes[key], self.graph.value((key, 1))
         assert weight is not None
+        if weight.dtype.itemsize < 4:  # half precision and integers are never made of two
+            return (math.inf,)
         x, y, size = self.shapes[node.input[0]], self.shapes[node.output[0]], weight.shape
         channels = operators.of(node).channels
         assert channels is not None
