@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
-
 from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
 from onnxprune.graph.pairs import pair_sizes
