@@ -7,7 +7,7 @@ ir             onnx_ir.Model
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto
 
 from onnxprune.errors import ModelError, UsageError, one_line
 from onnxprune.files.parse import parse
+from onnxprune.files.refuse import first_line
 
 NAME = "model"
 """What messages call a model without a file."""
@@ -88,14 +89,8 @@ def proto_of(model: object) -> ModelProto | None:
         return form.to_proto(form.load(), model)
     except Exception as error:  # of that library's making
         kind = f"{form.package}.{form.kind}"
-        words = next(_lines(error), type(error).__name__)
-        raise ModelError(
-            one_line(f"{NAME}: the {kind} cannot be written as a model: {words}; mend it first")
-        ) from error
-
-
-def _lines(error: Exception) -> Iterator[str]:
-    return (line for line in str(error).splitlines() if line.strip())
+        words = f"the {kind} cannot be written as a model: {first_line(error)}; mend it first"
+        raise ModelError(one_line(f"{NAME}: {words}")) from error
 
 
 def held_by(name: str, proto: ModelProto) -> Any:

@@ -306,9 +306,9 @@ class Planner:
     @bounded
     def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
-        if len(plans) == 1:
+        if len(plans) == 1 or self._contest is None:
             return plans[0]
-        return plans[0] if self._contest is None else self._contest.best(plans, self._report("compare"))
+        return self._contest.best(plans, self._report("compare"))
 
     def unrepaired(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""

@@ -53,7 +53,7 @@ class PairModel:
         channels = operators.of(node).channels
         assert channels is not None
         groups, outputs = attr(node, "group", 1), y[channels]
-        places = _volume(y) / max(1, outputs)
+        places = math.prod(y) / max(1, outputs)
         spent = partial(_spent, groups)
         whole, parts = spent(size, outputs, places), []
         for kind, rank in way:
@@ -72,28 +72,21 @@ def layer_work(graph: Graph, shapes: Mapping[str, tuple[int, ...]], key: str) ->
     y, channels = shapes[node.output[0]], operators.of(node).channels
     if weight is None or channels is None:
         return NODE
-    return _spent(attr(node, "group", 1), weight.shape, y[channels], _volume(y) / max(1, y[channels]))
+    return _spent(attr(node, "group", 1), weight.shape, y[channels], math.prod(y) / max(1, y[channels]))
 
 
 def work_of(weight: tuple[int, ...], y: tuple[int, ...]) -> float:
     """The same for a dense convolution with a weight of that size, that writes a tensor of sizes `y`."""
-    return _spent(1, weight, y[1], _volume(y) / y[1])
+    return _spent(1, weight, y[1], math.prod(y) / y[1])
 
 
 def _spent(groups: int, size: tuple[int, ...], outputs: int, places: float) -> float:
     each = outputs / groups
     filled = -(-each // FILTERS) * FILTERS / max(1, each)
-    return places * (_volume(size) * filled + WRITTEN * outputs) + NODE
+    return places * (math.prod(size) * filled + WRITTEN * outputs) + NODE
 
 
 class AnyPair(PairModel):
     """The same where nothing but ranks is asked for, and in MACs: all that saves some is on offer."""
 
     share: ClassVar[float] = -math.inf
-
-
-def _volume(sizes: tuple[int, ...]) -> float:
-    total = 1.0
-    for n in sizes:
-        total *= n
-    return total
