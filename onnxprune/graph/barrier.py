@@ -18,8 +18,8 @@ import onnx
 from onnxprune.errors import one_line
 from onnxprune.graph import operators
 from onnxprune.graph.branches import rename
-from onnxprune.graph.model import all_names
-from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured, inferred_types, node_key, titled
+from onnxprune.graph.model import all_names, free_name
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, inferred_types, node_key, read_by, titled
 from onnxprune.protobuf.serialize import copied, copy_all_but
 
 KEPT_WITH_NODES = ("initializer", "sparse_initializer", "input", "output", "value_info")
@@ -71,10 +71,10 @@ class Barrier:
                 ports = {o: _port(model, o, shapes or {}) if feed else None for o in node.output if o}
                 fed |= {o: port for o, port in ports.items() if port is not None}
                 dark |= {o for o, port in ports.items() if port is None}
-            elif dark.intersection(_reads(node)):
+            elif dark.intersection(read_by(node)):
                 rest.add(key)
                 dark.update(o for o in node.output if o)
-        read = {name for n in model.graph.node if node_key(n) not in rest for name in _reads(n)}
+        read = {name for n in model.graph.node if node_key(n) not in rest for name in read_by(n)}
         ends = _ends(model, rest, typed=typed)
         return cls(model, stops, frozenset(rest), tuple(p for p in fed.values() if p.name in read), ends)
 
@@ -96,7 +96,7 @@ class Barrier:
         for node in self.whole.graph.node:
             if (key := node_key(node)) in self.rest:
                 said = "which does not run" if key in self.stops else "which is behind a node that does not run"
-                for name in _reads(node):
+                for name in read_by(node):
                     if name in {p.name for p in self.ends}:
                         found.setdefault(name, f"read by {title[key]}, {said}")
         return found
@@ -129,7 +129,7 @@ class Barrier:
         dead = {node_key(n) for n in old.node} - _alive(old.node, {o.name for o in old.output})
         alive = _alive(nodes, {o.name for o in out.output}) | dead
         out.node.extend(n for n in nodes if node_key(n) in alive)
-        used = {name for n in out.node for name in _reads(n)} | {o.name for o in out.output}
+        used = {name for n in out.node for name in read_by(n)} | {o.name for o in out.output}
         out.initializer.extend(t for t in old.initializer if t.name in used)
         out.sparse_initializer.extend(t for t in old.sparse_initializer if t.values.name in used)
         out.input.extend(i for i in old.input if i.name in used or i.name not in _stored(old))
@@ -172,10 +172,10 @@ class Barrier:
         constant = [
             n for n in old.node if node_key(n) not in self.rest and not _live(self.whole).intersection(n.output)
         ]
-        needed = {name for n in rest for name in _reads(n)}
+        needed = {name for n in rest for name in read_by(n)}
         for node in reversed(constant):
             if needed.intersection(node.output):
-                needed.update(_reads(node))
+                needed.update(read_by(node))
         reserved, new = all_names(part.graph) | all_names(old), dict[str, str]()
         there = {node_key(n): n.SerializeToString() for n in part.graph.node}
         taken = {o for n in part.graph.node for o in n.output} | _stored(part.graph)
@@ -188,7 +188,7 @@ class Barrier:
             if there.get(node_key(node)) == moved.SerializeToString():
                 continue
             if taken.intersection(node.output):
-                new.update((o, _free(o, reserved)) for o in node.output if o)
+                new.update((o, free_name(o, reserved)) for o in node.output if o)
                 moved = _renamed(node, new)
             nodes.append(moved)
         return new, nodes
@@ -220,7 +220,7 @@ def _port(model: onnx.ModelProto, name: str, shapes: Mapping[str, Sequence[int]]
 def _ends(model: onnx.ModelProto, rest: set[str], *, typed: bool) -> tuple[onnx.ValueInfoProto, ...]:
     """What the rest reads that the part makes, with its type where the file states or implies it."""
     made = {o for n in model.graph.node if node_key(n) not in rest for o in n.output} & _live(model)
-    names = dict.fromkeys(r for n in model.graph.node if node_key(n) in rest for r in _reads(n) if r in made)
+    names = dict.fromkeys(r for n in model.graph.node if node_key(n) in rest for r in read_by(n) if r in made)
     stated = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
     types = inferred_types(model) if typed and names.keys() - stated.keys() else {}
 
@@ -237,15 +237,9 @@ def _live(model: onnx.ModelProto) -> set[str]:
     stored = _stored(model.graph)
     live = {i.name for i in model.graph.input if i.name not in stored}
     for node in model.graph.node:
-        if operators.of(node).random or not live.isdisjoint(_reads(node)):
+        if operators.of(node).random or not live.isdisjoint(read_by(node)):
             live.update(o for o in node.output if o)
     return live
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node and its bodies read."""
-    yield from filter(None, node.input)
-    yield from sorted(captured(node))
 
 
 def _stored(graph: onnx.GraphProto) -> set[str]:
@@ -258,7 +252,7 @@ def _alive(nodes: Iterable[onnx.NodeProto], outputs: set[str]) -> set[str]:
     for node in reversed(list(nodes)):
         if needed.intersection(o for o in node.output if o):
             alive.add(node_key(node))
-            needed.update(_reads(node))
+            needed.update(read_by(node))
     return alive
 
 
@@ -271,7 +265,7 @@ def _ordered(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         while stack:
             top = stack[-1]
             waiting = (
-                [] if done[top] else [m for r in _reads(nodes[top]) if (m := maker.get(r)) is not None and not done[m]]
+                [] if done[top] else [m for r in read_by(nodes[top]) if (m := maker.get(r)) is not None and not done[m]]
             )
             if waiting:
                 stack += waiting
@@ -284,7 +278,7 @@ def _ordered(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 def _renamed(node: onnx.NodeProto, new: Mapping[str, str]) -> onnx.NodeProto:
     """The node with other names for some of what it reads or makes."""
-    if new.keys().isdisjoint((*_reads(node), *node.output)):
+    if new.keys().isdisjoint((*read_by(node), *node.output)):
         return node
     body = onnx.GraphProto(node=[node])
     rename(body, new)
@@ -318,7 +312,7 @@ def _hold(
             continue
         tensor = copied(tensor)
         if name in taken:
-            _tensor(tensor).name = new[name] = _free(name, reserved)
+            _tensor(tensor).name = new[name] = free_name(name, reserved)
         if not isinstance(tensor, onnx.TensorProto):
             model.graph.sparse_initializer.append(tensor)
         elif model.ir_version < 4 and name in taken:  # there an initializer had to be an input too
@@ -330,14 +324,6 @@ def _hold(
 
 def _tensor(stored: onnx.TensorProto | onnx.SparseTensorProto) -> onnx.TensorProto:
     return stored if isinstance(stored, onnx.TensorProto) else stored.values
-
-
-def _free(name: str, reserved: set[str]) -> str:
-    k = 1
-    while f"{name}_{k}" in reserved:
-        k += 1
-    reserved.add(f"{name}_{k}")
-    return f"{name}_{k}"
 
 
 def _more(names: Sequence[str]) -> str:

@@ -245,11 +245,7 @@ class Graph:
         """A name that no tensor of the graph or of a body has, and that is handed out only once."""
         if self._reserved is None:
             self._reserved = all_names(self.model.graph)
-        k = 1
-        while f"{stem}_{k}" in self._reserved:
-            k += 1
-        self._reserved.add(f"{stem}_{k}")
-        return f"{stem}_{k}"
+        return free_name(stem, self._reserved)
 
     def add_constant(self, stem: str, value: np.ndarray, like: str = "") -> str:
         """A new constant that no node reads yet; it may be rounded to the type in which the file stores `like`. Returns
@@ -273,6 +269,15 @@ class Graph:
     def export(self) -> onnx.ModelProto:
         """The edited model: a clone of the original with the edits in it, dead constants removed."""
         return exported(self, self._edits)
+
+
+def free_name(stem: str, reserved: set[str]) -> str:
+    """A name that is not reserved, and now is."""
+    k = 1
+    while f"{stem}_{k}" in reserved:
+        k += 1
+    reserved.add(f"{stem}_{k}")
+    return f"{stem}_{k}"
 
 
 def all_names(graph: onnx.GraphProto) -> set[str]:

@@ -15,7 +15,7 @@ import onnx
 from onnxprune.graph.model import Graph
 from onnxprune.graph.work import NOTHING, Ran, named, work
 from onnxprune.measure.cost import parameters
-from onnxprune.protobuf.nodes import captured, inferred_types, stored_tensors
+from onnxprune.protobuf.nodes import captured, inferred_types, read_by, stored_tensors
 from onnxprune.protobuf.serialize import nbytes
 
 VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))
@@ -97,7 +97,7 @@ def constants(graph: Graph) -> dict[str, dict[str, onnx.TensorProto]]:
     for key, node in graph.nodes.items():
         if key in stored:  # of a `Constant`
             continue
-        names = [name for name in (*node.input, *sorted(captured(node))) if name]
+        names = list(read_by(node))
         held = {k: t for name in names for k, t in behind.get(name, {}).items()}
         if not runs.isdisjoint(names) or not (names or node.op_type == "Constant"):
             runs.update(node.output)

@@ -18,7 +18,7 @@ from onnxprune.graph.model import Graph
 from onnxprune.graph.work import NOTHING, Ran, named, work
 from onnxprune.measure.cost import parameters
 from onnxprune.measure.layer_costs import constants
-from onnxprune.protobuf.nodes import captured
+from onnxprune.protobuf.nodes import read_by
 
 VERSION = 1
 MOST = 2000
@@ -111,7 +111,7 @@ def spots_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]], ran: Ran = NOT
     at = {name: name for name in graph.inputs}  # tensor -> its spot
     for key, held in constants(graph).items():
         node = graph.nodes[key]
-        reads = tuple(dict.fromkeys(at[n] for n in (*node.input, *sorted(captured(node))) if n in at))
+        reads = tuple(dict.fromkeys(at[n] for n in read_by(node) if n in at))
         params = sum(map(parameters, held.values()))
         if operators.of(node).measures or not reads:  # sizes are no flow of values
             continue

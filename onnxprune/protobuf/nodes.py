@@ -74,6 +74,12 @@ def captured(node: onnx.NodeProto) -> set[str]:
     return set[str]().union(*map(_from_outside, subgraphs(node)))
 
 
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node and its bodies read."""
+    yield from filter(None, node.input)
+    yield from sorted(captured(node))
+
+
 def _from_outside(body: onnx.GraphProto) -> set[str]:
     """Names that a body reads, the bodies inside it too, and that it does not make itself."""
     inside = {i.name for i in body.input} | {t.name for t in body.initializer}
