@@ -99,14 +99,44 @@ class Fashion:
         return self.tools.as_input(self.train[rows]) if self.whole else self.train[np.sort(rows)]
 
 
-def top1(model: onnx.ModelProto | str | Path, data: Fashion, batch: int = 250) -> float:
+def reader(folder: Path) -> ModuleType:
+    """The reader `images.py` of a folder of packed images."""
+    sys.path.append(str(folder))
+    return importlib.import_module("images")
+
+
+class Cifar:
+    """CIFAR-10 as the nets read it, from the packed images of a folder with their reader; needs Pillow.
+
+    Attributes:
+        x, labels: test images (n, 3, 32, 32) float32 and their classes (n,).
+    """
+
+    MEAN, SPREAD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+
+    def __init__(self, folder: Path, first: int | None = None):
+        self.read = reader(folder).cifar
+        pictures, labels = self.read("cifar10_test.npz", first=first)
+        self.x, self.labels = self.as_input(pictures), labels.astype(np.int64)
+
+    def as_input(self, pictures: np.ndarray) -> np.ndarray:
+        """(n, 32, 32, 3) uint8 -> (n, 3, 32, 32) float32."""
+        return ((pictures / np.float32(255) - self.MEAN) / self.SPREAD).transpose(0, 3, 1, 2).copy()
+
+    def calibration(self, seed: int, count: int = SAMPLES) -> np.ndarray:
+        """(count, 3, 32, 32) unlabelled training images: the first ones (their order is random), or so many further."""
+        return self.as_input(self.read("cifar10_train.npz", first=(seed + 1) * count)[0][-count:])
+
+
+def top1(model: onnx.ModelProto | str | Path, data: Fashion | Cifar, batch: int = 250) -> float:
     """Share of the test images that the model gets right, in ONNX Runtime.
 
     On one thread: two that spin on a busy machine are slower than one.
     """
     source = model if isinstance(model, onnx.ModelProto) else str(model)
     session = open_session(source, threads=1, optimise=True)
-    outputs = [session.run({"x": data.x[i : i + batch]})[0] for i in range(0, len(data.x), batch)]
+    [port] = session.inputs
+    outputs = [session.run({port.name: data.x[i : i + batch]})[0] for i in range(0, len(data.x), batch)]
     return float((np.concatenate(outputs).argmax(1) == data.labels).mean())
 
 

@@ -1,6 +1,7 @@
 """Speed-ups asked for and speed-ups got: `--speedup 2` on each net, timed again by a separate process.
 
     python benchmarks/latency.py                      the default, by time, on all nets
+    python benchmarks/latency.py --speedup 2,3,4      several goals: a column each
     python benchmarks/latency.py --ways               also by MACs, by channels and blocks, by either alone
     python benchmarks/latency.py --ratios             no target: every ratio from 0.1 to 0.9, is any file slower?
     python benchmarks/latency.py --model-error        the latency model against networks of random widths
@@ -39,6 +40,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "by MACs, channels": {"of": "macs", "methods": ("channels",)},
 }
 MARKS = ("o", "s", "^", "v", "D", "x")
+HIDDEN = ("seconds", "macs_removed", "blocks", "own", "speedup", "low", "high", "verdict", "key", "wall_s",
+          "environment", "net", "way", "goal")  # fmt: skip
+"""What of a row is no score."""
 GRID = tuple(k / 10 for k in range(1, 10))
 
 
@@ -151,13 +155,29 @@ def speed_of(row: Mapping[str, Any]) -> str:
     return f"{row['speedup']:.2f}x [{row['low']:.2f}, {row['high']:.2f}]"
 
 
+def by_goal(rows: Sequence[Mapping[str, Any]], goals: Sequence[float]) -> str:
+    """A line a net and way, a column a goal: what was measured, and the score."""
+    lines = []
+    for name, way in dict.fromkeys((row["net"], row["way"]) for row in rows):
+        own = {row["goal"]: row for row in rows if (row["net"], row["way"]) == (name, way)}
+        lines.append([name, way, *(_cell(own[goal]) for goal in goals)])
+    return common.table(["net", "way", *(f"{goal:g}x" for goal in goals)], lines)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    return "out of reach" if "refused" in row else f"{row['speedup']:.2f}x, {scored(row)}"
+
+
+def scored(row: Mapping[str, Any]) -> str:
+    """What a net scores, in words."""
+    return ", ".join(f"{k} {v}" for k, v in row.items() if k not in HIDDEN)
+
+
 def row_of(name: str, what: str, row: Mapping[str, Any]) -> list[str]:
     if "refused" in row:
         return [name, what, row["refused"], "", "", "", ""]
-    hidden = ("seconds", "macs_removed", "blocks", "own", "speedup", "low", "high", "verdict", "key", "wall_s")
-    score = ", ".join(f"{k} {v}" for k, v in row.items() if k not in (*hidden, "environment"))
     blocks = str(row["blocks"])
-    return [name, what, speed_of(row), f"−{row['macs_removed']:.1%}", blocks, score, f"{row['seconds']:.0f} s"]
+    return [name, what, speed_of(row), f"−{row['macs_removed']:.1%}", blocks, scored(row), f"{row['seconds']:.0f} s"]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -188,7 +208,7 @@ def main() -> None:
     parser = common.options(__doc__, "latency.jsonl")
     add = parser.add_argument
     add("--nets", type=common.words, default=(), help="names or parts of names (all that are there)")
-    add("--speedup", type=float, default=2.0, help="what to ask for (2)")
+    add("--speedup", type=common.numbers, default=(2.0,), metavar="LIST", help="what to ask for (2)")
     add("--samples", type=int, default=common.SAMPLES, help="calibration images (512; real files: at most 128)")
     add("--seed", type=int, default=0, help="of the calibration images (0)")
     add("--data", type=Path, default=common.DATA, help=f"folder of the four .gz files ({common.DATA})")
@@ -211,22 +231,24 @@ def main() -> None:
             common.say(" ".join(lines[-1]))
             continue
         if args.ratios:
-            todo = {f"ratio {r:g}": (None, {"ratio": r}) for r in GRID}
+            todo = [(f"ratio {r:g}", None, {"ratio": r}) for r in GRID]
         else:
-            todo = {w: (args.speedup, s) for w, s in WAYS.items() if args.ways or not s}
-        for what, (goal, settings) in todo.items():
+            todo = [(w, goal, s) for w, s in WAYS.items() if args.ways or not s for goal in args.speedup]
+        for what, goal, settings in todo:
             row = cache.get(
                 {**key, "goal": goal, "settings": {k: str(v) for k, v in settings.items()}},
                 lambda n=net, g=goal, s=settings: measure(n, g, s, args.seed),
             )
-            rows.append({**row, "net": name, "way": what})
-            lines.append(row_of(name, what, row))
+            rows.append({**row, "net": name, "way": what, "goal": goal})
+            lines.append(row_of(name, what if goal is None else f"{goal:g}x {what}", row))
             common.say(" | ".join(lines[-1]))
     if args.model_error:
         head = ["net", "median error", "worst", "median, were it MACs", "worst", "time to measure"]
     else:
         head = ["net", "way", "measured apart", "MACs", "blocks", "score", "time"]
     print(common.table(head, lines))
+    if len(args.speedup) > 1 and not (args.model_error or args.ratios):
+        print(f"\n{by_goal(rows, args.speedup)}")
     print(f"\n{common.footer(time.perf_counter() - begin)}")
     common.write_lines(rows, args.json)
     if args.plot and not args.model_error:

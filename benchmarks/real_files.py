@@ -53,6 +53,8 @@ def outputs(path: Path, x: np.ndarray, batch: int = 16) -> np.ndarray:
 def efficientnet(args: Any) -> Subject:
     """One view each of as many photographs as there are; the report looks at others of the same collection, and at
     several views each of photographs from elsewhere."""
+    if args.packed:
+        return packed(args)
     import photographs
 
     many, known = photographs.gcompris(args.gcompris), photographs.labelled()
@@ -68,7 +70,26 @@ def efficientnet(args: Any) -> Subject:
     if alike:
         sets = {"same collection": photographs.views(alike, len(alike), np.random.default_rng(2), 0.6), **sets}
     whole = np.stack([photographs.centre(p) for p, _ in known]) if known else np.empty((0, 3, 224, 224), np.float32)
-    classes = np.array([c for _, c in known])
+    score = closeness(sets, whole, np.array([c for _, c in known]))
+    samples = photographs.views(fitted, args.images, np.random.default_rng(SEED), 0.6 if many else 0.35)
+    return Subject("efficientnet_lite0.onnx", samples, score)
+
+
+def packed(args: Any) -> Subject:
+    """The same on packed photographs of two kinds: fitted on some of the first kind, judged on 150 others and on the
+    last 200 of the second, whose classes are known."""
+    read = common.reader(args.packed)
+    first, _ = read.imagenet("imagen600.npz", 224)
+    whole, classes = read.imagenet("imagenet600.npz", 224)
+    order = np.random.default_rng(SEED).permutation(len(first))
+    sets = {"same kinds": first[order[-150:]], "others": whole[-200:]}
+    return Subject(
+        "efficientnet_lite0.onnx", first[order[: args.images]], closeness(sets, whole[-200:], classes[-200:])
+    )
+
+
+def closeness(sets: Mapping[str, np.ndarray], whole: np.ndarray, classes: np.ndarray) -> Callable[[Path, Path], Scores]:
+    """What tells how often a file says what the original says of sets of photographs, and what is right of `whole`."""
 
     def score(original: Path, path: Path) -> Scores:
         found = {}
@@ -86,8 +107,7 @@ def efficientnet(args: Any) -> Subject:
             found |= {"labelled, top-1": f"{right[0]} of {len(classes)}", "top-5": f"{right[1]} of {len(classes)}"}
         return found
 
-    samples = photographs.views(fitted, args.images, np.random.default_rng(SEED), 0.6 if many else 0.35)
-    return Subject("efficientnet_lite0.onnx", samples, score)
+    return score
 
 
 # ---- PP-OCR ------------------------------------------------------------------------------------------------
@@ -228,6 +248,7 @@ def main() -> None:
     add("--ratios", type=common.numbers, default=(0.3, 0.5), help="shares of the MACs (0.3,0.5)")
     add("--images", type=int, default=128, help="calibration samples (128)")
     add("--photos", type=Path, metavar="DIR", help="more photographs for calibration: a folder of yours")
+    add("--packed", type=Path, metavar="DIR", help="packed photographs instead, in a folder with their reader")
     add("--gcompris", type=Path, default=GCOMPRIS, metavar="DIR", help=f"gcompris's resource files ({GCOMPRIS})")
     add("--words", type=int, default=400, help="words read for the report (400)")
     add("--method", type=method, action="append", help="[NAME:]criterion=l1,repair=refit; else the default")

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
         open_model,
         prune,
         reach,
+        search,
         sweep,
         train_and_prune,
+        transfer,
     )
     from onnxprune.errors import FidelityWarning, PruneError
     from onnxprune.pipeline.difference import diff
+    from onnxprune.pipeline.explaining import explain
+    from onnxprune.pipeline.profiling import profile
     from onnxprune.pipeline.sensitivity import sensitivity
     from onnxprune.pipeline.training_settings import TrainSettings
     from onnxprune.plan import PrunePlan
@@ -46,14 +50,15 @@ _HOMES = {
     "Ratio": "pipeline.goals", "Target": "pipeline.goals",
     "sensitivity": "pipeline.sensitivity", "bench_cases": "timing.cases",
     "TrainSettings": "pipeline.training_settings", "train_and_prune": "api", "Gates": "pipeline.gates",
-    "FidelityWarning": "errors", "diff": "pipeline.difference",
+    "FidelityWarning": "errors", "diff": "pipeline.difference", "transfer": "api",
+    "explain": "pipeline.explaining", "profile": "pipeline.profiling", "search": "api",
 }  # fmt: skip
 
 __all__ = [
     "FidelityWarning", "Gates", "ImageSpec",
     "Lossless", "PruneError", "PrunePlan", "Ratio", "Result", "Settings", "Target", "TrainSettings",
-    "apply_plan", "bench", "bench_cases", "diff", "make_plan", "open_model", "prune", "reach", "sensitivity", "sweep",
-    "train_and_prune",
+    "apply_plan", "bench", "bench_cases", "diff", "explain", "make_plan", "open_model", "profile", "prune", "reach",
+    "search", "sensitivity", "sweep", "train_and_prune", "transfer",
 ]  # fmt: skip
 
 

@@ -12,13 +12,15 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NoReturn
 
+from onnxprune.commands import spelling
 from onnxprune.commands.mistakes import meant_command
 from onnxprune.commands.table import COMMANDS
-from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError, one_line
-from onnxprune.report.terminal import Status
+from onnxprune.errors import CalibrationError, FileError, ModelError, PruneError, UsageError, of_system, one_line
+from onnxprune.report.status import Status
 from onnxprune.runtime.supervisor import supervised
 
 
@@ -27,11 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     done in another."""
     heard = _open_streams()
     if argv is not None:
-        return _command(list(argv), Status(sys.stderr), heard=heard)
+        return _command(list(argv), _status(argv), heard=heard)
     argv = sys.argv[1:]
     if not argv or not heard or not _LIGHT.isdisjoint(argv):
-        return _command(argv, Status(sys.stderr), heard=heard)
-    return supervised(lambda note: _command(argv, Status(sys.stderr, note.write), alone=True), _ended)
+        return _command(argv, _status(argv), heard=heard)
+    return supervised(lambda note: _command(argv, _status(argv, note.write), alone=True), partial(_ended, argv))
+
+
+def _status(argv: Sequence[str], tell: Callable[[str], None] = lambda doing: None) -> Status:
+    return Status(sys.stderr, tell, log_json="--log-json" in argv)
 
 
 _LIGHT = frozenset(("-h", "--help", "--version", "help", "report"))
@@ -40,12 +46,13 @@ _LIGHT = frozenset(("-h", "--help", "--version", "help", "report"))
 
 def _command(argv: list[str], status: Status, *, alone: bool = False, heard: bool = True) -> int:
     """The exit code; `alone`: the process ends with the command; `heard`: standard output is open."""
+    spelling.use()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a name that the terminal cannot spell must not stop us
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    debug = "--debug" in argv
+            stream.reconfigure(errors=spelling.NAME)  # type: ignore[union-attr]
+    debug, came = "--debug" in argv, list[int]()
     try:
-        with _terminated(alone), warnings.catch_warnings():
+        with _terminated(alone, came), warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
             try:
@@ -59,7 +66,8 @@ def _command(argv: list[str], status: Status, *, alone: bool = False, heard: boo
     except SystemExit as stop:  # --help, --version, SIGTERM
         code = stop.code if isinstance(stop.code, int) else 0
         if code == 143:
-            status.fail(f"terminated while: {status.now}")
+            code, text = _stopped(signal.SIGTERM, status.now)
+            status.fail(text)
         return code
     except BrokenPipeError:  # the reader of our output has gone: whatever was to be written is
         with contextlib.suppress(Exception):
@@ -70,23 +78,27 @@ def _command(argv: list[str], status: Status, *, alone: bool = False, heard: boo
             import traceback
 
             traceback.print_exc()
-        code, text = _explain(error, status.now)
+        # A module that is interrupted while it loads may say that it does not load.
+        code, text = _stopped(came[0], status.now) if came else _explain(error, status.now)
         status.fail(text)
         return code
 
 
-def _ended(number: int, doing: str) -> int:
+def _stopped(number: int, doing: str) -> tuple[int, str]:
+    """Exit code and words for a signal of somebody who wants us to stop."""
+    return 128 + number, f"{'interrupted' if number == signal.SIGINT else 'terminated'} while: {doing}"
+
+
+def _ended(argv: Sequence[str], number: int, doing: str) -> int:
     """Exit code and words for a process that a signal has ended; it has said so itself where it was doing nothing."""
     code, text = ModelError.exit_code, f"crashed ({signal.Signals(number).name}) while: {doing}; export the model again"
-    if number == signal.SIGINT:
-        code, text = 130, f"interrupted while: {doing}"
-    elif number == signal.SIGTERM:
-        code, text = 143, f"terminated while: {doing}"
+    if number in (signal.SIGINT, signal.SIGTERM):
+        code, text = _stopped(number, doing)
     elif number == signal.SIGKILL:
         code, _ = _explain(MemoryError(), doing.partition(" ")[0])
         text = f"killed, probably for want of memory, while: {doing}; use fewer --samples or a machine with more"
     if doing:
-        Status(sys.stderr).fail(text)
+        _status(argv).fail(text)
     return code
 
 
@@ -99,6 +111,16 @@ onnxprune makes a CNN in the ONNX format smaller and faster. Type
   onnxprune --help                        every command and option
 
 """
+
+
+_ASIDE = frozenset(("--force", "--json", "--log-json", "--verbose"))
+"""Options that change little of what is done."""
+
+
+def _kind(name: str, rest: Sequence[str]) -> str:
+    """A command and its options, without their values: what runs of it have in common."""
+    flags = sorted({word.partition("=")[0] for word in rest if word.startswith("--")} - _ASIDE)
+    return " ".join([name or "prune", *flags])
 
 
 def _open_streams() -> bool:
@@ -119,7 +141,7 @@ def _dispatch(argv: list[str], status: Status) -> None:
     if not argv:
         if sys.stdout.isatty():
             print(START, end="", flush=True)
-        raise UsageError("no model given; try `onnxprune MODEL --ratio 0.5`, or `onnxprune --help`")
+        raise UsageError("no model given; try `onnxprune MODEL --ratio 0.5`, `onnxprune demo`, or `onnxprune --help`")
     name, rest = (argv[0], argv[1:]) if argv[0] in COMMANDS else ("", argv)
     if not name and (near := meant_command(argv[0])):  # the word would be taken for the model
         raise UsageError(f"no command or file {argv[0]!r}; did you mean `onnxprune {near}`?")
@@ -132,16 +154,20 @@ def _dispatch(argv: list[str], status: Status) -> None:
         parser, command = prune.parser(), prune.run
     args = parser.read(rest)
     args.argv = ["onnxprune", *argv]
-    status.set(quiet=args.quiet, verbose=args.verbose, model=str(getattr(args, "model", "")))
+    status.set(quiet=args.quiet, verbose=args.verbose, model=str(getattr(args, "model", "")), kind=_kind(name, rest))
     try:
         command(args, status)
+        status.finished()
     except PruneError as error:
         if getattr(args, "model", None):
             error.args = (_with_file(str(error), args.model),)
         raise
 
 
-UNNAMED = ("model: ", "masked original: ")
+UNNAMED = (
+    "model: ", "original: ", "masked original: ", "segment: ", "calibration pass: ", "candidate: ", "evaluated: ",
+    "trial: ", "repaired: ", "pruned model: ", "nothing can be ", "no channel can ", "no block can ",
+)  # fmt: skip
 """How messages begin that are of the model, and of whoever does not know its file."""
 
 
@@ -157,14 +183,13 @@ def _explain(error: BaseException, phase: str) -> tuple[int, str]:
     if isinstance(error, PruneError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, f"interrupted while: {phase}"
-    if isinstance(error, MemoryError):
+        return _stopped(signal.SIGINT, phase)
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "map segment" in str(error)):
         kind = CalibrationError if phase in ("calibrate", "repair", "fidelity") else ModelError
         remedy = "use fewer --samples or a machine with more"
         return kind.exit_code, f"out of memory while: {phase}; {remedy}"
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return FileError.exit_code, f"{where}{error.strerror or error}; check the path and its permissions"
+        return FileError.exit_code, str(of_system(error))
     return 1, (
         f"unexpected {type(error).__name__} while: {phase}: {error}; this is our bug: please report it with "
         f"what --debug prints"
@@ -172,11 +197,12 @@ def _explain(error: BaseException, phase: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def _terminated(alone: bool) -> Iterator[None]:
+def _terminated(alone: bool, came: list[int]) -> Iterator[None]:
     """SIGTERM becomes SystemExit(143), so that temporary files are removed on the way out. One signal is enough: the
-    terminal tells every process, and the one that waits hands it on, perhaps late."""
+    terminal tells every process, and the one that waits hands it on, perhaps late. `came` gets its number."""
 
     def stop(number: int, frame: object) -> NoReturn:
+        came.append(number)
         signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(143)
 

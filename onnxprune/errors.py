@@ -4,14 +4,15 @@
     ├── UsageError (ValueError)     2   a bad call: ratio out of range, unknown criterion
     │   └── PlanError               2   a plan that cannot be read, or is not the model's
     ├── ModelError                  3   the file is not a model we can read
-    │   └── LoadError               3   ONNX Runtime does not load it
+    │   ├── LoadError               3   ONNX Runtime does not load it
+    │   └── RunError                3   it loads, and does not run with what it is given
     ├── CalibrationError            4   the samples are missing, unreadable, or do not fit the model
     ├── UnsupportedError            5   a sound model in which nothing can be pruned
     ├── BudgetError                 6   the asked-for budget or the verification was missed
     │   ├── OutOfReachError         6   a ratio that no plan reaches
     │   └── UnstableError           6   on random input, rounding decides the outputs: they prove nothing
     ├── FileError                   7   reading or writing failed
-    └── ProviderError               8   the asked-for execution provider is not there
+    └── ProviderError               8   the asked-for execution provider, or backend of trials, is not there
 
 A message is one line: what, where (file, node, tensor, sample) and the remedy after a dash or a semicolon.
 """
@@ -74,6 +75,10 @@ class LoadError(ModelError):
     """ONNX Runtime does not load the model."""
 
 
+class RunError(ModelError):
+    """ONNX Runtime loads the model, and does not run it with what it is given."""
+
+
 class CalibrationError(PruneError):
     exit_code = 4
 
@@ -104,6 +109,12 @@ class UnstableError(BudgetError):
 
 class FileError(PruneError):
     exit_code = 7
+
+
+def of_system(error: OSError) -> FileError:
+    """What the system says of a file, or of none, as an error of ours."""
+    where = f"{error.filename}: " if error.filename else ""
+    return FileError(one_line(f"{where}{error.strerror or error}; check the path and its permissions"))
 
 
 class ProviderError(PruneError):

@@ -70,6 +70,17 @@ def at_most(threads: int | None) -> Iterator[None]:
         _limit.reset(token)
 
 
+@contextmanager
+def on_cores(cores: int | None) -> Iterator[None]:
+    """As in a task that has so many cores for itself; None: as outside."""
+    before = getattr(_here, "share", None)
+    _here.share = before if cores is None else cores
+    try:
+        yield
+    finally:
+        _here.share = before
+
+
 def one_blas_thread(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """Decorates a function that computes: BLAS has one thread while it runs, and its own number again afterwards."""
     limited: Callable[Given, Result] = threadpool_limits.wrap(limits=1, user_api="blas")(function)
@@ -282,6 +293,10 @@ def _free_bytes() -> int:
 @cache
 def _pool(depth: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(MOST, thread_name_prefix=f"onnxprune-{depth}")
+
+
+if hasattr(os, "register_at_fork"):  # a copy of this process has none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @cache

@@ -31,6 +31,7 @@ import rendered  # noqa: E402
 import same_against_same  # noqa: E402
 import scaling  # noqa: E402
 import torch_peers  # noqa: E402
+import tradeoff  # noqa: E402
 
 
 def calibration(count):
@@ -299,3 +300,16 @@ def test_a_library_that_is_missing_or_a_network_that_cannot_be_exported_is_a_lin
     assert exporters.main() == 0
     out = capsys.readouterr().out
     assert "| timm | some_net | not exported |" in out and "timm: 1 not exported; 0 reached" in out
+
+
+def test_the_picture_of_the_trade_off_shows_the_published_tables():
+    text = tradeoff.FIGURES.read_text(encoding="utf-8")
+    nets = tradeoff.tables(text)
+    assert len(nets) == 3 and all(name.split()[0] in tradeoff.originals(text) for name in nets)
+    for shares, rows in nets.values():
+        assert shares == [50, 65, 80, 90] and "onnxprune" in rows and len(rows) <= len(tradeoff.LOOKS)
+        assert all(len(values) == 4 and all(0 < v < 100 for v in values) for values in rows.values())
+    panels = tradeoff.draw(text).axes
+    assert [ax.get_title() for ax in panels] == list(nets)
+    shown = (tradeoff.FIGURES.parent / "tradeoff.svg").read_text(encoding="utf-8")
+    assert all(name in shown for name in (*nets, "Torch-Pruning L2", "onnxprune", "MACs removed"))

@@ -67,7 +67,9 @@ def runnable(page):
     """All the Python of a page as one program; a block that becomes a file is written and not run."""
     for tags, code in blocks(page, "python"):
         words = tags.split()
-        if "sketch" in words or ("torch" in words and find_spec("torch") is None):
+        needed = [word.removeprefix("needs=") for word in words if word.startswith("needs=")]
+        needed += ["torch"] if "torch" in words else []
+        if "sketch" in words or any(find_spec(package) is None for package in needed):
             continue
         name = next((word.removeprefix("file=") for word in words if word.startswith("file=")), None)
         yield code if name is None else f"open({name!r}, 'w').write({code!r})"
@@ -99,10 +101,16 @@ def test_commands_are_understood(page):
 
 
 @every_page
+def test_commands_stand_where_they_are_read(page):
+    assert not re.search(r"^ {4,}(onnxprune|python) ", PAGES[page], re.M), "in a block of sh, please"
+
+
+@every_page
 def test_options_exist(page):
     known = {flag for make, _ in cli.COMMANDS.values() for a in make()._actions for flag in a.option_strings}
     text = re.sub(r"<!--.*?-->", "", PAGES[page])
-    for line in commands(page):
+    text = re.sub(r"^(?:trtexec|\S+ olive run) .*$", "", text, flags=re.M)  # options of others
+    for line in sorted(commands(page), key=len, reverse=True):  # one may begin another
         if script := re.match(r"python (benchmarks/\w+\.py)", line):
             source = (ROOT / script[1]).read_text() + (ROOT / "benchmarks" / "common.py").read_text()
             for flag in re.findall(r"--[a-z][\w-]*", line):

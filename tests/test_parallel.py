@@ -1,5 +1,7 @@
 """What runs side by side gives what it would give one after another."""
 
+import os
+import signal
 import threading
 import time
 
@@ -110,6 +112,23 @@ def test_tasks_that_nobody_waits_for_end_at_their_next_piece(monkeypatch):
     done = len(pieces)
     time.sleep(0.05)
     assert len(pieces) == done < 100
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_copy_of_the_process_has_workers_of_its_own(monkeypatch):
+    """Those of the process that was copied are not in it: what is handed to them is never done."""
+    monkeypatch.setattr(parallel, "_cores", lambda: 2)
+    assert list(parallel.each(abs, range(4))) == [0, 1, 2, 3]
+    pid = os.fork()
+    if not pid:
+        os._exit(7 if list(parallel.each(abs, range(4))) == [0, 1, 2, 3] else 1)
+    until = time.monotonic() + 20
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(pid, signal.SIGKILL)
+        ended = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
 
 
 def test_items_are_made_when_there_is_room(cores, monkeypatch):

@@ -5,7 +5,8 @@
 Each picture is a 64x64 canvas with one to four garments of 12 to 28 pixels. C2f blocks, SPPF, an upsampling neck,
 decoupled heads at strides 8 and 16, boxes as distributions (DFL). Written are the export as it is usual (`y`
 (N, 14, 80): boxes in pixels, cx cy w h, above ten class scores from 0 to 1) and, beside it, `-split` with `boxes` and
-`scores` apart and `-turned` (N, 80, 14). Trained on the first 55,000 training images; the others are for judging.
+`scores` apart, `-turned` (N, 80, 14), and `-suppressed` with NonMaxSuppression inside: `found` (M, 7), rows of sample,
+x0 y0 x1 y1, class, score. Trained on the first 55,000 training images; the others are for judging.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from make_fashion_mnist_sample import SOURCE, TRAINING, read_idx
 from torch import Tensor, nn
@@ -217,6 +219,43 @@ def export(net: nn.Module, path: Path, outputs: list[str]) -> None:
     )  # fmt: skip
 
 
+def suppress(split: Path, path: Path, score: float = 0.25, overlap: float = 0.6) -> None:
+    """Write the network of two outputs with suppression behind them."""
+    model = onnx.load(split)
+    graph, node = model.graph, onnx.helper.make_node
+    scalars = {
+        "most": np.array([50]),
+        "overlap": np.array([overlap], np.float32),
+        "least": np.array([score], np.float32),
+    }
+    places = {
+        "two": np.array([2]),
+        "ax": np.array([1]),
+        "last": np.array([-1]),
+        "of": np.array([0, 2]),
+        "one": np.array([1]),
+    }
+    half = {"half": np.array(0.5, np.float32), "first": np.array([0]), "stop": np.array([4])}
+    graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in {**scalars, **places, **half}.items())
+    graph.node.extend([
+        node("Slice", ["boxes", "first", "two", "one"], ["middle"]),
+        node("Slice", ["boxes", "two", "stop", "one"], ["size"]),
+        node("Mul", ["size", "half"], ["reach"]), node("Sub", ["middle", "reach"], ["low"]),
+        node("Add", ["middle", "reach"], ["high"]), node("Concat", ["low", "high"], ["corners"], axis=1),
+        node("Transpose", ["corners"], ["rows"], perm=[0, 2, 1]),
+        node("NonMaxSuppression", ["rows", "scores", "most", "overlap", "least"], ["picked"]),
+        node("Gather", ["picked", "of"], ["at"], axis=1), node("GatherND", ["rows", "at"], ["box"]),
+        node("GatherND", ["scores", "picked"], ["how"]), node("Unsqueeze", ["how", "last"], ["sure"]),
+        node("Gather", ["picked", "first"], ["which"], axis=1), node("Gather", ["picked", "one"], ["what"], axis=1),
+        node("Cast", ["which"], ["sample"], to=1), node("Cast", ["what"], ["class"], to=1),
+        node("Concat", ["sample", "box", "class", "sure"], ["found"], axis=1),
+    ])  # fmt: skip
+    del graph.output[:]
+    graph.output.append(onnx.helper.make_tensor_value_info("found", onnx.TensorProto.FLOAT, ["M", 7]))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(SOURCE), metavar="FOLDER")
@@ -236,6 +275,7 @@ def main() -> None:
     export(Joined(net, False), args.output, ["y"])
     export(Joined(net, True), stem.with_name(f"{stem.name}-turned.onnx"), ["y"])
     export(net, stem.with_name(f"{stem.name}-split.onnx"), ["boxes", "scores"])
+    suppress(stem.with_name(f"{stem.name}-split.onnx"), stem.with_name(f"{stem.name}-suppressed.onnx"))
 
 
 if __name__ == "__main__":

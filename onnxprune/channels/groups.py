@@ -16,7 +16,6 @@ import numpy as np
 
 from onnxprune.channels import rules
 from onnxprune.channels.ties import READS, WITHIN, WRITES, Ids, Param, Reason, Ties, along, carrying_axis, distinct
-from onnxprune.graph import operators
 from onnxprune.graph.model import Graph, Use, body_weights
 from onnxprune.graph.shapes import Observed
 from onnxprune.graph.work import NOTHING, Ran
@@ -148,47 +147,15 @@ def walk_graph(
     """Carry ids through the graph, node by node. Returns the ties and the ids of every activation."""
     ties = Ties()
     walk = rules.Walk(graph, observed, ties, prune_statistics)
-    flow: dict[str, Ids] = {}
-    made: dict[str, Param] = {}  # quantized constants, seen through DequantizeLinear
     for name in graph.inputs:
         ties.where = ties.tensor = name
-        flow[name] = ties.dead_end(len(observed.shapes.get(name, ())), reasons.get(name, "model input"))
-    for node in graph.nodes.values():
-        if all(graph.constant(o) is not None for o in node.output if o):
-            continue  # folded
-        walk.at(node)
-        values = [_operand(walk, i, name, flow, made) for i, name in enumerate(node.input)]
-        for name, value in zip(node.output, rules.apply(walk, values), strict=True):
-            if isinstance(value, Param):
-                made[name] = value
-            elif name:
-                flow[name] = value
-    ties.joints += flow.values()
-    outputs = {name: reasons.get(name, "model output") for name in graph.outputs}
-    inner = {name: f"read inside the body of {key}" for name, key in graph.captured().items()}
-    for name, why in {**inner, **outputs}.items():
+        walk.flow[name] = ties.dead_end(len(observed.shapes.get(name, ())), reasons.get(name, "model input"))
+    rules.walk_nodes(walk)
+    ties.joints += walk.flow.values()
+    for name, why in {name: reasons.get(name, "model output") for name in graph.outputs}.items():
         ties.where = ties.tensor = name
-        if name in flow:
-            ties.pin(flow[name], why)
-        elif name in made:
-            rules.keep_whole(ties, why, made[name])
-    return ties, flow
-
-
-def _operand(walk: rules.Walk, i: int, name: str, flow: dict[str, Ids], made: dict[str, Param]) -> rules.Value:
-    """What a rule gets for one input: ids, a constant, or None."""
-    if not name:
-        return None
-    if name in flow:
-        return flow[name]
-    if name in made:
-        if not operators.of(walk.node).quantizer:
-            made[name].seen.append((walk.key, i))
-        return made[name]
-    if (constant := walk.graph.constant(name)) is not None:
-        return Param(walk.ties, (walk.key, i), constant.shape)
-    # an opaque constant (sparse), or a name from an outer scope
-    return walk.ties.dead_end(len(walk.observed.shapes.get(name, ())), "not a plain tensor")
+        rules.keep_whole(ties, why, walk.flow.get(name, walk.made.get(name)))
+    return ties, walk.flow
 
 
 def read_off(graph: Graph, observed: Observed, ties: Ties, flow: dict[str, Ids]) -> Channels:

@@ -7,20 +7,23 @@ the operator's line in `graph.operators`; an operand computed at run time is `si
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from onnxprune.channels.cut_sizes import CutSizes
 from onnxprune.graph import operators
 from onnxprune.graph.behaviour import padding
 from onnxprune.graph.facts import Operator
 from onnxprune.graph.model import Graph
+from onnxprune.graph.operators import MICROSOFT
 from onnxprune.protobuf.nodes import attr
 
+if TYPE_CHECKING:
+    from onnxprune.channels.cut_sizes import CutSizes
+
 NewSizes = list[tuple[int | str, Any]]
-SizeRule = Callable[[Graph, CutSizes, str, onnx.NodeProto], NewSizes]
+SizeRule = Callable[[Graph, "CutSizes", str, onnx.NodeProto], NewSizes]
 SIZE_RULES: dict[tuple[str, str], SizeRule] = {}
 
 
@@ -83,6 +86,11 @@ def _reshape(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> New
         return []
     leave = (-1,) if attr(node, "allowzero", 0) else (0, -1)
     return _target(graph, cut, node, 1, leave)
+
+
+@size_rule("MaxUnpool")
+def _unpooled(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
+    return _target(graph, cut, node, 2, ()) if len(node.input) > 2 else []
 
 
 @size_rule("ConstantOfShape")
@@ -195,15 +203,17 @@ def _attention(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> N
     return [("scale", float((shape[-1] / (attr(node, "q_num_heads", 1) if len(shape) == 3 else 1)) ** -0.5))]
 
 
-@size_rule("Attention", "MultiHeadAttention", domain="com.microsoft")
+@size_rule("Attention", "MultiHeadAttention", "RotaryEmbedding", "GroupQueryAttention", domain=MICROSOFT)
 def _heads(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
     """The heads that stay, and the sizes of q, k and v where they are spelled out."""
-    if not cut.changed(node.output[0]):
+    heads = attr(node, "num_heads", 0)
+    if not heads or not cut.changed(node.output[0]) or len(cut.shapes[node.output[0]]) != 3:
         return []
     line = cut.alive[cut.lines[node.output[0]][1]]
-    heads = attr(node, "num_heads")
     left = int(line.reshape(heads, -1)[:, 0].sum())
-    sizes = attr(node, "qkv_hidden_sizes")
+    sizes, shared = attr(node, "qkv_hidden_sizes"), attr(node, "kv_num_heads")
+    if shared:
+        return [("num_heads", left), ("kv_num_heads", left * shared // heads)]
     return [("num_heads", left), *([("qkv_hidden_sizes", [s // heads * left for s in sizes])] if sizes else [])]
 
 
@@ -219,8 +229,9 @@ def _tile(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSiz
 
 
 @size_rule("LSTM", "GRU", "RNN")
+@size_rule("DynamicQuantizeLSTM", domain=MICROSOFT)
 def _hidden_size(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewSizes:
-    units = cut.channels.params.get((key, 2), {}).get(2)
+    units = cut.channels.params.get((key, 2), {}).get(1 if node.domain == MICROSOFT else 2)
     return [] if units is None or cut.alive[units].all() else [("hidden_size", int(cut.alive[units].sum()))]
 
 
@@ -253,6 +264,8 @@ def _groups(graph: Graph, cut: CutSizes, key: str, node: onnx.NodeProto) -> NewS
     assert kernel is not None
     per_group = cut.channels.params.get((key, kernel), {}).get(1)
     before = cut.channels.shapes[node.input[0]][1] // groups
+    if cut.changed(node.input[kernel]):  # an activation
+        before = cut.shapes[node.input[kernel]][1]
     now = before if per_group is None else int(cut.alive[per_group].sum())
     return [] if width // now == groups else [("group", width // now)]
 

@@ -10,8 +10,8 @@ from onnxprune.commands.common import as_json, check_outputs, inputs_of, print_o
 from onnxprune.commands.options import Parser, add_general, add_input_shape, add_settings, given
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import words
-from onnxprune.pipeline.settings import SAMPLES, TIMING
-from onnxprune.report.terminal import Status
+from onnxprune.pipeline.settings import SAMPLES, TIMING, Settings
+from onnxprune.report.status import Status
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -53,6 +53,12 @@ def parser() -> Parser:
     add_settings(add, "bench", TIMING)
     add("--csv", metavar="FILE", help="write a line a model and case")
     add("--plot", metavar="FILE", help="draw times and speed-ups: .svg or .png (needs matplotlib)")
+    add(
+        "--explain",
+        action="store_true",
+        help="why not faster: every node of one or two models against what it promises",
+    )
+    add("--save-options", metavar="FILE", help="write the session options that are fastest here: .json")
     add("--force", action="store_true", help="replace existing files")
     add_general(made)
     return made
@@ -64,7 +70,10 @@ def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.report.bench import bench_csv
     from onnxprune.timing.cases import bench_cases
 
-    check_outputs(args, args.csv, args.plot)
+    check_outputs(args, args.csv, args.plot, args.save_options)
+    if args.explain or args.save_options:
+        _explain(args, status)
+        return
     if args.plot:
         from onnxprune.report import plots
 
@@ -95,6 +104,24 @@ def run(args: argparse.Namespace, status: Status) -> None:
         atomic_write_bytes(picture, args.plot, force=args.force, sources=inputs_of(args))
     status.close()
     _show(args, results, status)
+
+
+def _explain(args: argparse.Namespace, status: Status) -> None:
+    """`--explain` and `--save-options`: in place of the table, nodes and options."""
+    from onnxprune.files.write import atomic_write_text
+    from onnxprune.pipeline.explaining import explained
+
+    shapes = _cases(args.input_shape)
+    if len(args.models) > 2 or len(args.batch) > 1 or len(shapes) > 1 or args.csv or args.plot:
+        raise UsageError("--explain and --save-options are of one or two models, in one case, without --csv and --plot")
+    fixed = {name: tuple(args.batch[0] if n == "N" else int(n) for n in s) for name, s in (shapes or [{}])[0].items()}
+    settings = Settings(**{"threads": 1, **given(args, "bench"), "batch": args.batch[0]})
+    found = explained(args.models, settings, fixed, args.explain, trusted=args.trusted, progress=status.progress)
+    if args.save_options:
+        text = as_json(found.saved, None)
+        atomic_write_text(text, args.save_options, force=args.force, sources=inputs_of(args))
+    status.close()
+    print_out(as_json(found.to_json(), args) if args.json else found.summary(args.verbose))
 
 
 def _cases(given: list[tuple[str, tuple[int | str, ...]]]) -> list[dict[str, tuple[int | str, ...]]]:

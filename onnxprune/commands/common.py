@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import CalibrationError, FileError, PruneError, UsageError, one_line
+from onnxprune.pipeline.finishing import FINISHES
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.pipeline.settings import OPTIONS
-from onnxprune.report.terminal import Status
+from onnxprune.report.status import Status
 from onnxprune.samples.sources import kinds
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 # ---- steps ----------------------------------------------------------------------------------------------
 
 
-def check_samples(args: argparse.Namespace) -> None:
+def check_samples(args: argparse.Namespace, needed_by: str = "") -> None:
+    """Refuse what says how to read samples, or needs some, where none are given; `needed_by`: what always does."""
     if args.image is not None:
         from onnxprune.samples.images import ImageSpec
 
@@ -37,9 +39,14 @@ def check_samples(args: argparse.Namespace) -> None:
         for option in ("samples", "image"):
             if getattr(args, option) is not None:
                 raise UsageError(f"--{option} says how to read samples; give --calib too")
+        finish = FINISHES.get(getattr(args, "quantize", None) or "")
+        if finish is not None and finish.needs_samples:
+            raise UsageError(f"--{finish.setting} {finish.name} needs samples; give --calib")
         repair = REPAIRS.get(getattr(args, "repair", None) or "")
         if repair is not None and "samples" in repair.needs:
             raise UsageError(f"--repair {repair.name} needs samples; give --calib")
+        if needed_by:
+            raise UsageError(f"{needed_by} needs samples; give --calib")
 
 
 def check_inputs(args: argparse.Namespace) -> None:
@@ -66,7 +73,9 @@ def inputs_of(args: argparse.Namespace) -> list[str]:
     """The files and folders that the command reads: nothing is written over them, whatever --force says."""
     from onnxprune.samples.user_code import FUNCTION
 
-    given = [getattr(args, name, None) for name in ("model", "pruned", "plan", "result", "calib", "eval", "recipe")]
+    given = [
+        getattr(args, name, None) for name in ("model", "pruned", "plan", "result", "calib", "eval", "recipe", "device")
+    ]
     both = [(path, FUNCTION.fullmatch(path) or LABELLED.fullmatch(path)) for path in given if path]
     found = [match["path"] if match else path for path, match in both]
     return [path for path in (*found, *getattr(args, "models", ())) if os.path.exists(path)]
@@ -89,7 +98,7 @@ def check_outputs(args: argparse.Namespace, *outputs: str | None, kept: Sequence
         raise UsageError(f"two outputs would go to one file; choose another {' or '.join(flags)}")
 
 
-WRITTEN = ("plan_out", "report", "summary", "plot", "csv", "checkpoint", "metrics", "ratios")
+WRITTEN = ("plan_out", "report", "summary", "plot", "csv", "save_options", "checkpoint", "metrics", "ratios", "storage")
 """What names files that are written, besides -o."""
 
 
@@ -118,6 +127,7 @@ INPUTS: Sequence[tuple[str, type[PruneError], Callable[[], str]]] = (
     ("calib", CalibrationError, lambda: f"give {kinds()}"),
     ("eval", CalibrationError, lambda: "give file.py:function, or an .npz file with labels"),
     ("recipe", UsageError, lambda: "give a file.py with batches() and loss()"),
+    ("device", FileError, lambda: "`onnxprune profile MODEL -o FILE` makes one"),
 )
 """Option -> what is raised where it names what is not there, and what to give."""
 

@@ -15,7 +15,7 @@ from onnxprune.commands.options import Parser, add_words
 from onnxprune.commands.table import COMMANDS
 from onnxprune.errors import unknown
 from onnxprune.pipeline.settings import KINDS, METHODS, RECIPES
-from onnxprune.report.terminal import Status
+from onnxprune.report.status import Status
 
 NAMED = {"--criterion": "criteria", "--repair": "repairs", "--method": "training", "--providers": "providers"}
 """Options that take names of a topic of help."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from onnxprune.commands.common import print_out
 from onnxprune.commands.options import Parser, add_words
 from onnxprune.errors import FileError, one_line
-from onnxprune.report.terminal import Status, plain
+from onnxprune.report.status import Status
+from onnxprune.report.terminal import plain
 
 MODEL, SAMPLES = "resnet20_fmnist.onnx", "calib.npz"
 FILES = {MODEL: "models", SAMPLES: "data", "LICENSE.txt": "data"}

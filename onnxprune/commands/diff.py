@@ -9,7 +9,7 @@ from onnxprune.commands.common import as_json, check_inputs, columns, print_out,
 from onnxprune.commands.options import Parser, add_general, add_input_shape, add_settings, given
 from onnxprune.commands.results import ROWS
 from onnxprune.pipeline.settings import SAMPLES
-from onnxprune.report.terminal import Status
+from onnxprune.report.status import Status
 
 
 def parser() -> Parser:

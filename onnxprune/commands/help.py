@@ -9,7 +9,8 @@ from onnxprune.commands.common import as_json, print_out
 from onnxprune.commands.documents import document, laid_out
 from onnxprune.commands.options import Parser, add_words
 from onnxprune.errors import EXITS, unknown
-from onnxprune.report.terminal import Status, plain
+from onnxprune.report.status import Status
+from onnxprune.report.terminal import plain
 from onnxprune.report.wrapping import filled, room
 
 Rows = Iterable[tuple[str, str]]
@@ -54,6 +55,15 @@ def _providers() -> Rows:
     from onnxprune.runtime.providers import PROVIDERS
 
     return ((alias, provider.name) for alias, provider in PROVIDERS.items())
+
+
+def _backends() -> Rows:
+    from onnxprune.elsewhere.backends import BACKENDS, HERE
+
+    yield HERE, "threads of this process; the default"
+    for entry in BACKENDS.values():
+        address = [f"address {entry.address}"] if entry.address else []
+        yield entry.name, _noted(entry.help, [*address, f"needs {entry.package}"])
 
 
 def _calibration() -> Rows:
@@ -102,7 +112,9 @@ TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
     "samples": ("which samples, how many, and how they are read", _none),
     "choosing": ("how much to remove, by what, and what pruning cannot do", _none),
     "outputs": ("what is said of the outputs: fidelity, verdict, gates", _none),
+    "after": ("int8, float16, other runtimes, plans for other models, pipelines", _none),
     "devices": ("CPU, GPU and other providers; timing", _none),
+    "machines": ("trials on several machines, a search over settings", _none),
     "python": ("every public name, with an example", _none),
     "methods": ("the algorithms: formulas, sources, what is ours", _none),
     "figures": ("what was measured, and the commands that measure it", _none),
@@ -114,6 +126,7 @@ TOPICS: Mapping[str, tuple[str, Callable[[], Rows]]] = {
     "targets": ("what may be asked for instead of a ratio", _targets),
     "training": ("what `onnxprune train --method` takes; recipes", _training),
     "providers": ("what --providers takes", _providers),
+    "backends": ("what --backend takes", _backends),
     "calibration": ("what --calib and `calibration` take", _calibration),
     "kinds": ("what outputs are for: what --output-kind takes", _kinds),
     "metrics": ("figures of outputs by name: what --min and --max-drop take", _figures),

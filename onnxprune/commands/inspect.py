@@ -8,7 +8,7 @@ from onnxprune.commands.common import as_json, check_samples, columns, open_subj
 from onnxprune.commands.options import Parser, add_general, add_samples, add_settings
 from onnxprune.commands.results import ROWS
 from onnxprune.pipeline.settings import REMOVE
-from onnxprune.report.terminal import Status
+from onnxprune.report.status import Status
 
 
 def parser() -> Parser:

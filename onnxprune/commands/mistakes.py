@@ -31,7 +31,8 @@ def meant_by(word: str, parser: argparse.ArgumentParser) -> str:
         return f"a command comes first: `onnxprune {word} ...`"
     elsewhere = [name for name, (make, _) in COMMANDS.items() if option in flags_of(make())]
     if elsewhere:
-        return f"{option} is an option of {', '.join(elsewhere)}"
+        page = "; here `onnxprune report` makes a page of what --json prints"
+        return f"{option} is an option of {', '.join(elsewhere)}" + page * (option == "--report" and "--json" in own)
     if "--calib" in own and os.path.exists(word):
         return f"samples are given as --calib {word}"
     near = nearest(option, own) if word.startswith("-") else ""

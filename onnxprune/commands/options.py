@@ -212,6 +212,11 @@ def add_report(add: Add) -> None:
     add("--summary", metavar="FILE", help="write what is printed as Markdown too: .md")
 
 
+def add_report_samples(add: Add, *, brief: bool = False) -> None:
+    text = "show so many held samples on the page, with what both models say of each; it then holds their pictures"
+    add("--report-samples", type=int, metavar="N", default=0, help=argparse.SUPPRESS if brief else text)
+
+
 def _file(text: str) -> str:
     """A name of a file, and not what an output is for."""
     if "=" in text:
@@ -247,6 +252,7 @@ def add_words(add: Add, *, brief: bool = False) -> None:
 
     add("-q", "--quiet", action="store_true", help=line("only errors on standard error"))
     add("-v", "--verbose", action="store_true", help=line("name the phases; full tables"))
+    add("--log-json", action="store_true", help=line("phases, progress and messages as lines of JSON"))
     add("--debug", action="store_true", help=line("show the traceback of an error"))
     add("-h", "--help", action="help", help=line("this text"))
     add("--version", action="version", version=f"onnxprune {__version__}", help=line("which version this is"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from onnxprune.commands.options import (
     add_general,
     add_output,
     add_report,
+    add_report_samples,
     add_samples,
     add_settings,
     gates_of,
@@ -39,19 +40,22 @@ from onnxprune.commands.results import (
     ROWS,
     beside,
     kept_too_little,
+    linked,
     of_plan,
     output_of,
     read_plan,
     refuse_or_save,
+    saying,
     wants_bench,
     write_text,
 )
 from onnxprune.commands.table import COMMANDS, flags_of
 from onnxprune.errors import EXITS, BudgetError, UsageError
-from onnxprune.pipeline.gates import ANYWAY, Asked, Drop, Gates
+from onnxprune.pipeline.gates import ANYWAY, Asked, Gates
 from onnxprune.pipeline.goals import TARGETS, Goal, Target, goal_of
 from onnxprune.pipeline.settings import REMOVE, REPAIR, RESULT, TIMING, Settings
-from onnxprune.report.terminal import Status, change, costs, plain, si, table
+from onnxprune.report.status import Status
+from onnxprune.report.terminal import change, costs, plain, si, table
 
 if TYPE_CHECKING:
     from onnxprune.api import Subject
@@ -64,11 +68,10 @@ Prune a CNN in an ONNX file: smaller, faster, nearly the same outputs. Or:
   plan MODEL -o PLAN                 decide, and write the decision down
   apply MODEL PLAN                   carry a plan out
   verify MODEL PRUNED --plan PLAN    check a pruned file
-  sensitivity MODEL --calib SAMPLES  what each cut does to the outputs
+  sensitivity MODEL, search MODEL    what each cut does; try many settings
   bench A B, diff A B                latency, or layers and costs, side by side
-  train MODEL --method csgd          prune while training (needs torch)
-  report RESULT.json                 what --json printed, as a page
-  demo, help TOPIC                   an example to run; what options take
+  train MODEL, report RESULT.json    prune while training; --json as a page
+  profile MODEL, demo, help TOPIC    times of a device; an example; documents
 """
 
 
@@ -88,12 +91,8 @@ def _add_goals(add: Add, *, several: bool = False) -> None:
 
 
 def _add_bench(add: Add) -> None:
-    add(
-        "--bench",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="measure latency (default with --calib, not --json)",
-    )
+    text = "measure latency (default with --calib, not --json)"
+    add("--bench", action=argparse.BooleanOptionalAction, default=None, help=text)
 
 
 def _exits() -> str:
@@ -103,13 +102,14 @@ def _exits() -> str:
 def _more() -> str:
     """The options that the main help does not explain, by the command whose help does."""
     shown = {flag for a in parser()._actions if a.help is not argparse.SUPPRESS for flag in a.option_strings}
-    lines = ["more options, which `onnxprune COMMAND --help` explains:"]
+    found: dict[str, str] = {}
     for name, (make, _) in COMMANDS.items():
         own = [flag for flag in flags_of(make()) if flag not in {*shown, "--help"}]
         shown.update(own)
         if own:
-            lines.append(f"  {name:<5}  {' '.join(own)}")
-    return "\n".join(lines)
+            found[name] = " ".join(own)
+    first, *rest = [f"{name}  {flags}" for name, flags in found.items()]
+    return f"more options, which `onnxprune COMMAND --help` explains:\n  {first}\n  others  {'; '.join(rest)}"
 
 
 def parser(name: str = "") -> Parser:
@@ -131,7 +131,8 @@ def parser(name: str = "") -> Parser:
     add("--dry-run", action="store_true", help="analyse and plan; write nothing")
     add("--plan-out", metavar="FILE", help="write the plan too, as JSON")
     add_report(add)
-    add("--plot", metavar="FILE", help="with --ratios, draw the curve: .svg or .png")
+    add_report_samples(add, brief=brief)
+    add("--plot", metavar="FILE", help=argparse.SUPPRESS if brief else "with --ratios, draw the curve: .svg or .png")
     add_general(parser, add if brief else None)
     return parser
 
@@ -144,7 +145,9 @@ def plan_parser() -> Parser:
     _add_goals(add)
     add_settings(add, "plan", REMOVE)
     add_samples(parser)
-    add_settings(parser.add_argument_group("timing").add_argument, "plan", TIMING)
+    timing = parser.add_argument_group("timing").add_argument
+    add_settings(timing, "plan", TIMING)
+    add_settings(timing, "plan", REPAIR)
     add_output(parser.add_argument_group("result").add_argument, "standard output")
     add_general(parser, json_help="print the plan, also when -o writes it")
     return parser
@@ -154,9 +157,12 @@ def apply_parser() -> Parser:
     about = "Carry a plan out: the same bytes as the command that made it."
     parser = Parser("apply", "apply MODEL PLAN [--calib SAMPLES] [-o OUT] [options]", about)
     parser.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
-    parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out")
+    parser.add_argument("plan", metavar="PLAN", help="written by `onnxprune plan` or --plan-out; or a search's storage")
+    parser.add_argument("--trial", type=int, metavar="N", help="the plan of that trial of `onnxprune search`")
     add_samples(parser)
     add = parser.add_argument_group("repair, timing, result").add_argument
+    add("--transfer", action="store_true", help="the plan is another model's: of the same structure, by other names")
+    add("--plan-out", metavar="FILE", help="write the plan that was carried out, as JSON")
     add_settings(add, "apply", REPAIR)
     _add_bench(add)
     add_settings(add, "apply", TIMING)
@@ -177,6 +183,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
         return
     if args.plot:
         raise UsageError("--plot draws a curve over several ratios; give --ratios too, or --report for one result")
+    if args.report_samples and not (args.report or args.json):
+        raise UsageError("--report-samples says what a page shows; give --report too")
     from onnxprune import api
     from onnxprune.pipeline.reach import change as change_of
 
@@ -201,27 +209,19 @@ def run(args: argparse.Namespace, status: Status) -> None:
     else:
         result = api.plan_and_apply(subject, goal, settings, bench=wants_bench(args), progress=status.progress)
     _check_faster(args, result)
-    drop = _saying(status, partial(change_of, subject, settings, metric, result.runs))
+    result = api.pictured(result, subject, settings, args.report_samples)
+    drop = saying(status, partial(change_of, subject, settings, metric, result.runs))
     refuse_or_save(args, result, output, status, gates=gates, drop=drop)
-
-
-def _saying(status: Status, drop: Callable[[], Drop]) -> Callable[[], Drop]:
-    """What measures a drop, and says which labels it found."""
-
-    def measured() -> Drop:
-        found = drop()
-        if found.found:
-            status.say(found.found)
-        return found
-
-    return measured
 
 
 def _sweep(args: argparse.Namespace, status: Status) -> None:
     """A whole trade-off curve from one look at the samples: one file a ratio."""
-    other = args.plan_out or args.summary or args.dry_run or args.lossless
+    other = args.plan_out or args.summary or args.dry_run or args.lossless or args.report_samples
     if args.ratio is not None or other or _target(args) is not None:
-        raise UsageError("--ratios stands for itself; drop --ratio, --lossless, --plan-out, --summary and --dry-run")
+        raise UsageError(
+            "--ratios stands for itself; drop --ratio, --lossless, --plan-out, --summary, --report-samples and "
+            "--dry-run"
+        )
     if args.plot:
         from onnxprune.report import plots
 
@@ -256,7 +256,7 @@ def _sweep(args: argparse.Namespace, status: Status) -> None:
     for text in dict.fromkeys(note for r in results for note in r.notes if not args.quiet):
         status.say(text)
     swept = _swept(results, args, files)
-    _draw_sweep(args, results, swept)
+    _draw_sweep(args, results, swept, files)
     if args.json:
         print_out(as_json(swept, args))
     else:
@@ -273,12 +273,16 @@ def _swept(results: Sequence[Result], args: argparse.Namespace, files: Sequence[
     return {"schema": 1, "kind": "onnxprune sweep", "results": each, "run": run_of(args, files)}
 
 
-def _draw_sweep(args: argparse.Namespace, results: Sequence[Result], swept: dict[str, Any]) -> None:
+def _draw_sweep(
+    args: argparse.Namespace, results: Sequence[Result], swept: dict[str, Any], files: Sequence[str | None]
+) -> None:
     """The page and the picture, where they are asked for."""
     if args.report:
         from onnxprune.report.page import render
 
-        write_text(render(swept, name=Path(args.model).name), args.report, args)
+        written = [path for path in files if path]
+        page = render(swept, name=Path(args.model).name, files=linked(args.report, args, *written))
+        write_text(page, args.report, args)
     if args.plot:
         from onnxprune.files.write import atomic_write_bytes
         from onnxprune.report import plots, sweep_plot
@@ -292,13 +296,14 @@ def run_apply(args: argparse.Namespace, status: Status) -> None:
     from onnxprune import api
 
     output = output_of(args)
-    plan = read_plan(args.plan)
-    check_outputs(args, output)
+    plan = read_plan(args.plan, args.trial, args.model)
+    check_outputs(args, output, *(path for _, path in beside(args)))
     carried = {"seed": plan.seed, "batch": plan.batch, "providers": plan.providers}  # unless told otherwise
     settings = Settings(**{**carried, **given(args, "apply")})
     subject = open_subject(args, status, plan)
     status.phase("cut")
     with of_plan(args.plan):
+        plan = api.transfer(plan, subject, settings) if args.transfer else plan
         result = api.apply_plan(subject, plan, settings, bench=wants_bench(args), progress=status.progress)
     refuse_or_save(args, result, output, status)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 from pathlib import Path
 
 from onnxprune.commands.common import inputs_of, print_out, read_text
 from onnxprune.commands.options import Parser, add_words
 from onnxprune.errors import UsageError
-from onnxprune.report.terminal import Status, plain
+from onnxprune.report.status import Status
+from onnxprune.report.terminal import plain
 
 
 def parser() -> Parser:
@@ -36,7 +39,10 @@ def run(args: argparse.Namespace, status: Status) -> None:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source}: {none}") from error
     try:
-        page = render(found, name=args.name or title_of(found) or source.stem)
+        files = {}
+        with contextlib.suppress(ValueError):  # on another drive
+            files["as JSON"] = os.path.relpath(source, Path(output).parent)
+        page = render(found, name=args.name or title_of(found) or source.stem, files=files)
     except ValueError as error:
         raise UsageError(f"{source}: not a result of this version of onnxprune: {error}") from error
     atomic_write_text(page, output, force=args.force, sources=inputs_of(args))

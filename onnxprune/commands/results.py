@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,8 @@ from onnxprune.commands.common import coloured, columns, inputs_of, print_out, r
 from onnxprune.commands.options import gates_of
 from onnxprune.errors import BudgetError, PlanError, UsageError, one_line
 from onnxprune.pipeline.gates import ANYWAY, Drop, Gates, destroyed
-from onnxprune.report.terminal import Status, plain, summary
+from onnxprune.report.status import Status
+from onnxprune.report.terminal import hung, plain, summary
 from onnxprune.rewrite.repair.table import WITH_SAMPLES
 
 if TYPE_CHECKING:
@@ -35,8 +38,10 @@ def output_of(args: argparse.Namespace) -> str:
 def wants_bench(args: argparse.Namespace) -> bool:
     if args.bench is not None:
         return bool(args.bench)
+    if args.precision and args.providers is None:
+        return False  # for GPUs: what it takes on a CPU says nothing
     timed = args.batch is not None or args.providers is not None  # nobody says how to time without wanting it
-    return timed or (bool(args.calib) and not args.json)
+    return timed or (bool(args.calib) and not args.json and getattr(args, "device", None) is None)
 
 
 def is_follower() -> bool:
@@ -49,6 +54,19 @@ def save(args: argparse.Namespace, result: Result, status: Status) -> None:
         return
     status.phase("write")
     result.save(output_of(args), force=args.force)
+
+
+def saying(status: Status, drop: Callable[[], Drop]) -> Callable[[], Drop]:
+    """What measures a drop, and says which labels it found and what it measured."""
+
+    def measured() -> Drop:
+        found = drop()
+        if found.found:
+            status.say(found.found)
+        status.say(f"{plain(found.name) or 'the metric'}: {found.before:.4g} of the original, {found.after:.4g} now")
+        return found
+
+    return measured
 
 
 def refuse_or_save(
@@ -80,16 +98,28 @@ def refuse_or_save(
         raise BudgetError(f"{'; '.join(missed)}; nothing was written; {_remedy(args, result)}")
     save(args, result, status)
     for name, path in beside(args):
-        write_text(BESIDE[name](result), path, args)
+        write_text(BESIDE[name](result, partial(linked, path, args, output)), path, args)
     show_result(args, result, output, status)
 
 
-BESIDE: dict[str, Callable[[Result], str]] = {
-    "plan_out": lambda result: result.plan.to_json(result.made.run),
-    "report": lambda result: result.to_html(),
-    "summary": lambda result: result.to_markdown(),
+BESIDE: dict[str, Callable[[Result, Callable[[], dict[str, str]]], str]] = {
+    "plan_out": lambda result, links: result.plan.to_json(result.made.run),
+    "report": lambda result, links: result.to_html(files=links()),
+    "summary": lambda result, links: result.to_markdown(),
 }
-"""Options that name a file to be written beside the model, and what goes into it."""
+"""Options that name a file to be written beside the model, and what goes into it, given what a page links to."""
+
+
+def linked(page: str, args: argparse.Namespace, *outputs: str) -> dict[str, str]:
+    """What a page links to: the original, what was written, the plan; each by its path from the page's folder."""
+    pruned = "pruned" if len(outputs) == 1 else "pruned, {}"
+    named = {"original": args.model} | {pruned.format(k + 1): path for k, path in enumerate(outputs)}
+    named |= {"plan": plan} if (plan := getattr(args, "plan_out", None) or getattr(args, "plan", None)) else {}
+    found = {}
+    for title, path in named.items():
+        with contextlib.suppress(ValueError):  # on another drive
+            found[title] = os.path.relpath(path, Path(page).parent)
+    return found
 
 
 def beside(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -136,15 +166,24 @@ def of_plan(path: str, kind: type[UsageError] = PlanError) -> Iterator[None]:
         raise UsageError(one_line(f"{path}: {error}")) from error
 
 
-def read_plan(path: str) -> PrunePlan:
+def read_plan(path: str, trial: int | None = None, model: str = "") -> PrunePlan:
+    """A plan in a file; or, of a storage of trials, that of a trial for a model."""
     from onnxprune.pipeline.settings import Settings
     from onnxprune.plan import PrunePlan
 
-    plan = PrunePlan.load(path)
+    plan = PrunePlan.load(path) if trial is None else _of_trial(path, trial, model)
     with of_plan(path, UsageError):
         said: dict[str, Any] = {k: v for k in ("output_kind", "weight") if (v := plan.settings.get(k)) is not None}
         Settings(seed=plan.seed, batch=plan.batch, providers=plan.providers, **said)
     return plan
+
+
+def _of_trial(storage: str, trial: int, model: str) -> PrunePlan:
+    from onnxprune.files.read import read_model
+    from onnxprune.graph.model import digest
+    from onnxprune.pipeline.searching import plan_of
+
+    return plan_of(storage, trial, digest(read_model(Path(model))))
 
 
 def show_result(args: argparse.Namespace, result: Result, output: str | None, status: Status) -> None:
@@ -165,3 +204,17 @@ def show_result(args: argparse.Namespace, result: Result, output: str | None, st
         print_out(f"wrote        {plain(output)}\n")
         for _, more in beside(args):
             print_out(f"             {plain(more)}\n")
+        print_out(hung(f"next         {plain(_next(args, result, output))}", width) + "\n")
+
+
+def _next(args: argparse.Namespace, result: Result, output: str) -> str:
+    """What to do now."""
+    from onnxprune.measure.verdict import KEPT
+
+    if not args.calib:
+        return "the same with --calib SAMPLES: what stays is then mended, and compared"
+    if result.verdict not in (None, KEPT):
+        return "cut less, or --ratios 0.2,0.3,0.4 to see what each costs"
+    if result.latency is None:
+        return f"onnxprune bench {shlex.join([args.model, output])}"
+    return "measure its accuracy on labelled data, and its time where it will run (onnxprune bench)"

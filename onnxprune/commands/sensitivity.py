@@ -18,7 +18,8 @@ from onnxprune.commands.options import Parser, add_general, add_samples, add_set
 from onnxprune.errors import UsageError
 from onnxprune.pipeline.options import regular, words
 from onnxprune.pipeline.settings import REMOVE
-from onnxprune.report.terminal import Status, plain
+from onnxprune.report.status import Status
+from onnxprune.report.terminal import plain
 
 ROWS = 40  # of the table, without -v
 
@@ -48,16 +49,14 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace, status: Status) -> None:
-    if not args.calib:
-        check_samples(args)
-        raise UsageError("sensitivity needs samples; give --calib")
+    check_samples(args, needed_by="sensitivity")
     if args.steps is not None and args.widths is not None:
         raise UsageError("--steps and --widths say the same thing; drop one")
     from onnxprune.decide.limits import Limits
+    from onnxprune.elsewhere.spread import Elsewhere
     from onnxprune.files.write import atomic_write_bytes
     from onnxprune.pipeline import sensitivity as sensitivities
 
-    check_samples(args)
     for pattern in filter(None, (args.include, args.exclude)):
         regular(pattern)
     shares = sensitivities.shares(sensitivities.STEPS if args.steps is None else args.steps, args.widths)
@@ -78,6 +77,7 @@ def run(args: argparse.Namespace, status: Status) -> None:
         seed=args.seed or 0,
         threads=args.threads,
         memory=args.memory,
+        elsewhere=Elsewhere(args.backend, args.address, args.store),
         progress=status.progress,
     )
     say_doubts(args, subject, status)

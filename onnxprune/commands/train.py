@@ -19,7 +19,7 @@ from onnxprune.commands.results import beside, output_of, refuse_or_save
 from onnxprune.pipeline.options import words
 from onnxprune.pipeline.settings import REMOVE, RESULT
 from onnxprune.pipeline.training_methods import METHODS
-from onnxprune.report.terminal import Status
+from onnxprune.report.status import Status
 
 
 def parser() -> Parser:
@@ -42,7 +42,7 @@ def parser() -> Parser:
     add("--steps", type=int, default=2000, metavar="N", help="of the optimizer (default 2000)")
     add("--batch", type=int, default=64, metavar="N", help="samples of a step without a recipe (default 64)")
     add("--lr", type=float, metavar="R", help="highest learning rate (default: the method's)")
-    add("--augment", type=words, default=(), metavar="LIST", help="without a recipe: flip,shift=2,mixup=0.5,cutmix")
+    add("--augment", type=words, default=(), metavar="LIST", help="without a recipe: flip,shift=2,crop=0.5,...")
     add("--checkpoint", metavar="FILE", help="go on from it if it is there; written every 20 seconds")
     add("--metrics", metavar="FILE", help="a line of JSON every hundred steps is added to it")
     add_samples(parser)

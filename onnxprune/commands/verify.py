@@ -10,7 +10,8 @@ from onnxprune.commands.common import as_json, check_samples, open_subject, prin
 from onnxprune.commands.options import Parser, add_gates, add_general, add_samples, gates_of
 from onnxprune.commands.results import kept_too_little, of_plan, read_plan, seed_of
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.report.terminal import Status, costs, fidelity_said, plain, said_lines, surgery_words
+from onnxprune.report.status import Status
+from onnxprune.report.terminal import costs, fidelity_said, plain, said_lines, surgery_words
 
 
 def parser() -> Parser:

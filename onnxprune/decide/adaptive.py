@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from onnxprune.decide.limits import Ladder
-from onnxprune.measure.cost import GONE, MERGED, STANDS, CostModel, WidthCost, switches
+from onnxprune.measure.cost import CostModel, WidthCost
+from onnxprune.measure.states import GONE, STANDS, as_one, switches
 
 SWEEPS = 3
 """Rounds of local search over all groups."""
@@ -30,20 +31,29 @@ class BlockMove:
         damage: to the outputs when it goes; None: it may not.
         inside: names of the groups, and keys of the layers, that go with it.
         group: one of them that others read too: without the block it has no channel left.
-        merged: damage to the outputs when it becomes one layer; None: it may not.
+        merged: (name, damage to the outputs) of each of the layers that it may become, the cheapest first.
     """
 
     name: str
     damage: float | None
     inside: frozenset[str]
     group: str | None = None
-    merged: float | None = None
+    merged: Sequence[tuple[str, float]] = ()
 
     @property
     def states(self) -> list[tuple[float, float]]:
-        """(what its column in the cost holds, damage) of all that may become of it, the last of which is nothing."""
-        found = ((GONE, self.damage), (MERGED, self.merged), (STANDS, 0.0))
-        return [(at, damage) for at, damage in found if damage is not None]
+        """(what its column in the cost holds, damage) of all that may become of it, the last of which is nothing; not
+        of what does more damage than something cheaper."""
+        ones = zip(map(float, as_one(len(self.merged))), (damage for _, damage in self.merged), strict=True)
+        found = ((GONE, self.damage), *ones, (STANDS, 0.0))
+        known = [(at, damage) for at, damage in found if damage is not None]
+        least = np.minimum.accumulate([np.inf, *(damage for _, damage in known)])
+        return [state for state, before in zip(known, least, strict=False) if state[1] < before or state[0] == STANDS]
+
+    def became(self, state: float) -> str | None:
+        """The name of the layer that it is in a state of its column; None: it is none."""
+        ways = as_one(len(self.merged))
+        return next((name for (name, _), at in zip(self.merged, ways, strict=True) if at == state), None)
 
 
 class Ranked(Protocol):
@@ -97,6 +107,26 @@ def adaptive(
     return [int(w) for w in widths[: len(ladders)]], widths[len(ladders) :], best
 
 
+def path(
+    ladders: list[Ladder],
+    damages: Mapping[str, np.ndarray],
+    cost: CostModel,
+    most: float,
+    blocks: Sequence[BlockMove] = (),
+    ranks: Sequence[Ranked] = (),
+) -> list[tuple[float, float]]:
+    """(share of the cost that is gone, total damage) after every step of the greedy pass, from nothing cut to `most`,
+    or to where nothing more can go. Arguments as for `adaptive`, whose search then finds what does a little less."""
+    search = _Search(ladders, damages, WidthCost(cost, [ladder.group for ladder in ladders]), most, blocks, ranks)
+    at: np.ndarray | None = search.whole()
+    found = []
+    while at is not None:
+        removed = search.cost.removed(search.widths(at))
+        found.append((removed, search.damage(at)))
+        at = search.lower(at) if removed < most else None
+    return found
+
+
 class _Search:
     """The moves of `adaptive`. A state is an index into every ladder's widths, then 1 or 0 for every block, then the
     way of every ranked layer; the last of these is the layer as it is."""
@@ -123,9 +153,7 @@ class _Search:
         self.groups, self.blocks = len(ladders), len(blocks)
         self.full = np.array([len(b.states) - 1 for b in blocks], int)
         self.stand = slice(self.groups, self.groups + self.blocks)
-        inside = {name: b for b, move in enumerate(blocks) for name in move.inside}
-        names = [*(ladder.group.name for ladder in ladders), *[""] * len(blocks), *(r.layer for r in ranks)]
-        self.inside = np.array([inside.get(name, -1) for name in names], int)
+        self.inner, self.outer = _nested(blocks, [ladder.group.name for ladder in ladders], [r.layer for r in ranks])
         place = {ladder.group.name: k for k, ladder in enumerate(ladders)}
         whole = [(place[b.group], self.groups + k) for k, b in enumerate(blocks) if b.group is not None]
         self.emptied, self.by = np.array(whole, int).reshape(-1, 2).T
@@ -147,12 +175,12 @@ class _Search:
     def _damages(self, at: np.ndarray) -> np.ndarray:
         """The damage that each move does; what is inside a block that has gone does none."""
         own = np.array([v[i] for v, i in zip(self.values, at, strict=True)])
-        own[self._gone(at)] = 0.0
+        own[self._gone(at) > 0] = 0.0
         return own
 
     def _gone(self, at: np.ndarray) -> np.ndarray:
-        """Of every move, whether the block around it has gone."""
-        return ~np.append(at[self.stand] == self.full, True)[self.inside]
+        """Of every move, how many of the blocks around it have gone."""
+        return np.bincount(self.inner, (at[self.stand] < self.full)[self.outer], len(at))
 
     def damage(self, at: np.ndarray) -> float:
         """Total damage; that of several cuts is taken to add up."""
@@ -172,14 +200,23 @@ class _Search:
         """Down greedily until the budget is met, then back up where that was not needed."""
         at = at.copy()
         while not self.fits(at):
-            dear, to = self._by_stairs(at) if self.cost.cost.curved else self._by_slope(at)
-            if fixed is not None:
-                dear[fixed] = np.inf
-            k = int(np.argmin(dear))
-            if not np.isfinite(dear[k]):
+            down = self.lower(at, fixed)
+            if down is None:
                 return at
-            at[k] = to[k]
+            at = down
         return self._raised(at, fixed)
+
+    def lower(self, at: np.ndarray, fixed: int | None = None) -> np.ndarray | None:
+        """The state after the step down that does least damage per cost saved; None where there is none."""
+        dear, to = self._by_stairs(at) if self.cost.cost.curved else self._by_slope(at)
+        if fixed is not None:
+            dear[fixed] = np.inf
+        k = int(np.argmin(dear))
+        if not np.isfinite(dear[k]):
+            return None
+        at = at.copy()
+        at[k] = to[k]
+        return at
 
     def _by_slope(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(damage per cost saved of the next step of each, where it leads): along the hull, at the current prices."""
@@ -218,8 +255,9 @@ class _Search:
         if not self.blocks:
             return np.zeros(0)
         own = np.array([v[i] for v, i in zip(self.values, at, strict=True)])
-        own[self.stand] = 0.0
-        return np.bincount(np.where(self.inside < 0, self.blocks, self.inside), own, self.blocks + 1)[:-1]
+        by_this = (at[self.stand] < self.full)[self.outer]
+        counts = self._gone(at)[self.inner] == by_this  # no other block takes it away
+        return np.bincount(self.outer, own[self.inner] * counts, self.blocks)
 
     def _raised(self, at: np.ndarray, fixed: int | None) -> np.ndarray:
         """Take steps back while the budget allows, the one that undoes most damage first."""
@@ -249,11 +287,22 @@ class _Search:
             gain = self.values[k][at[k]] - self.values[k][at[k] + 1]
             if self.stand.start <= k < self.stand.stop:
                 gain -= spared[k - self.groups] if at[k] + 1 == self.full[k - self.groups] else 0.0
-            elif gone[k]:
+            if gone[k]:
                 gain = 0.0
             if gain >= 0:
                 gains.append((-gain, k))
         return [k for _, k in sorted(gains)]
+
+
+def _nested(blocks: Sequence[BlockMove], groups: Sequence[str], layers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which moves lie within which blocks: (number of the move, number of the block) of all such pairs."""
+    alone = [*enumerate(groups), *enumerate(layers, len(groups) + len(blocks))]
+    found = []
+    for b, move in enumerate(blocks):
+        found += [(k, b) for k, name in alone if name in move.inside]
+        found += [(k, b) for k, other in enumerate(blocks, len(groups)) if other.inside and other.inside < move.inside]
+    inner, outer = np.array(found, int).reshape(-1, 2).T
+    return inner, outer
 
 
 def _strides(most: int) -> list[int]:

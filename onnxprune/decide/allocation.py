@@ -17,7 +17,8 @@ from onnxprune.channels import Channels
 from onnxprune.decide.adaptive import BlockMove, Ranked, adaptive
 from onnxprune.decide.limits import Ladder, Limits
 from onnxprune.errors import UsageError, unknown
-from onnxprune.measure.cost import GONE, MERGED, CostModel, Running
+from onnxprune.measure.cost import CostModel, Running
+from onnxprune.measure.states import GONE
 
 TOLERANCE = 0.01
 """By how much of the cost an allocation may miss its budget."""
@@ -28,7 +29,7 @@ HALVINGS = 40
 @dataclass(frozen=True)
 class Allocation:
     """The outcome: kept channels of every group, blocks that go, the way of each layer that is made of two, how much of
-    the cost is gone, the summed damage where the allocation is adaptive, and the blocks that become one layer."""
+    the cost is gone, the summed damage where the allocation is adaptive, and the layers that blocks become, by name."""
 
     keep: Mapping[str, tuple[int, ...]]
     removed: float
@@ -107,7 +108,8 @@ def _adaptive(
     """What the search finds, by the names of what stays and goes."""
     widths, standing, damage = adaptive(ladders, damages, cost, ratio, blocks, ranks)
     drop = tuple(b.name for b, state in zip(blocks, standing, strict=False) if state == GONE)
-    merge = tuple(b.name for b, state in zip(blocks, standing, strict=False) if state == MERGED)
+    became = (b.became(float(state)) for b, state in zip(blocks, standing, strict=False))
+    merge = tuple(name for name in became if name is not None)
     ways = {
         r.layer: round(state * len(r.damages)) - 1
         for r, state in zip(ranks, standing[len(blocks) :], strict=True)

@@ -36,6 +36,7 @@ class Block:
         shortcut: the tensor that is left when the branch goes.
         nodes: keys of all nodes inside, the Add too, in execution order.
         shape: sizes of what it maps to itself.
+        row: what several of them in a row go by together; empty: it is one.
     """
 
     add: str
@@ -43,11 +44,12 @@ class Block:
     shortcut: str
     nodes: tuple[str, ...]
     shape: tuple[int, ...]
+    row: str = ""
     group: ClassVar[None] = None
 
     @property
     def name(self) -> str:
-        return self.add
+        return self.row or self.add
 
     @property
     def end(self) -> str:

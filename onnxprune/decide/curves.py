@@ -98,12 +98,20 @@ class Solver:
     Attributes:
         design: the layer.
         H: (parts, d + 1, d + 1).
-        W: (parts, d + 1, n), the intercept row zero: the layer's own output is the target.
+        weight: as it is stored.
     """
 
     design: Design
     H: np.ndarray
-    W: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def W(self) -> np.ndarray:
+        """(parts, d + 1, n) float64, made anew: the weights, the intercept row zero, as the layer's own output is the
+        target."""
+        return np.concatenate(
+            [self.design.matrix(self.weight), np.zeros((len(self.H), 1, self.design.outputs))], axis=1
+        )
 
     @property
     def energy(self) -> float:
@@ -117,9 +125,10 @@ class Solver:
 
     def without(self, gone: np.ndarray) -> np.ndarray:
         """(parts, d + 1, n): the weights with the rows `gone` zero and the others refit."""
-        out = np.zeros_like(self.W)
-        stay = np.setdiff1d(np.arange(self.W.shape[1]), gone)
-        for k, (H, W) in enumerate(zip(self.H, self.W, strict=True)):
+        whole = self.W
+        out = np.zeros_like(whole)
+        stay = np.setdiff1d(np.arange(whole.shape[1]), gone)
+        for k, (H, W) in enumerate(zip(self.H, whole, strict=True)):
             inner = numerics.Ridge(H[np.ix_(stay, stay)], CURVE_RIDGE)
             out[k, stay] = inner.solve(H[stay] @ W, W[stay])
         return out
@@ -128,8 +137,7 @@ class Solver:
 def solver(graph: Graph, design: Design, H: np.ndarray) -> Solver:
     weight = graph.value(design.weight)
     assert weight is not None
-    W = np.concatenate([design.matrix(weight), np.zeros((design.parts, 1, design.outputs))], axis=1)
-    return Solver(design, np.stack([numerics.shrunk_covariance(part) for part in H]), W)
+    return Solver(design, np.stack([numerics.shrunk_covariance(part) for part in H]), weight)
 
 
 class Curves:
@@ -159,18 +167,18 @@ class Curves:
                 by_layer.setdefault(r.design.key, []).append((name, r))
         for inverted in parallel.each(self._inverted, by_layer.items(), holds=holds):
             for name, reader in inverted:
-                self._readers[name].append(reader)
+                self._readers[name].append(replace(reader, V=keeper.keep(reader.V), W=keeper.keep(reader.W)))
 
     def _inverted(self, layer: tuple[str, Sequence[tuple[str, Reading]]]) -> list[tuple[str, numerics.Reader]]:
         """Invert one layer's moments once: a block for each group that it reads."""
         s, users = self.solvers[layer[0]], layer[1]
-        found, scale = list[tuple[str, numerics.Reader]](), 1.0 / s.energy
+        found, scale, weights = list[tuple[str, numerics.Reader]](), 1.0 / s.energy, s.W
         for k in range(s.design.parts):
             V = numerics.inverse(s.H[k], CURVE_RIDGE)
             for name, r in users:
                 at = r.rows.ravel()
                 local = np.arange(at.size).reshape(r.rows.shape)
-                found.append((name, numerics.Reader(V[np.ix_(at, at)], s.W[k, at], local, scale).narrowed()))
+                found.append((name, numerics.Reader(V[np.ix_(at, at)], weights[k, at], local, scale).narrowed()))
         on_disk.release((s.H,))
         return found
 
@@ -186,11 +194,11 @@ class Curves:
             energies: (width,) share of what its other readers read (0 when it has none).
             order: channels, first to go first; None: the order of least error.
         """
-        readers = list(self._readers[group.name])
+        readers: list[numerics.Reader | numerics.Independent] = list(self._readers[group.name])
         if energies is not None and energies.any():
-            rows = np.arange(group.width)[:, None]
-            readers.append(numerics.Reader(np.eye(group.width), np.sqrt(energies)[:, None], rows))
+            readers.append(numerics.Independent(energies))
         if not readers:  # nobody reads anything but zeros: none of it matters
             return Curve(np.arange(group.width) if order is None else np.asarray(order), np.zeros(group.width + 1))
         found, errors = numerics.eliminate(readers, order=order, step=-(-group.width // STEPS))
+        on_disk.release(part for reader in self._readers[group.name] for part in (reader.V, reader.W))
         return Curve(found, np.maximum.accumulate(np.maximum(errors, 0)[::-1])[::-1])

@@ -8,8 +8,10 @@ that takes longer, as it is measured or reckoned, is not offered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -58,6 +60,18 @@ class RankMove:
     errors: np.ndarray
     damages: np.ndarray
 
+    def plain(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> RankMove:
+        """The inverse of `plain`, through JSON or not."""
+        ways = tuple(tuple((str(kind), int(rank)) for kind, rank in way) for way in plain["ways"])
+        return cls(
+            plain["layer"], ways, *(np.array(plain[k], float) for k in ("macs", "params", "times", "errors", "damages"))
+        )
+
     def at(self, ways: Sequence[int]) -> RankMove:
         """Some of the ways, in that order."""
         index = list(ways)
@@ -92,78 +106,65 @@ class _Layer:
     splits: Mapping[str, low_rank.Split]
 
 
-def rank_moves(
-    designs: Mapping[str, Design],
-    moments: Mapping[str, np.ndarray],
-    trials: Trials,
-    times: PairTimes | PairModel,
-    *,
-    kinds: Collection[str] = SINGLE,
-    twice: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[RankMove, ...]:
-    """Every layer that has a way to be cheaper and faster.
-
-    Args:
-        designs: the network's layers.
-        moments: second moments of what they read.
-        trials: runs candidates.
-        times: tells how long a way takes, and what share of the MACs saved must be saved in time.
-        kinds: of pairs.
-        twice: also split the second of a spatial pair again.
-        progress: called with (layers done, layers).
-    """
-    graph, shapes = trials.net.graph, trials.net.shapes
-    found = []
-    all_layers = [layer for layer in layers(graph, shapes) if layer.key in moments and layer.key in designs]
-    total = sum(layer.macs for layer in layers(graph, shapes))
-    for k, layer in enumerate(all_layers):
-        if progress:
-            progress(k, len(all_layers))
-        if layer.macs < LEAST * total:
-            continue
-        own = _layer(designs[layer.key], moments[layer.key], trials, kinds)
-        move = _move(own, layer.macs, trials, times, twice)
-        if move is not None:
-            found.append(move)
-    times.save()
-    return tuple(found)
-
-
-def find_ranks(
-    learn: Calibration,
-    trials: Trials,
-    allows: Callable[[str], bool],
-    times: PairTimes | PairModel,
-    *,
-    twice: bool = False,
-    threads: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[RankMove, ...]:
-    """`rank_moves` for a whole network: the moments that the trials' curves hold, and one pass for the others.
+class Ranks:
+    """The layers of a network that may be made of two, and what each way does: the moments that the trials' curves hold
+    serve, and one pass over the samples for the others.
 
     Args:
         learn: samples that moments are learnt from.
         trials: runs candidates.
         allows: whether a layer with a weight of that name may be made of two.
-        times: what chains take.
+        kinds: of pairs.
         twice: also split the second of a spatial pair again.
         threads: ORT threads.
         seed: of the sampled positions.
-        progress: called with (layers done, layers).
+
+    Attributes:
+        names: the layers that are worth a look, in the order in which they run.
     """
-    graph, shapes = trials.net.graph, trials.net.shapes
-    designs: dict[str, Design] = {}
-    for layer in layers(graph, shapes):
-        design = design_of(graph, layer.key)
-        if design is not None and allows(graph.nodes[layer.key].input[1]):
-            designs[layer.key] = design
-    moments = {key: s.H for key, s in trials.curves.solvers.items()}
-    missing = [d for key, d in designs.items() if key not in moments]
-    seen = second_moments(graph.model, missing, shapes, learn.batches, threads=threads, seed=seed)
-    moments |= {key: solver(graph, designs[key], H).H for key, H in seen.items()}
-    return rank_moves(designs, moments, trials, times, twice=twice, progress=progress)
+
+    def __init__(
+        self,
+        learn: Calibration,
+        trials: Trials,
+        allows: Callable[[str], bool],
+        *,
+        kinds: Collection[str] = SINGLE,
+        twice: bool = False,
+        threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.learn, self.trials, self.kinds, self.twice = learn, trials, kinds, twice
+        self.threads, self.seed = threads, seed
+        graph = trials.net.graph
+        found = layers(graph, trials.net.shapes)
+        designs = {layer.key: design_of(graph, layer.key) for layer in found}
+        self.designs = {k: d for k, d in designs.items() if d is not None and allows(graph.nodes[k].input[1])}
+        total = sum(layer.macs for layer in found)
+        self.macs = {layer.key: layer.macs for layer in found}
+        self.names = [k for k in self.designs if self.macs[k] >= LEAST * total]
+
+    @cached_property
+    def moments(self) -> dict[str, np.ndarray]:
+        """Second moments of what the layers read."""
+        net, known = self.trials.net, {key: s.H for key, s in self.trials.curves.solvers.items()}
+        missing = [d for key, d in self.designs.items() if key not in known]
+        seen = second_moments(
+            net.graph.model, missing, net.shapes, self.learn.batches, threads=self.threads, seed=self.seed
+        )
+        return known | {key: solver(net.graph, self.designs[key], H).H for key, H in seen.items()}
+
+    def move(self, name: str, times: PairTimes | PairModel) -> RankMove | None:
+        """The ways of a layer that are cheaper and faster; None where there is none.
+
+        Args:
+            name: of the layer.
+            times: tells how long a way takes, and what share of the MACs saved must be saved in time.
+        """
+        if name not in self.moments:
+            return None
+        own = _layer(self.designs[name], self.moments[name], self.trials, self.kinds)
+        return _move(own, self.macs[name], self.trials, times, self.twice)
 
 
 def _layer(d: Design, H: np.ndarray, trials: Trials, kinds: Collection[str]) -> _Layer:
@@ -192,6 +193,20 @@ def _break_even(node: onnx.NodeProto, weight: tuple[int, ...], kind: str, size: 
     """The largest rank at which the pair has fewer weights than the layer."""
     each = sum(int(np.prod(s)) for s in pair_sizes(node, weight, kind, 1))
     return min(highest(node, weight, kind), (size - 1) // each)
+
+
+def ways_asked(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Way]]:
+    """(layer, way) of whatever `rank_moves` may ask the time of, without splitting again."""
+    found = layers(graph, shapes)
+    total = sum(layer.macs for layer in found)
+    for layer in found:
+        weight = None if layer.weight is None else graph.value(layer.weight)
+        if weight is None or layer.macs < LEAST * total:
+            continue
+        node = graph.nodes[layer.key]
+        for kind in kinds_of(node, weight.shape):
+            for rank in ranks_up_to(_break_even(node, weight.shape, kind, weight.size)):
+                yield layer.key, ((kind, rank),)
 
 
 def ranks_up_to(most: int, count: int = RANKS) -> list[int]:

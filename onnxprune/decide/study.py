@@ -6,14 +6,14 @@ does to the outputs. It holds no ratio and no budget: `allocate` turns it into w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from onnxprune import parallel
 from onnxprune.channels import Analysed, ChannelGroup, Channels
-from onnxprune.decide.adaptive import BlockMove, Ranked
+from onnxprune.decide.adaptive import BlockMove, Ranked, path
 from onnxprune.decide.allocation import Allocation, allocate
 from onnxprune.decide.criteria import named
 from onnxprune.decide.curves import Curve
@@ -84,16 +84,68 @@ class Study:
             blocks=blocks,
             ranks=ranks,
         )
-        return replace(found, keep={name: self._kept(name, keep) for name, keep in found.keep.items()})
+        return replace(found, keep={name: self.kept(name, keep) for name, keep in found.keep.items()})
 
-    def _kept(self, name: str, nested: tuple[int, ...]) -> tuple[int, ...]:
+    def path(
+        self, cost: CostModel, most: float, blocks: Sequence[BlockMove] = (), ranks: Sequence[Ranked] = ()
+    ) -> list[tuple[float, float]]:
+        """(share of the cost that is gone, summed damage) along the adaptive allocation's greedy pass, up to the share
+        `most`; nothing where damages were not measured. Arguments as for `allocate`."""
+        if self.damages is None:
+            return []
+        ladders = [Ladder(g, self.scores[g.name], self.limits) for g in self.channels.groups]
+        return path(ladders, self.damages, cost, most, blocks, ranks)
+
+    def kept(self, name: str, nested: tuple[int, ...]) -> tuple[int, ...]:
         """The channels that stay, made for this width where the criterion has an answer of its own."""
         own = self.choices[name].kept if name in self.choices else None
         return nested if own is None else tuple(int(c) for c in own(len(nested)))
 
 
+@dataclass(frozen=True)
+class Look:
+    """What one pass over the samples says, before any cut was tried.
+
+    Attributes:
+        net: the original network.
+        choices: what the criterion says of every group.
+        scores: importance of every group's channels, by its place in the order in which they go.
+        curves: of every group; none where nothing is to be tried.
+        widths: those at which every group is tried.
+        trials: runs candidates; None where nothing is to be tried.
+    """
+
+    net: Analysed
+    choices: Mapping[str, Choice]
+    scores: Mapping[str, np.ndarray]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    widths: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    trials: Trials | None = None
+
+    def prices(self, names: Sequence[str]) -> Iterator[np.ndarray]:
+        """The damages of groups at every width, in order, several at a time; what comes before a group's first reader
+        is run once for all of them, if they come in the order in which they are read (`tried`)."""
+        assert self.trials is not None
+        trials, groups = self.trials, {g.name: g for g in self.net.channels.groups}
+        judges = ((groups[name], trials.judge(trials.first(groups[name]))) for name in names)
+
+        def price(given: tuple[ChannelGroup, Callable[[Candidate], float]]) -> np.ndarray:
+            group, judge = given
+            return damages(group, self.curves[group.name], trials, self.widths[group.name], judge)
+
+        return parallel.each(price, judges, holds=MEMORY)
+
+    @property
+    def tried(self) -> list[str]:
+        """The groups, in the order in which they are first read."""
+        if self.trials is None:
+            return []
+        trials = self.trials
+        return [g.name for g in sorted(self.net.channels.groups, key=lambda g: trials.order[trials.first(g)])]
+
+
 @parallel.within_threads
-def study(
+def look(
     net: Analysed,
     samples: Partition | None,
     *,
@@ -104,9 +156,8 @@ def study(
     threads: int | None = None,
     seed: int = 0,
     learning: Callable[[int, int], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Study:
-    """Rank the channels of every group, and price its widths where that is asked for.
+) -> Look:
+    """Rank the channels of every group, and make ready to try widths where that is asked for.
 
     Args:
         net: the original network.
@@ -118,7 +169,6 @@ def study(
         threads: ORT threads.
         seed: for everything random.
         learning: called with (samples learnt from, samples) in every pass over them.
-        progress: called with (groups tried, groups).
 
     Raises:
         UsageError: there is no such criterion, or it gives something else than scores.
@@ -128,18 +178,42 @@ def study(
     evidence = gather(net, learn, needs, gradients=gradients, threads=threads, seed=seed, progress=learning)
     choices = entry.choices(net.channels.groups, evidence)
     if not adaptive and all(c.order is not None for c in choices.values()):
-        return Study(net.channels, {name: c.importance for name, c in choices.items()}, None, limits, choices)
+        return Look(net, choices, {name: c.importance for name, c in choices.items()})
     curves = _curves(evidence, net.channels.groups, choices)
     scores = {name: places(c.order) for name, c in curves.items()}
     if not adaptive:
-        return Study(net.channels, scores, None, limits, choices)
+        return Look(net, choices, scores)
     assert samples is not None and evidence.curves is not None
     widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in net.channels.groups}
     count = trial_samples(count_macs(net.graph, net.shapes, net.channels.ran) * max(1, sum(map(len, widths.values()))))
     judges = first_batches(samples.judge, net.judged(count), net.batch)
-    trials = Trials(evidence.curves, judges, threads=threads)
-    hurt = _prices(net.channels.groups, curves, trials, widths, progress)
-    return Study(net.channels, scores, hurt, limits, choices, trials)
+    return Look(net, choices, scores, curves, widths, Trials(evidence.curves, judges, threads=threads))
+
+
+@parallel.within_threads
+def study(
+    seen: Look,
+    limits: Limits,
+    *,
+    prices: Callable[[Sequence[str]], Iterator[np.ndarray]] | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Study:
+    """Price the widths of every group, where that was made ready.
+
+    Args:
+        seen: what the samples say.
+        limits: allowed widths.
+        prices: the damages of groups by name, in order; None: `seen.prices`.
+        threads: no more workers than that.
+        progress: called with (groups tried, groups).
+    """
+    channels, names = seen.net.channels, seen.tried
+    if seen.trials is None:
+        return Study(channels, seen.scores, None, limits, seen.choices)
+    tried = parallel.with_progress((prices or seen.prices)(names), len(names), progress)
+    hurt = dict(zip(names, tried, strict=True))
+    return Study(channels, seen.scores, hurt, limits, seen.choices, seen.trials)
 
 
 def trial_samples(macs: float) -> int:
@@ -153,25 +227,6 @@ def _curves(evidence: Evidence, groups: Sequence[ChannelGroup], choices: Mapping
     holds = max((evidence.curves.holds(g.name) for g in groups), default=0)
     found = parallel.each(lambda g: evidence.curve(g, choices[g.name].order), groups, holds=holds)
     return dict(zip((g.name for g in groups), found, strict=True))
-
-
-def _prices(
-    groups: Sequence[ChannelGroup],
-    curves: Mapping[str, Curve],
-    trials: Trials,
-    widths: Mapping[str, Sequence[int]],
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, np.ndarray]:
-    """The damages of every group, by name; what comes before a group's first reader is run once for all of them."""
-    ordered = sorted(groups, key=lambda g: trials.order[trials.first(g)])
-    judges = ((g, trials.judge(trials.first(g))) for g in ordered)
-
-    def price(given: tuple[ChannelGroup, Callable[[Candidate], float]]) -> np.ndarray:
-        group, judge = given
-        return damages(group, curves[group.name], trials, widths[group.name], judge)
-
-    tried = parallel.with_progress(parallel.each(price, judges, holds=MEMORY), len(ordered), progress)
-    return dict(zip((g.name for g in ordered), tried, strict=True))
 
 
 def trials_of(

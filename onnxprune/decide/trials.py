@@ -9,6 +9,7 @@ curve gives the shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from onnxprune.graph.layers import affine, fold, layers, normalization
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import only_tensors
 from onnxprune.measure.damage import Damage
-from onnxprune.measure.stepwise import Runner
+from onnxprune.measure.stepwise import Stops
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
 
@@ -45,16 +46,21 @@ class Trials:
         running = [k for k, n in graph.nodes.items() if any(graph.constant(o) is None for o in n.output if o)]
         self.order = {key: k for k, key in enumerate(running)}
         self.places = {key: place for key, place in found.items() if place is not None}
-        self.compared = Damage(self.net, self._run(graph.model))
-        self._runner: Runner | None = None
+        self.compared = Damage(self.net, lambda names: self._run(graph.model, names))
+
+    @cached_property
+    def _stops(self) -> Stops:
+        """The network up to where the groups are first read."""
+        firsts = {self.first(g) for g in self.net.channels.groups}
+        return Stops(self.net.graph, self.batches, firsts, self.compared.names, threads=self.threads)
 
     @property
     def net(self) -> Analysed:
         """The original network."""
         return self.curves.net
 
-    def _run(self, model: onnx.ModelProto) -> list[list[np.ndarray]]:
-        session = sessions.open_session(model, threads=self.threads, name="trial")
+    def _run(self, model: onnx.ModelProto, names: Sequence[str]) -> list[list[np.ndarray]]:
+        session = sessions.open_session(sessions.returning(model, names), threads=self.threads, name="trial")
         return [session.run(dict(b)) for b in self.batches]
 
     def damage(self, candidate: Candidate, first: str | None = None) -> float:
@@ -71,16 +77,15 @@ class Trials:
         in several threads at a time."""
         start = None
         if first is not None and only_tensors(self.net.graph):  # what lies between pieces must be tensors
-            if self._runner is None or self._runner.position > self._runner.index[first]:
-                self._runner = Runner(self.net.graph, self.batches, threads=self.threads)
-            self._runner.before(first)
-            start = self._runner.fork()
+            start = self._stops.at(first)
 
         def mean(candidate: Candidate) -> float:
             if start is None:
-                got = self._run(candidate.export() if isinstance(candidate, Graph) else candidate)
+                model = candidate.export() if isinstance(candidate, Graph) else candidate
+                got = self._run(model, self.compared.names)
             else:
-                got = start.fork(candidate if isinstance(candidate, Graph) else Graph(candidate)).outputs()
+                other = start.fork(candidate if isinstance(candidate, Graph) else Graph(candidate))
+                got = other.outputs(self.compared.names)
             return self.compared.of(got)
 
         return mean

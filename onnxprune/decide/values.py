@@ -124,6 +124,8 @@ class Numbering:
         """A unit's outputs from its inputs and its constants, all units alike (see the head of this module)."""
         axis, units = self.channels.lines[out]
         line = Line(axis, self.fresh(len(units)), np.ones(len(units)), np.zeros(len(units)))
+        if operators.of(node).bodies:  # what its bodies read, and do with it, no operand tells
+            return line
         names = [i for i in dict.fromkeys(node.input) if i in self.channels.lines and self.graph.constant(i) is None]
         sources = [self.read(n, self.channels.lines[n][0]) for n in names]
         tables = [Positions(self.channels.lines[n][1]) for n in names]

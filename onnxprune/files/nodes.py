@@ -9,17 +9,21 @@ from onnx import GraphProto, TensorProto, TypeProto
 from onnxprune.files.refuse import refuse
 from onnxprune.files.tensors import MAX_DIM
 from onnxprune.files.walk import Walk
+from onnxprune.graph import operators
 from onnxprune.protobuf.nodes import subgraphs, titled
 from onnxprune.protobuf.serialize import BITS
 
 
 def check_nodes(walk: Walk, label: str) -> None:
-    """Strides, groups and kernels that no runtime survives."""
+    """Strides, groups and kernels that no runtime survives, and layers that read nothing."""
     stored: dict[str, list[int]] = {}
     for name, tensor in walk.tensors:
         stored.setdefault(name, list(tensor.dims))
     stored.update((name, list(tensor.dims)) for name, tensor in walk.sparse)
     for node, line in walk.nodes:
+        own = operators.of(node)  # ONNX's checker knows none but its own
+        if (own.keeps_size or own.layer or own.windowed) and not (node.input and node.input[0]):
+            refuse(label, f"{titled(node)} has no input; export the model again")
         if line.layer and not line.windowed:
             if len(node.input) > 1 and 0 in stored.get(node.input[1], ()):
                 refuse(label, f"{titled(node)} has an empty weight {node.input[1]!r}; export the model again")
@@ -90,7 +94,10 @@ def _element_type(kind: TypeProto) -> int:
 
 
 def check_ports(graph: GraphProto, label: str) -> None:
-    """Graph inputs whose fixed dimensions no array can have. A dimension of -1 means dynamic (Paddle)."""
+    """Graph inputs whose fixed dimensions no array can have, and a graph without outputs, of which nothing could be
+    compared. A dimension of -1 means dynamic (Paddle)."""
+    if not graph.output:
+        refuse(label, "has no outputs; export the model again")
     for port in graph.input:
         dims = [d.dim_value for d in port.type.tensor_type.shape.dim if d.HasField("dim_value")]
         if any(d > MAX_DIM for d in dims) or math.prod(d for d in dims if d > 0) * 16 > 2**63:

@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.graph.narrow import narrower, stored_type
-from onnxprune.protobuf.nodes import captured, node_key
+from onnxprune.protobuf.nodes import captured, node_key, subgraphs
 from onnxprune.protobuf.serialize import copied, copy_all_but
 
 if TYPE_CHECKING:
@@ -262,6 +262,17 @@ def write_sizes(model: onnx.ModelProto, sizes: Mapping[str, Mapping[int, int]]) 
             for axis, size in axes.items():
                 if axis < len(dims) and dims[axis].HasField("dim_value"):
                     dims[axis].dim_value = size
+
+
+def any_sizes(node: onnx.NodeProto) -> None:
+    """Leave open, in place, which sizes the tensors of a node's bodies have."""
+    stack = list(subgraphs(node))
+    while stack:
+        body = stack.pop()
+        stack += [inner for n in body.node for inner in subgraphs(n)]
+        for info in (*body.input, *body.output, *body.value_info):
+            for dim in info.type.tensor_type.shape.dim if info.type.HasField("tensor_type") else ():
+                dim.Clear()
 
 
 def _originally_dead(graph: Graph) -> set[str]:

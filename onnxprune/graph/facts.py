@@ -80,6 +80,7 @@ class Operator:
     counts: bool = False  # the output's size depends on values
     sized_by: int | None = None  # the first operand by whose values the output is sized
     spells: tuple[int, ...] = ()  # operands that spell sizes
+    spelled_axes: bool = False  # what they spell is of axes that are named; all others are as they are
     spreads: bool = False  # makes something as large as an operand spells, the same everywhere
     grows: str = ""  # a few bytes may become gigabytes, by "fill", "expand", "tile" or "range"
     stores: bool = False  # holds a constant
@@ -98,6 +99,8 @@ class Operator:
     # integers
     quantizer: bool = False  # turns numbers into integers, or back
     dequantizes: bool = False  # back
+    chooses_scale: bool = False  # turns numbers into integers by a scale of their own (output 1)
+    in_floats: str = ""  # the operator of floats that a product of integers stands for
     zero_points: Mapping[int, int] = field(default_factory=dict)  # operand -> the one that says what is zero in it
 
     # the rest

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import evaluate, fold, operators
@@ -38,6 +37,7 @@ from onnxprune.protobuf.nodes import (
     subgraphs,
 )
 from onnxprune.protobuf.serialize import copied, serialized, weight_bytes
+from onnxprune.runtime.stored import array_of, kept
 
 Use = tuple[str, int]
 """One use of a tensor: (first output name of the reading node, input position)."""
@@ -129,6 +129,16 @@ class Graph:
         self._reserved: set[str] | None = None
         self._memo: dict[str, tuple[Any, Any]] = {}
 
+    def __reduce__(self) -> tuple[type[Graph], tuple[onnx.ModelProto]]:
+        """Sent to another process, the graph is made anew there, of the network with its edits."""
+        return Graph, (self.model if self._edits.none() else self.export(),)
+
+    def __copy__(self) -> Graph:
+        """In this process, all that is known is shared."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__)
+        return found
+
     def float_of(self, name: str) -> np.dtype | None:
         """The element type of a tensor where it is surely a plain float."""
         value = self._values.get(name)
@@ -164,7 +174,7 @@ class Graph:
             if top in self._values:
                 stack.pop()
             elif top in self.initializers:
-                self._values[top] = numpy_helper.to_array(self.initializers[top])
+                self._values[top] = array_of(self.initializers[top])
             elif top not in self.producer or not _computable(node := self.nodes[self.producer[top]]):
                 self._values[top] = None
             elif waiting := [i for i in node.input if i and i not in self._values]:
@@ -217,15 +227,15 @@ class Graph:
         return self.nodes[key]
 
     def set_constant(self, use: Use, value: np.ndarray, *, exact: bool = False) -> None:
-        """Give one use of a constant a new value; other uses keep theirs. It may be rounded to the type in which the
-        file stores it, unless it must be `exact`."""
+        """Give one use of a constant a new value, which nobody writes to any more; other uses keep theirs. It may be
+        rounded to the type in which the file stores it, unless it must be `exact`."""
         key, i = use
         if i >= len(self.nodes[key].input) or not self.nodes[key].input[i]:  # an optional operand, left out so far
             node = self.own(key)
             node.input.extend([""] * (i + 1 - len(node.input)))
             node.input[i] = self.fresh(f"{key}_{i}")
         self._memo.clear()
-        self._edits.values[use] = value
+        self._edits.values[use] = kept(value)
         if exact:
             self._edits.exact.add(use)
 

@@ -126,3 +126,8 @@ def _attributes(
     if pads is not None:
         a["pads"], b["pads"] = [pads[0], 0, pads[2], 0], [0, pads[1], 0, pads[3]]
     return a, b
+
+
+def centred(kernel: int, stride: int, axes: int) -> dict[str, list[int]]:
+    """The attributes of a convolution with half of its kernel as padding, the same on every axis."""
+    return {"kernel_shape": [kernel] * axes, "strides": [stride] * axes, "pads": [kernel // 2] * 2 * axes}

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from onnxprune.protobuf.serialize import weight_bytes
 from onnxprune.runtime import child, inside, install, sessions
 from onnxprune.runtime.child import Caps, Child, Stopped
 from onnxprune.runtime.ports import Feeds, InputSpec, input_specs
+from onnxprune.runtime.reasons import memory_told
 
 CAPS = Caps()
 """For what a file does not say."""
@@ -145,11 +145,14 @@ class Rehearsal:
 
 
 @contextlib.contextmanager
-def unless_refused() -> Iterator[None]:
-    """The block, as far as the model runs; but what has ended a child is not tried again."""
+def unless_refused(otherwise: str = "") -> Iterator[None]:
+    """The block, as far as the model runs; but what has ended a child is not tried again. `otherwise` is said of it
+    where it ran with sizes of our own making, of which too much is no fault of the file's."""
     try:
         yield
-    except Stopped:
+    except Stopped as stopped:
+        if otherwise:
+            raise Stopped(otherwise) from stopped
         raise
     except ModelError:
         pass
@@ -190,31 +193,20 @@ def _stated(model: Model, feeds: Feeds | Feeding) -> bytes:
 
 
 def _observed(model: onnx.ModelProto, feeds: Feeds, name: str) -> bytes:
-    with _memory_told():
+    with memory_told():
         found = observe(Graph(model), feeds, name=name)
     return json.dumps({"shapes": found.shapes, "bodies": found.ran.bodies, "sums": found.ran.sums}).encode()
 
 
 def _stopping(model: onnx.ModelProto, feeds: Feeds, name: str, shapes: Mapping[str, Sequence[int]] | None) -> bytes:
-    with _memory_told():
+    with memory_told():
         return json.dumps(stopping(model, shapes)).encode()
 
 
 def _run(model: Model, feeds: Feeds | Feeding, name: str, outputs: Sequence[str] = ()) -> bytes:
-    with _memory_told():
+    with memory_told():
         session = sessions.open_session(model, pack=False, name=name)
         made = dict(zip(session.outputs, session.run(feeds(session.inputs) if callable(feeds) else feeds), strict=True))
     kept = io.BytesIO()
     np.savez(kept, **{str(k): made[output] for k, output in enumerate(outputs)})
     return kept.getvalue()
-
-
-@contextlib.contextmanager
-def _memory_told() -> Iterator[None]:
-    """Makes a MemoryError of what ONNX Runtime says when it gets no memory."""
-    try:
-        yield
-    except ModelError as error:
-        if re.search("alloc|Available memory", str(error.__cause__)):
-            raise MemoryError from error
-        raise

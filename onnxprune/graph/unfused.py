@@ -22,7 +22,7 @@ FUSED = ("FusedConv", "FusedGemm")
 """Operators of `com.microsoft` that are those of ONNX without "Fused", an activation behind them."""
 PARAMETERS = {
     "Relu": (), "Sigmoid": (), "Tanh": (), "LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta"),
-    "Clip": ("min", "max"),
+    "Clip": ("min", "max"), "HardSwish": (),
 }  # fmt: skip
 """Activation -> what its parameters are called, in the order in which a fused node has them."""
 
@@ -36,7 +36,7 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
     found = onnx.ModelProto()
     copy_all_but(model, found, "graph")
     copy_all_but(model.graph, found.graph, "node")
-    work = _Work(found, all_names(model.graph), model.ir_version < 4 or opset(model) < 11)
+    work = _Work(found, all_names(model.graph), model.ir_version < 4 or opset(model) < 11, opset(model) < 14)
     for node in model.graph.node:
         if _apart(node, outputs):
             work.take_apart(node)
@@ -54,11 +54,12 @@ def _apart(node: onnx.NodeProto, outputs: set[str]) -> bool:
 @dataclass
 class _Work:
     """A model under way; `new` are the names of what was called otherwise before, `by_attributes` whether a Clip has
-    its bounds as attributes."""
+    its bounds as attributes, `no_swish` whether its opset has no HardSwish."""
 
     model: onnx.ModelProto
     reserved: set[str]
     by_attributes: bool
+    no_swish: bool
     new: dict[str, str] = field(default_factory=dict)
 
     def reading(self, node: onnx.NodeProto) -> onnx.NodeProto:
@@ -86,7 +87,9 @@ class _Work:
             last = self._put(node, "Add", [last, summand])
         if activation:
             known = [(n, v) for n, v in zip(PARAMETERS[activation], values, strict=False) if v is not None]
-            if activation == "Clip" and not self.by_attributes:
+            if activation == "HardSwish" and self.no_swish:
+                last = self._put(node, "Mul", [last, self._put(node, "HardSigmoid", [last], alpha=1 / 6, beta=0.5)])
+            elif activation == "Clip" and not self.by_attributes:
                 last = self._put(node, activation, [last, *(self._number(node, n, v) for n, v in known)])
             else:
                 last = self._put(node, activation, [last], **dict(known))

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.measure.figures import FIGURES
 from onnxprune.measure.kinds.scores import SET
-from onnxprune.measure.kinds.table import DIVERGENCE, KINDS, Measured
+from onnxprune.measure.kinds.table import DIVERGENCE, KINDS, MARGINS, Measured
 from onnxprune.measure.part import DETECTIONS, LABELS, MASK, SCORES, Part
 
 ONE_CLASS = 0.9
@@ -132,7 +132,7 @@ class Tally:
             self._decide(a, b)
         elif a.dtype.kind == "f":
             self._compare(a.astype(np.float64), b.astype(np.float64), samples)
-            if KINDS[self.part.kind].unit == DIVERGENCE:
+            if KINDS[self.part.kind].unit in (DIVERGENCE, MARGINS):
                 self._decide(a.argmax(axis=self.part.axis), b.argmax(axis=self.part.axis))
             elif self.part.kind in (LABELS, MASK):
                 self._decide(a > SET, b > SET)

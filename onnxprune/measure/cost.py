@@ -22,6 +22,7 @@ from onnxprune.graph.layers import products, weight_axes
 from onnxprune.graph.model import Graph
 from onnxprune.graph.seeds import as_written
 from onnxprune.graph.work import NOTHING, Ran, uncounted, work
+from onnxprune.measure.states import OFF, switches, within_blocks
 from onnxprune.measure.terms import Term, latency_terms, mac_terms
 from onnxprune.protobuf.nodes import attr, stored_tensors
 from onnxprune.protobuf.serialize import byte_size
@@ -110,17 +111,6 @@ class PairCost:
     ways: np.ndarray
 
 
-GONE, MERGED, STANDS = 0.0, 0.5, 1.0
-"""The values that the column of a block takes; the middle one where all its layers become one."""
-OFF = 1e-9
-"""The factor of what is switched off: not zero, so that what switching it on costs is a finite multiple."""
-
-
-def switches(count: int) -> np.ndarray:
-    """The values that a column with so many states takes, ascending, the last 1."""
-    return np.arange(1, count + 1) / count
-
-
 class CostModel:
     """Prices of any set of living channels and standing blocks.
 
@@ -129,8 +119,8 @@ class CostModel:
         channels: its analysis.
         of: "macs" (what layers multiply), "params" (elements of cut constants), "channels" (units) or "latency"
             (milliseconds, needs `times`).
-        blocks: for every block that may be dropped, the keys of the nodes inside.
-        merged: block's index -> what it costs as one layer, for those that may become one.
+        blocks: for every block that may be dropped, the keys of the nodes inside; one may lie within another.
+        merged: block's index -> what it costs as one layer, for each of the layers that it may become.
         times: measured times of the nodes.
         pairs: layers that may be made of two; the last state of each is the layer as it is.
 
@@ -147,7 +137,7 @@ class CostModel:
         of: str = "macs",
         *,
         blocks: Sequence[Collection[str]] = (),
-        merged: Mapping[int, Term] | None = None,
+        merged: Mapping[int, Sequence[Term]] | None = None,
         times: NodeTimes | None = None,
         pairs: Sequence[PairCost] = (),
     ):
@@ -162,9 +152,7 @@ class CostModel:
             terms = _paired(
                 terms, pair, self.units + self.blocks + k, graph, channels, times if of == "latency" else None
             )
-        block_of = {node: b for b, nodes in enumerate(blocks) for node in nodes}
-        merged = merged or {}
-        terms += [_as_one_layer(merged[b], self.units + b) for b in sorted(merged)]
+        terms = within_blocks(terms, blocks, merged or {}, self.units)
         self.base = np.array([t.base for t in terms])
         rows: list[np.ndarray] = []
         columns: list[np.ndarray] = []
@@ -173,11 +161,7 @@ class CostModel:
         owner: list[int] = []
         stairs: list[Stairs | None] = []
         for k, term in enumerate(terms):
-            lines = list(term.factors)
-            if term.node in block_of:
-                b = block_of[term.node]
-                lines.append((np.array([self.units + b]), UNMERGED if b in merged else None))
-            for line, steps in lines:
+            for line, steps in term.factors:
                 there = line[line >= 0]
                 rows.append(np.full(len(there), len(owner)))
                 columns.append(there)
@@ -364,15 +348,6 @@ def _ranges(starts: np.ndarray, which: np.ndarray) -> np.ndarray:
     low, lengths = starts[which], starts[which + 1] - starts[which]
     ends = np.cumsum(lengths)
     return np.repeat(low - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
-
-
-UNMERGED, AS_ONE = Stairs((MERGED, STANDS), (OFF, 1.0)), Stairs((MERGED, STANDS), (1.0, OFF))
-"""What is left, in the three states of a block, of its layers, and of the one layer that they may become."""
-
-
-def _as_one_layer(term: Term, column: int) -> Term:
-    """What a block costs as one layer, which is there in the middle state of its column."""
-    return replace(term, factors=[*term.factors, (np.array([column]), AS_ONE)], node="")
 
 
 def _paired(

@@ -38,6 +38,30 @@ def ordering(graph: Graph, keys: Iterable[str]) -> list[str]:
     return [key for key in keys if operators.of(graph.nodes[key]).orders]
 
 
+def picked_from(graph: Graph) -> tuple[list[str], set[str]]:
+    """The tensors from which something is picked in an order of its own, as far as they follow no other pick, and all
+    that follows such picks: which boxes a detector picks, and in which order, hangs on the last bit. What is picked
+    from is what the order is made by, and where no layer follows, all else that what was picked is taken from."""
+    picks = [n for n in graph.nodes.values() if operators.of(n).rearranges]
+    first = {o for n in picks for o in n.output if o}
+    behind = first | _following(graph, first)
+    read = [i for n in picks for i in n.input]
+    after = [n for n in graph.nodes.values() if not behind.isdisjoint(n.output)]
+    if not any(map(has_layers, after)):
+        sizes = depends_on_sizes(graph)
+        read += [i for n in after for i in (*n.input, *captured(n)) if i not in sizes]
+    fixed = {*graph.inputs, *graph.outputs, *behind, ""}
+    return [i for i in dict.fromkeys(read) if i not in fixed and graph.constant(i) is None], behind
+
+
+def comparable(graph: Graph) -> tuple[list[str], set[str]]:
+    """The outputs and what is picked from, and those outputs that what is picked from stands for: they follow a pick,
+    and no layer lies between."""
+    read, behind = picked_from(graph)
+    apart = any(has_layers(n) for n in graph.nodes.values() if not behind.isdisjoint(n.output))
+    return [*graph.outputs, *read], set() if apart or not read else behind & set(graph.outputs)
+
+
 def deciding(graph: Graph) -> tuple[list[onnx.NodeProto], set[str]]:
     """The nodes that may decide, and the tensors that they read."""
     nodes = [n for n in graph.nodes.values() if operators.of(n).decides and not _constant(graph, n)]

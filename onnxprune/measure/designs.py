@@ -107,7 +107,7 @@ class Design:
     def draw(self, x: np.ndarray, rows: int, memory: int, rng: np.random.Generator) -> np.ndarray | None:
         """(images, p) output positions to look at, about `rows` in all and few enough for their rows to fit into
         `memory` bytes; None for all positions."""
-        most = memory // (4 * self.parts * self.inputs * len(x))
+        most = memory // max(1, 4 * self.parts * self.inputs * len(x))
         count = max(1, min(-(-rows // len(x)), most))
         return numerics.sample_positions(len(x), self.places(x.shape), count, rng)
 
@@ -292,7 +292,7 @@ def second_moments(
     found = {d.key: keeper.zeros((d.parts, d.inputs + 1, d.inputs + 1)) for d in designs}
     tensors = sorted({d.tensor for d in designs})
     each = sum(4 * int(np.prod(shapes[t])) // max(1, shapes[t][0]) for t in tensors)
-    session = sessions.open_session(sessions.with_outputs(model, tensors), threads=threads, name="calibration pass")
+    session = sessions.open_with_outputs(model, tensors, threads=threads, name="calibration pass")
     rng = np.random.default_rng(seed)
     for feeds in batches(int(np.clip(memory // max(1, each), 1, 32))):
         samples = len(next(iter(feeds.values())))

@@ -5,6 +5,7 @@ Every part of the outputs is compared by itself (`measure.parts`): an error in p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,18 +13,21 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from onnxprune.graph import operators
 from onnxprune.graph.joined import Sizes
 from onnxprune.graph.model import Graph
 from onnxprune.graph.said import NOTHING, Said
 from onnxprune.measure.agreement import PartFidelity, Tally
+from onnxprune.measure.decisions import picked_from
 from onnxprune.measure.figures import FIGURES, Figure, value_of
 from onnxprune.measure.part import DETECTIONS, INTEGERS
-from onnxprune.measure.parts import parts_of
+from onnxprune.measure.parts import fullest, parts_of
 from onnxprune.measure.verdict import deciding, judged
-from onnxprune.protobuf.nodes import captured
 from onnxprune.runtime import sessions
 from onnxprune.runtime.ports import Feeds
+
+TOLD_BY, FEW = 8, 28
+"""Most batches that tell what outputs with a changing number of rows say; numbers of an output that tell little."""
+Outputs = dict[str, np.ndarray]
 
 
 class Asked(NamedTuple):
@@ -107,32 +111,37 @@ def check_fidelity(
         held_out: whether they were kept apart indeed.
     """
     names, picked = _compared(original, pruned)
-    left = sessions.open_session(sessions.with_outputs(original.model, names), name="original")
-    right = sessions.open_session(sessions.with_outputs(pruned, names), name="pruned model")
-    tallies: list[Tally] = []
+    left = sessions.open_with_outputs(original.model, names, name="original")
+    right = sessions.open_with_outputs(pruned, names, name="pruned model")
+    compared = (_both(feeds, left, right) for feeds in batches)
+    ahead: list[tuple[int, Outputs, Outputs]] = []
+    for both in itertools.islice(compared, TOLD_BY):
+        ahead.append(both)
+        if all(value.size >= FEW for value in both[1].values()):
+            break
+    told = fullest(was for _, was, _ in ahead)
+    count = next((n for n, was, _ in ahead if was is told), None)
+    tallies = [Tally(part) for part in parts_of(original, shapes or {}, told, said=said, samples=count)]
     samples = 0
-    for feeds in batches:
-        count = len(next(iter(feeds.values()))) if feeds else 1
+    for count, was, now in itertools.chain(ahead, compared):
         samples += count
-        was, now = (dict(zip(s.outputs, map(np.asarray, s.run(dict(feeds))), strict=True)) for s in (left, right))
-        if not tallies:
-            tallies = [Tally(part) for part in parts_of(original, shapes or {}, was, said=said, samples=count)]
         for tally in tallies:
             tally.compare(was, now, count)
     return _summed_up(tallies, picked, samples, held_out)
 
 
+def _both(feeds: Feeds, left: sessions.Session, right: sessions.Session) -> tuple[int, Outputs, Outputs]:
+    """(samples, what the original gives, what the other one gives)."""
+    was, now = (dict(zip(s.outputs, map(np.asarray, s.run(dict(feeds))), strict=True)) for s in (left, right))
+    return len(next(iter(feeds.values()))) if feeds else 1, was, now
+
+
 def _compared(original: Graph, pruned: onnx.ModelProto) -> tuple[list[str], set[str]]:
     """Tensors to compare besides the outputs, and outputs that are not comparable: which boxes a detector picks, and
     in which order, hangs on the last bit, so what it picks from is compared."""
-    picks = [n for n in original.nodes.values() if operators.of(n).rearranges]
-    read = [i for n in picks for i in n.input if i and original.constant(i) is None and i not in original.inputs]
+    read, behind = picked_from(original)
     made = {o for n in pruned.graph.node for o in n.output}
-    behind: set[str] = {o for n in picks for o in n.output if o}
-    for node in original.nodes.values():
-        if not behind.isdisjoint({*node.input, *captured(node)}):
-            behind.update(o for o in node.output if o)
-    names = [i for i in dict.fromkeys(read) if i in made and i not in behind and i not in original.outputs]
+    names = [name for name in read if name in made]
     return names, behind if names else set()
 
 

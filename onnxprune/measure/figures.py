@@ -61,6 +61,7 @@ FIGURES: Mapping[str, Figure] = {
     "box_f1_75": Figure("box F1 at 0.75", "the same F1 at IoU 0.75"),
     "box_map50": Figure("mAP at 0.5", "average precision at IoU 0.5 of the original's boxes, mean over classes"),
     "box_map": Figure("mAP", "the same, averaged over IoU 0.5 to 0.95 (COCO)"),
+    "box_r2": Figure("R² where something is found", "R² in which each anchor counts by the square of its score"),
     "keypoints": Figure("keypoints", "share of the points within 5% of the extent of their sample's points"),
     "peaks": Figure("peaks", "share of the maps whose largest value is within 2% of the width of where it was"),
     "pearson": Figure("Pearson", "correlation with the original over the samples, place by place"),

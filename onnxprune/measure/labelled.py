@@ -217,6 +217,8 @@ class OfBoxes:
 def _of_boxes(labels: np.ndarray, arrays: Arrays, part: Part, now: Values) -> Judge:
     from onnxprune.measure.kinds.table import KINDS
 
+    if part.kind == BOXES and not part.form.startswith("xy"):
+        raise ValueError(f"its boxes are {part.form.split(' objectness')[0]}, and nobody knows of which anchors")
     count, form = _samples(arrays), str(arrays.get("box_form", "xyxy"))
     if form not in ("xyxy", "xywh"):
         raise ValueError(f"box_form is {form!r}, neither xyxy nor xywh (corner and size)")

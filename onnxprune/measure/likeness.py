@@ -100,7 +100,7 @@ def _second_moments(
     """(c + 1, c + 1) second moments of some activations' channels, the constant 1 last."""
     found = {t: np.zeros((shapes[t][axis] + 1,) * 2) for t, axis in axes.items()}
     each = sum(4 * int(np.prod(shapes[t])) // max(1, shapes[t][0]) for t in axes)
-    session = sessions.open_session(sessions.with_outputs(model, list(axes)), threads=threads, name="calibration pass")
+    session = sessions.open_with_outputs(model, list(axes), threads=threads, name="calibration pass")
     rng = np.random.default_rng(seed)
     for feeds in batches(int(np.clip(BYTES // max(1, each), 1, 32))):
         for (t, axis), z in zip(axes.items(), session.run(dict(feeds), list(axes)), strict=True):

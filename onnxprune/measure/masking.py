@@ -16,9 +16,11 @@ import onnx
 from onnxprune.errors import UsageError
 from onnxprune.graph.behaviour import zero_axis, zero_point
 from onnxprune.graph.model import Graph, Use
+from onnxprune.numerics import on_disk
 from onnxprune.protobuf.nodes import captured, element_types, inferred_types, node_key
 from onnxprune.protobuf.serialize import copied, without_initializers
-from onnxprune.runtime.weights import EXTERNAL_TYPES, LARGE_BYTES, ModelAndWeights, add_external_weights
+from onnxprune.runtime.stored import PLAIN
+from onnxprune.runtime.weights import LARGE_BYTES, ModelAndWeights, add_external_weights
 
 
 def masked(model: onnx.ModelProto, cuts: Sequence[Mapping], *, graph: Graph | None = None) -> ModelAndWeights:
@@ -62,6 +64,7 @@ class _Masks:
         ahead: node key -> new nodes ahead of it.
         zeroed: constants with the zeros in them, by use.
         weights: masks, and constants with zeros, by name.
+        keeper: where constants with zeros lie.
     """
 
     graph: Graph
@@ -70,6 +73,7 @@ class _Masks:
     ahead: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
     zeroed: dict[Use, np.ndarray] = field(default_factory=dict)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+    keeper: on_disk.Keeper = field(default_factory=on_disk.Keeper)
 
     def add(self, k: int, cut: Mapping) -> None:
         """Mask what a cut removes: `k` is its number."""
@@ -83,7 +87,8 @@ class _Masks:
         constant = self.zeroed.get(use, self.graph.constant(node.input[use[1]]))
         if constant is not None and constant.dtype.kind in "iuf":
             zero = _zero_point(self.graph, node, use[1]) if constant.dtype.kind in "iu" else 0
-            constant = self.zeroed.setdefault(use, constant if use in self.zeroed else constant.copy())
+            if use not in self.zeroed:
+                self.zeroed[use] = constant = self.keeper.keep(constant.copy())
             np.copyto(constant, zero, where=~keep, casting="unsafe")  # in place: weights may be large
         else:
             self._multiply(k, node, use, keep, None if constant is None else constant.dtype)
@@ -119,7 +124,7 @@ def _kept_weights(graph: Graph, result: onnx.ModelProto, replaced: set[str]) -> 
     for tensor in graph.model.graph.initializer:
         if tensor.name in unread:
             continue
-        outside = tensor.data_type in EXTERNAL_TYPES and tensor.name not in listed
+        outside = tensor.data_type in PLAIN and tensor.name not in listed
         weight = graph.constant(tensor.name) if outside else None
         if weight is None or weight.nbytes < LARGE_BYTES:
             result.graph.initializer.add().CopyFrom(tensor)
@@ -133,8 +138,8 @@ def _zero_point(graph: Graph, node: onnx.NodeProto, i: int) -> np.ndarray:
     zero = zero_point(graph, node, i)
     if zero is None:
         return np.zeros((), np.int8)
-    if zero.size == 1:
-        return zero.reshape(())
+    if (zero == zero.flat[0]).all():
+        return zero.flat[0].reshape(())
     value = graph.constant(node.input[i])
     rank = 1 if value is None else value.ndim
     axis = zero_axis(node, rank)

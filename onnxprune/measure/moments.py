@@ -58,8 +58,8 @@ def moments(
     """
     if not taps:
         return {}
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(model)
+    apart = sessions.parted(model)
+    tapped = apart.model
     del tapped.graph.output[:]
     version, outputs = opset(model), [f"__m{i}_{k}" for k in range(len(taps)) for i in (1, 2)]
     # ORT starts with the last leaf: in this order a tap runs as soon as its tensor is there, and no activation waits.
@@ -71,7 +71,7 @@ def moments(
         for source, out in ((real, f"__m1_{k}"), (f"__sq_{k}", f"__m2_{k}")):
             _mean(tapped.graph, source, out, others, version)
     tapped.graph.output.extend(helper.make_empty_tensor_value_info(o) for o in outputs)
-    session = sessions.open_session(tapped, threads=threads, name="calibration pass")
+    session = sessions.open_session(tapped, threads=threads, weights=apart.weights, name="calibration pass")
     total = 0.0
     sums: list[np.ndarray] = [np.zeros(1)] * len(outputs)
     for feeds in batches:

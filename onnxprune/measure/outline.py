@@ -17,7 +17,7 @@ from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
 from onnxprune.graph.work import NOTHING, Ran, named, work
 from onnxprune.measure.cost import parameters
-from onnxprune.measure.layer_costs import constants
+from onnxprune.measure.layer_costs import constants, stored_bytes
 from onnxprune.protobuf.nodes import read_by
 
 VERSION = 1
@@ -38,8 +38,10 @@ class Side:
         then: operators that follow it alone, the first few.
         channels: that it makes; None where its size is not known, or it has no such axis.
         macs: multiply-accumulates, of what follows too.
-        params: of the constants that it and what follows read, also of those that others read too.
+        params, bytes: of the constants that it and what follows read, also of those that others read too.
         reads: the spots that it reads, by their place in the list.
+        node: its key, where that is another than the spot's.
+        ms: measured, of what follows too (`timing.node_times.by_node`); None where it was not timed.
     """
 
     op: str
@@ -48,6 +50,9 @@ class Side:
     macs: float
     params: int
     reads: tuple[int, ...]
+    bytes: int = 0
+    node: str = ""
+    ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,13 @@ class Outline:
         version: of this form.
         spots: in the order in which they run; of what is new, before the next that was there.
         left_out: how many spots there are, where there are too many to tell; else 0.
+        timed_on: the provider that spots were timed on; empty where they were not.
     """
 
     version: int = VERSION
     spots: tuple[Spot, ...] = ()
     left_out: int = 0
+    timed_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class Seen:
     axis: int | None
     macs: float
     params: int
+    bytes: int
     reads: tuple[str, ...]
 
 
@@ -112,15 +120,15 @@ def spots_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]], ran: Ran = NOT
     for key, held in constants(graph).items():
         node = graph.nodes[key]
         reads = tuple(dict.fromkeys(at[n] for n in read_by(node) if n in at))
-        params = sum(map(parameters, held.values()))
+        kept = sum(map(parameters, held.values())), sum(map(stored_bytes, held.values()))
         if operators.of(node).measures or not reads:  # sizes are no flow of values
             continue
         if macs.get(key) or len(reads) > 1:
-            found[key] = _seen(graph, key, shapes, macs.get(key, 0.0), params, tuple(found[r] for r in reads))
+            found[key] = _seen(graph, key, shapes, macs.get(key, 0.0), kept, tuple(found[r] for r in reads))
             home = key
         else:
             (home,) = reads
-            found[home] = _followed(found[home], node, params)
+            found[home] = _followed(found[home], node, kept)
         at |= dict.fromkeys(filter(None, node.output), home)
     used = {name for seen in found.values() for name in seen.reads}
     return tuple(s for s in found.values() if s.op != INPUT or s.node in used)
@@ -128,11 +136,16 @@ def spots_of(graph: Graph, shapes: Mapping[str, tuple[int, ...]], ran: Ran = NOT
 
 def _input(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Seen:
     sizes = tuple(map(int, shapes.get(name, ())))
-    return Seen(name, "", INPUT, (), sizes, 1 if len(sizes) > 1 else None, 0.0, 0, ())
+    return Seen(name, "", INPUT, (), sizes, 1 if len(sizes) > 1 else None, 0.0, 0, 0, ())
 
 
 def _seen(
-    graph: Graph, key: str, shapes: Mapping[str, tuple[int, ...]], macs: float, params: int, reads: Sequence[Seen]
+    graph: Graph,
+    key: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    macs: float,
+    kept: tuple[int, int],
+    reads: Sequence[Seen],
 ) -> Seen:
     node, sizes = graph.nodes[key], tuple(map(int, shapes.get(key, ())))
     axis = operators.of(node).channels
@@ -142,14 +155,14 @@ def _seen(
     axis = None if axis is None or not sizes else axis % len(sizes)
     if axis is not None and not macs and sizes[axis] > sum(r.sizes[r.axis] for r in reads if r.axis is not None):
         axis = None  # positions, boxes: more than all that it brings together
-    return Seen(key, node.name, named(node), (), sizes, axis, macs, params, tuple(r.node for r in reads))
+    return Seen(key, node.name, named(node), (), sizes, axis, macs, *kept, tuple(r.node for r in reads))
 
 
-def _followed(seen: Seen, node: onnx.NodeProto, params: int) -> Seen:
+def _followed(seen: Seen, node: onnx.NodeProto, kept: tuple[int, int]) -> Seen:
     """A spot with one more node behind it."""
     told = named(node)
     then = (*seen.then, told) if told not in seen.then and len(seen.then) < FOLLOWING else seen.then
-    return replace(seen, then=then, params=seen.params + params)
+    return replace(seen, then=then, params=seen.params + kept[0], bytes=seen.bytes + kept[1])
 
 
 def outline(before: Sequence[Seen], after: Sequence[Seen]) -> Outline:
@@ -200,7 +213,7 @@ def _spot(
     name: str, before: Seen | None, after: Seen | None, place: Mapping[str, int], place_after: Mapping[str, int]
 ) -> Spot:
     axes = _axis(before, after)
-    return Spot(name, _side(before, axes, place), _side(after, axes, place_after))
+    return Spot(name, _side(before, axes, place, name), _side(after, axes, place_after, name))
 
 
 def _axis(before: Seen | None, after: Seen | None) -> int | None:
@@ -213,14 +226,57 @@ def _axis(before: Seen | None, after: Seen | None) -> int | None:
     return None if seen is None else seen.axis
 
 
-def _side(seen: Seen | None, axis: int | None, place: Mapping[str, int]) -> Side | None:
+def _side(seen: Seen | None, axis: int | None, place: Mapping[str, int], name: str) -> Side | None:
     if seen is None:
         return None
     channels = seen.sizes[axis] if axis is not None and axis < len(seen.sizes) else None
     reads = tuple(sorted(_places(seen.reads, place)))
     macs = seen.macs if math.isfinite(seen.macs) else 0.0
-    return Side(seen.op, seen.then, channels, macs, seen.params, reads)
+    own = "" if seen.node == name else seen.node
+    return Side(seen.op, seen.then, channels, macs, seen.params, reads, seen.bytes, own)
 
 
 def _places(names: Iterable[str], place: Mapping[str, int]) -> set[int]:
     return {place[name] for name in names if name in place}
+
+
+# ---- what a spot takes ---------------------------------------------------------------------------------------
+
+
+def timed(
+    network: Outline,
+    before: tuple[Graph, Mapping[str, float]],
+    after: tuple[Graph, Mapping[str, float]],
+    provider: str,
+) -> Outline:
+    """The same, with what every spot takes.
+
+    Args:
+        network: both networks.
+        before, after: of the original and of the pruned one, the graph and node key -> ms of a run, for the nodes that
+            were timed; what was fused into a node counts with it.
+        provider: that they were timed on.
+    """
+    first, last = (_taken(network.spots, name, *side) for name, side in (("before", before), ("after", after)))
+    spots = (replace(s, before=_with(s, s.before, first), after=_with(s, s.after, last)) for s in network.spots)
+    return replace(network, spots=tuple(spots), timed_on=provider)
+
+
+def _with(spot: Spot, side: Side | None, ms: Mapping[str, float]) -> Side | None:
+    return None if side is None else replace(side, ms=ms.get(side.node or spot.node, 0.0))
+
+
+def _taken(spots: Sequence[Spot], which: str, graph: Graph, times: Mapping[str, float]) -> dict[str, float]:
+    """Key of a spot in one of the two -> ms, of what counts as part of it too."""
+    names = {side.node or spot.node for spot in spots if (side := getattr(spot, which)) is not None}
+    found = dict.fromkeys(names, 0.0)
+    at = {name: name for name in graph.inputs}
+    for key in constants(graph):
+        node = graph.nodes[key]
+        reads = [at[n] for n in read_by(node) if n in at]
+        if operators.of(node).measures or not reads:
+            continue
+        home = key if key in names else reads[0]
+        found[home] = found.get(home, 0.0) + times.get(key, 0.0)
+        at |= dict.fromkeys(filter(None, node.output), home)
+    return found

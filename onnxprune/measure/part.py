@@ -11,7 +11,7 @@ from onnxprune.graph.joined import Region
 
 SCORES, INTEGERS, VALUES = "class scores", "integers", "values"
 TEXT, LABELS, CLASS_MAP, MASK = "text", "labels", "class map", "mask"
-BOXES, BOX_SCORES, DETECTIONS = "boxes", "box scores", "detections"
+BOXES, BOX_SCORES, BOX_VALUES, DETECTIONS = "boxes", "box scores", "box values", "detections"
 KEYPOINTS, EMBEDDING, HEAT_MAP = "keypoints", "embedding", "heat map"
 IMAGE, SIGNAL, STATE = "image", "signal", "hidden state"
 """What a part may say; what is known of each kind, `measure.kinds.table` says."""
@@ -28,11 +28,13 @@ class Part:
         regions: stretches of it that belong together; one empty region is all of it.
         kind: what it says, by a name above.
         axis: of the classes, or of the numbers of a box, from the end.
-        form: of boxes "xyxy" or "xywh", with " objectness" where the first of the scores says whether there is
-            anything; of text the class that is no character, "0" or "-1", and behind it those that are blank ones.
-        beside: of boxes, their scores; of the scores of boxes, None.
+        form: of boxes "xyxy", "xywh", "offsets", "scaled offsets" or "places", with " objectness" where the first of
+            the scores says whether there is anything; of their scores what makes probabilities of them; of text the
+            class that is no character, "0" or "-1", and behind it those that are blank ones.
+        beside: of boxes and of what else is said of their anchors, the scores; of the scores of boxes, None.
         batch: the axis of the samples.
         weight: how much its damage counts.
+        others: of detections whose scores and classes are outputs of their own, the names of these.
         given: the name that its user gave it; empty: as numpy writes it.
     """
 
@@ -44,6 +46,7 @@ class Part:
     beside: Part | None = None
     batch: int = 0
     weight: float = 1.0
+    others: tuple[str, ...] = ()
     given: str = ""
 
     @property

@@ -6,7 +6,7 @@ it says, from the values that the original gives on samples (`measure.kinds`), o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from onnxprune.errors import UsageError, one_line, unknown
 from onnxprune.graph.joined import Region, Sizes, joined
 from onnxprune.graph.model import Graph
 from onnxprune.graph.said import NOTHING, Meaning, Said, Stretch, output_of
-from onnxprune.measure.kinds.boxes import joint
+from onnxprune.measure.kinds.boxes import joint, joint_and_more
 from onnxprune.measure.kinds.detections import layout_of
 from onnxprune.measure.kinds.look import Look
 from onnxprune.measure.kinds.table import KINDS, tell
@@ -58,7 +58,14 @@ def parts_of(
     weighed = said.weights
     found = tell(look)
     _check_boxes(found)
+    told = {name for part in found for name in part.others}
+    found = [part for part in found if part.output not in told]
     return tuple(replace(p, weight=weighed.get(p.name, weighed.get(p.output, 1.0))) if weighed else p for p in found)
+
+
+def fullest(batches: Iterable[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    """Of the outputs on some batches those that tell most: a detector that finds nothing puts out no rows."""
+    return max(batches, key=lambda values: sum(np.size(v) for v in values.values()), default={})
 
 
 MADE_BY = {
@@ -112,6 +119,10 @@ def _parted(graph: Graph | None, output: str, shapes: Sizes, value: np.ndarray, 
         return [Part(output, (((axis, 0, 4),),)), Part(output, (((axis, 4, value.shape[axis]),),))]
     if not seen:
         return [Part(output)]
+    more = joint_and_more(value, borders) if meaning is None else None
+    if more is not None:
+        axis, places = more[0], (0, *((4,) if value.ndim == 3 else ()), more[1], value.shape[more[0]])
+        return [Part(output, (((axis, a, b),),)) for a, b in pairwise(places)]
     groups = _by_unit(regions, [float(np.std(value[slices(r, value.ndim)], dtype=np.float64)) for r in regions])
     return [Part(output)] if len(groups) == 1 else [Part(output, merged(group, known)) for group in groups]
 

@@ -9,7 +9,7 @@ between segments, which is the point.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 
 import numpy as np
@@ -129,15 +129,22 @@ class Runner:
         other.position, other.held = self.position, self.held
         return other
 
-    def outputs(self) -> list[list[np.ndarray]]:
-        """Run to the end. Returns the graph's outputs, a list a batch."""
+    def outputs(self, names: Sequence[str] | None = None) -> list[list[np.ndarray]]:
+        """Run to the end. Returns the graph's outputs, a list a batch; or the tensors `names`, of which those that this
+        one has passed already must be kept (`keep`)."""
+        names = self.graph.outputs if names is None else names
+        self.keep(names)
         if self.position < len(self.keys):
-            self._run(len(self.keys), self.graph.outputs)
-        fixed = {name: self.graph.constant(name) for name in self.graph.outputs if name not in self.live}
+            self._run(len(self.keys), names)
+        fixed = {name: self.graph.constant(name) for name in names if name not in self.live}
         return [
-            [value if (value := fixed.get(name)) is not None else self.live[name][b] for name in self.graph.outputs]
+            [value if (value := fixed.get(name)) is not None else self.live[name][b] for name in names]
             for b in range(self.count)
         ]
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Keep these tensors to the end."""
+        self.last_use |= dict.fromkeys(names, len(self.keys))
 
     def hold(self, tensor: str, key: str) -> None:
         """Keep a tensor until the node `key` has run."""
@@ -171,7 +178,7 @@ class Runner:
             model,
             threads=threads,
             optimise=not small,
-            pack=not small and self.count > FEW_RUNS,
+            pack=False if small or self.count <= FEW_RUNS else None,
             name="segment",
             weights=weights,
         )
@@ -187,7 +194,7 @@ class Runner:
         order = {name: i for i, name in enumerate(o for k in keys for o in self.graph.nodes[k].output)}
         outputs.sort(key=order.__getitem__)
         results: dict[str, list[np.ndarray]] = {o: [] for o in outputs}
-        for values in self._results(keys, outputs):
+        for values in self._results(keys, outputs) if outputs else ():  # none: nobody reads what they make
             for o, v in zip(outputs, values, strict=True):
                 results[o].append(self._keep(v))
         self.live.update(results)
@@ -231,6 +238,50 @@ class Runner:
         source = graph.model
         model = helper.make_model(body, opset_imports=source.opset_import, ir_version=source.ir_version)
         return model, inputs, add_external_weights(model, constants)  # last: every message put into another is copied
+
+
+class Stops:
+    """A network run up to places in it, by way of the same stops whatever was asked for before: what ONNX Runtime
+    makes one of depends on where a piece ends, and with that the last bits of what comes out.
+
+    Args:
+        graph: the network, without edits.
+        batches: the samples, as lists of feeds.
+        stops: the nodes before which it stops, in any order.
+        kept: tensors that are asked for at the end.
+        threads: ORT threads.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        batches: Sequence[Feeds],
+        stops: Collection[str],
+        kept: Sequence[str] = (),
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self.graph, self.batches, self.kept, self.threads = graph, batches, kept, threads
+        self._runner = self._start()
+        self._order = self._runner.index
+        self.stops = sorted((key for key in set(stops) if key in self._order), key=self._order.__getitem__)
+
+    def at(self, key: str) -> Runner:
+        """A runner that stands before a node. To be called in one thread at a time; quickest in the order in which the
+        nodes run."""
+        ahead = [stop for stop in self.stops if self._order[stop] <= self._order[key]]
+        if self._runner.position > (self._order[ahead[-1]] if ahead else 0):
+            self._runner = self._start()
+        for stop in ahead:
+            self._runner.before(stop)
+        found = self._runner.fork()
+        found.before(key)
+        return found
+
+    def _start(self) -> Runner:
+        runner = Runner(self.graph, self.batches, threads=self.threads)
+        runner.keep(self.kept)
+        return runner
 
 
 def _bytes(value: np.ndarray | list[np.ndarray]) -> int:

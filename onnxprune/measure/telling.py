@@ -121,7 +121,7 @@ def _look(net: Analysed, batches: Sequence[Feeds], threads: int | None) -> _Seen
     made = [net.graph.nodes[layer.key].output[0] for layer in layers(net.graph, net.shapes)]
     made = [t for t in made if t not in net.graph.outputs and len(net.shapes.get(t, ())) > 1]
     places = [made[i] for i in np.unique(np.linspace(0, len(made) - 1, PLACES).round().astype(int))] if made else []
-    session = sessions.open_session(sessions.with_outputs(net.model, places), threads=threads, name="original")
+    session = sessions.open_with_outputs(net.model, places, threads=threads, name="original")
     features: dict[str, list[np.ndarray]] = {place: [] for place in places}
     said: dict[str, list[np.ndarray]] = {}
     sizes: dict[str, int] = {}

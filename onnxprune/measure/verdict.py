@@ -41,6 +41,7 @@ VARIATION = Thresholds(kept=0.9, destroyed=0.25)
 """For R²."""
 OF_FIGURES: Mapping[str, Thresholds] = {
     "box_f1": Thresholds(kept=0.9, destroyed=0.5),
+    "box_r2": VARIATION,
     "words": Thresholds(kept=0.9, destroyed=0.0),  # a long text with one wrong character is another
     "characters": Thresholds(kept=0.95, destroyed=0.5),
     "miou": Thresholds(kept=0.85, destroyed=0.25),
@@ -102,7 +103,10 @@ def _judged(part: PartFidelity, samples: int, *, alone: bool) -> list[Judged]:
         words = f"{where}{what} {part.same:.1%}, chance would give {part.chance:.1%}"
         found.append(Judged(DECISIONS.verdict(kappa, doubt), words))
     if part.r2 is not None and _one_sided(part):
-        found.append(Judged(VARIATION.verdict(part.r2), f"{where}R² {part.r2:.2f} over the samples"))
+        few = ", where nearly all decisions are one" if kappa is not None else ""
+        found.append(Judged(VARIATION.verdict(part.r2), f"{where}R² {part.r2:.2f} over the samples{few}"))
+        if part.same is not None and part.same >= ONE_SIDED:
+            found.reverse()  # of two that are as bad, the one that tells why
     elif part.r2 is None and kappa is None and part.same is not None:
         verdict = KEPT if part.same >= DECISIONS.kept else CHANGED
         found.append(Judged(verdict, f"{where}same integers {part.same:.1%}, all of them one number"))

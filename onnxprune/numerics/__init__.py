@@ -21,7 +21,8 @@ De Pierro, IEEE TMI 1995, and Lange, Hunter, Yang, JCGS 2000 (majorise-minimise;
 
 from __future__ import annotations
 
-from onnxprune.numerics.elimination import Reader, eliminate
+from onnxprune.numerics.elimination import Independent, Reader, eliminate
+from onnxprune.numerics.feedback import round_with_feedback
 from onnxprune.numerics.least_squares import FEW, Ridge, inverse, penalty, ridge, shrunk_covariance
 from onnxprune.numerics.second_moments import SecondMoments, covariance, patches, sample_positions
 from onnxprune.numerics.selection import (
@@ -33,14 +34,17 @@ from onnxprune.numerics.selection import (
     select_lasso,
     similarity,
 )
+from onnxprune.numerics.through_curve import Table
 from onnxprune.numerics.through_relu import propagate_target, relu_target
 
 __all__ = [
     "FEW",
     "Contributions",
+    "Independent",
     "Reader",
     "Ridge",
     "SecondMoments",
+    "Table",
     "cluster",
     "contributions",
     "covariance",
@@ -53,6 +57,7 @@ __all__ = [
     "propagate_target",
     "relu_target",
     "ridge",
+    "round_with_feedback",
     "sample_positions",
     "select_lasso",
     "shrunk_covariance",

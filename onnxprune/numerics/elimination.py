@@ -16,6 +16,9 @@ from onnxprune.numerics.least_squares import inverse
 
 Array = NDArray[np.float64]
 
+AT_ONCE = 1 << 21
+"""Numbers of the weights that are copied at a time where channels are compared."""
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -61,8 +64,24 @@ class Reader:
         return replace(self, W=vectors * np.sqrt(np.maximum(values, 0)))
 
 
+@dataclass(frozen=True)
+class Independent:
+    """A reader of which only is known what each channel is worth, whatever else stays.
+
+    Attributes:
+        energies: (c,) the squared error that each adds by going.
+    """
+
+    energies: Array
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(c, 1)"""
+        return np.arange(len(self.energies))[:, None]
+
+
 def eliminate(
-    readers: Sequence[Reader],
+    readers: Sequence[Reader | Independent],
     *,
     order: Sequence[int] | np.ndarray | None = None,
     step: int = 1,
@@ -96,7 +115,7 @@ def eliminate(
     if len(counts) != 1:
         raise ValueError(f"readers of one group disagree on its width: {sorted(counts)}")
     c = counts.pop()
-    states = [_Elimination(r) for r in readers]
+    states = [_Elimination(r) if isinstance(r, Reader) else _Sum(r) for r in readers]
     alive = np.arange(c)
     gone: list[int] = []
     errors = np.full(c + 1, np.nan)
@@ -126,9 +145,13 @@ class _Elimination:
         self.rows, self.scale = np.array(reader.rows), reader.scale  # alive channel -> its rows in V and W
 
     def scores(self) -> Array:
-        i, j = self.rows[:, :, None], self.rows[:, None, :]
-        V_gg = self.V[np.maximum(i, j), np.minimum(i, j)]  # (alive, q, q)
-        W_g = self.W[self.rows]  # (alive, q, n)
+        step = max(1, AT_ONCE // (self.rows.shape[1] * self.W.shape[1]))
+        return np.concatenate([self._scores(self.rows[at : at + step]) for at in range(0, len(self.rows), step)])
+
+    def _scores(self, rows: NDArray[np.int64]) -> Array:
+        i, j = rows[:, :, None], rows[:, None, :]
+        V_gg = self.V[np.maximum(i, j), np.minimum(i, j)]  # (channels, q, q)
+        W_g = self.W[rows]  # (channels, q, n)
         outer = W_g @ W_g.transpose(0, 2, 1)
         return self.scale * np.einsum("gij,gij->g", np.linalg.inv(V_gg), outer)
 
@@ -146,6 +169,21 @@ class _Elimination:
         self.rows = np.delete(self.rows, local, axis=0)
         if self.rows.size < 0.85 * len(self.W):  # close the gaps now and then
             at = np.sort(self.rows.ravel())
-            self.V, self.W = np.asfortranarray(self.V[np.ix_(at, at)]), self.W[at]
+            self.V, self.W = self.V.T[np.ix_(at, at)].T, self.W[at]  # in Fortran order without another copy
             self.rows = np.searchsorted(at, self.rows)
         return self.scale * float(np.square(W_r).sum())
+
+
+class _Sum:
+    """State of a reader whose channels are independent."""
+
+    def __init__(self, reader: Independent) -> None:
+        self.energies = np.array(reader.energies, dtype=np.float64)
+
+    def scores(self) -> Array:
+        return self.energies
+
+    def remove(self, local: np.ndarray) -> float:
+        gone = float(self.energies[local].sum())
+        self.energies = np.delete(self.energies, local)
+        return gone

@@ -47,7 +47,7 @@ def release(values: Iterable[Any]) -> None:
         while isinstance(value, np.ndarray) and not isinstance(value, np.memmap):
             value = value.base
         mapped = getattr(value, "_mmap", None)
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        if mapped is not None and value.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)
 
 

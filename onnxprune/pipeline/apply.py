@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from onnxprune.channels import Analysed, CutSizes
 from onnxprune.decide.blocks import all_blocks
-from onnxprune.decide.runs import find_runs
+from onnxprune.decide.runs import made_of
 from onnxprune.errors import PlanError
 from onnxprune.graph import operators, sparse
 from onnxprune.graph.layers import layers
@@ -22,12 +24,12 @@ from onnxprune.measure.outline import Seen, outline, spots_of
 from onnxprune.measure.trained import Trained
 from onnxprune.numerics import on_disk
 from onnxprune.parallel import bounded, one_blas_thread
-from onnxprune.pipeline.asked import unmatched
+from onnxprune.pipeline.asked import Progress, counted, unmatched
 from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.countable import doubt
+from onnxprune.pipeline.finishing import Finishing, check_finish, finish_of
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import provenance_of, sign
-from onnxprune.pipeline.planner import Progress, counted
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
 from onnxprune.pipeline.refused import refused
 from onnxprune.pipeline.repairs import REPAIR_SAMPLES, repair_for
@@ -101,6 +103,7 @@ def apply_plan(
     """
     settings, first = settings or Settings(), original or subject
     check_plan(subject, plan)
+    check_finish(subject, settings)
     if bench:
         subject.check_timing(settings)
     net, parts = subject.net, subject.partition(settings.seed)
@@ -117,6 +120,7 @@ def apply_plan(
     graph, trained = _mended(subject, plan, repair, parts, settings, tune, progress, start)
     if parts is None and repair.name != NONE:
         check_repaired(net, graph.model)
+    graph = _finished(subject, graph, parts, settings, progress)
     fidelity = None
     if parts is not None:
         held = counted(parts.held, "verify", progress, net.batch)
@@ -148,6 +152,7 @@ def apply_plan(
         refused=refused(net, plan, repair),
         inexact=() if cut.surgery.exact else net.channels.inexact,
         warnings=tuple(warnings),
+        notes=tuple(filter(None, [how.said if (how := finish_of(settings)) is not None else ""])),
         network=outline(looks, looks_after),
         feeds=net.feeds,
         made=provenance_of(first, settings, repair.name),
@@ -214,6 +219,22 @@ def _mended(
     return apply_edits(subject.net, plan.edits, mending, start=start), tuple(told)
 
 
+def _finished(
+    subject: Subject, graph: Graph, parts: Partition | None, settings: Settings, progress: Progress | None
+) -> Graph:
+    """The finished network in the format that it is to have."""
+    how = finish_of(settings)
+    if how is None:
+        return graph
+    told = (lambda k, n: progress(how.name, k, n)) if progress else None
+    return Graph(Finishing(how, settings, _fitted_on(subject, parts), told)(graph.model))
+
+
+def _fitted_on(subject: Subject, parts: Partition | None) -> Sequence[Mapping[str, np.ndarray]]:
+    """Samples that a repair in closed form is fitted on."""
+    return () if parts is None else on_disk.kept(parts.fit.take(REPAIR_SAMPLES).batches(subject.net.batch))
+
+
 def _judged_by_samples(repair: Repair, settings: Settings, tune: Tuning | None) -> bool:
     """Whether something trains that is judged by samples, and not by a recipe's labels."""
     return tune.sampled if tune is not None else repair.trains and settings.recipe is None
@@ -227,10 +248,9 @@ def _mending(
     def report(phase: str) -> Callable[[int, int], None] | None:
         return (lambda k, n: progress(phase, k, n)) if progress and phase else None
 
-    batches = () if parts is None else on_disk.kept(parts.fit.take(REPAIR_SAMPLES).batches(subject.net.batch))
     return Mending(
         repair,
-        batches,
+        _fitted_on(subject, parts),
         None if parts is None else parts.fit,
         all(map(ports.open_batch, subject.specs)),
         {name: getattr(settings, name) for name in repair.options},
@@ -264,6 +284,10 @@ def check_plan(subject: Subject, plan: PrunePlan) -> None:
         if isinstance(e, KeepChannels) and not e.keep and e not in blocks:
             raise PlanError(f"the plan keeps no channel of group {e.group!r}, which others than Concats read")
     _mergeable(subject, plan)
+    if plan.fused() and not plan.lossless:
+        raise PlanError(
+            f"the plan fuses what ends at {plan.fused()[0].node!r} and is not lossless; fuse in a plan of its own"
+        )
     factorable(subject.graph, plan.factorized())
     for e in plan.narrowed():
         if known.get(e.group) != e.width:
@@ -272,12 +296,10 @@ def check_plan(subject: Subject, plan: PrunePlan) -> None:
 
 def _mergeable(subject: Subject, plan: PrunePlan) -> None:
     """Refuse merges that the model has no run of layers for, and two edits of one block."""
-    merges = plan.merged()
-    runs = {run.name: run for run in find_runs(subject.net)} if merges else {}
     inside: set[str] = set()
-    for e in merges:
-        run = runs.get(e.block)
-        if run is None or replace(e, kernel=run.edit.kernel) != run.edit:
+    for e in plan.merged():
+        run = made_of(subject.net, e)
+        if run is None:
             raise PlanError(f"the plan merges block {e.block!r}, which is no run of layers of the model")
         if not inside.isdisjoint(run.nodes) or any(d.block in run.nodes for d in plan.drops()):
             raise PlanError(f"the plan merges block {e.block!r}, of which another edit takes a part")

@@ -7,18 +7,19 @@ dropped alone, the few layers behind it are refitted on some samples, and the ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from onnxprune import parallel
 from onnxprune.channels import Analysed, Channels
-from onnxprune.decide.blocks import AnyBlock, Block
+from onnxprune.decide.blocks import AnyBlock, Block, all_blocks
+from onnxprune.decide.runs import Run
 from onnxprune.decide.trials import Candidate
 from onnxprune.graph.layers import layers
 from onnxprune.graph.shapes import only_tensors
-from onnxprune.measure.stepwise import Runner
-from onnxprune.plan import DropBlock, KeepChannels, MergeBlock
+from onnxprune.measure.stepwise import Runner, Stops
+from onnxprune.plan import DropBlock, KeepChannels
 from onnxprune.rewrite.apply import alive_after, edit_exactly
-from onnxprune.rewrite.repair.refit import QUICK, REFIT_BYTES, refit
+from onnxprune.rewrite.repair.refit import QUICK, bytes_of_refit, refit
 from onnxprune.rewrite.repair.task import RepairTask
 from onnxprune.runtime.ports import Feeds
 
@@ -43,16 +44,15 @@ def drop_of(block: Block, channels: Channels) -> DropBlock:
 @parallel.within_threads
 def block_damages(
     net: Analysed,
-    blocks: Sequence[AnyBlock],
+    blocks: Sequence[AnyBlock | Run],
     batches: Sequence[Feeds],
     judge: Callable[[str], Judge],
     *,
     threads: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    merges: Mapping[str, MergeBlock] | None = None,
 ) -> dict[str, float]:
-    """Block -> damage to the outputs when it alone goes, or becomes one layer.
+    """Block -> damage to the outputs when it alone goes; run -> when it becomes one layer.
 
     Args:
         net: the original network.
@@ -62,30 +62,28 @@ def block_damages(
         threads: ORT threads.
         seed: of the refit.
         progress: called with (blocks tried, blocks).
-        merges: what makes one layer of each of them; None: they go.
     """
     graph, channels = net.graph, net.channels
     order = {key: k for k, key in enumerate(graph.nodes)}
     places = [order[layer.key] for layer in layers(graph, channels.shapes)]
     keys = list(graph.nodes)
     ordered = sorted(blocks, key=lambda b: order[b.first])
-    runner, apart = Runner(graph, batches, threads=threads), only_tensors(graph)
+    stops = Stops(graph, batches, [b.first for b in (*all_blocks(net), *blocks)], threads=threads)
+    apart = only_tensors(graph)
 
-    def tries() -> Iterator[tuple[AnyBlock, Runner | None, Judge]]:
+    def tries() -> Iterator[tuple[AnyBlock | Run, Runner | None, Judge]]:
         for block in ordered:  # up to each block the networks are the same: that is run once
-            if apart:
-                runner.before(block.first)
-            yield block, runner.fork() if apart else None, judge(block.first)
+            yield block, stops.at(block.first) if apart else None, judge(block.first)
 
-    def damage(given: tuple[AnyBlock, Runner | None, Judge]) -> float:
+    def damage(given: tuple[AnyBlock | Run, Runner | None, Judge]) -> float:
         block, start, damage_of = given
-        edit = edit_of(block, channels) if merges is None else merges[block.name]
+        edit = block.edit if isinstance(block, Run) else edit_of(block, channels)
         behind = [keys[p] for p in places if p > order[block.end]][:REPAIRED]
-        behind = behind if merges is None else [block.end, *behind]
+        behind = [block.end, *behind] if isinstance(block, Run) else behind
         task = RepairTask(
             net, edit_exactly(net, [edit]), alive_after(net, [edit]), batches, threads=threads, seed=seed
         )  # fmt: skip
         return damage_of(refit(task, effort=QUICK, only=behind, start=start))
 
-    found = parallel.with_progress(parallel.each(damage, tries(), holds=REFIT_BYTES), len(blocks), progress)
+    found = parallel.with_progress(parallel.each(damage, tries(), holds=bytes_of_refit(net)), len(blocks), progress)
     return dict(zip((b.name for b in ordered), found, strict=True))

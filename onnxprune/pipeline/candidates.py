@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from onnxprune.channels import Analysed, ChannelGroup, Channels, common_reasons
+from onnxprune.channels import Analysed, ChannelGroup, Channels, Slice, common_reasons
 from onnxprune.decide.blocks import AnyBlock, all_blocks, may_go
 from onnxprune.decide.limits import Limits
-from onnxprune.decide.runs import Run, find_runs
+from onnxprune.decide.runs import Run, by_kernels, find_runs, in_rows
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph.work import work
 from onnxprune.pipeline.asked import limits_of, unmatched
@@ -29,7 +29,7 @@ class Candidates:
         net: the network, with the groups that may be looked at; of a quantized one, what it stands for in floats.
         limits: the widths that are allowed.
         blocks: the blocks that may go whole, or become one layer.
-        runs: what makes one layer of those that may become one, by their names.
+        runs: the layers that blocks may become, by their names; those of one block the smallest first.
         dropped: the names of those that may go whole.
         ranked: whether layers may be made of two.
         staged: whether edits are made in a fixed order ("3c").
@@ -82,10 +82,12 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
     if not groups and not {"blocks", "rank", "merge", "3c"} & kinds:
         raise UnsupportedError(f"nothing can be pruned: {why_not(net.channels)}")
     limits, adaptive = limits_of(settings), how == "adaptive"
+    if settings.quantize is not None:
+        limits = replace(limits, by_sixteen=_through_depthwise(net))
     blocks = _blocks(net, settings) if "blocks" in kinds and adaptive else ()
     runs = _runs(net, settings, blocks) if "merge" in kinds and adaptive else {}
     dropped = frozenset(b.name for b in blocks)
-    blocks = (*blocks, *(run.block for name, run in runs.items() if name not in dropped))
+    blocks = (*blocks, *{r.block.name: r.block for r in runs.values() if r.block.name not in dropped}.values())
     ranked = bool({"rank", "3c"} & kinds) and adaptive and of != "channels"
     if not any(map(limits.allows, groups)) and not blocks and not ranked:
         _refuse(net, settings, of, adaptive=adaptive)
@@ -94,6 +96,16 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
         net, ranked = floats, False
     channels = "channels" in kinds and bool(groups)
     return Candidates(net, limits, blocks, ranked, "3c" in kinds, channels, runs, dropped)
+
+
+def _through_depthwise(net: Analysed) -> frozenset[str]:
+    """Names of the groups whose channels pass through a depthwise convolution: in int8 it wants more of a width."""
+
+    def filters(s: Slice) -> bool:
+        value = net.graph.value(s.use) if s.role == "within" and s.use[0] else None
+        return value is not None and value.ndim > 2
+
+    return frozenset(g.name for g in net.channels.groups if any(map(filters, g.slices)))
 
 
 def _blocks(net: Analysed, settings: Settings) -> tuple[AnyBlock, ...]:
@@ -108,14 +120,22 @@ def _blocks(net: Analysed, settings: Settings) -> tuple[AnyBlock, ...]:
 
 
 def _runs(net: Analysed, settings: Settings, blocks: Sequence[AnyBlock]) -> dict[str, Run]:
-    """The runs of layers that may become one: those that have no part in another, or in a block of another end."""
+    """The runs of layers that may become one, as every layer that they may become: those that have no part in another,
+    or in a block of another end; and such runs in a row."""
     asked, found = Limits(include=settings.include, exclude=settings.exclude), dict[str, Run]()
     taken = {key: b.name for b in blocks for key in b.nodes}
     for run in sorted(find_runs(net, keep=settings.keep_block), key=lambda run: len(run.nodes)):
         if all(taken.get(key, run.name) == run.name for key in run.nodes) and may_go(run.block, net, asked):
             found[run.name] = run
             taken |= dict.fromkeys(run.nodes, run.name)
-    return found
+    alone = [run for run in find_runs(net, keep=settings.keep_block) if run.name in found]
+    several = [r for r in in_rows(net, alone) if all(_apart(b, r) for b in blocks) and may_go(r.block, net, asked)]
+    return {one.name: one for run in (*alone, *several) for one in by_kernels(net, run)}
+
+
+def _apart(block: AnyBlock, run: Run) -> bool:
+    """Whether a run holds all of a block, or nothing."""
+    return set(block.nodes).isdisjoint(run.nodes) or set(block.nodes) <= set(run.nodes)
 
 
 def _refuse(net: Analysed, settings: Settings, of: str, *, adaptive: bool) -> None:

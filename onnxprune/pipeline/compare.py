@@ -9,7 +9,7 @@ one chosen was 0.01 points worse on average than the plain sum's, 0.002 better i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,13 +42,13 @@ class Compared:
         self, net: Analysed, mending: Mending, judges: Sequence[Mapping[str, np.ndarray]], threads: int | None = None
     ) -> None:
         self.net, self.judges, self.threads = net, judges, threads
-        self.damage = Damage(net, _outputs(net.model, judges, threads))
+        self.damage = Damage(net, lambda names: _outputs(net.model, names, judges, threads))
         self.mending = replace(mending, repair=mending.repair.judge)
 
     def __call__(self, plan: PrunePlan) -> np.ndarray:
         """(batches,) damage to the outputs."""
         model = apply_edits(self.net, plan.edits, self.mending).model
-        return self.damage.each(_outputs(model, self.judges, self.threads))
+        return self.damage.each(_outputs(model, self.damage.names, self.judges, self.threads))
 
 
 class Contest:
@@ -57,11 +57,25 @@ class Contest:
     Args:
         compared: cuts, repairs and compares a plan.
         threads: no more workers than that.
+        many: the same of several plans, in order, wherever it is done; None: here, side by side.
+        holds: bytes that a comparison may hold.
     """
 
-    def __init__(self, compared: Callable[[PrunePlan], np.ndarray], threads: int | None = None) -> None:
-        self.compared, self.threads = compared, threads
+    def __init__(
+        self,
+        compared: Callable[[PrunePlan], np.ndarray],
+        threads: int | None = None,
+        many: Callable[[Sequence[PrunePlan]], Iterable[np.ndarray]] | None = None,
+        *,
+        holds: int = REFIT_BYTES,
+    ) -> None:
+        self.compared, self.threads, self.many, self.holds = compared, threads, many, holds
         self._known: dict[tuple[Edit, ...], np.ndarray] = {}
+        self._plans: dict[tuple[Edit, ...], PrunePlan] = {}
+
+    def judged(self) -> list[tuple[PrunePlan, float]]:
+        """All plans that were judged, with their damage."""
+        return [(plan, float(np.mean(self._known[edits]))) for edits, plan in self._plans.items()]
 
     def damages(
         self, plans: Sequence[PrunePlan], progress: Callable[[int, int], None] | None = None
@@ -69,9 +83,10 @@ class Contest:
         """(batches,) damage of each; `progress` is called with (plans judged, plans to judge)."""
         fresh = list({plan.edits: plan for plan in plans if plan.edits not in self._known}.values())
         with parallel.at_most(self.threads):
-            found = parallel.each(self.compared, fresh, holds=REFIT_BYTES)
+            found = self.many(fresh) if self.many else parallel.each(self.compared, fresh, holds=self.holds)
             for plan, hurt in zip(fresh, parallel.with_progress(found, len(fresh), progress), strict=True):
                 self._known[plan.edits] = hurt
+                self._plans[plan.edits] = plan
         return [self._known[plan.edits] for plan in plans]
 
     def best(self, plans: Sequence[PrunePlan], progress: Callable[[int, int], None] | None = None) -> PrunePlan:
@@ -81,7 +96,10 @@ class Contest:
 
 
 def _outputs(
-    model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]], threads: int | None
+    model: onnx.ModelProto, names: Sequence[str], batches: Sequence[Mapping[str, np.ndarray]], threads: int | None
 ) -> list[list[np.ndarray]]:
-    session = sessions.open_session(model, threads=threads, name="candidate")
-    return [session.run(dict(feeds)) for feeds in batches]
+    made = {o for node in model.graph.node for o in node.output} | {port.name for port in model.graph.output}
+    there = [name for name in names if name in made]
+    session = sessions.open_session(sessions.returning(model, there), threads=threads, name="candidate")
+    found = (dict(zip(session.outputs, session.run(dict(feeds)), strict=True)) for feeds in batches)
+    return [[np.asarray(values.get(name)) for name in names] for values in found]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from onnxprune.errors import UsageError, unknown
+from onnxprune.pipeline.finishing import finish_of
 from onnxprune.pipeline.settings import Settings
 from onnxprune.rewrite.repair.table import NONE
 
@@ -56,6 +57,8 @@ class Lossless:
         """
         if settings.repair not in (None, NONE):
             raise UsageError(f"a lossless cut leaves nothing to repair; drop --repair {settings.repair}")
+        if (how := finish_of(settings)) is not None:
+            raise UsageError(f"a lossless cut changes no output; drop --{how.setting} {how.name}")
         return settings
 
 

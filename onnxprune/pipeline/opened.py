@@ -22,7 +22,9 @@ from onnxprune.graph import sparse
 from onnxprune.graph.barrier import Barrier
 from onnxprune.graph.behaviour import takes_any_batch
 from onnxprune.graph.layers import check_weights
+from onnxprune.graph.layouts import plain_layouts
 from onnxprune.graph.model import Graph, digest
+from onnxprune.graph.pairs_of_integers import in_pairs
 from onnxprune.graph.rehearsal import REMEDY, Rehearsal, unless_refused
 from onnxprune.graph.said import NOTHING, Said
 from onnxprune.graph.seeds import with_seeds
@@ -34,7 +36,7 @@ from onnxprune.measure.cost import Cost, cost_of
 from onnxprune.measure.kinds.asked import said_of
 from onnxprune.measure.telling import doubts
 from onnxprune.numerics import on_disk
-from onnxprune.pipeline.asked import engine_of
+from onnxprune.pipeline.asked import engine_of, run_batch
 from onnxprune.pipeline.branches import followed
 from onnxprune.pipeline.settings import Settings
 from onnxprune.protobuf.serialize import byte_size
@@ -134,14 +136,12 @@ class Subject:
             UsageError: the model does not take the batch.
         """
         engine_of(settings).check()
-        if settings.batch > 1:
-            feeds = self.timed(settings.batch)
+        if (batch := run_batch(settings)) > 1:
+            feeds = self.timed(batch)
             try:
                 sessions.open_session(self.model, pack=False).run(feeds)
             except ModelError as error:
-                raise UsageError(
-                    f"the model does not run with a batch of {settings.batch} ({error}); drop --batch"
-                ) from error
+                raise UsageError(f"the model does not run with a batch of {batch} ({error}); drop --batch") from error
 
     def cost(self) -> Cost:
         """The original's cost."""
@@ -279,7 +279,7 @@ class _Opening:
             ModelError, CalibrationError: as `open_model`.
         """
         first, input_shapes = self.first, self.input_shapes
-        proto, packed = sparse.unpacked(with_seeds(unfused(proto)))
+        proto, packed = sparse.unpacked(with_seeds(in_pairs(unfused(plain_layouts(proto)))))
         specs = ports.with_batch_axes(ports.input_specs(proto), self.batch_axis)
         if barrier is not None and input_shapes:  # those of what is not run are not needed
             lost = {o for n in barrier.whole.graph.node for o in n.output} - {s.name for s in specs}
@@ -373,7 +373,7 @@ def _other_batch(
     exported with, if it is a usual one."""
     for batch in batches if any(map(ports.open_batch, specs)) else ():
         other = ports.in_batch(specs, feeds, batch)
-        with unless_refused():
+        with unless_refused(str(error)):
             return batch, other, first.observe(graph, other)
     raise error
 
@@ -436,7 +436,8 @@ def _first_run(
             for size in LINES:
                 with contextlib.suppress(UsageError):  # a fixed axis says otherwise
                     tried.append(ports.default_feed(specs, shapes={specs[0].name: (*shape[:2], *size)}))
+        refusal = f"{error}; say what sizes it takes: {ports.shape_hint(unsaid)}"
         for other in (*tried, *(ports.default_feed(specs, size=size, values=values) for size in GUESSES)):
-            with unless_refused():
+            with unless_refused(refusal):
                 return other, first.observe(graph, other)
-        raise ModelError(f"{error}; say what sizes it takes: {ports.shape_hint(unsaid)}") from error
+        raise ModelError(refusal) from error

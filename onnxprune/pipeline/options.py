@@ -115,12 +115,13 @@ def by_name(
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """`16000`, or `1,0.5`.
+    """`16000`, `1,0.5`, or `true`.
 
     Raises:
         ValueError: it is no list of numbers.
     """
-    found = tuple(float(word) for word in words(text))
+    truths = {"true": 1.0, "false": 0.0}
+    found = tuple(truths[word.lower()] if word.lower() in truths else float(word) for word in words(text))
     if not found:
         raise ValueError("no number")
     return found

@@ -13,6 +13,7 @@ import onnx
 
 from onnxprune import __version__
 from onnxprune.files.metadata import LENGTH, earlier, stamp
+from onnxprune.pipeline.finishing import FINISHES
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.repairs import REPAIRS
 from onnxprune.pipeline.settings import Settings
@@ -21,10 +22,11 @@ from onnxprune.report.provenance import Provenance, this_run
 from onnxprune.report.terminal import asked_words
 from onnxprune.rewrite.repair.table import NONE, WITH_SAMPLES, WITHOUT_SAMPLES
 
-UNSIGNED = ("threads", "memory", "metadata", "recipe", "version", "samples_digest")
+UNSIGNED = ("threads", "memory", "metadata", "recipe", "refine", "version", "samples_digest")
 """What a model is not signed with: what does not change it, paths of this machine, and what is said by itself."""
 CARRIED_OUT = ("batch", "providers", "provider_options", "metadata", "threads", "memory", "seed")
-"""The settings that decide when a plan is carried out, besides the repair's own."""
+"""The settings that decide when a plan is carried out, besides the repair's own and those of `FORMATS`."""
+FORMATS = tuple(dict.fromkeys(f.setting for f in FINISHES.values()))
 
 
 def origin_of(subject: Subject, settings: Mapping[str, Value | None], **known: Any) -> Origin:
@@ -41,7 +43,7 @@ def origin_of(subject: Subject, settings: Mapping[str, Value | None], **known: A
 
 def provenance_of(subject: Subject, settings: Settings, repair: str) -> Provenance:
     """Where an outcome comes from that is made of a subject, in this run."""
-    names = (*CARRIED_OUT, *REPAIRS[repair].options)
+    names = (*CARRIED_OUT, *FORMATS, *REPAIRS[repair].options)
     own = {name: value for name in names if (value := getattr(settings, name)) not in (None, ())}
     before = tuple(earlier(subject.model))
     return Provenance(subject.digest, subject.samples_digest, own, before, this_run())
@@ -68,9 +70,11 @@ def _usual(plan: PrunePlan, *, sampled: bool) -> str:
 
 
 def _entries(subject: Subject, plan: PrunePlan, settings: Settings, repair: str) -> dict[str, str]:
-    others = set() if plan.origin.trained else {name for r in REPAIRS.values() for name in r.options}
+    others = set(FORMATS)
+    others |= set() if plan.origin.trained else {name for r in REPAIRS.values() for name in r.options}
     remembered = {k: v for k, v in plan.settings.items() if k not in others}
     own = {name: getattr(settings, name) for name in REPAIRS[repair].options}
+    own |= {name: value for name in FORMATS if (value := getattr(settings, name)) is not None}
     signed = {**remembered, "repair": repair, "seed": settings.seed, **own}
     shown = {name: value for name, value in signed.items() if name not in UNSIGNED}
     entries = {
@@ -79,5 +83,6 @@ def _entries(subject: Subject, plan: PrunePlan, settings: Settings, repair: str)
         "settings": json.dumps(shown, default=str, sort_keys=True, separators=(",", ":")),
         "model_digest": subject.digest,
         "samples_digest": subject.samples_digest or "",
+        "predicted": "" if plan.origin.predicted is None else f"{plan.origin.predicted:.4f}",
     }
     return {name: text for name, text in entries.items() if 0 < len(text) <= LENGTH}

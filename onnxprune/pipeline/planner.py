@@ -10,55 +10,44 @@ taken (`compare`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 import onnx
 
 from onnxprune.decide.adaptive import BlockMove
 from onnxprune.decide.allocation import TOLERANCE, Allocation
+from onnxprune.decide.blocks import AnyBlock
 from onnxprune.decide.criteria import CRITERIA
 from onnxprune.decide.limits import Limits
-from onnxprune.decide.ranks import RankMove, find_ranks
+from onnxprune.decide.ranks import RankMove
+from onnxprune.decide.runs import Run
 from onnxprune.decide.staged import three_stages
-from onnxprune.decide.study import Study, study
 from onnxprune.errors import OutOfReachError, UnsupportedError
-from onnxprune.measure.gradients import Gradients
 from onnxprune.parallel import bounded, one_blas_thread
-from onnxprune.pipeline.asked import allows, choices_of, engine_of
-from onnxprune.pipeline.block_trials import block_damages, edit_of
-from onnxprune.pipeline.candidates import find_candidates, why_not
-from onnxprune.pipeline.compare import COMPARED, Compared, Contest
+from onnxprune.pipeline.asked import Progress, check_device, report_of
+from onnxprune.pipeline.block_trials import edit_of
+from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.finishing import check_finish
+from onnxprune.pipeline.looking import Looking
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
-from onnxprune.pipeline.prices import Prices, time_network, timed_run
-from onnxprune.pipeline.rivals import BATCH as RIVAL_BATCH
+from onnxprune.pipeline.prices import Prices, time_merges, time_network
 from onnxprune.pipeline.rivals import simple, unbeaten
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
-from onnxprune.rewrite.apply import Mending, apply_edits
-from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
-from onnxprune.samples import partition
-from onnxprune.samples.calibration import Calibration
-from onnxprune.samples.partition import Partition, first_batches
-from onnxprune.timing.pair_model import AnyPair, PairModel
-from onnxprune.timing.pair_times import PairTimes, Way
+from onnxprune.rewrite.apply import apply_edits
+from onnxprune.timing.pair_times import Way
 
+T = TypeVar("T")
 BATCH = 32
-BLOCK_SAMPLES = 64
-"""Samples that the layers behind a dropped block are refitted on, to see its damage."""
-GRADIENT_SAMPLES = 256
-"""Samples of the backward passes of a gradient criterion."""
 COARSE, HAIR = 0.02, 0.002
 """An overshoot that tells of coarse widths, and what may be missing then: half of a power of two channels is often a
 little less than half of the cost."""
 STEPS_UP = 8
 """Ratios above the one asked for that are tried where the widths allowed fall short of it."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, done, total)."""
 
 
 class Planner:
@@ -90,111 +79,47 @@ class Planner:
         self, subject: Subject, settings: Settings, progress: Progress | None = None, *, leave: Collection[str] = ()
     ):
         self.subject, self.settings, self.progress = subject, settings, progress
-        subject.check_timing(settings)
         self.of = settings.of or "macs"
-        self.criterion, self.how = choices_of(settings, subject.calibration is not None)
-        self.candidates = find_candidates(subject.net, settings, self.how, leave=leave)
-        self.study = self._look()
+        check_device(settings)
+        check_finish(subject, settings)
+        subject.check_timing(settings)
+        self.looking = Looking(subject, settings, leave, progress)
+        self.criterion, self.how, self.candidates = self.looking.criterion, self.looking.how, self.looking.candidates
+        self.study = self.looking.study()
         self.moves = self._try_blocks()
         times = time_network(subject, settings, self._report("time"))
         standing = [b.nodes for b in self.candidates.blocks], [b.name for b in self.candidates.blocks]
-        merges = {name: run.edit for name, run in self.candidates.runs.items()}
-        self.prices = Prices(self.candidates.net, self.of, *standing, times, merges)
-        self.offered = self._try_ranks()
+        merges, ones = self._becoming(lambda run: run.edit), time_merges(subject, settings)
+        self.prices = Prices(self.candidates.net, self.of, *standing, times, merges, ones)
+        self.offered = self.looking.rank_moves()
         self.ranks = () if self.candidates.staged else self.prices.best(self.offered)
         if settings.methods is None and not (self.candidates.groups or self.moves or self.ranks):
             raise UnsupportedError(f"nothing can be pruned: {why_not(self.candidates.net.channels)}")
         self._alone = self.prices.channels_alone()
         self._blocks = self.prices.model(())
         self._mixed = self.prices.model(self.ranks)
-
-    def _look(self) -> Study:
-        """What the samples, or the weights alone, say about the channels."""
-        settings = self.settings
-        return study(
-            self.candidates.net,
-            self.subject.partition(settings.seed),
-            criterion=self.criterion,
-            adaptive=self.how == "adaptive",
-            limits=self.candidates.limits,
-            threads=settings.threads,
-            seed=settings.seed,
-            gradients=self._gradients(),
-            learning=self._report("calibrate"),
-            progress=self._report("decide"),
-        )
-
-    def _gradients(self) -> dict[str, Gradients] | None:
-        """What a backward pass says of the channels, where the criterion needs it."""
-        if "gradients" not in CRITERIA[self.criterion].needs:
-            return None
-        from onnxprune.train.gradients import channel_gradients
-        from onnxprune.train.recipe import Recipe
-
-        subject, settings = self.subject, self.settings
-        labelled = None if settings.recipe is None else Recipe(settings.recipe, subject.specs)
-        return channel_gradients(
-            self.candidates.net,
-            first_batches(self._samples().judge, GRADIENT_SAMPLES, self.candidates.net.batch),
-            labelled=labelled,
-            seed=settings.seed,
-            threads=settings.threads,
-        )
+        if ones is not None:
+            ones.save()
 
     def _try_blocks(self) -> tuple[BlockMove, ...]:
         """The blocks, with what their going, or becoming one layer, does to the outputs."""
-        trials, blocks, settings = self.study.trials, self.candidates.blocks, self.settings
-        if not blocks or trials is None:
+        blocks, inside, damages = self.candidates.blocks, self.candidates.inside, self.looking.damages
+        if not blocks or self.study.trials is None:
             return ()
-        runs, net = self.candidates.runs, self.candidates.net
-        damages = partial(
-            block_damages,
-            net,
-            batches=first_batches(self._samples().learn, BLOCK_SAMPLES, net.batch),
-            judge=trials.judge,
-            threads=settings.threads,
-            seed=settings.seed,
-            progress=self._report("blocks"),
-        )
-        gone = damages([b for b in blocks if b.name in self.candidates.dropped])
-        merged = damages([r.block for r in runs.values()], merges={n: r.edit for n, r in runs.items()}) if runs else {}
-        inside = self.candidates.inside
-        return tuple(BlockMove(b.name, gone.get(b.name), inside(b), b.group, merged.get(b.name)) for b in blocks)
+        gone = damages([b for b in blocks if b.name in self.candidates.dropped], "block")
+        hurt = damages(list(self.candidates.runs.values()), "merge")
+        merged = self._becoming(lambda run: (run.name, hurt[run.name]))
+        return tuple(BlockMove(b.name, gone.get(b.name), inside(b), b.group, merged.get(b.name, ())) for b in blocks)
 
-    def _try_ranks(self) -> tuple[RankMove, ...]:
-        """The layers that may be made of two, with every way that is faster: as timed where times count, else as
-        reckoned, so that the same input gives the same plan."""
-        trials, settings, subject = self.study.trials, self.settings, self.subject
-        if not self.candidates.ranked or trials is None:
-            return ()
-        _, shapes = timed_run(subject, settings.batch)
-        return find_ranks(
-            self._samples().learn,
-            trials,
-            partial(allows, settings),
-            self._pairs(shapes),
-            twice=self.candidates.staged,
-            threads=settings.threads,
-            seed=settings.seed,
-            progress=self._report("rank"),
-        )
-
-    def _pairs(self, shapes: Mapping[str, tuple[int, ...]]) -> PairTimes | PairModel:
-        """What tells how long a layer takes that is made of two."""
-        graph, settings = self.subject.graph, self.settings
-        if self.of == "latency":
-            return PairTimes(graph, dict(shapes), engine_of(settings))
-        return AnyPair(graph, shapes) if set(settings.kinds()) == {"rank"} else PairModel(graph, shapes)
+    def _becoming(self, told: Callable[[Run], T]) -> dict[str, list[T]]:
+        """Block -> what is told of each of the layers that it may become, the smallest first."""
+        found: dict[str, list[T]] = {}
+        for run in self.candidates.runs.values():
+            found.setdefault(run.block.name, []).append(told(run))
+        return found
 
     def _report(self, phase: str) -> Callable[[int, int], None] | None:
-        progress = self.progress
-        return None if progress is None else lambda k, n: progress(phase, k, n)
-
-    def _samples(self) -> Partition:
-        """The samples, where it is known that there are some."""
-        parts = self.subject.partition(self.settings.seed)
-        assert parts is not None
-        return parts
+        return report_of(self.progress, phase)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -279,21 +204,8 @@ class Planner:
         """The plan, or one that does less damage for as much."""
         weighed = self.how == "adaptive" and self.candidates.channels and not self.candidates.staged
         rivals = [self._plan(a, ratio, {}) for a in simple(self.study, self._alone, ratio)] if weighed else []
-        beside = rivals or larger is not None
-        return plan if not beside or self._contest is None else unbeaten(self._contest, plan, rivals, larger)
-
-    @cached_property
-    def _contest(self) -> Contest | None:
-        """Where a plan and its rivals are compared; None where there are no samples."""
-        settings, samples, net = self.settings, self.subject.partition(self.settings.seed), self.subject.net
-        if samples is None:
-            return None
-        learn = first_batches(samples.learn, COMPARED, net.batch)
-        judges = first_batches(samples.judge, net.judged(COMPARED), min(net.batch, RIVAL_BATCH))
-        repair = REPAIRS[settings.repair or WITH_SAMPLES]
-        own = {name: getattr(settings, name) for name in repair.options}
-        mending = Mending(repair, learn, options=own, threads=settings.threads, seed=settings.seed)
-        return Contest(Compared(net, mending, judges, settings.threads), settings.threads)
+        contest = self.looking.contest if rivals or larger is not None else None
+        return plan if contest is None else unbeaten(contest, plan, rivals, larger)
 
     def _out_of_reach(self, removed: float, ratio: float) -> OutOfReachError:
         why = why_not(self.candidates.net.channels)
@@ -306,9 +218,26 @@ class Planner:
     @bounded
     def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:
         """The plan whose repaired network does least damage to the outputs; the first among equals."""
-        if len(plans) == 1 or self._contest is None:
+        if len(plans) == 1 or self.looking.contest is None:
             return plans[0]
-        return self._contest.best(plans, self._report("compare"))
+        return self.looking.contest.best(plans, self._report("compare"))
+
+    @one_blas_thread
+    @bounded
+    def damage(self, plan: PrunePlan) -> float:
+        """What the plan does to the outputs once it is repaired on some samples, as plans are compared."""
+        assert self.looking.contest is not None
+        return float(np.mean(self.looking.contest.damages([plan])[0]))
+
+    def judged(self) -> list[tuple[PrunePlan, float]]:
+        """The plans that were carried out and judged beside each other so far, with their damage to the outputs."""
+        return [] if self.looking.contest is None else self.looking.contest.judged()
+
+    def path(self, most: float) -> list[tuple[float, float]]:
+        """(share of the cost that is gone, predicted damage) along the cheapest cuts, up to that share."""
+        if "blocks" not in self.kinds and "mix" not in self.kinds:
+            return self.study.path(self._alone, most)
+        return self.study.path(self._mixed, most, self.moves, self.ranks)
 
     def unrepaired(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""
@@ -319,13 +248,15 @@ class Planner:
         return self.prices.gain(plan, self.offered)
 
     def _plan(self, found: Allocation, ratio: float, ways: Mapping[str, Way]) -> PrunePlan:
-        channels, blocks = self.candidates.net.channels, {b.name: b for b in self.candidates.blocks}
-        widths, out = {g.name: g.width for g in channels.groups}, (*found.drop, *found.merge)
+        channels, runs = self.candidates.net.channels, [self.candidates.runs[name] for name in found.merge]
+        widths = {g.name: g.width for g in channels.groups}
+        out = [b for b in self.candidates.blocks if b.name in found.drop]
+        gone = [*out, *(run.block for run in runs)]
         edits: tuple[Edit, ...] = (
             *(KeepChannels(n, widths[n], keep) for n, keep in found.keep.items() if keep),
-            *(edit_of(blocks[name], channels) for name in found.drop),
-            *(self.candidates.runs[name].edit for name in found.merge),
-            *(Factorize(name, kind, rank) for name, way in self._outside(ways, out) for kind, rank in way),
+            *(edit_of(block, channels) for block in out if not _inside(block, gone)),
+            *(run.edit for run in runs if not _inside(run.block, gone)),
+            *(Factorize(n, kind, rank) for n, way in ways.items() if not _within(n, gone) for kind, rank in way),
         )
         settings = self.settings
         came_to = {"of": self.of, "criterion": self.criterion, "allocation": self.how, "methods": settings.kinds()}
@@ -340,15 +271,12 @@ class Planner:
             providers=settings.providers,
         )
 
-    def _outside(self, ways: Mapping[str, Way], drop: Collection[str]) -> list[tuple[str, Way]]:
-        """The layers that are made of two, without those in blocks that go."""
-        gone = {node for block in self.candidates.blocks if block.name in drop for node in block.nodes}
-        return [(name, way) for name, way in ways.items() if name not in gone]
+
+def _within(node: str, gone: Sequence[AnyBlock]) -> bool:
+    """Whether a node goes with a block."""
+    return any(node in block.nodes for block in gone)
 
 
-def counted(
-    data: Calibration, phase: str, progress: Progress | None, size: int = BATCH
-) -> Iterator[Mapping[str, np.ndarray]]:
-    """The samples in batches, with word of how many are done."""
-    report = None if progress is None else lambda k, n: progress(phase, k, n)
-    return partition.counted(data, size, report)
+def _inside(block: AnyBlock, gone: Sequence[AnyBlock]) -> bool:
+    """Whether a block goes with a larger one."""
+    return any(set(block.nodes) < set(other.nodes) for other in gone)

@@ -77,14 +77,30 @@ def preview(subject: Subject, plan: PrunePlan, settings: Settings | None = None)
     shapes, cost = seen.shapes, cost_of(after, seen.shapes, seen.ran)
     now = {done.key: done.macs for done in work(after, shapes, seen.ran)}
     ways: dict[str, list[str]] = {}
+    fused = _fused(graph, after, plan)
     for e in plan.factorized():
         ways.setdefault(e.node, []).append(f"{e.kind} rank {e.rank}")
     rows = []
     for done in work(graph, subject.channels.shapes, subject.channels.ran):
         macs = sum(now.get(key, 0.0) for key in _parts(graph, after, done.key))
         words = _words(subject.channels.shapes, shapes, graph, after, done.key, ways.get(done.key, []))
+        words = f"one with {fused[done.key]}" if done.key in fused else words
         rows.append(LayerChange(done.key, done.operator.name, done.macs, macs, words))
     return Preview(tuple(rows), subject.cost(), cost)
+
+
+def _fused(graph: Graph, after: Graph, plan: PrunePlan) -> dict[str, str]:
+    """Layer that is there no more -> the one that it is a part of now."""
+    found: dict[str, str] = {}
+    for e in reversed(plan.fused()):  # a later edit may take up what an earlier one made
+        end, waiting = found.get(e.node, e.node), [e.node]
+        while waiting:
+            key = waiting.pop()
+            if key in graph.nodes:
+                if key not in after.nodes:
+                    found[key] = end
+                waiting += [graph.producer.get(i, "") for i in graph.nodes[key].input if i != e.source]
+    return found
 
 
 def _parts(graph: Graph, after: Graph, key: str) -> list[str]:

@@ -17,15 +17,21 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure.figures import DROPS
 from onnxprune.measure.metric import Agreement, Labelled, Metric, agreement, open_metric
 from onnxprune.pipeline.apply import apply_plan
+from onnxprune.pipeline.asked import Progress, unrefined
 from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.finishing import Finishing, finish_of
 from onnxprune.pipeline.gates import Drop
 from onnxprune.pipeline.goals import Aim, Gain, Kept, Target
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import sign
-from onnxprune.pipeline.planner import BATCH, Planner, Progress
+from onnxprune.pipeline.planner import BATCH, Planner
+from onnxprune.pipeline.profiling import said_of
+from onnxprune.pipeline.refining import correction
 from onnxprune.pipeline.search import close_loop, largest
 from onnxprune.pipeline.settings import Settings
+from onnxprune.pipeline.studied import studied
 from onnxprune.pipeline.timed import paired
+from onnxprune.pipeline.transfer import with_structure
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.serialize import byte_size
 from onnxprune.report.result import Result
@@ -68,6 +74,8 @@ def reach(
         UsageError: the original is there already.
     """
     settings, kind = target.serve(settings or Settings()), target.entry
+    if not (isinstance(kind, Gain) and kind.timed):
+        unrefined(settings)
     if isinstance(kind, Kept):
         return _keep(subject, target, kind, settings, metric, progress)
     assert isinstance(kind, Gain)
@@ -83,27 +91,59 @@ class _Loop:
         self.subject, self.target, self.kind, self.settings, self.progress = subject, target, kind, settings, progress
         self.planner = Planner(subject, settings, progress)
         self.tried: list[tuple[float, PrunePlan]] = []
-        self.steps = 0
+        self.steps, self.alone = 0, 1.0
+        self.predicts = settings.device is not None and kind.timed
+        self.corrected = correction(subject, settings)
+        samples = subject.partition(settings.seed)
+        fit = () if samples is None else list(samples.fit.take(BATCH).batches(subject.net.batch))
+        self.finish = Finishing(finish_of(settings), settings, fit)
 
     def size(self, plan: PrunePlan | None = None) -> int:
         """Bytes of the file; of the original without a plan."""
         if plan is None:
             return byte_size(self.subject.whole_of(self.subject.model))
-        found = self.planner.unrepaired(plan)
+        found = self.finish(self.planner.unrepaired(plan), rough=True)
         sign(found, self.subject, _remembering(plan, self.target), self.settings)
         return byte_size(self.subject.whole_of(found))
 
     def latency_ms(self) -> float:
-        """What a run of the original takes."""
+        """What a run of the original takes; on the device, where one was profiled."""
+        times = self.planner.prices.times
+        if self.predicts and times is not None:
+            return times.total_ms
         return paired(self.subject, [self.subject.model], self.settings, MEASURE_ROUNDS).timings[0].p50_ms
 
     def speedup(self, plan: PrunePlan) -> float:
-        """The original's time over that of the plan, the two timed side by side."""
+        """The original's time over that of the plan, the two timed side by side; or what is predicted of a device."""
+        if self.predicts:
+            return self.corrected(self.planner.gain(plan))
         self.steps += 1
         if self.progress:
             self.progress("measure", self.steps, self.steps)
-        models = [self.subject.model, self.planner.unrepaired(plan)]
+        return self._speedup(self.planner.unrepaired(plan))
+
+    def _speedup(self, model: onnx.ModelProto) -> float:
+        """The original's time over that of a model in the format that the finished one will have."""
+        models = [self.subject.model, self.finish(model, rough=True)]
         return paired(self.subject, models, self.settings, MEASURE_ROUNDS).comparisons[0].speedup
+
+    def _alone(self, aim: Aim) -> float:
+        """What the format of the finished model gains with nothing removed; 1 where that stays.
+
+        Raises:
+            UsageError: that is enough.
+        """
+        if self.finish.how is None or self.predicts:
+            return 1.0
+        whole = self.subject.model
+        if self.kind.timed:
+            found = self._speedup(whole)
+        else:
+            found = byte_size(whole) / byte_size(self.finish(whole, rough=True))
+        if found >= aim.goal:
+            words = f"{self.finish.how.name} alone gains {found:.2f} of {aim.goal:.2f} times"
+            raise UsageError(f"{words}; convert the original, or ask for more than {self.target}")
+        return max(1.0, found)
 
     def run(self) -> Result:
         """The finished model of the plan of least gain that does."""
@@ -111,15 +151,16 @@ class _Loop:
         if aim.goal <= 1:
             raise UsageError(f"the original has {aim.has} already; nothing to do for {self.target}")
         extra, finished = 1.0, None
+        self.alone = self._alone(aim)
         for _ in range(RETRIES):
             plans = self._plans(aim, aim.goal * extra)
             if not plans:
                 break
-            finished = self._finish(self.planner.better(plans), aim.goal)
+            finished = self._finish(self.planner.better(plans), aim)
             if finished[1] >= aim.goal:
                 return finished[0]
             extra *= 1.01 * aim.goal / finished[1]
-        result, reached = finished or self._finish(self._furthest(aim.goal), aim.goal)
+        result, reached = finished or self._finish(self._furthest(aim.goal), aim)
         short = f"{self.target}: the finished model misses it ({reached:.3f} of {aim.goal:.3f} times)"
         if not self.settings.best_effort:
             raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
@@ -135,21 +176,28 @@ class _Loop:
         plans: list[PrunePlan] = []
         start = None
         for kind in self.planner.kinds:
-            found = close_loop(partial(self.planner.propose, kind=kind), measured, goal, start=start)
+            found = close_loop(partial(self.planner.propose, kind=kind), measured, goal, start=start, whole=self.alone)
             if found is not None:
                 plans.append(found[0])
                 start = found[1].ratio
         return plans
 
-    def _finish(self, plan: PrunePlan, goal: float) -> tuple[Result, float]:
+    def _finish(self, plan: PrunePlan, aim: Aim) -> tuple[Result, float]:
         """(the finished model, its gain)."""
-        ratio, plan = plan.origin.ratio, _remembering(plan, self.target)
-        result = apply_plan(self.subject, plan, self.settings, bench=self.kind.timed, progress=self.progress)
-        reached = self.kind.reached(result)
-        if self.settings.of == "latency":
-            note = f"the latency model promised {self.planner.gain(plan):.2f}x, {reached:.2f}x was measured"
-            result = replace(result, notes=(*result.notes, note))
-        return replace(result, search=self._search(goal, ratio, reached)), reached
+        ratio, plan = plan.origin.ratio, with_structure(_remembering(plan, self.target), self.subject)
+        if self.predicts:
+            plan = replace(plan, origin=replace(plan.origin, predicted=round(self.planner.gain(plan), 4)))
+        timed = self.kind.timed and not self.predicts
+        result = apply_plan(self.subject, plan, self.settings, bench=timed, progress=self.progress)
+        reached = aim.gain(plan) if self.predicts else self.kind.reached(result)
+        notes: tuple[str, ...] = ()
+        if self.predicts:
+            notes = said_of(self.subject, self.settings, f"a speed-up of {reached:.2f}x", self.planner.prices.times)
+            notes += self.corrected.words
+        elif self.settings.of == "latency":
+            notes = (f"the latency model promised {self.planner.gain(plan):.2f}x, {reached:.2f}x was measured",)
+        search = self._search(aim.goal, ratio, reached)
+        return replace(result, notes=(*result.notes, *notes), search=search, studied=studied(self.planner)), reached
 
     def _search(self, goal: float, ratio: float | None, reached: float) -> Search | None:
         """What was measured on the way, in the target's unit."""
@@ -160,7 +208,8 @@ class _Loop:
             return Tried(ratio, self.target.value * goal / gain if self.kind.unit else gain)
 
         tried = tuple(point(p.origin.ratio, gain) for gain, p in self.tried if p.origin.ratio is not None and gain > 0)
-        return Search(self.kind.measured, self.kind.unit, self.target.value, tried, point(ratio, reached))
+        what = f"predicted {self.kind.measured}" if self.predicts else self.kind.measured
+        return Search(what, self.kind.unit, self.target.value, tried, point(ratio, reached))
 
     def _furthest(self, goal: float) -> PrunePlan:
         """The plan that came nearest to a target out of reach, for `best_effort`.
@@ -238,7 +287,7 @@ def _keep(
 
     def works(ratio: float) -> tuple[Result, float] | None:
         try:
-            plan = _remembering(planner.plan(ratio), target, name)
+            plan = with_structure(_remembering(planner.plan(ratio), target, name), subject)
             result = apply_plan(subject, plan, settings, progress=progress)
         except BudgetError:
             return None
@@ -252,7 +301,8 @@ def _keep(
     (result, after), ratio = found
     search = Search(name, "", before - target.value, tuple(tried), Tried(ratio, after))
     labels = (measure.found,) if isinstance(measure, Labelled) else ()
-    return replace(result, notes=(*labels, f"{name} {before:.4g} before, {after:.4g} after"), search=search)
+    notes = (*labels, f"{name} {before:.4g} before, {after:.4g} after")
+    return replace(result, notes=notes, search=search, studied=studied(planner))
 
 
 def _remembering(plan: PrunePlan, target: Target, metric: str | None = None) -> PrunePlan:

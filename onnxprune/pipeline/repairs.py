@@ -28,7 +28,7 @@ TRAINED_AT_A_TIME = 64
     needs=("samples", "weights", "torch"),
     after="refit",
     trains=True,
-    options=("epochs", "augment", "recipe"),
+    options=("epochs", "minutes", "augment", "recipe"),
 )
 def distill(task: RepairTask) -> Graph:
     from onnxprune.train.distill import Distillation

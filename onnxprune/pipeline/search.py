@@ -38,6 +38,7 @@ def close_loop(
     goal: float,
     *,
     start: float | None = None,
+    whole: float = 1.0,
     slack: float = SLACK,
 ) -> tuple[T, Step] | None:
     """The proposal of least gain that still reaches the goal.
@@ -47,14 +48,15 @@ def close_loop(
         measure: candidate -> gain, old over new; grows with the ratio, noise and stairs aside.
         goal: gain that must be reached, > 1.
         start: ratio to begin with; None: the one that would do if the cost model were right.
+        whole: gain where nothing is removed, below the goal.
         slack: gains up to goal · (1 + slack) are close enough.
 
     Returns:
         None when no proposal reaches the goal.
     """
     aim = goal * (1 + min(AIM, slack / 2))
-    ratio, limit = start or 1 - 1 / aim, GREATEST
-    seen = {0.0: 1.0}  # ratio -> time that is left, as a share
+    ratio, limit = start or 1 - whole / aim, GREATEST
+    seen = {0.0: 1 / whole}  # ratio -> time that is left, as a share
     best: tuple[T, Step] | None = None
     for _ in range(STEPS):
         try:

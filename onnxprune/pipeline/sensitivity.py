@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,19 +25,22 @@ from onnxprune.decide.curves import Curve
 from onnxprune.decide.limits import Limits
 from onnxprune.decide.study import trial_samples, trials_of
 from onnxprune.decide.trials import SHARES, Trials
+from onnxprune.elsewhere.spread import Elsewhere
+from onnxprune.elsewhere.tasks import Evaluate, Task
 from onnxprune.errors import FileError, UnsupportedError, UsageError, unknown
 from onnxprune.files.text import read_text
 from onnxprune.files.write import atomic_write_text, ensure_writable
 from onnxprune.graph.work import work
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.numerics import on_disk
-from onnxprune.parallel import bounded, one_blas_thread
-from onnxprune.pipeline.asked import unmatched
+from onnxprune.parallel import bounded, one_blas_thread, within
+from onnxprune.pipeline.asked import Progress, unmatched
 from onnxprune.pipeline.block_trials import block_damages
 from onnxprune.pipeline.candidates import why_not
+from onnxprune.pipeline.looking import BLOCK_SAMPLES
 from onnxprune.pipeline.opened import ModelLike, Subject, open_model
-from onnxprune.pipeline.planner import BLOCK_SAMPLES, Progress
-from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged
+from onnxprune.report.alone import Point, Row
+from onnxprune.report.sensitivity import Sensitivity, merged
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.digest import digest
 from onnxprune.samples.images import ImageSpec
@@ -71,6 +74,9 @@ def sensitivity(
     seed: int = 0,
     threads: int | None = None,
     memory: int | None = None,
+    backend: str | None = None,
+    address: str | None = None,
+    store: str | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Damage to the outputs against the kept width, for every group of channels cut alone, and of every block dropped.
@@ -84,7 +90,7 @@ def sensitivity(
         widths: kept shares instead, each between 0 and 1.
         methods: "channels", "blocks" or both.
         include, exclude: regular expressions on the names of groups and their weights, and of the nodes in a block.
-        seed, threads, memory: as in `Settings`.
+        seed, threads, memory, backend, address, store: as in `Settings`.
         progress: called with (phase, done, total).
 
     Raises:
@@ -113,6 +119,7 @@ def sensitivity(
         seed=seed,
         threads=threads,
         memory=memory,
+        elsewhere=Elsewhere(backend, address, store),
         progress=progress,
     )
 
@@ -145,6 +152,7 @@ def measure(
     seed: int = 0,
     threads: int | None = None,
     memory: int | None = None,
+    elsewhere: Elsewhere | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """As `sensitivity`, of a model that is open.
@@ -159,6 +167,7 @@ def measure(
         seed: for everything random.
         threads: ORT threads, and tasks side by side.
         memory: as in `Settings`.
+        elsewhere: where cuts are measured, and what is known of them; None: here, and nothing.
         progress: called with (phase, done, total).
 
     Raises:
@@ -174,16 +183,49 @@ def measure(
     trial = _Trial(subject, subject.calibration, seed, threads, progress)
     store = _Store(trial.nothing(), path, force, [subject.path, Path(subject.calibration.source)])
     todo = [(p, kept) for p in places for kept in p.widths if kept not in store.kept(p)]
+    points = _points(trial, todo, elsewhere or Elsewhere(), memory)
     for k, (place, kept) in enumerate(todo):
         if progress:
             progress("measure", k, len(todo))
-        point = trial.point(place, kept)
+        point = Point(kept, *next(points))
         store.add(Row(place.kind, place.name, place.width, (point,)), complete=k + 1 == len(todo))
     if progress and todo:
         progress("measure", len(todo), len(todo))
     rows = [(store.rows[p.kind, p.name], p.widths) for p in places if p.widths]
     shown = tuple(replace(r, points=tuple(p for p in r.points if p.kept in widths)) for r, widths in rows)
     return replace(store.empty, rows=shown, measured=len(todo))
+
+
+def _points(
+    trial: _Trial, todo: Sequence[tuple[_Place, int]], elsewhere: Elsewhere, memory: int | None
+) -> Iterator[tuple[float | None, float]]:
+    """(damage, share of the MACs that goes) of every cut, in order."""
+    of, items = trial.nothing(), [(p.kind, p.name, kept) for p, kept in todo]
+    depends = {
+        "what": "a cut alone", "model": of.model_digest, "samples": of.samples_digest, "settings": dict(of.settings),
+        "axes": dict(trial.subject.axes),
+    }  # fmt: skip
+    subject = replace(trial.subject, parts={})
+    task = Task(_measuring, (subject, trial.seed, trial.threads, memory), depends)
+    places = {item: place for item, (place, _) in zip(items, todo, strict=True)}
+    return elsewhere.results(task, items, lambda some: (trial.measured(places[i], i[2]) for i in some))
+
+
+def _measuring(payload: tuple[Subject, int, int | None, int | None]) -> Evaluate:
+    """In a worker: (kind, name, kept) -> what comes of that cut."""
+    subject, seed, threads, memory = payload
+    assert subject.calibration is not None
+    trial = _Trial(subject, subject.calibration, seed, threads, None)
+    whole = _places(subject, (), METHODS, Limits(1))
+    found = {(p.kind, p.name): p for p in whole}
+
+    @one_blas_thread
+    def measured(item: tuple[str, str, int]) -> tuple[float | None, float]:
+        kind, name, kept = item
+        with within(memory):
+            return trial.measured(found[kind, name], kept)
+
+    return measured
 
 
 @dataclass(frozen=True)
@@ -264,11 +306,11 @@ class _Trial:
             self.progress("calibrate", 0, len(self.fit))
         return trials_of(self.subject.net, self.fit, self.judges, self.count, threads=self.threads, seed=self.seed)
 
-    def point(self, place: _Place, kept: int) -> Point:
-        """One cut: the group alone, to the width `kept`, or the block alone."""
+    def measured(self, place: _Place, kept: int) -> tuple[float | None, float]:
+        """(damage, share of the MACs that goes) of one cut: a group alone, to the width `kept`, or a block alone."""
         cut = self._group(place.what, kept) if isinstance(place.what, ChannelGroup) else self._block(place.what)
         damage, macs_removed = cut
-        return Point(kept, damage if math.isfinite(damage) else None, macs_removed)
+        return float(damage) if math.isfinite(damage) else None, float(macs_removed)
 
     def _group(self, group: ChannelGroup, width: int) -> tuple[float, float]:
         curves, trials = self._ready

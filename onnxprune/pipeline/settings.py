@@ -9,12 +9,13 @@ is given that needs to be checked against them: `--help` lists these options.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from onnxprune.errors import UsageError
+from onnxprune.pipeline.finishing import FINISHES, finish_of, names_of
 from onnxprune.pipeline.options import (
     Option,
     among,
@@ -49,9 +50,15 @@ REMOVE, SAMPLES, REPAIR, TIMING, RESULT, GENERAL = (
     "what to remove", "samples", "repair", "timing", "result", "general"
 )  # fmt: skip
 """What options are about."""
-DECIDING = ("prune", "plan")
-MAKING = ("prune", "apply")
-OPENING = ("prune", "plan", "apply", "inspect", "verify", "sensitivity", "train", "bench", "diff")
+DECIDING = ("prune", "plan", "search")
+MAKING = ("prune", "apply", "search")
+OPENING = ("prune", "plan", "apply", "inspect", "verify", "sensitivity", "search", "train", "bench", "diff", "profile")
+TIMED = ("prune", "plan", "apply", "search", "profile")
+SPREAD = ("prune", "plan", "sensitivity", "search")
+"""The commands whose trials may run elsewhere."""
+PLACE = ("backend", "address", "store")
+"""Where work is done and kept: nothing depends on it, and no plan remembers it."""
+_spread = partial(option, part=GENERAL, commands=SPREAD, rare=True)
 _deciding = partial(option, part=REMOVE, commands=DECIDING)
 WIDTHS = "widths and their rounding are at least 1"
 
@@ -104,10 +111,32 @@ def _weights(weights: Mapping[str, float]) -> None:
     check_weights(weights)
 
 
+def _backend(name: str) -> None:
+    from onnxprune.elsewhere.backends import named
+
+    named(name)
+
+
+def _addressed(name: str | None, address: str) -> None:
+    from onnxprune.elsewhere.backends import HERE, named
+
+    named(name or HERE, address)
+
+
+def _minutes(minutes: float) -> None:
+    if not 0 < minutes < float("inf"):
+        raise UsageError(f"distillation takes more than 0 minutes, not {minutes:g}")
+
+
 def _repairs_in_words() -> str:
     """The names: the default, then the table from its end."""
     said = {WITH_SAMPLES: f"{WITH_SAMPLES} (with --calib)"}
     return ", ".join(said.get(name, name) for name in dict.fromkeys([WITH_SAMPLES, *reversed(REPAIRS)]))
+
+
+def _finishes_in_words(setting: str) -> str:
+    """The formats of the finished model that a setting knows."""
+    return "; ".join(f"{f.name}: {f.help}" for f in FINISHES.values() if f.setting == setting)
 
 
 @listed
@@ -194,9 +223,15 @@ class Settings:
         40, "N", "passes over the samples (default 40)", "passes over the samples when distilling",
         read=int, check=at_least(1, "distillation takes at least one epoch"), part=REPAIR, commands=MAKING, rare=True,
     )  # fmt: skip
+    minutes: float | None = option(
+        None, "M", "distill for so long instead: as many steps as this machine takes in M minutes",
+        "about how long distilling takes, instead of `epochs`: the number of steps, and so the outcome, is then this "
+        "machine's",
+        read=float, check=_minutes, part=REPAIR, commands=MAKING, rare=True,
+    )  # fmt: skip
     augment: tuple[str, ...] = option(
-        (), "LIST", "flip,shift=2,mixup=0.5,cutmix (default none)",
-        'how distillation varies the samples: "flip", "shift=2" (pixels), "mixup=0.5" and "cutmix=0.5" (shares)',
+        (), "LIST", "flip,shift=2,crop=0.5,mixup=0.5,cutmix (default none)",
+        'how samples vary when distilling: "flip", "shift=2" (pixels), "crop=0.5", "mixup=0.5", "cutmix=0.5" (shares)',
         read=words, part=REPAIR, commands=MAKING, rare=True,
     )  # fmt: skip
     recipe: str | None = option(
@@ -205,15 +240,26 @@ class Settings:
         "criteria that go by gradients",
         part=REPAIR, commands=MAKING, rare=True,
     )  # fmt: skip
+    quantize: str | None = option(
+        None, "NAME", lambda: _finishes_in_words("quantize"),
+        'the finished model in integers, "int8": calibrated, and rounded anew, on the samples; None: floats',
+        check=among("format", lambda: names_of("quantize")), part=REPAIR, commands=MAKING, rare=True,
+    )  # fmt: skip
+    precision: str | None = option(
+        None, "NAME", lambda: _finishes_in_words("precision"),
+        'the finished model in other floats, "fp16"; inputs and outputs stay; None: as it was',
+        check=among("format", lambda: names_of("precision")), part=REPAIR, commands=(*MAKING, "plan", "profile"),
+        rare=True,
+    )  # fmt: skip
     batch: int = option(
         1, "N", "samples in a run that is timed (default 1)", "samples in a run that is timed",
-        read=int, check=at_least(1, "the batch is at least 1"), part=TIMING, commands=("prune", "plan", "apply"),
-        rare=True,
+        read=int, check=at_least(1, "the batch is at least 1"), part=TIMING,
+        commands=TIMED, rare=True,
     )  # fmt: skip
     providers: tuple[str, ...] = option(
         ("cpu",), "LIST", f"time on {', '.join(PROVIDERS).replace('cpu', 'cpu (default)')}",
         "what timed runs run on, short names as `bench` takes them; all else runs on the CPU, training apart",
-        read=words, part=TIMING, commands=("prune", "plan", "apply", "bench"), rare=True,
+        read=words, part=TIMING, commands=(*TIMED, "bench"), rare=True,
     )  # fmt: skip
     provider_options: Mapping[str, Mapping[str, object]] | None = option(
         None, "P.KEY=VALUE",
@@ -221,7 +267,19 @@ class Settings:
         "cuda.cudnn_conv_algo_search=HEURISTIC, ... (repeatable)",
         "options of theirs, by provider",
         flag="--provider-option", read=parse_provider_options, repeated=True, part=TIMING,
-        commands=("prune", "plan", "apply", "bench"), rare=True,
+        commands=(*TIMED, "bench"), rare=True,
+    )  # fmt: skip
+    device: str | None = option(
+        None, "FILE", "plan with the times of a device that `onnxprune profile` measured",
+        "a file of `onnxprune profile`: the times of that device stand for those of this machine, and what is reached "
+        "is predicted; with the targets of time, or where latency counts",
+        part=TIMING, commands=("prune", "plan"), rare=True,
+    )  # fmt: skip
+    refine: tuple[str, ...] | None = option(
+        None, "LIST", "correct what --device predicts by what `onnxprune bench --json` measured there",
+        "files that `onnxprune bench --json` wrote on that device, of models that were planned with it: what is "
+        "predicted is corrected by them",
+        read=words, part=TIMING, commands=("prune",), rare=True,
     )  # fmt: skip
     metadata: bool = option(
         True, "", "leave out of the file how it was made",
@@ -253,7 +311,21 @@ class Settings:
         "bytes that a run may take, about; what it keeps beyond that lies in temporary files (in TMPDIR), and the "
         "result is the same. None: half of what is free",
         read=size_of, check=at_least(1 << 28, "a run takes at least 256 MB"), part=GENERAL,
-        commands=("prune", "plan", "apply", "sensitivity"), rare=True,
+        commands=("prune", "plan", "apply", "sensitivity", "search"), rare=True,
+    )  # fmt: skip
+    backend: str | None = _spread(
+        None, "NAME", "where trials run: threads (default), processes, dask, ray",
+        'where work that does not depend on the place is done: "threads" (of this process, the default), "processes" '
+        '(of this machine), "dask" or "ray" (workers anywhere); what is timed stays here, and the outcome is the same',
+        check=_backend,
+    )  # fmt: skip
+    address: str | None = _spread(
+        None, "URL", "of the scheduler: tcp://HOST:8786 for dask, HOST:6379 for ray",
+        "the address of the scheduler of `backend`; None: it is started on this machine",
+    )  # fmt: skip
+    store: str | None = _spread(
+        None, "FOLDER", "keep the results of trials there, and take those that are known",
+        "a folder, or an address that fsspec knows, where results of trials are kept by what they depend on",
     )  # fmt: skip
     seed: int = option(
         0, "N", "for everything random (default 0)", "for everything random",
@@ -263,14 +335,20 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value = getattr(self, f.name)
+            option, value = f.metadata["option"], getattr(self, f.name)
+            if isinstance(value, str) and option.read in (words, size_of):  # "rank,blocks", "4GB"
+                value = option.read(value)
+                object.__setattr__(self, f.name, value)
             if value is not None:
-                f.metadata["option"].check(value)
+                option.check(value)
+        if self.address is not None:
+            _addressed(self.backend, self.address)
         check_providers(self.providers, self.provider_options)
+        finish_of(self)
         taken = () if self.repair is None else REPAIRS[self.repair].options
-        given = {name for name in ("augment", "recipe") if getattr(self, name)} - {*taken}
+        given = {name for name in ("minutes", "augment", "recipe") if getattr(self, name)} - {*taken}
         if given - ({"recipe"} if self._by_gradients() else set()):
-            raise UsageError("--augment and --recipe are for training; give --repair distill")
+            raise UsageError("--minutes, --augment and --recipe are for training; give --repair distill")
 
     def _by_gradients(self) -> bool:
         """Whether a loss is differentiated to rank channels."""
@@ -286,6 +364,10 @@ class Settings:
             return self.methods
         return RANKLESS if self.of in ("params", "channels") else USUAL
 
+    def here(self) -> Settings:
+        """The same, with all work done in one process and nothing kept."""
+        return replace(self, backend=None, address=None, store=None)
+
     def decided(self, came_to: Mapping[str, Value] | None = None) -> dict[str, Value]:
         """All settings by name, but those of repairs that were not asked for.
 
@@ -293,7 +375,7 @@ class Settings:
             came_to: what those came to that were left open.
         """
         of_others = {o for r in REPAIRS.values() if r.name != self.repair for o in r.options}
-        given = {f.name: getattr(self, f.name) for f in fields(self)} | dict(came_to or {})
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PLACE} | dict(came_to or {})
         idle = {f.name for f in fields(self) if f.name in of_others and getattr(self, f.name) == f.default}
         return {name: value for name, value in given.items() if value is not None and name not in idle}
 

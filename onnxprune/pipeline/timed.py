@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx
 
+from onnxprune.graph.model import Graph
+from onnxprune.graph.shapes import observe
+from onnxprune.measure.outline import Outline
+from onnxprune.measure.outline import timed as by_time
+from onnxprune.pipeline.asked import Progress, engine_of
 from onnxprune.pipeline.opened import Subject
-from onnxprune.pipeline.planner import Progress
+from onnxprune.pipeline.prices import timed_run
 from onnxprune.pipeline.settings import Settings
 from onnxprune.report.result import Result
 from onnxprune.timing.bench_result import BenchResult
 from onnxprune.timing.latency import bench as time_models
+from onnxprune.timing.node_times import by_node
 
 ROUNDS = 40
 """Rounds of the measurement of a finished model."""
+LAYERS_MS, LAYER_RUNS = 200.0, (3, 100)
+"""Time spent on the layers of each model, and the fewest and most runs."""
 
 
 def measure_latency(result: Result, subject: Subject, settings: Settings, progress: Progress | None = None) -> Result:
@@ -23,16 +31,34 @@ def measure_latency(result: Result, subject: Subject, settings: Settings, progre
     report = (lambda k, n: progress("bench", k, n)) if progress else None
     timed = paired(subject, [subject.model, result.runs], settings, ROUNDS, report)
     warnings = result.warnings
-    if timed.comparisons[0].verdict != "faster":
-        warnings = (*warnings, f"the pruned model is not measurably faster: {timed.comparisons[0].verdict}")
+    found = timed.comparisons[0]
+    if found.verdict != "faster":
+        seen = f"{found.speedup:.2f}x [{found.low:.2f}, {found.high:.2f}]"
+        warnings = (*warnings, f"the pruned model is not measurably faster: {seen}")
     before, after = timed.timings[0].p50_ms, timed.timings[1].p50_ms
     return replace(
         result,
         latency=timed,
+        network=_by_layer(result, subject, settings),
         warnings=warnings,
         before=replace(result.before, latency_ms=before),
         after=replace(result.after, latency_ms=after),
     )
+
+
+def _by_layer(result: Result, subject: Subject, settings: Settings) -> Outline:
+    """Both networks, with what their layers take here."""
+    if not result.network.spots:
+        return result.network
+    engine = engine_of(replace(settings, device=None))
+
+    def taken(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Graph, dict[str, float]]:
+        return graph, by_node(graph, feeds, shapes, engine, budget_ms=LAYERS_MS, least_most=LAYER_RUNS)
+
+    feeds, shapes = timed_run(subject, settings.batch)
+    pruned = Graph(result.runs)
+    sizes = {} if engine.on_cpu else observe(pruned, feeds).shapes  # only layers that are run alone need them
+    return by_time(result.network, taken(subject.graph, shapes), taken(pruned, sizes), engine.providers[0])
 
 
 def paired(

@@ -13,9 +13,10 @@ import numpy as np
 
 from onnxprune.graph.model import Graph
 from onnxprune.pipeline.apply import apply_plan
+from onnxprune.pipeline.asked import Progress
 from onnxprune.pipeline.countable import OTHERWISE, check_countable
 from onnxprune.pipeline.opened import Subject
-from onnxprune.pipeline.planner import BATCH, Progress
+from onnxprune.pipeline.planner import BATCH
 from onnxprune.pipeline.training_settings import TrainSettings
 from onnxprune.pipeline.training_task import Prepared, TrainingRun, TrainingTask
 from onnxprune.pipeline.trial import tried, with_samples
@@ -65,8 +66,9 @@ def prepare(run: TrainingRun) -> Prepared:
     Raises:
         UsageError: there is nothing to train on.
     """
-    from onnxprune.train.loop import Training, process_group
+    from onnxprune.train.loop import Training
     from onnxprune.train.objective import objective
+    from onnxprune.train.processes import process_group
     from onnxprune.train.shares import set_up
 
     settings = run.settings

@@ -38,7 +38,7 @@ class TrainSettings:
         steps: of the optimizer.
         batch: samples of a step; a recipe has batches of its own.
         lr: highest learning rate; None: the method's.
-        augment: how unlabelled samples are varied: "flip", "shift=2", "mixup=0.5", "cutmix=0.5".
+        augment: how unlabelled samples are varied: "flip", "shift=2", "crop=0.5", "mixup=0.5", "cutmix=0.5".
         recipe: file.py with labelled data and a loss, which is added to what the original teaches; None: it teaches
             on the calibration samples.
         include, exclude: regular expressions on the names of groups and their weights.

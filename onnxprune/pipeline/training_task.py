@@ -18,11 +18,11 @@ from onnxprune.errors import BudgetError
 from onnxprune.graph.model import Graph, digest
 from onnxprune.measure.cost import CostModel
 from onnxprune.pipeline.apply import Tell, Tuning
-from onnxprune.pipeline.asked import limits_of
+from onnxprune.pipeline.asked import Progress, limits_of
 from onnxprune.pipeline.goals import Ratio
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
-from onnxprune.pipeline.planner import Planner, Progress
+from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.plans import make_plan
 from onnxprune.plan import Edit, KeepChannels, Origin, PrunePlan
 from onnxprune.samples.calibration import Calibration

@@ -76,12 +76,12 @@ def _judged(
     run: TrainingRun, trial: Calibration | None, plain: Result, trained: Result
 ) -> tuple[str, np.ndarray, np.ndarray, float]:
     """(what was compared, its figures without training, and with it, the relative fall that does not matter)."""
-    from onnxprune.train.loop import process_group
     from onnxprune.train.objective import judge
+    from onnxprune.train.processes import process_group
     from onnxprune.train.shares import set_up
 
     settings = run.settings
     with set_up(settings.seed, settings.threads), process_group() as device:
         held = [] if trial is None else list(trial.batches(settings.batch))
-        by, figures = judge(run.net, held, settings.recipe, device=device)
+        by, figures = judge(run.net, held, settings.recipe, augment=settings.augment, device=device)
         return by.figure, figures(plain.runs), figures(trained.runs), by.little

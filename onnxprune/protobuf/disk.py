@@ -48,17 +48,21 @@ def making(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     for extra in ("O_NOFOLLOW", "O_BINARY", "O_CLOEXEC"):
         flags |= getattr(os, extra, 0)
     _sweep(path.parent)
-    file = open(os.open(path, flags, mode), "wb")
-    held = os.dup(file.fileno())  # the lock outlives the file that is closed
-    try:
+    descriptor = os.open(path, flags, mode)
+    with contextlib.ExitStack() as after:
+        after.callback(_heedless, path.unlink)
+        file = open(descriptor, "wb")
+        after.callback(_heedless, file.close)  # what could not be written has been said
+        held = os.dup(descriptor)  # the lock outlives the file that is closed
+        after.callback(os.close, held)
         _lock(held)
         yield file
-    finally:
-        with contextlib.suppress(OSError):  # what could not be written has been said
-            file.close()
-        os.close(held)
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+
+
+def _heedless(call: Callable[[], object]) -> None:
+    """Call it, whatever the system says."""
+    with contextlib.suppress(OSError):
+        call()
 
 
 def _sweep(folder: Path) -> None:

@@ -71,7 +71,7 @@ def captured(node: onnx.NodeProto) -> set[str]:
     """Names that the bodies of a control-flow node read from outside."""
     if node.op_type not in WITH_BODIES and node.domain in DEFAULT_DOMAINS:
         return set()  # without a look at its attributes, which is slow
-    return set[str]().union(*map(_from_outside, subgraphs(node)))
+    return set[str]().union(*map(from_outside, subgraphs(node)))
 
 
 def read_by(node: onnx.NodeProto) -> Iterator[str]:
@@ -80,7 +80,7 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
     yield from sorted(captured(node))
 
 
-def _from_outside(body: onnx.GraphProto) -> set[str]:
+def from_outside(body: onnx.GraphProto) -> set[str]:
     """Names that a body reads, the bodies inside it too, and that it does not make itself."""
     inside = {i.name for i in body.input} | {t.name for t in body.initializer}
     inside |= {t.values.name for t in body.sparse_initializer}

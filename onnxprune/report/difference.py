@@ -90,10 +90,11 @@ class Pair:
         words = []
         sides = ("in", self.before.reads, self.after.reads), ("out", self.before.writes, self.after.writes)
         for title, old, new in sides:
-            if len(old) != len(new):
+            axis = 1 if len(self.before.weight) > 2 else len(old) - 1
+            if len(old) == len(new) > axis and old[axis] != new[axis]:
+                words.append(f"{title} {old[axis]}→{new[axis]}")
+            elif old != new:  # not the channels, or not they alone
                 words.append(f"{title} {_sizes(old)}→{_sizes(new)}")
-            else:
-                words += [f"{title} {a}→{b}" for a, b in zip(old, new, strict=True) if a != b][:1]
         if not words and self.before.weight != self.after.weight:
             words.append(f"weight {_sizes(self.before.weight)}→{_sizes(self.after.weight)}")
         return ", ".join(words) or (SAME if self.same_weights else OTHER)

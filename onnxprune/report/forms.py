@@ -14,10 +14,14 @@ from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.layer_costs import Activations, Layer
 from onnxprune.measure.outline import Outline
 from onnxprune.measure.surgery import Surgery
-from onnxprune.plan import Factorize, MergeBlock
+from onnxprune.plan import Factorize, FuseLayers, MergeBlock
+from onnxprune.report.alone import Row
+from onnxprune.report.forecast import Forecast
+from onnxprune.report.pictures import Sample
 from onnxprune.report.refused import Refused
 from onnxprune.report.search import Search
 from onnxprune.timing.bench_result import BenchResult
+from onnxprune.timing.explain import Spent
 
 
 class Run(TypedDict, total=False):
@@ -74,12 +78,16 @@ class Told(TypedDict):
     refused: NotRequired[tuple[Refused, ...]]
     blocks: tuple[str, ...]
     merged: NotRequired[tuple[MergeBlock, ...]]
+    fused: NotRequired[tuple[FuseLayers, ...]]
     factorized: tuple[Factorize, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     training: NotRequired[tuple[Mapping[str, Any], ...]]
     network: NotRequired[Outline]
     search: NotRequired[Search | None]
+    studied: NotRequired[tuple[Row, ...]]
+    forecast: NotRequired[Forecast | None]
+    samples: NotRequired[tuple[Sample, ...]]
     cuts: tuple[Cut, ...]
     earlier: NotRequired[tuple[Mapping[str, str], ...]]
     digests: NotRequired[Mapping[str, str | None]]
@@ -137,6 +145,59 @@ class Benched(TypedDict):
     """Latencies of one case or several."""
 
     results: tuple[BenchResult, ...]
+
+
+class Checked(TypedDict):
+    """A narrower copy on a device: what it was to gain, and gained."""
+
+    predicted: float
+    measured: float
+    error: float
+
+
+class Profiled(TypedDict):
+    """A device that was measured, or the script that measures it."""
+
+    file: str
+    questions: int
+    device: str | None
+    total_ms: float | None
+    layers_share: float | None
+    checks: tuple[Checked, ...]
+
+
+class Cause(TypedDict):
+    """Why nodes take longer than was promised."""
+
+    cause: str
+    ms: float
+    nodes: int
+
+
+class ExplainedModel(TypedDict):
+    """A model, node by node."""
+
+    name: str
+    total_ms: float
+    nodes: tuple[Spent, ...]
+    causes: tuple[Cause, ...]
+
+
+class TunedOptions(TypedDict):
+    """Options of a session, timed."""
+
+    name: str
+    gain: float
+    low: float
+    high: float
+    verdict: str
+
+
+class Explaining(TypedDict):
+    """Why models are not faster, and what is without pruning."""
+
+    models: tuple[ExplainedModel, ...]
+    options: tuple[TunedOptions, ...]
 
 
 class OutputPart(TypedDict):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from onnxprune.errors import nearest
 from onnxprune.report import forms
@@ -18,6 +20,7 @@ from onnxprune.report.forms import Run
 from onnxprune.report.pages import measured, models, result
 from onnxprune.report.pages.shared import NODES as NODES
 from onnxprune.report.reading import Misfit, read
+from onnxprune.report.searched import Searched
 from onnxprune.report.sensitivity import Sensitivity
 from onnxprune.report.terminal import plain, si
 
@@ -53,17 +56,21 @@ PAGES: Mapping[str, Page] = {
     "onnxprune diff": Page(Difference, "diff.html", models.diff),
     "onnxprune bench": Page(forms.Benched, "bench.html", measured.bench),
     "onnxprune sensitivity": Page(Sensitivity, "sensitivity.html", measured.sensitivity),
+    "onnxprune search": Page(Searched, "search.html", measured.search),
+    "onnxprune explanation": Page(forms.Explaining, "explanation.html", measured.explanation),
+    "onnxprune profile": Page(forms.Profiled, "profile.html", measured.profile),
     "onnxprune help": Page(forms.Listed, "names.html", models.names),
 }
 """Every kind of JSON that a command prints."""
 
 
-def render(content: Any, *, name: str) -> str:
+def render(content: Any, *, name: str, files: Mapping[str, str] | None = None) -> str:
     """The page.
 
     Args:
         content: what `Result.to_dict` gives, or a command with `--json` printed.
         name: what the page calls it.
+        files: what it links to: what that is -> its path, from where the page will be.
 
     Raises:
         ValueError: it is something else, of a version that is not known, or not whole; the message says what it is.
@@ -72,11 +79,18 @@ def render(content: Any, *, name: str) -> str:
     try:
         run = read(Run, content.get("run") or {}, "run")
         shown = page.shows(read(page.form, _unfolded(content)), run)
-        return _environment().get_template(page.template).render(name=plain(name), **shown)
+        given = {"name": plain(name), "repeat": run.get("command") or run.get("call"), "files": _linked(files or {}),
+                 "samples": ()}  # fmt: skip
+        return _environment().get_template(page.template).render(given | dict(shown))
     except Misfit as error:
         raise Misfit([f"an {content['kind']} that is not whole: {error}"]) from error
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # where a form leaves things open
         raise Misfit([f"an {content['kind']} that is not whole: {error!r}"]) from error
+
+
+def _linked(files: Mapping[str, str]) -> dict[str, str]:
+    """The same, as addresses; a name that begins like `http:` is a name."""
+    return {title: f"./{quote(PurePath(path).as_posix())}" for title, path in files.items()}
 
 
 @cache
@@ -89,7 +103,7 @@ def _environment() -> Environment:
         autoescape=True, undefined=StrictUndefined, lstrip_blocks=True, loader=files,
         finalize=lambda value: plain(value) if type(value) is str else value,
     )  # fmt: skip
-    made.filters |= {"plain": plain, "si": si}
+    made.filters |= {"plain": plain, "si": si, "unquoted": lambda address: unquote(address.removeprefix("./"))}
     for name in ("parts", "network"):
         made.globals[name] = made.get_template(f"{name}.html").module
     return made

@@ -33,7 +33,10 @@ from onnxprune.measure.outline import Outline
 from onnxprune.measure.surgery import Surgery
 from onnxprune.measure.trained import Trained
 from onnxprune.plan import PrunePlan
+from onnxprune.report.alone import Row
+from onnxprune.report.forecast import Forecast
 from onnxprune.report.forms import Told
+from onnxprune.report.pictures import Sample
 from onnxprune.report.provenance import Provenance
 from onnxprune.report.reading import read
 from onnxprune.report.refused import Refused
@@ -68,6 +71,9 @@ class Result:
         notes: what was measured besides, in words.
         network: what it looked like and looks like, layer by layer.
         search: what was measured on the way to a target; None where a ratio was asked for.
+        studied: what each cut alone would do to the outputs, where that decided.
+        forecast: what smaller and larger cuts than this are expected to do; only where a ratio was asked for.
+        samples: some that nothing was fitted on, and what both models say of them; only where that was asked for.
         training: what came of every step that trained: what was kept, the start or what was reached, and why.
         barrier: where the model was split as some of its nodes do not run; what was measured is of the part that does.
         feeds: inputs for the run of the written file; None: it is loaded only.
@@ -92,6 +98,9 @@ class Result:
     notes: tuple[str, ...] = ()
     network: Outline = field(default=Outline(), repr=False)
     search: Search | None = field(default=None, repr=False)
+    studied: tuple[Row, ...] = field(default=(), repr=False)
+    forecast: Forecast | None = field(default=None, repr=False)
+    samples: tuple[Sample, ...] = field(default=(), repr=False)
     training: tuple[Trained, ...] = ()
     barrier: Barrier | None = field(default=None, repr=False, compare=False)
     feeds: Mapping[str, np.ndarray] | None = field(default=None, repr=False, compare=False)
@@ -139,7 +148,10 @@ class Result:
         sources = [] if self.source is None else [self.source]
 
         def runs(written: Path) -> None:
-            opened = partial(sessions.open_session, optimise=len(self.model.graph.node) <= MANY_NODES, name=target.name)
+            many = len(self.model.graph.node) > MANY_NODES
+            few = len(self.model.graph.initializer) <= sessions.FEW_WEIGHTS
+            adjust = sessions.unpacked if few else None
+            opened = partial(sessions.open_session, optimise=not many, pack=False, adjust=adjust, name=target.name)
             try:
                 session = opened(written if self.barrier is None else self.barrier.part_of(read_model(written)))
             except LoadError:
@@ -205,12 +217,16 @@ class Result:
             "refused": [asdict(r) for r in self.refused],
             "blocks": list(self.plan.blocks()),
             "merged": [asdict(e) for e in self.plan.merged()],
+            "fused": [asdict(e) for e in self.plan.fused()],
             "factorized": [asdict(e) for e in self.plan.factorized()],
             "warnings": list(self.warnings),
             "notes": list(self.notes),
             "training": [asdict(t) | {"words": t.in_words()} for t in self.training],
             "network": asdict(self.network),
             "search": None if self.search is None else asdict(self.search),
+            "studied": [asdict(row) for row in self.studied],
+            "forecast": None if self.forecast is None else asdict(self.forecast),
+            "samples": [asdict(sample) for sample in self.samples],
             "cuts": list(self.cuts),
             "earlier": [dict(e) for e in self.made.earlier],
         }
@@ -219,11 +235,15 @@ class Result:
         """The result as JSON text."""
         return json.dumps(self.to_dict(), allow_nan=False) + "\n"
 
-    def to_html(self) -> str:
-        """The result as a page: one file, nothing to fetch."""
+    def to_html(self, *, files: Mapping[str, str] | None = None) -> str:
+        """The result as a page: one file, nothing to fetch.
+
+        Args:
+            files: what it links to: what that is -> its path, from where the page will be.
+        """
         from onnxprune.report.page import render
 
-        return render(self.to_dict(), name="model" if self.source is None else self.source.name)
+        return render(self.to_dict(), name="model" if self.source is None else self.source.name, files=files)
 
     def to_markdown(self) -> str:
         """What `summary` says as Markdown, for the page of a job."""
@@ -283,7 +303,8 @@ def _from_dict(
         groups=tuple((g["name"], g["before"], g["after"]) for g in told["groups"]),
         repair=repair, inexact=told["inexact"], refused=told.get("refused", ()),
         warnings=told["warnings"], notes=told["notes"], network=told.get("network", Outline()),
-        search=told.get("search"),
+        search=told.get("search"), studied=told.get("studied", ()), forecast=told.get("forecast"),
+        samples=told.get("samples", ()),
         training=tuple(Trained(**{k: v for k, v in t.items() if k != "words"}) for t in told.get("training", ())),
         made=Provenance(
             digests.get("model") or "", digests.get("samples"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxprune.report import plots
-from onnxprune.report.sensitivity import LITTLE, Row, Sensitivity
+from onnxprune.report.alone import LITTLE, Row
+from onnxprune.report.sensitivity import Sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

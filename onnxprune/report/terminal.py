@@ -6,11 +6,10 @@ Only the standard library at the top: the command line imports this before it kn
 from __future__ import annotations
 
 import textwrap
-import time
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from onnxprune.measure.fidelity import Fidelity
@@ -73,7 +72,7 @@ def not_counted(cost: Values) -> str:
 
 def change(before: float, after: float) -> str:
     """How much went, in percent."""
-    return f"{(after / before - 1) * 100:+.1f}%" if before else ""
+    return f"{(after / before - 1) * 100:+z.1f}%" if before else ""
 
 
 def table(
@@ -208,8 +207,10 @@ def sentences(told: Told) -> list[Said]:
     found.append(("groups", f"{cut} of {len(told['groups'])} cut; repair: {told['settings'].get('repair', 'none')}"))
     found.append(("blocks", _some("{} dropped", told["blocks"])))
     found.append(("merged", _some("{} blocks made one layer", [e.block for e in told.get("merged", ())])))
+    found.append(("fused", _some("{} runs of layers made one, exactly", [e.node for e in told.get("fused", ())])))
     found.append(("low rank", _some("{} layers made of two", [e.node for e in told["factorized"]])))
-    label = "trained" if told["settings"].get("trained") else "measured"
+    by = {"trained": "trained", "device": "predicted"}
+    label = next((word for name, word in by.items() if told["settings"].get(name)), "measured")
     found += [(label, plain(note)) for note in told["notes"]]
     found += [("training", plain(f"{t['step']}: {t['words']}")) for t in told.get("training", ())]
     found.append(("kept whole", "; ".join(f"{plain(r)} ({n})" for r, n in _common(told["pinned"]))))
@@ -318,79 +319,3 @@ def hung(line: str, width: int) -> str:
         break_on_hyphens=False,
         drop_whitespace=len(line) > width,
     )
-
-
-class Status:
-    """How far the work is, on standard error: a bar on a terminal, a line a phase with `verbose`. `tell` gets the phase
-    and the model too, and nothing once the last line is said."""
-
-    def __init__(self, stream: TextIO, tell: Callable[[str], None] = lambda doing: None):
-        self.stream, self._tell = stream, tell
-        self.now, self.model = "start", ""
-        tell(self.now)
-        self.verbose = self.quiet = False
-        self._began = time.monotonic()
-        self._bars: Any = None
-        self._bar: Any = None
-
-    def set(self, *, quiet: bool, verbose: bool, model: str = "") -> None:
-        """How much to say, and of what."""
-        self.quiet, self.verbose, self.model = quiet, verbose and not quiet, model
-
-    def phase(self, name: str) -> None:
-        """A new phase begins."""
-        if name == self.now:
-            return
-        self.now = name
-        self._tell(f"{name} {self.model}".rstrip())
-        if self.verbose:
-            self.say(f"{time.monotonic() - self._began:6.1f} s  {name}")
-        if self._wants_bars():
-            if self._bars is None:
-                self._bars = _bars(self.stream)
-                self._bars.start()
-            if self._bar is not None:
-                self._bars.remove_task(self._bar)
-            self._bar = self._bars.add_task(plain(name), total=None, count="")
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        """`done` of `total` in a phase: what the API calls."""
-        self.phase(phase)
-        if self._bars is not None:
-            self._bars.update(self._bar, completed=done, total=total, count=f"{done}/{total}")
-
-    def say(self, text: str) -> None:
-        """One line on standard error."""
-        line = f"onnxprune: {plain(text)}"
-        if self._bars is not None:
-            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=self.stream, flush=True)
-
-    def fail(self, text: str) -> None:
-        """The last line: what went wrong."""
-        self.close()
-        self.say(f"error: {' '.join(text.split())}")
-        self._tell("")
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = self._bar = None
-
-    def _wants_bars(self) -> bool:
-        return not self.quiet and self.stream.isatty()
-
-
-def _bars(stream: TextIO) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description:<12}", markup=False),
-        BarColumn(40),
-        TextColumn("{task.fields[count]:>9}", markup=False),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=Console(file=stream), transient=True)

@@ -1,6 +1,7 @@
 """Carry a plan's edits out: the one place where they become a network.
 
-    channels cut → columns merged → blocks out, or one layer → repaired → layers made of two → finished → tidied
+    channels cut → columns merged → blocks out, or one layer → runs fused → repaired → layers made of two → finished
+    → tidied
 
 A quantized network is repaired in floats, and quantized again.
 
@@ -18,17 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.channels import Analysed, CutSizes
-from onnxprune.errors import ModelError, PruneError
+from onnxprune.errors import ModelError, PruneError, RunError
 from onnxprune.graph.model import Graph
-from onnxprune.plan import DropBlock, Edit, Factorize, KeepChannels, MergeBlock, MergeColumns
+from onnxprune.plan import DropBlock, Edit, Factorize, FuseLayers, KeepChannels, MergeBlock, MergeColumns
+from onnxprune.rewrite.activation_scales import chosen_anew
 from onnxprune.rewrite.cut import cut_channels
 from onnxprune.rewrite.drop import bypass, drop_blocks
 from onnxprune.rewrite.factorize import factorize
+from onnxprune.rewrite.fuse import fuse
 from onnxprune.rewrite.merge import merge
 from onnxprune.rewrite.merge_blocks import merge_blocks
 from onnxprune.rewrite.quantized import floating, in_floats, requantized
 from onnxprune.rewrite.repair.table import NONE, REPAIRS, Repair
 from onnxprune.rewrite.repair.task import Progress, RepairTask
+from onnxprune.runtime.reasons import memory_told
 
 if TYPE_CHECKING:
     from onnxprune.measure.trained import Trained
@@ -79,11 +83,13 @@ def alive_after(net: Analysed, edits: Collection[Edit]) -> np.ndarray:
 
 
 def edit_exactly(net: Analysed, edits: Collection[Edit]) -> Graph:
-    """The network without the channels and blocks that the edits take out, what they merge merged; nothing is repaired,
-    and an Identity stands where a block was."""
+    """The network without the channels and blocks that the edits take out, what they merge or fuse made one; nothing is
+    repaired, and an Identity stands where a block was."""
     alive = alive_after(net, edits)
     graph = merge(net, cut_channels(net, alive), alive, [e for e in edits if isinstance(e, MergeColumns)])
-    return without_blocks(net, graph, edits)
+    graph = without_blocks(net, graph, edits)
+    fusions = [e for e in edits if isinstance(e, FuseLayers)]
+    return fuse(graph, fusions, net.feeds) if fusions else graph
 
 
 def without_blocks(net: Analysed, graph: Graph, edits: Collection[Edit]) -> Graph:
@@ -107,13 +113,17 @@ def apply_edits(
 
     Raises:
         UsageError: a merge or a factorization does not fit the network.
+        ModelError: values decide whether the network runs, and those of the repair are none with which it does.
         PruneError: the repair failed (our bug: the network itself runs).
     """
     how = mending or Mending()
     floats = floating(net) if how.repair.name != NONE or how.finish is not None else None
     if floats is not None:
         exact = edit_exactly(net, edits)
-        graph = requantized(apply_edits(floats, edits, how, start=in_floats(start or exact)), exact)
+        repaired = apply_edits(floats, edits, how, start=in_floats(start or exact))
+        if how.batches:
+            chosen_anew(exact, net.graph, floats.graph, repaired, how.batches, how.threads)
+        graph = requantized(repaired, exact)
         return bypass(graph, [e for e in edits if isinstance(e, DropBlock)])
     first, alive = how.repair.first, alive_after(net, edits)
     drops = [e for e in edits if isinstance(e, DropBlock)]
@@ -140,6 +150,9 @@ def apply_edits(
 
 def _repaired(repair: Repair, task: RepairTask) -> Graph:
     try:
-        return repair.run(task)
+        with memory_told():
+            return repair.run(task)
+    except RunError as error:  # the cut network runs, but not on any values
+        raise ModelError(f"{error}; the repair met values on which it does not run: use --repair none") from error
     except ModelError as error:  # the model itself runs
         raise PruneError(f"{error}; the repair failed: please report it, and use --repair none") from error

@@ -13,10 +13,10 @@ import onnx
 from onnxprune.channels import Analysed, CutSizes, adapt_sizes
 from onnxprune.errors import UnsupportedError
 from onnxprune.graph import operators
-from onnxprune.graph.export import write_sizes
+from onnxprune.graph.export import any_sizes, write_sizes
 from onnxprune.graph.layers import hand_on
 from onnxprune.graph.model import Graph
-from onnxprune.protobuf.nodes import set_attr
+from onnxprune.protobuf.nodes import read_by, set_attr
 
 
 def cut_channels(net: Analysed, alive: np.ndarray, edited: Graph | None = None) -> Graph:
@@ -59,6 +59,9 @@ def cut_channels(net: Analysed, alive: np.ndarray, edited: Graph | None = None) 
             _add_split(edited, edit.use[0], edit.value)
         else:
             set_attr(edited.own(edit.use[0]), edit.attribute, edit.value)
+    for key, node in net.graph.nodes.items():
+        if operators.of(node).bodies and any(map(sizes.changed, (*read_by(node), *node.output))):
+            any_sizes(edited.own(key))
     edited.settle()
     empty = {name for name in sizes.lines if _empties(sizes, name)}
     if empty:

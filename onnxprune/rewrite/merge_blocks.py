@@ -14,6 +14,7 @@ from onnx import helper
 
 from onnxprune.channels import CutSizes
 from onnxprune.graph.model import Graph
+from onnxprune.graph.pairs import centred
 from onnxprune.plan import MergeBlock
 
 
@@ -33,14 +34,15 @@ def merge_blocks(graph: Graph, merges: Iterable[MergeBlock], cut: CutSizes) -> G
 
 
 def _convolve(graph: Graph, merge: MergeBlock, inputs: int, outputs: int) -> None:
-    node, axes, half = graph.own(merge.block), merge.rank - 2, merge.kernel // 2
+    node, axes = graph.own(merge.block), merge.rank - 2
     W = np.zeros((outputs, inputs, *[merge.kernel] * axes), np.float32)
     if len(merge.branch) == 1:  # the other operand is what it reads
         W.reshape(outputs, inputs, -1)[np.arange(outputs), np.arange(outputs), merge.kernel**axes // 2] = 1
-    sizes = {"kernel_shape": [merge.kernel] * axes, "strides": [merge.stride] * axes, "pads": [half] * 2 * axes}
     node.op_type = "Conv"
     del node.input[:], node.attribute[:]
     bias = np.zeros(outputs, np.float32)
     weight, shift = graph.add_constant(f"{merge.block}_merged", W), graph.add_constant(f"{merge.block}_bias", bias)
     node.input.extend([merge.source, weight, shift])
-    node.attribute.extend(helper.make_attribute(name, value) for name, value in sizes.items())
+    node.attribute.extend(
+        helper.make_attribute(name, value) for name, value in centred(merge.kernel, merge.stride, axes).items()
+    )

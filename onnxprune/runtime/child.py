@@ -90,9 +90,10 @@ class Child:
             PruneError: what the job raised.
         """
         answer = self._answer()
-        if answer[:1] == inside.FULL and self._more is not None:  # refused at once, where honest work may have had it
-            before, self._caps, self._more = self._caps, self._more(), None
-            if self._caps.room > before.room:
+        if answer[:1] == inside.FULL:  # refused at once, where honest work may have had it
+            if self._more is not None:
+                self._caps, self._more = self._more(), None
+            if self._caps.room > self._began_with:  # or has it since, which came too late
                 self._start(isinstance(self._process, _Fork))
                 answer = self._answer()
         kind, said = answer[:1], answer[1:]
@@ -119,7 +120,7 @@ class Child:
 
     def _start(self, fork: bool) -> None:
         self._begin = self._moved = time.monotonic()
-        self._worked = 0.0
+        self._worked, self._began_with = 0.0, self._caps.room
         make: Callable[..., _Process] = _Fork if fork else _Fresh
         try:
             self._process = make(self._job, self._args, self._caps.room)

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from onnxprune.errors import PruneError
+from onnxprune.errors import PruneError, of_system
 from onnxprune.runtime import signals
 
 Job = Callable[..., bytes]
@@ -105,8 +105,9 @@ def _answer(job: Job, args: Sequence[Any], out: int) -> None:
         answer = DONE + job(*args)
     except MemoryError:
         answer = FULL
-    except PruneError as error:
-        answer = REFUSED + json.dumps([type(error).__name__, str(error)]).encode()
+    except (PruneError, OSError) as error:
+        said = of_system(error) if isinstance(error, OSError) else error
+        answer = REFUSED + json.dumps([type(said).__name__, str(said)]).encode()
     except Exception:
         answer = FAILED + traceback.format_exc().encode("utf-8", "replace")
     left = memoryview(_LENGTH.pack(len(answer)) + answer)

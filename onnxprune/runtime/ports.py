@@ -77,6 +77,17 @@ def with_batch_axes(specs: Sequence[InputSpec], said: Mapping[str, int] | None =
     return tuple(replace(s, batch_axis=axis_of(s)) for s in specs)
 
 
+def first_samples(batches: Sequence[Feeds], most: int) -> list[Feeds]:
+    """The first batches, with about so many samples."""
+    found, count = list[Feeds](), 0
+    for feeds in batches:
+        if count >= most:
+            break
+        found.append(feeds)
+        count += max((len(v) for v in feeds.values() if v.ndim), default=1)
+    return found
+
+
 def check_size(specs: Sequence[InputSpec], name: str) -> None:
     """ModelError where one run must be fed with more than a model may hold, by the axes that are fixed, or with arrays
     of more axes than numpy has; `name` is what messages call it."""

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from onnxprune.errors import one_line
+from onnxprune.errors import ModelError, one_line
 
 
 def reason(error: object) -> str:
@@ -47,3 +47,14 @@ def captured_stderr() -> Iterator[list[str]]:
             os.close(saved)
             shelf.seek(0)
             said.append(shelf.read(100_000).decode("utf-8", "replace").strip())
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """Makes a MemoryError of what ONNX Runtime says when it gets no memory."""
+    try:
+        yield
+    except ModelError as error:
+        if re.search("alloc|Available memory", str(error.__cause__)):
+            raise MemoryError from error
+        raise

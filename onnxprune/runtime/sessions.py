@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
-from onnxprune.errors import FileError, LoadError, ModelError, UsageError, is_utf8, one_line
+from onnxprune.errors import FileError, LoadError, ModelError, RunError, UsageError, is_utf8, one_line
 from onnxprune.parallel import Stopped, threads_here
 from onnxprune.protobuf import serialize
 from onnxprune.protobuf.external import write_external
@@ -29,7 +29,12 @@ from onnxprune.runtime import accelerated, install, ports, stopping
 from onnxprune.runtime.accelerated import Placed
 from onnxprune.runtime.providers import CPU, check_providers, options_by_provider, provider_name, provider_of
 from onnxprune.runtime.reasons import reason
-from onnxprune.runtime.weights import ModelAndWeights, with_external_weights, with_weights_as_inputs
+from onnxprune.runtime.weights import (
+    ModelAndWeights,
+    to_feed,
+    with_external_weights,
+    with_weights_as_inputs,
+)
 
 FEW_WEIGHTS = 2000
 """Number of weights up to which ORT may go without packing them."""
@@ -37,6 +42,8 @@ LOOP_SECONDS = 60.0
 """Of a run for every sample, where a loop may have no end."""
 SHARED_BYTES = 1 << 23
 """Bytes of weights from which they are handed to ORT beside the model."""
+PACKED_BYTES = 1 << 28
+"""Bytes of weights up to which they are packed unless somebody says so."""
 
 
 class Session:
@@ -62,7 +69,7 @@ class Session:
         nodes: tuple[Placed, ...] | None = None,
         keep: object = None,
         weights: Mapping[str, np.ndarray] | None = None,
-        fed: bool = False,
+        fed: Collection[str] = (),
         otherwise: Callable[[], Session] | None = None,
         loops: bool = False,
     ) -> None:
@@ -72,7 +79,7 @@ class Session:
         self.assignment = None if nodes is None else dict(Counter(n.provider for n in nodes))
         self.provider_options = _in_force(raw)
         self._weights = dict(weights or {})  # what ORT reads where it is
-        self._fed = self._weights if fed else {}
+        self._fed = {key: self._weights[key] for key in fed}
         self._otherwise, self._loops = otherwise, loops
         self.inputs = tuple(ports.spec_of_session(port) for port in raw.get_inputs() if port.name not in self._fed)
         self.outputs = tuple(port.name for port in raw.get_outputs())
@@ -83,7 +90,8 @@ class Session:
         """The named outputs, or all.
 
         Raises:
-            ModelError: ORT refused the feeds or failed; one line with its reason.
+            RunError: ORT refused the feeds or failed; one line with its reason.
+            ModelError: it takes too long.
         """
         seconds = LOOP_SECONDS * max((len(v) for v in feeds.values() if np.ndim(v)), default=1) if self._loops else inf
         names, options = None if outputs is None else list(outputs), install.require_ort().RunOptions()
@@ -104,7 +112,7 @@ class Session:
                 self.raw = other.raw
                 return self.run(feeds, outputs)
             given = ", ".join(f"{k} {getattr(v, 'dtype', '')}{list(np.shape(v))}" for k, v in feeds.items())
-            raise ModelError(
+            raise RunError(
                 one_line(f"{self.name}: cannot be run with {given}: {reason(error)}; check the inputs' shapes")
             ) from error
 
@@ -123,6 +131,7 @@ def open_session(
     profile: Path | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
     feed: bool = False,
+    adjust: Callable[[Any], None] | None = None,
 ) -> Session:
     """A session on exactly the provider that was asked for.
 
@@ -132,14 +141,17 @@ def open_session(
         provider_options: by provider, what ORT's documentation of that provider lists: {"cuda": {"use_tf32": 0}}.
         threads: for one operator; None leaves the choice to ORT.
         optimise: whether ORT may fuse and fold; not worth it for a run or two of something small.
-        pack: whether weights are packed once for all runs, which takes as long as a run; None: where it optimises.
+        pack: whether weights are packed once for all runs, which takes as long as a run and as much memory as the
+            weights; None: where it optimises, up to `PACKED_BYTES`.
         spinning: whether idle threads burn cycles; off on a busy machine.
         record: note which provider runs which node on the CPU too; elsewhere it is always noted.
         name: what messages call the model.
         profile: where ORT's profile of the runs is to go, the start of a file name; None: none is made.
         weights: those that lie beside the model, as `add_external_weights` returned them (on the CPU).
         feed: feed large weights at every run instead of making them constants: nothing is copied, but nothing is
-            packed or folded either. For a run or two on the CPU, with `optimise` off.
+            packed or folded either. For a run or two on the CPU, with `optimise` off. Those of linear layers are fed
+            anyhow, where weights are more than `PACKED_BYTES` and nobody wants them packed.
+        adjust: sets further options, on ORT's `SessionOptions`, last of all.
 
     Raises:
         ProviderError: a provider is not in this build, did not start, or took no node.
@@ -160,9 +172,14 @@ def open_session(
         if not is_utf8(model):  # no path that ORT takes
             model = Path(model).read_bytes()
     apart = _apart(model, weights) if wanted == (CPU,) else None
-    if feed and apart is not None and apart.weights:
-        return _fed_session(apart, partial(open_session, threads=threads, optimise=optimise, pack=pack, name=name))
-    way = _Way(wanted, tuned, threads, optimise, optimise if pack is None else pack, spinning, record, profile)
+    fed: set[str] = set()
+    if apart is not None:
+        fed = set(apart.weights) if feed else set() if pack else to_feed(apart, PACKED_BYTES)
+        if pack is None:
+            pack = optimise and sum(w.nbytes for k, w in apart.weights.items() if k not in fed) <= PACKED_BYTES
+    way = _Way(wanted, tuned, threads, optimise, optimise if pack is None else pack, spinning, record, profile, adjust)
+    if apart is not None and fed:
+        return _fed_session(ort, apart, fed, way, name)
     return _opened(ort, model, apart, way, name)
 
 
@@ -178,6 +195,7 @@ class _Way:
     spinning: bool
     record: bool
     profile: Path | None
+    adjust: Callable[[Any], None] | None = None
 
     def options(self, ort: ModuleType, weights: Mapping[str, np.ndarray], few: bool) -> Any:
         """ORT's options.
@@ -200,14 +218,21 @@ class _Way:
         if here is not None:
             made.intra_op_num_threads = here
         if few and not self.pack:
-            made.add_session_config_entry("session.disable_prepacking", "1")
+            unpacked(made)
         if not self.spinning:
             made.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not all(provider_of(name).memory_patterns for name in self.providers):
             made.enable_mem_pattern = False
         if self.profile is not None:
             made.enable_profiling, made.profile_file_prefix = True, str(self.profile)
+        if self.adjust is not None:
+            self.adjust(made)
         return made
+
+
+def unpacked(options: Any) -> None:
+    """For `adjust`: no weight is packed, and those beside a file stay there. Where they are at most `FEW_WEIGHTS`."""
+    options.add_session_config_entry("session.disable_prepacking", "1")
 
 
 def _opened(
@@ -252,15 +277,42 @@ def _apart(model: ModelProto | bytes | str | Path, weights: Mapping[str, np.ndar
     return with_external_weights(model) if serialize.weight_bytes(model) >= SHARED_BYTES else None
 
 
-def _fed_session(apart: ModelAndWeights, opened: Callable[..., Session]) -> Session:
-    """A session that is fed with the model's weights; one that has them as constants where a kernel wants that."""
-    constant = partial(opened, apart.model, weights=apart.weights)
+def parted(model: ModelProto) -> ModelAndWeights:
+    """The model without its large weights, to be changed where it is (its own are not), and these beside it: what
+    `open_session` takes. One with few bytes of them is a copy with all inside."""
+    return _apart(model, None) or ModelAndWeights(serialize.copied(model))
+
+
+def open_with_outputs(model: ModelProto, names: Sequence[str], **how: Any) -> Session:
+    """A session that also returns the tensors `names`, as `with_outputs`; on the CPU, and no weight is copied.
+
+    Args:
+        model: left as it is.
+        names: tensors of the outermost graph.
+        how: as `open_session`.
+    """
+    apart = _apart(model, None)
+    if apart is None:
+        return open_session(with_outputs(model, names), **how)
+    return open_session(with_outputs(apart.model, names), weights=apart.weights, **how)
+
+
+def _fed_session(ort: ModuleType, apart: ModelAndWeights, fed: Collection[str], way: _Way, name: str) -> Session:
+    """A session that is fed with some of the weights; one that has them as constants where a kernel wants that."""
+
+    def constant() -> Session:
+        return _opened(ort, apart.model, apart, way, name)
+
+    others = {key: value for key, value in apart.weights.items() if key not in fed}
+    model = with_weights_as_inputs(apart, fed)
     try:
-        session = opened(with_weights_as_inputs(apart))
+        session = _opened(ort, model, ModelAndWeights(model, others), way, name)
     except ModelError:
         return constant()
-    loops = has_loops(apart.model.graph)
-    return Session(session.raw, name=session.name, weights=apart.weights, fed=True, otherwise=constant, loops=loops)
+    return Session(
+        session.raw, name=name, nodes=session.nodes, weights=apart.weights, fed=fed, otherwise=constant,
+        loops=has_loops(apart.model.graph),
+    )  # fmt: skip
 
 
 def _loadable(
@@ -291,6 +343,12 @@ def _in_force(raw: Any) -> dict[str, dict[str, str]]:
         return {str(p): {str(k): str(v) for k, v in o.items()} for p, o in raw.get_provider_options().items()}
     except Exception:  # a stand-in without the method
         return {}
+
+
+def returning(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """The model, or where it does not return all tensors `names` in this order, as the first ones, a copy that does."""
+    present = [port.name for port in model.graph.output]
+    return model if present[: len(names)] == list(names) else with_outputs(model, names)
 
 
 def with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:

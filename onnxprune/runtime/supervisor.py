@@ -24,7 +24,11 @@ class Note:
     """A line that two processes see and that outlives the one that wrote it: what is being done."""
 
     def __init__(self) -> None:
-        self._page = mmap.mmap(-1, mmap.PAGESIZE)
+        self._page: mmap.mmap | bytearray
+        try:
+            self._page = mmap.mmap(-1, mmap.PAGESIZE)
+        except (OSError, ValueError):  # without memory it is one process's
+            self._page = bytearray(mmap.PAGESIZE)
 
     def write(self, text: str) -> None:
         """Put it in the place of what was there."""
@@ -33,7 +37,7 @@ class Note:
 
     def read(self) -> str:
         """The line."""
-        return self._page[:].partition(b"\0")[0].decode("utf-8", "replace")
+        return bytes(self._page[:]).partition(b"\0")[0].decode("utf-8", "replace")
 
 
 def supervised(work: Callable[[Note], int], ended: Callable[[int, str], int]) -> int:
@@ -47,10 +51,17 @@ def supervised(work: Callable[[Note], int], ended: Callable[[int, str], int]) ->
     alone = threading.active_count() == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1
     if not hasattr(os, "fork") or not alone:
         return work(note)
+    note.write("start")  # or one that dies before it has written anything dies in silence
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # no more processes, or no memory: then nobody waits
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return work(note)
     if pid:
         return _wait(pid, note, ended, before)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `work` heeds it: the other process says what it was
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     signals.die_with(parent)
     return work(note)

@@ -7,25 +7,19 @@ nothing gains from their being constant (a run or two, nothing optimised), is fe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from onnxprune.protobuf.serialize import without_initializers
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, captured
+from onnxprune.protobuf.serialize import nbytes, without_initializers
+from onnxprune.runtime.stored import PLAIN, array_of
 
 LARGE_BYTES = 1 << 12
 """Bytes from which a weight stays outside."""
-EXTERNAL_TYPES: Mapping[int, str] = {
-    TensorProto.FLOAT: "<f4",
-    TensorProto.DOUBLE: "<f8",
-    TensorProto.FLOAT16: "<f2",
-    TensorProto.INT8: "i1",
-    TensorProto.UINT8: "u1",
-    TensorProto.INT32: "<i4",
-}
 
 
 @dataclass(frozen=True)
@@ -42,19 +36,43 @@ class ModelAndWeights:
 
 
 def with_external_weights(model: ModelProto) -> ModelAndWeights:
-    """The model with its large weights beside it, each copied once; those that are also inputs stay inside."""
+    """The model with its large weights beside it, each copied once at most; those that are also inputs stay inside,
+    and those that nobody reads, which ORT does not know any more when it is given them."""
     bare = without_initializers(model)
     ports = {port.name for port in model.graph.input}
+    read = {name for node in model.graph.node for name in (*node.input, *captured(node))}
+    read = (read | {port.name for port in model.graph.output}) - ports
     weights: dict[str, np.ndarray] = {}
     for tensor in model.graph.initializer:
-        dtype = EXTERNAL_TYPES.get(tensor.data_type)
-        raw = tensor.raw_data if dtype and tensor.HasField("raw_data") and tensor.name not in ports else b""
-        if len(raw) < LARGE_BYTES:
+        plain = tensor.data_type in PLAIN and tensor.HasField("raw_data") and tensor.name in read
+        if not plain or nbytes(tensor) < LARGE_BYTES:
             bare.graph.initializer.add().CopyFrom(tensor)
             continue
-        weights[tensor.name] = np.frombuffer(raw, dtype).reshape(tensor.dims)
+        weights[tensor.name] = array_of(tensor)
         _declare(bare, tensor.name, tensor.data_type, weights[tensor.name])
     return ModelAndWeights(bare, weights)
+
+
+def to_feed(apart: ModelAndWeights, most: int) -> set[str]:
+    """The outside weights that are fed where no more than `most` bytes may be copied: those that matrix products read
+    and nothing else, as no kernel of theirs wants constants; then those of convolutions, which lose by it."""
+    sizes = {name: value.nbytes for name, value in apart.weights.items()}
+    found: set[str] = set()
+    for kinds in (("Gemm", "MatMul"), ("Conv",)):
+        if sum(size for name, size in sizes.items() if name not in found) > most:
+            found |= sizes.keys() & _weights_of(apart.model, kinds)
+    return found
+
+
+def _weights_of(model: ModelProto, kinds: Collection[str]) -> set[str]:
+    """Floats that layers of these kinds alone read, as weights."""
+    found, others = set[str](), {port.name for port in model.graph.output}
+    for node in model.graph.node:
+        layer = node.op_type in kinds and node.domain in DEFAULT_DOMAINS
+        found.update(node.input[1:2] if layer else ())
+        others.update((*node.input[:1], *node.input[2:]) if layer else node.input, captured(node))
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    return {name for name in found - others if types.get(name) == TensorProto.FLOAT}
 
 
 def add_external_weights(model: ModelProto, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -67,7 +85,7 @@ def add_external_weights(model: ModelProto, weights: Mapping[str, np.ndarray]) -
     for name, value in weights.items():
         data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
         value = np.ascontiguousarray(value).reshape(value.shape)
-        if value.nbytes < LARGE_BYTES or data_type not in EXTERNAL_TYPES:
+        if value.nbytes < LARGE_BYTES or data_type not in PLAIN:
             model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
             continue
         _declare(model, name, data_type, value)
@@ -84,12 +102,12 @@ def _declare(model: ModelProto, name: str, data_type: int, value: np.ndarray) ->
         tensor.external_data.add(key=key, value=said)
 
 
-def with_weights_as_inputs(apart: ModelAndWeights) -> ModelProto:
-    """The model as one that takes its outside weights as inputs."""
+def with_weights_as_inputs(apart: ModelAndWeights, fed: Collection[str]) -> ModelProto:
+    """The model as one that takes these of its outside weights as inputs."""
     model = without_initializers(apart.model)
     known = {port.name for port in model.graph.input}
     for tensor in apart.model.graph.initializer:
-        if tensor.name not in apart.weights:
+        if tensor.name not in fed:
             model.graph.initializer.add().CopyFrom(tensor)
         elif tensor.name not in known:
             port = model.graph.input.add(name=tensor.name).type.tensor_type

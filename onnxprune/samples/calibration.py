@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.errors import CalibrationError, UsageError
+from onnxprune.numerics import on_disk
 from onnxprune.samples import sources
 from onnxprune.samples.images import ImageSpec
-from onnxprune.samples.layout import Arrays, Entry, Layout
+from onnxprune.samples.layout import Arrays, Entry, Layout, held
 from onnxprune.samples.messages import shape_text
 from onnxprune.samples.reading import Reading
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from onnxprune.runtime.ports import InputSpec
 
 GIB = 1 << 30
+RELEASE = 64
+"""Samples after which what was read of a mapped file leaves memory."""
 
 
 def open_calibration(
@@ -94,6 +97,20 @@ class Calibration:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: the samples themselves, not where they lie."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_entries", "_ends", "_rows")}
+        samples = [{name: np.array(value) for name, value in sample.items()} for sample in self._samples()]
+        return kept | {"samples": samples}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        samples = state.pop("samples")
+        self.__dict__.update(state)
+        named = ({name: held(value) for name, value in sample.items()} for sample in samples)
+        self._entries = [Entry(f"sample {k}", 1, arrays) for k, arrays in enumerate(named)]
+        self._ends = np.arange(1, len(samples) + 1, dtype=np.int64)
+        self._rows = np.arange(len(samples))
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{spec.name} {shape_text(spec.shape)}" for spec in self._layout.inputs.values())
@@ -171,7 +188,9 @@ class Calibration:
     def _samples(self) -> Iterator[Arrays]:
         current = -1
         loaded: Arrays = {}
-        for row in self._rows:
+        for k, row in enumerate(self._rows, 1):
+            if k % RELEASE == 0:  # pages of a file that is mapped, which were read
+                on_disk.release(loaded.values())
             index = int(np.searchsorted(self._ends, row, side="right"))
             entry = self._entries[index]
             if index != current:

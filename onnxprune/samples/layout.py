@@ -90,11 +90,16 @@ class Layout:
             ):
                 raise CalibrationError(
                     f"{where} has shape {shape_text(given[key].shape)}, the model wants {shape_text(spec.shape)};"
-                    " check the order of the axes and the preprocessing"
+                    f" check the order of the axes and the preprocessing{_of_images(have, want)}"
                 )
         if len(set(counts.values())) > 1:
             raise CalibrationError(f"{name}: inputs differ in their number of samples: {counts}; cut them alike")
         return Entry(name, next(iter(counts.values()), 1), given)
+
+    def remedy(self, name: str) -> str:
+        """What may be done where samples lack an input: one that is no samples may be given once; empty otherwise."""
+        alone = name not in self.batched and all(size == 1 for size in self.inputs[name].shape)
+        return f"or give one for all samples: --input-value {name}=NUMBER" if alone else ""
 
     def sample(self, loaded: Arrays, at: int, where: str) -> Arrays:
         """Sample `at` of an entry, cast to the model's dtypes; casting here keeps mapped arrays on disk."""
@@ -130,6 +135,16 @@ class Layout:
             else np.array(samples[0][name])
             for name in sorted(self.inputs, key=lambda name: (name not in self.batched, self.axes[name] != 0))
         }
+
+
+COLOURS = (1, 3)
+
+
+def _of_images(have: Sequence[int], want: Sequence[int | str | None]) -> str:
+    """How images of a folder are given with their channels where the model has them; empty where they are there."""
+    if len(have) == len(want) == 3 and have[0] in COLOURS and want[0] not in COLOURS and want[2] in COLOURS:
+        return f" (images of a folder: --image layout=nhwc{',order=gray' if want[2] == 1 else ''})"
+    return ""
 
 
 def _is_float(dtype: np.dtype) -> bool:

@@ -80,7 +80,8 @@ class Reading:
         if missing or other:
             what = f"has no {missing[0]!r}" if missing else f"has {other[0]!r}"
             keys = ", ".join(map(repr, given)) or "nothing"
-            raise CalibrationError(f"{name}: {what}; the model has {self.wanted()}, this has {clip(keys)}")
+            hint = f"; {remedy}" if missing and missing != names and (remedy := self.layout.remedy(missing[0])) else ""
+            raise CalibrationError(f"{name}: {what}; the model has {self.wanted()}, this has {clip(keys)}{hint}")
         self.ignored.update(dict.fromkeys(unknown))
         return {key: given[key] for key in self.layout.inputs if key in given}
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,10 +137,17 @@ def _read_path(reading: Reading, path: Path) -> list[Entry]:
         if (entries := _ask(reading, place, path)) is not None:
             return entries
     if folder:
-        what = f"no {_either(_words('folder'))} in this folder"
+        what = f"no {_either(_words('folder'))} in this folder{_instead(path)}"
     else:
         what = "not a source of samples" if path.exists() else "not found"
     raise CalibrationError(f"{reading.title}: {what}; give {kinds()}")
+
+
+def _instead(folder: Path) -> str:
+    """What there is instead, and what reads it: `, but 120 files .wav, which a function of yours can read (...)`."""
+    kinds = (path.suffix.lower() for path in folder.iterdir() if path.suffix[1:].isalnum() and path.is_file())
+    ((kind, count),) = Counter(kinds).most_common(1) or (("", 0),)
+    return f", but {count} files {kind}: a function of yours can read them (`onnxprune help samples`)" if count else ""
 
 
 def is_sample(path: Path, folder: Path) -> bool:

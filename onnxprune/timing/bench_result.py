@@ -57,6 +57,7 @@ class BenchResult:
     provider_options: dict[str, dict[str, dict[str, str]]]  # model name -> provider -> what is in force there
     assignment: dict[str, Any]  # model name -> provider -> how many nodes it runs; None where ORT cannot tell
     nodes: dict[str, tuple[Placed, ...] | None]  # the same node by node
+    said: dict[str, dict[str, str]]  # model name -> what its file says of how it was planned
     shapes: dict[str, tuple[int, ...]]  # input name -> the shape that was timed
     versions: dict[str, Any]
     machine: dict[str, Any]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -19,9 +18,10 @@ from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.providers import CPU, RECORDED, provider_name, provider_of
 from onnxprune.timing.accelerators import accelerators
 from onnxprune.timing.bound_run import BoundRun
+from onnxprune.timing.profile_device import in_turns
 
-WARM = 3
-"""First runs, that do not count."""
+CHAIN = 64
+"""Length of the chains that tell what a node takes that does nothing, and what a profiler does."""
 LEAST = 0.01
 """Share of an idle run's time that a part of a model takes at least."""
 
@@ -39,6 +39,8 @@ class Engine:
     providers: tuple[str, ...] = ("cpu",)
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
     threads: int = 1
+    elsewhere: ClassVar[bool] = False
+    """Whether the times are of another machine: nothing of them is kept with those of this one."""
 
     @property
     def on_cpu(self) -> bool:
@@ -50,6 +52,12 @@ class Engine:
     def on_gpu(self) -> bool:
         """Whether tensors live on a device of their own."""
         return provider_of(self.providers[0]).device != "cpu"
+
+    @property
+    def replays(self) -> bool:
+        """Whether a run is recorded once and replayed: no node is launched then."""
+        own = self.options.get(self.providers[0], self.options.get(provider_name(self.providers[0]), {}))
+        return any(str(own.get(name, "0")).lower() not in ("0", "false") for name in RECORDED)
 
     @property
     def identity(self) -> list[Any]:
@@ -71,6 +79,7 @@ class Engine:
             model,
             providers=self.providers,
             provider_options=options,
+            pack=True,
             threads=self.threads,
             spinning=self.threads == 1,
             name=name,
@@ -110,14 +119,23 @@ class Engine:
             ModelError: it does not run.
             ProviderError: the provider does not take it.
         """
+        told = self.told("walls", [model], feeds, budget_ms, least_most)
+        if told is not None:
+            return float(told[0])
         run = BoundRun(self.open(model), feeds)
         run.warm_up(0.0)
-        walls: list[float] = []
-        for _ in repeats(budget_ms, least_most):
-            before = time.perf_counter_ns()
-            run()
-            walls.append((time.perf_counter_ns() - before) / 1e6)
-        return typical(walls)
+        return in_turns([run], budget_ms, least_most)[0]
+
+    def told(
+        self, kind: str, models: Sequence[onnx.ModelProto], feeds: Feeds, budget_ms: float, least_most: tuple[int, int]
+    ) -> Any:
+        """What is known already of what would be measured; None: nothing.
+
+        Args:
+            kind: "nodes" (what each takes, and the whole), or "walls" (what a run of each model takes).
+            models, feeds, budget_ms, least_most: how it would be.
+        """
+        return None
 
 
 ON_CPU = Engine()
@@ -129,13 +147,10 @@ def idle_ms(engine: Engine) -> float:
     return engine.run_ms(idle_chain(1), IDLE, 60.0, (40, 200))
 
 
-def repeats(budget_ms: float, least_most: tuple[int, int]) -> Iterator[None]:
-    """Once for every run of a measurement: `WARM` and the least, then until the time or the most is reached."""
-    (least, most), begin = least_most, time.perf_counter()
-    for done in range(WARM + most):
-        if done >= WARM + least and (time.perf_counter() - begin) * 1e3 >= budget_ms:
-            return
-        yield
+@functools.cache
+def chained_ms(engine: Engine) -> float:
+    """What a node takes that does next to nothing, behind others: a chain of them, by the clock."""
+    return max((engine.run_ms(idle_chain(CHAIN), IDLE, 60.0, (40, 200)) - idle_ms(engine)) / (CHAIN - 1), 1e-6)
 
 
 IDLE = {"t0": np.ones(1, np.float32)}
@@ -148,9 +163,3 @@ def idle_chain(length: int) -> onnx.ModelProto:
     ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("t0", f"t{length}")]
     body = helper.make_graph(nodes, "chain", ports[:1], ports[1:])
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def typical(times: Sequence[float]) -> float:
-    """The mean of the faster half, the first runs left out."""
-    ordered = np.sort(times[WARM:])
-    return float(ordered[: max(1, (len(ordered) + 1) // 2)].mean())

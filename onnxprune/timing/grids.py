@@ -16,6 +16,7 @@ from onnxprune.errors import FileError
 from onnxprune.files.text import read_text
 from onnxprune.files.write import atomic_write_text
 from onnxprune.runtime import install
+from onnxprune.runtime.cache import user_cache
 from onnxprune.timing.engine import ON_CPU, Engine
 
 MIXED = "mixed"
@@ -41,12 +42,11 @@ class Grids:
     @classmethod
     def of_user(cls, engine: Engine = ON_CPU) -> Grids:
         """The user's cache for this machine, ORT and engine; `ONNXPRUNE_CACHE=` (empty) keeps nothing."""
-        root = os.environ.get("ONNXPRUNE_CACHE")
-        if root == "":
+        folder = None if engine.elsewhere else user_cache()
+        if folder is None:
             return cls(None)
-        base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxprune"
         identity = json.dumps([_machine(), *engine.identity], sort_keys=True)
-        made = cls(base / f"layers-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
+        made = cls(folder / f"layers-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json")
         made.load()
         return made
 

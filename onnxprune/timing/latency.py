@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import LoadError, UsageError, one_line
+from onnxprune.files.metadata import PREFIX
 from onnxprune.runtime import sessions
 from onnxprune.runtime.install import versions
 from onnxprune.runtime.ports import made_up
@@ -34,6 +35,8 @@ from onnxprune.timing.bound_run import BoundRun
 from onnxprune.timing.rounds import MIN_ROUNDS, SAMPLE_MS, no_collection, timed_rounds
 from onnxprune.timing.statistics import Interval, noise_floor, paired_ratio, round_orders, verdict
 
+SAID = ("predicted", "model_digest")
+"""What a file says of itself that a measurement is held against."""
 Progress = Callable[[int, int], None]
 """Called with (rounds done, rounds asked for)."""
 
@@ -148,6 +151,7 @@ class _Asked:
             providers=self.providers,
             provider_options=self.provider_options,
             threads=self.threads,
+            pack=True,
             optimise=True,
             spinning=self.spinning,
             record=True,
@@ -186,6 +190,15 @@ def _timed(asked: _Asked, runs: Sequence[BoundRun], progress: Progress | None) -
     return _Timed(times, interrupted, alone, [count for count, _ in warm], per_sample, copies)
 
 
+def _said(session: sessions.Session) -> dict[str, str]:
+    """What a model's metadata says of how it was planned; a stand-in says nothing."""
+    try:
+        found = session.raw.get_modelmeta().custom_metadata_map
+    except AttributeError:
+        return {}
+    return {name: found[PREFIX + name] for name in SAID if PREFIX + name in found}
+
+
 def _result(
     asked: _Asked,
     models: Sequence[Model],
@@ -211,6 +224,7 @@ def _result(
         provider_options={n: s.provider_options for n, s in own.items()},
         assignment={n: s.assignment for n, s in own.items()},
         nodes={n: s.nodes for n, s in own.items()},
+        said={n: _said(s) for n, s in own.items()},
         shapes={name: tuple(array.shape) for name, array in feeds.items()},
         versions=versions(),
         machine={

@@ -11,7 +11,8 @@ every other node's time is proportional to the channels it works on, and what th
 out among them. Grids are kept on disk, one file for a machine, provider and ORT version (`Grids`).
 
 Elsewhere than on the CPU the profile tells how long it took to launch a node, not how long it ran. There a layer's time
-is that of a run of it alone, by the clock; a node takes that or its launch, whichever is longer.
+is that of a run of it alone, by the clock; a node takes that or its launch, whichever is longer. Where runs are
+recorded and replayed (graph capture) nothing is launched: there it takes at least what a node of a chain does.
 
 Ours. Knows nothing of channels' ids or budgets (`measure.cost` does).
 """
@@ -19,9 +20,7 @@ Ours. Knows nothing of channels' ids or budgets (`measure.cost` does).
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +37,9 @@ from onnxprune.graph.refusals import Refusal, refuse
 from onnxprune.protobuf.nodes import attr, node_key
 from onnxprune.runtime.ports import Feeds
 from onnxprune.timing.bound_run import BoundRun
-from onnxprune.timing.engine import IDLE, ON_CPU, Engine, idle_chain, repeats, typical
+from onnxprune.timing.engine import CHAIN, IDLE, ON_CPU, Engine, chained_ms, idle_chain
 from onnxprune.timing.grids import ALONE, MIXED, Grids
+from onnxprune.timing.profile_device import beside_profile, clock_of
 
 FUSED = 6
 """Nodes that ORT may have fused behind a layer, at most."""
@@ -47,8 +47,6 @@ POINTS, POINTS_BY_CLOCK = 16, 8
 """Most widths of one axis that are timed; in between, times are interpolated."""
 POINT_MS = 12.0
 """Time spent on one point of a grid, at least 6 and at most 40 runs."""
-CHAIN = 64
-"""Length of the chain that tells what the profiler takes."""
 COPIES = 4
 """A layer is timed that many times in a row: the first, after everything else, is colder than it is in a network."""
 PROFILE_MS = 600.0
@@ -78,6 +76,7 @@ class NodeTimes:
         mixed: layer key -> κ, for the layers with two such axes.
         total_ms: one run of the whole network; its time on the core where there is one thread.
         loose_ms: what of it no node accounts for.
+        seen_ms: what the nodes were seen to take together, before that was made to fit into the whole.
     """
 
     nodes: Mapping[str, float]
@@ -85,6 +84,7 @@ class NodeTimes:
     mixed: Mapping[str, float]
     total_ms: float
     loose_ms: float
+    seen_ms: float = 0.0
 
 
 def node_times(
@@ -130,8 +130,8 @@ def node_times(
             if ALONE in known:
                 alone[layer.key] = known[ALONE][1][0]
     grids.save()
-    nodes, total, loose = _in_place(graph, feeds, engine, alone)
-    return NodeTimes(nodes, stairs, mixed, total, loose)
+    nodes, total, seen = in_place(graph, feeds, engine, alone)
+    return NodeTimes(nodes, stairs, mixed, total, max(0.0, total - seen), seen)
 
 
 def refusals(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
@@ -140,31 +140,84 @@ def refusals(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, s
     return {key: str(why) for key, why in found if isinstance(why, Refusal)}
 
 
+def by_node(
+    graph: Graph,
+    feeds: Feeds,
+    shapes: Mapping[str, tuple[int, ...]],
+    engine: Engine,
+    *,
+    budget_ms: float,
+    least_most: tuple[int, int],
+) -> dict[str, float]:
+    """Node key -> ms of a run, of a network as it is; no widths are tried.
+
+    Elsewhere than on the CPU every layer is also run alone, by the clock: quick, but without what fusions save.
+
+    Args:
+        graph, feeds, shapes, engine: as for `node_times`.
+        budget_ms, least_most: how long the whole network is run, see `profiled`.
+    """
+    alone = {} if engine.on_cpu else _alone(graph, shapes, engine)
+    return in_place(graph, feeds, engine, alone, budget_ms=budget_ms, least_most=least_most)[0]
+
+
+def _alone(graph: Graph, shapes: Mapping[str, tuple[int, ...]], engine: Engine) -> dict[str, float]:
+    """Layer -> ms of a run of it alone, by the clock; like layers are timed once, and what the provider does not take
+    is not."""
+    known: dict[str, float | None] = {}
+    found = {}
+    for layer in layers(graph, shapes):
+        probe = _Probe.of(graph, layer, shapes)
+        if isinstance(probe, Refusal):
+            continue
+        if probe.signature not in known:
+            try:
+                known[probe.signature] = probe.time({}, engine)
+            except ProviderError:
+                known[probe.signature] = None
+        ms = known[probe.signature]
+        if ms is not None:
+            found[layer.key] = ms
+    return found
+
+
 # ---- where they stand ------------------------------------------------------------------------------------
 
 
-def _in_place(
-    graph: Graph, feeds: Feeds, engine: Engine, alone: Mapping[str, float]
+def in_place(
+    graph: Graph,
+    feeds: Feeds,
+    engine: Engine,
+    alone: Mapping[str, float],
+    *,
+    budget_ms: float = PROFILE_MS,
+    least_most: tuple[int, int] = (12, 200),
 ) -> tuple[dict[str, float], float, float]:
-    """(node key -> ms, ms of a run, ms that no node accounts for), from ORT's profile and a clock; `alone`: what
-    layers take by the clock."""
+    """(node key -> ms, ms of a run, ms of all nodes as they were seen), from ORT's profile and a clock.
+
+    Args:
+        graph, feeds, engine: what is run.
+        alone: what layers take by the clock.
+        budget_ms, least_most: how long, see `profiled`.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     for node in model.graph.node:
         node.name = node_key(node)
-    events, total = profiled(model, feeds, engine, PROFILE_MS, (12, 200))
+    events, total = profiled(model, feeds, engine, budget_ms, least_most)
     extra = profiler_ms(engine)
     times: dict[str, float] = {}
     for name, (ms, op) in events.items():
-        key = _owner(graph, name.removesuffix("_nchwc"), op)
+        key = owner(graph, name.removesuffix("_nchwc"), op)
         if key is not None:
-            times[key] = times.get(key, 0.0) + max(ms - extra, ms / 10)
+            launched = chained_ms(engine) if engine.replays else max(ms - extra, ms / 10)
+            times[key] = times.get(key, 0.0) + launched
     # a provider that runs whole subgraphs names none of their nodes
     times = {key: max(times.get(key, 0.0), alone.get(key, 0.0)) for key in {**times, **alone}}
     spent = sum(times.values())
     if spent > total:
         times = {key: ms * total / spent for key, ms in times.items()}
-    return times, total, max(0.0, total - spent)
+    return times, total, spent
 
 
 @functools.cache
@@ -174,7 +227,7 @@ def profiler_ms(engine: Engine) -> float:
     return max(0.0, (sum(ms for ms, _ in events.values()) - wall) / max(1, len(events)))
 
 
-def _owner(graph: Graph, name: str, op: str) -> str | None:
+def owner(graph: Graph, name: str, op: str) -> str | None:
     """The node that an event's name stands for: a fused layer goes by the last output that was fused into it."""
     key = name if name in graph.nodes else graph.producer.get(name)
     layer = operators.named(op.removeprefix("Fused"))
@@ -188,6 +241,25 @@ def _owner(graph: Graph, name: str, op: str) -> str | None:
     return key
 
 
+def nearest_widths(
+    graph: Graph, layer: Layer, shapes: Mapping[str, tuple[int, ...]], engine: Engine, multiple: int
+) -> list[tuple[int, int, float]]:
+    """(width, the next multiple above it, the time with that over the time as it is) for either width of a layer that
+    is none; measured.
+
+    Args:
+        graph, layer, shapes: which layer, and sizes of tensors.
+        engine: what it runs on.
+        multiple: that widths are to be of.
+    """
+    probe = _Probe.of(graph, layer, shapes)
+    if isinstance(probe, Refusal):
+        return []
+    off = {axis: n for axis, n in probe.widths.items() if n > multiple and n % multiple}
+    own = probe.time({}, engine) if off else 1.0
+    return [(n, up := -(-n // multiple) * multiple, probe.time({axis: up}, engine) / own) for axis, n in off.items()]
+
+
 def profiled(
     model: onnx.ModelProto, feeds: Feeds, engine: Engine, budget_ms: float, least_most: tuple[int, int]
 ) -> tuple[dict[str, tuple[float, str]], float]:
@@ -198,25 +270,20 @@ def profiled(
         budget_ms: time for each of the two.
         least_most: fewest and most runs.
     """
+    told = engine.told("nodes", [model], feeds, budget_ms, least_most)
+    if told is not None:
+        return {name: (ms, op) for name, (ms, op) in told[0].items()}, told[1]
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         plain, session = engine.open(model), engine.open(model, profile=Path(folder, "p"))
         run: Callable[[], object] = BoundRun(plain, feeds) if not engine.on_cpu else lambda: plain.run(dict(feeds))
-        # one thread: its time on the core, so that others on a busy machine do not count as loose ends
-        clock = time.thread_time_ns if engine.threads == 1 and engine.on_cpu else time.perf_counter_ns
-        walls: list[float] = []
-        for _ in repeats(2 * budget_ms, least_most):
-            session.run(dict(feeds))
-            before = clock()
-            run()
-            walls.append((clock() - before) / 1e6)
-        events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
-    spent: dict[tuple[str, str], list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            which = event["name"].removesuffix("_kernel_time"), str(event.get("args", {}).get("op_name", ""))
-            spent.setdefault(which, []).append(event["dur"] / 1e3)
-    # the clock counts microseconds: the mean of the faster half tells more than one of its ticks
-    return {name: (typical(ms), op) for (name, op), ms in spent.items()}, typical(walls)
+        return beside_profile(
+            lambda: session.run(dict(feeds)),
+            session.raw.end_profiling,
+            run,
+            budget_ms,
+            least_most,
+            clock_of(engine.threads, engine.on_cpu),
+        )
 
 
 # ---- alone, over a grid of widths ------------------------------------------------------------------------
@@ -286,7 +353,7 @@ class _Probe:
         found, full = {}, {}
         for axis, width in self.widths.items():
             counts = grid(width, POINTS if engine.on_cpu else POINTS_BY_CLOCK)
-            times = np.array([self._time({axis: n}, engine) for n in counts])
+            times = np.array([self.time({axis: n}, engine) for n in counts])
             full[axis] = float(times[-1])
             # a width slower than a larger one may be noise, or a cliff: both are kept as they were seen
             found[str(axis)] = [[n / width for n in counts], [float(t) for t in times / times[-1]]]
@@ -306,10 +373,11 @@ class _Probe:
         counts = {axis: round(self.widths[axis] * share) for (axis, _), share in zip(at.items(), shares, strict=True)}
         if min(1 - f, 1 - g) < 0.1:
             return [shares, [1.0]]  # one of the axes hardly counts: nothing to mix
-        here = self._time(counts, engine) / float(np.mean(list(full.values())))
+        here = self.time(counts, engine) / float(np.mean(list(full.values())))
         return [shares, [float(np.clip((here - f - g + 1) / ((1 - f) * (1 - g)), 0.0, 2.0))]]
 
-    def _time(self, counts: Mapping[int, int], engine: Engine) -> float:
+    def time(self, counts: Mapping[int, int], engine: Engine) -> float:
+        """What the layer takes at these widths, in ms; axes that are not named have their full ones."""
         model, feeds = self._model(counts)
         if not engine.on_cpu:
             return engine.each_ms(model, feeds, COPIES, POINT_MS, (6, 40))

@@ -16,7 +16,8 @@ import onnx
 from onnxprune.errors import PruneError
 from onnxprune.protobuf.nodes import node_key, subgraphs
 from onnxprune.runtime.ports import Feeds
-from onnxprune.timing.engine import ON_CPU, WARM, Engine, repeats
+from onnxprune.timing.engine import ON_CPU, Engine
+from onnxprune.timing.profile_device import WARM, repeats
 
 PROFILE_MS = 300.0
 """Time spent on it, at least 5 and at most 50 runs."""

@@ -34,8 +34,9 @@ from onnxprune.graph.model import Graph
 from onnxprune.measure.trained import Trained
 from onnxprune.runtime.ports import Feeds, input_specs
 from onnxprune.train.judge import Judge, LabelJudge, verdict
-from onnxprune.train.loop import Training, process_group, rank, ranks, train
+from onnxprune.train.loop import Training, half_precision, steps_within, train
 from onnxprune.train.network import Network, as_feeds, channels_last, only_batch
+from onnxprune.train.processes import process_group, rank, ranks
 from onnxprune.train.recipe import Recipe
 from onnxprune.train.samples import Samples, augmenter
 from onnxprune.train.shares import Figured, Share, Shares, alone, set_up
@@ -55,6 +56,7 @@ class Distillation:
     Attributes:
         training: the loop's settings; its `steps` are worked out from `epochs`, unless there are none.
         epochs: passes over the samples; None: as many steps as `training` says.
+        minutes: about how long to train, instead of either; None: as many steps as they say.
         batch: samples of a step; None: as many as suit their number.
         temperature: T.
         maps: weight of the feature maps.
@@ -68,6 +70,7 @@ class Distillation:
 
     training: Training = field(default_factory=lambda: Training(steps=1, lr=None))
     epochs: int | None = 40
+    minutes: float | None = None
     batch: int | None = None
     temperature: float = 2.0
     maps: float = 1.0
@@ -118,6 +121,8 @@ def distill(
             tell(Trained("distill", "start", "", None, None, None, 0, 0, 0, None, why=TOO_FEW))
             return pruned
         start = judge(lesson.student)
+        if how.minutes is not None:
+            lesson.last(60 * how.minutes, judge)
         found = train(
             lesson.student, lesson.loss, lesson.training, check=lambda: judge(lesson.student), start=start,
             little=judge.little, progress=progress,
@@ -150,7 +155,7 @@ class Lesson:
         device: torch.device,
     ):
         self.how, self.device = how, device
-        self.teacher = Network(net.graph).to(device).eval()
+        self.teacher = channels_last(Network(net.graph)).to(device).eval()
         self.teacher.takes = takes = only_batch(self.teacher, net.feeds)
         norm = how.batch_norm or ("frozen" if how.recipe is None else "batch")
         student = Network(pruned.settle(), batch_norm=norm, takes=takes)
@@ -164,19 +169,23 @@ class Lesson:
         self.fit = fit
         self.training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
         self.judge = self._judge(held)
-        self.early = int(how.blockwise * self.training.steps)
         shared = self.recipe is None and device.type == "cpu" and norm == "frozen"
         if self.recipe is None and not how.augment and self.judge is not None:
             self.fit = self._answered(fit)
         self._draw = step_samples(self.recipe or self.fit, how.augment, how.seed, device)
         self.loss = Shares(self._shares) if shared else self._whole
 
+    def last(self, seconds: float, judge: Judge | LabelJudge) -> None:
+        """Train for about so long: with as many steps as find room."""
+        steps = steps_within(seconds, self.student, self.loss, self.training, lambda: judge(self.student))
+        self.training = replace(self.training, steps=steps)
+
     def _judge(self, held: Samples | None) -> Judge | LabelJudge | None:
         if self.recipe is not None:
             return LabelJudge(self.recipe, self.device)
         if held is None or held.count < 2:
             return None
-        return Judge(self.teacher, held, self.compared.outputs, self.device)
+        return Judge(self.teacher, held, self.compared.outputs, self.device, self.how.augment, self.how.seed)
 
     def _whole(self, step: int) -> Figured:
         feeds, labelled = self._draw(step)
@@ -189,7 +198,7 @@ class Lesson:
         return [(len(next(iter(p.values()))) / count, partial(self._loss, step, p, None)) for p in parts]
 
     def _loss(self, step: int, feeds: dict[str, Tensor], labelled: Labelled | None) -> Figured:
-        ends = self.compared.ends_of(every=step < self.early)
+        ends = self.compared.ends_of(every=step < int(self.how.blockwise * self.training.steps))
         goal = {name.removeprefix(ANSWER): v for name, v in feeds.items() if name.startswith(ANSWER)}
         feeds = {name: v for name, v in feeds.items() if not name.startswith(ANSWER)}
         goal = goal or self.compared.goals(self.teacher, feeds, ends)
@@ -202,7 +211,8 @@ class Lesson:
 
         def answers(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             alone()
-            goal = self.compared.goals(self.teacher, as_feeds(feeds, self.device), ends)
+            with half_precision(self.training, self.device):
+                goal = self.compared.goals(self.teacher, as_feeds(feeds, self.device), ends)
             return {ANSWER + name: value.float().cpu().numpy() for name, value in goal.items()}
 
         count = len(next(iter(parts[0].values())))

@@ -20,8 +20,8 @@ from onnxprune.graph.model import Use
 from onnxprune.measure.gradients import Gradients
 from onnxprune.runtime.ports import Feeds
 from onnxprune.train.distill import divergence, relative, scores_of
-from onnxprune.train.loop import own_device
 from onnxprune.train.network import Network, as_feeds
+from onnxprune.train.processes import own_device
 
 NOISE = 0.1
 """Spread of the noise on inputs, in units of their own."""

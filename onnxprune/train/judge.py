@@ -6,7 +6,7 @@ Nothing here trains. Figures are in float32, as the finished file computes, what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,18 @@ from onnxprune.measure.chance import LITTLE, noise
 from onnxprune.measure.trained import Trained
 from onnxprune.train.network import Network, as_feeds
 from onnxprune.train.recipe import Recipe
-from onnxprune.train.samples import Samples
+from onnxprune.train.samples import Samples, augmenter, one_by_one
 from onnxprune.train.shares import alone
+
+VIEWS = 4
+"""Views of every sample: of a ResNet-20, four views of 256 images of CIFAR-10 tell as much apart as 1,300 images in one
+do; eight hardly more."""
+
+SCALES = tuple(2 ** (k / 8) for k in range(-8, 9))
+"""Scales of a network's scores that are tried, the same for all samples. Least squares leave scores that are too close
+together, and to spread them lowers the KL without one answer becoming another: training an EfficientNet-Lite0 at -50%
+seemed to help by that alone (0.83 to 0.75 on unseen photographs, three standard errors; at their own best scales 0.727
+and 0.732)."""
 
 
 class Judge:
@@ -30,6 +40,9 @@ class Judge:
         held: samples that are not trained on.
         outputs: {tensor: whether it holds scores of classes}, what is compared.
         device: where the networks are.
+        augment: how samples may be varied, see `train.samples.AUGMENTATIONS`: each is then looked at in `VIEWS` views,
+            since much of what two networks differ by on one image is chance of that view.
+        seed: of the views.
 
     Attributes:
         figure: what is told, see `measure.trained.Trained`.
@@ -38,19 +51,38 @@ class Judge:
 
     little = LITTLE
 
-    def __init__(self, teacher: Network, held: Samples, outputs: Mapping[str, bool], device: torch.device):
+    def __init__(
+        self,
+        teacher: Network,
+        held: Samples,
+        outputs: Mapping[str, bool],
+        device: torch.device,
+        augment: Sequence[str] = (),
+        seed: int = 0,
+    ):
         self.outputs, self.device = outputs, device
         self.figure = "KL" if all(outputs.values()) else "error"
-        self._feeds = [as_feeds(part, device) for part in held.all()]
+        change = augmenter(one_by_one(augment), seed)
+        parts = [as_feeds(part, device) for part in held.all()]
+        self.views = VIEWS if one_by_one(augment) else 1
+        self._feeds = [
+            change(part, view * len(parts) + k) if view else part
+            for view in range(self.views)
+            for k, part in enumerate(parts)
+        ]
         self._goals = list(parallel.each(lambda feeds: self._answers(teacher, feeds), self._feeds))
 
     def __call__(self, network: Network) -> Tensor:
-        """(samples,) Σ over outputs of KL(softmax(y_o) ‖ softmax(y)), or of ‖y − y_o‖² / ‖y_o‖²."""
-        found = parallel.each(
-            lambda pair: self._figures(self._answers(network, pair[0]), pair[1], len(next(iter(pair[0].values())))),
-            list(zip(self._feeds, self._goals, strict=True)),
-        )
-        return torch.cat(list(found)).cpu()
+        """(samples, views) Σ over outputs of KL(softmax(y_o) ‖ softmax(c y)), or of ‖y − y_o‖² / ‖y_o‖².
+
+        Samples as they came are the first view; c is the scale of `SCALES` that suits the network best.
+        """
+        pairs = list(zip(self._feeds, self._goals, strict=True))
+        parts = parallel.each(lambda pair: self._figures(self._answers(network, pair[0]), *pair), pairs)
+        found = torch.cat(list(parts), 2)
+        best = found.mean(2).argmin(1)
+        total = torch.stack([output[k] for output, k in zip(found, best, strict=True)]).sum(0)
+        return total.reshape(self.views, -1).T.cpu()
 
     @torch.no_grad()
     def _answers(self, network: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -58,17 +90,20 @@ class Judge:
             alone()
         return network(feeds, list(self.outputs))
 
-    def _figures(self, got: Mapping[str, Tensor], goal: Mapping[str, Tensor], count: int) -> Tensor:
+    def _figures(self, got: Mapping[str, Tensor], feeds: Mapping[str, Tensor], goal: Mapping[str, Tensor]) -> Tensor:
+        """(outputs, scales, rows)"""
+        count = len(next(iter(feeds.values())))
         rows = count if all(v.numel() % count == 0 for v in goal.values()) else 1
-        total = torch.zeros(rows, dtype=torch.float64, device=self.device)
-        for name, scores in self.outputs.items():
+        found = torch.zeros(len(self.outputs), len(SCALES), rows, dtype=torch.float64, device=self.device)
+        for k, (name, scores) in enumerate(self.outputs.items()):
             a, b = got[name].double().reshape(rows, -1), goal[name].double().reshape(rows, -1)
             if scores:
                 logs = F.log_softmax(b, 1)
-                total += (logs.exp() * (logs - F.log_softmax(a, 1))).sum(1)
+                for j, scale in enumerate(SCALES):
+                    found[k, j] = (logs.exp() * (logs - F.log_softmax(scale * a, 1))).sum(1)
             else:
-                total += (a - b).square().sum(1) / b.square().sum(1).clamp_min(1e-12)
-        return total
+                found[k] = (a - b).square().sum(1) / b.square().sum(1).clamp_min(1e-12)
+        return found
 
 
 class LabelJudge:

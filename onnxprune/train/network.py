@@ -14,8 +14,9 @@ What it does not know: which channels are coupled, what is trained for, and on w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import evaluate, operators
 from onnxprune.graph.model import Graph, Use
 from onnxprune.protobuf.nodes import DEFAULT_DOMAINS, attributes
-from onnxprune.train.operators import OPERATORS, Refused
+from onnxprune.train.operators import Refused, operator_of
 
 Value: TypeAlias = "Tensor | np.ndarray"
 BATCH_NORM = ("frozen", "batch")
@@ -44,6 +45,7 @@ class Step:
         reads: the operands: the name of a value, a `Use` of a constant, or "" where an optional one is left out.
         writes: names of its outputs.
         forget: values that no later node reads.
+        norm: the frozen BatchNormalization behind it, which its weight and bias take over; None: there is none.
     """
 
     node: onnx.NodeProto
@@ -51,6 +53,7 @@ class Step:
     reads: tuple[str | Use, ...]
     writes: tuple[str, ...]
     forget: tuple[str, ...]
+    norm: Step | None = None
 
 
 class Network(nn.Module):
@@ -178,7 +181,8 @@ class Network(nn.Module):
             shape = np.array(operands[0].shape, np.int64)
             whole = step.node.op_type == "Size"
             return [shape.prod() if whole else shape[slice(step.attrs.get("start"), step.attrs.get("end"))]]
-        operator = OPERATORS[step.node.op_type]
+        operator = operator_of(step.node)
+        assert operator is not None
         args: list[Value | None] = []
         for i, (value, read) in enumerate(zip(operands, step.reads, strict=True)):
             if value is None:
@@ -192,8 +196,18 @@ class Network(nn.Module):
         attrs = step.attrs
         if operators.of(step.node).stored_statistics:
             attrs = {**attrs, "training": self.training and self.batch_norm == "batch"}
+        if step.norm is not None:
+            args = self._normalized(step.norm, args, device)
         result = operator.run(attrs, *args)
         return result if isinstance(result, tuple) else (result,)
+
+    def _normalized(self, norm: Step, args: Sequence[Any], device: torch.device) -> list[Any]:
+        """A convolution's operands, with what stands behind it in weight and bias: one pass over the maps less."""
+        scale, shift, mean, var = (_tensor(self._operand(r, {}), device) for r in norm.reads[1:5])  # type: ignore[arg-type]
+        slope = scale * torch.rsqrt(var + norm.attrs.get("epsilon", 1e-5))
+        x, w, b = *args[:2], args[2] if len(args) > 2 else None
+        shift = shift - slope * (mean if b is None else mean - b)
+        return [x, w * slope.reshape(-1, *[1] * (w.ndim - 1)), shift]
 
     def _operand(self, read: str | Use, values: Mapping[str, Value]) -> Value | None:
         if isinstance(read, str):
@@ -223,8 +237,7 @@ class Network(nn.Module):
         steps: list[Step] = []
         seen: set[str] = set()
         for key, node in chosen:  # from the last to the first: what is seen first is read last
-            known = node.domain in DEFAULT_DOMAINS and (node.op_type in OPERATORS or evaluate.foldable(node))
-            if not known:
+            if operator_of(node) is None and not (node.domain in DEFAULT_DOMAINS and evaluate.foldable(node)):
                 raise UnsupportedError(f"{_named(node)} cannot be trained through: no such operator; {REMEDY}")
             reads: list[str | Use] = []
             for i, name in enumerate(node.input):
@@ -235,7 +248,7 @@ class Network(nn.Module):
             own = {*filter(None, node.output), *(r for r in reads if isinstance(r, str) and r)}
             steps.append(Step(node, attrs, tuple(reads), tuple(node.output), tuple(own - seen)))
             seen |= own
-        self._steps[targets] = steps[::-1]
+        self._steps[targets] = _folded(steps[::-1], targets) if self.batch_norm == "frozen" else steps[::-1]
         return self._steps[targets]
 
     # -- the way back --------------------------------------------------------------------------------------------
@@ -254,6 +267,24 @@ class Network(nn.Module):
     def to_onnx(self) -> onnx.ModelProto:
         """A clone of the model with the parameters (and learned BN statistics) in it."""
         return self.learned().export()
+
+
+def _folded(steps: Sequence[Step], targets: Collection[str]) -> list[Step]:
+    """The steps, with every BatchNormalization taken over by the convolution that it alone reads."""
+    readers = Counter(r for step in steps for r in step.reads if isinstance(r, str))
+    made = {step.writes[0]: k for k, step in enumerate(steps)}
+    out: list[Step | None] = list(steps)
+    for k, norm in enumerate(steps):
+        between = norm.reads[0] if operators.of(norm.node).stored_statistics else None
+        at = made.get(between) if isinstance(between, str) else None
+        if at is None or between in targets or readers[between] > 1:  # type: ignore[index]
+            continue
+        conv = steps[at]
+        constants = [*(r for r in conv.reads[1:] if r), *norm.reads[1:]]
+        if conv.node.op_type == "Conv" and not any(isinstance(r, str) for r in constants):
+            forget = tuple({*conv.forget, *norm.forget} - {between})
+            out[at], out[k] = replace(conv, writes=norm.writes[:1], forget=forget, norm=norm), None
+    return [step for step in out if step is not None]
 
 
 REMEDY = "train another part, or leave this model to --repair refit"

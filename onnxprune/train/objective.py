@@ -87,7 +87,7 @@ def objective(
 
 
 def judge(
-    net: Analysed, held: Iterable[Feeds], recipe: str | None, *, device: torch.device
+    net: Analysed, held: Iterable[Feeds], recipe: str | None, *, augment: Sequence[str] = (), device: torch.device
 ) -> tuple[Judge | LabelJudge, Callable[[onnx.ModelProto], np.ndarray]]:
     """(the judge, its figures for a model): by a recipe's labels, else by the original's answers.
 
@@ -95,11 +95,12 @@ def judge(
         net: the network as it was given.
         held: samples that nothing was trained on.
         recipe: as for `objective`; what it sets apart there is what is judged by here.
+        augment: as for `Judge`.
         device: where to work it out.
     """
     teacher, compared = _original(net, device)
     judges = (
-        Judge(teacher, Samples(held, None, teacher.takes or 1), compared.outputs, device) if recipe is None
+        Judge(teacher, Samples(held, None, teacher.takes or 1), compared.outputs, device, augment) if recipe is None
         else LabelJudge(Recipe(recipe, input_specs(net.model), hold=True), device)
     )  # fmt: skip
 

@@ -29,8 +29,8 @@ from onnxprune.errors import CalibrationError, UsageError
 from onnxprune.runtime.ports import InputSpec
 from onnxprune.samples.messages import as_error, shape_text, shown
 from onnxprune.samples.user_code import load_function
-from onnxprune.train.loop import rank, ranks
 from onnxprune.train.network import Network, as_feeds
+from onnxprune.train.processes import rank, ranks
 
 LOOKED_AT = 32
 """Batches of the first pass among which some are set apart: an eighth."""

@@ -105,6 +105,17 @@ def _shift(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
     return x.flatten(2).gather(2, flat).reshape(n, -1, h, w)
 
 
+def _crop(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
+    """A window of every image, of a share of its area drawn evenly from [1 − amount, 1], at the size of the image."""
+    share, *at = torch.rand(3, len(x), generator=rng)
+    side = (1 - amount * share).clamp_min(1e-3).sqrt()
+    windows = torch.zeros(len(x), 2, 3)
+    for k in (0, 1):
+        windows[:, k, k], windows[:, k, 2] = side, (1 - side) * (2 * at[k] - 1)
+    grid = F.affine_grid(windows, list(x.shape), align_corners=False).to(x.device)
+    return F.grid_sample(x.contiguous(), grid, padding_mode="border", align_corners=False)
+
+
 def _mixup(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
     """Every image blended with another by a share drawn evenly from [0, amount]; the teacher labels the blend."""
     share = amount * torch.rand(len(x), 1, 1, 1, generator=rng).to(x.device)
@@ -130,10 +141,20 @@ def _cutmix(x: Tensor, amount: float, rng: torch.Generator) -> Tensor:
 AUGMENTATIONS: dict[str, tuple[Callable[[Tensor, float, torch.Generator], Tensor], float]] = {
     "flip": (_flip, 1.0),
     "shift": (_shift, 2.0),
+    "crop": (_crop, 0.5),
     "mixup": (_mixup, 0.5),
     "cutmix": (_cutmix, 0.5),
 }
 """name -> (function of images (n, c, h, w), its amount unless given)."""
+
+MIXING = frozenset({"mixup", "cutmix"})
+"""Those that make one image of several."""
+
+
+def one_by_one(specs: Sequence[str]) -> list[str]:
+    """The augmentations that leave every image on its own."""
+    return [spec for spec in specs if spec.partition("=")[0] not in MIXING]
+
 
 Augment = Callable[[dict[str, Tensor], int], dict[str, Tensor]]
 

@@ -154,7 +154,8 @@ def masked(model: onnx.ModelProto, cuts: list[dict]) -> onnx.ModelProto:
 
 
 ZERO_POINT = {("QLinearConv", 3): 5, ("QLinearMatMul", 3): 5, ("ConvInteger", 1): 3, ("MatMulInteger", 1): 3,
-              ("QGemm", 3): 5, ("QLinearAdd", 3): 5, ("QLinearMul", 3): 5}  # fmt: skip
+              ("QGemm", 3): 5, ("QLinearAdd", 3): 5, ("QLinearMul", 3): 5,
+              ("DynamicQuantizeLSTM", 1): 9, ("DynamicQuantizeLSTM", 2): 11}  # fmt: skip
 
 
 def _zero_point(node: onnx.NodeProto, position: int, values: dict[str, np.ndarray]) -> np.ndarray:
@@ -162,6 +163,8 @@ def _zero_point(node: onnx.NodeProto, position: int, values: dict[str, np.ndarra
     zero = values[node.input[at]] if at is not None and at < len(node.input) else np.zeros((), np.int8)
     if zero.size > 1 and node.op_type in ("QLinearConv", "ConvInteger"):
         return zero.reshape(-1, 1, 1, 1)
+    if node.op_type == "DynamicQuantizeLSTM":
+        return zero.flat[0]  # the same for all, or nothing is cut
     return zero.reshape(-1, 1) if zero.size > 1 and node.op_type == "QGemm" else zero
 
 

@@ -37,7 +37,7 @@ DYNAMIC = """(float[1,12] x) => (float[] y) <float[12,8] u, int8[8,5] w>
         (LAYER_NORM, [], [8], 1),
         (BY_HAND, [], [8], 2),
         (GROUP_NORM, [2], [4], 1),
-        (DYNAMIC, [], [8], 1),
+        (DYNAMIC, [8], [8], 0),
     ],
     ids=["LayerNormalization", "by hand", "GroupNormalization", "DynamicQuantizeLinear"],
 )

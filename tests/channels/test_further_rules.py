@@ -72,6 +72,15 @@ for reset in (0, 1):
         {{ o = GRU<hidden_size=5, linear_before_reset={reset}>(x, w, r, b, , h0) y = MatMul(o, v) }}""", [5])
 row("RNN backwards", f"""{STEPS} <float[1,5,12] w, float[1,5,5] r, float[1,10] b, float[5,3] v>
     {{ o = RNN<hidden_size=5, direction="reverse", activations=["Relu"]>(x, w, r, b) y = MatMul(o, v) }}""", [5])
+QLSTM = "int8[2,12,20] w, int8[2,5,20] r, float[2,40] b"
+row("DynamicQuantizeLSTM", f"""{STEPS} <{QLSTM}, float[2] pos_w = {{0.01, 0.02}}, int8[2] z = {{3, 3}}, float[5,3] v>
+    {{ o, h, c = com.microsoft.DynamicQuantizeLSTM<hidden_size=5, direction="bidirectional">(x, w, r, b, , , , , pos_w, z, pos_w, z)
+       a = Add(o, h) y = MatMul(a, v) }}""", [5])
+row("DynamicQuantizeLSTM, a scale for every row", f"""{STEPS} <{QLSTM}, float[2,20] pos_w, int8[2,20] z = {{{", ".join("0" * 40)}}}, float[5,3] v>
+    {{ o = com.microsoft.DynamicQuantizeLSTM<hidden_size=5, direction="bidirectional">(x, w, r, b, , , , , pos_w, z, pos_w, z) y = MatMul(o, v) }}""", [5])
+row("DynamicQuantizeLSTM, zero points that differ", f"""{STEPS} <{QLSTM}, float[2] pos_w, int8[2] z = {{3, 5}}, float[5,3] v>
+    {{ o = com.microsoft.DynamicQuantizeLSTM<hidden_size=5, direction="bidirectional">(x, w, r, b, , , , , pos_w, z, pos_w, z) y = MatMul(o, v) }}""",
+    [], "different zero points")
 row("a text reader: conv, LSTM, classifier", """(float[N,1,8,16] x) => (float[] y)
     <float[6,1,8,3] k, float[2,20,6] w, float[2,20,5] r, float[2,40] b, float[10,3] v, int64[1] two = {2}, int64[3] s = {0, 0, -1}>
     { c = Conv<pads=[0,1,0,1]>(x, k) a = Relu(c) q = Squeeze(a, two) t = Transpose<perm=[2,0,1]>(q)
@@ -142,7 +151,11 @@ row("a conv whose kernel a layer makes", """(float[1,3,8,8] x) => (float[] y)
     { p = GlobalAveragePool(x) f = Flatten(p) g = Gemm(f, u, c) k = Reshape(g, a) d = Gemm(f, m, n) b = Reshape(d, e)
       h = Conv(x, k, b) r = Relu(h) y = Conv(r, v) }""", [8])
 row("a grouped conv by an activation", """(float[1,4,6,6] x, float[8,2,3,3] k) => (float[] y) <float[8,4,1,1] w, float[4,8,1,1] u, float[5,8,1,1] v>
-    { a = Conv(x, w) b = Conv(a, u) h = Conv<group=2>(b, k) y = Conv(h, v) }""", [8], "computed at run time")
+    { a = Conv(x, w) b = Conv(a, u) h = Conv<group=2>(b, k) y = Conv(h, v) }""", [8], "model input")
+row("a conv of a batch, each image with kernels that a router mixes", """(float[2,3,8,8] x) => (float[] y) <float[8,3,3,3] w0, float[8,2] t,
+    float[2,432] e, int64[4] s = {12, 8, 3, 3}, int64[4] a = {1, 16, 8, 8}, int64[4] b = {2, 6, 6, 6}, float[5,6,1,1] v>
+    { h = Conv<pads=[1,1,1,1]>(x, w0) p = GlobalAveragePool(h) f = Flatten(p) r = MatMul(f, t) g = Sigmoid(r) k = MatMul(g, e) q = Reshape(k, s)
+      m = Reshape(h, a) c = Conv<group=2>(m, q) d = Reshape(c, b) y = Conv(d, v) }""", [2, 8])
 DEFORM = "float[18,8,3,3] wo, float[6,8,3,3] w, float[6] b"
 net("DeformConv", DEFORM, "o = Conv<pads=[1,1,1,1]>(h, wo) z = DeformConv<pads=[1,1,1,1]>(h, w, o, b)", [6, 8], read=6, opset=19)
 net("DeformConv with a mask", f"{DEFORM}, float[9,8,3,3] wm", """o = Conv<pads=[1,1,1,1]>(h, wo) k = Conv<pads=[1,1,1,1]>(h, wm)
@@ -178,8 +191,24 @@ row("MultiHeadAttention of ORT", f"""{SEQ} <float[12,16] wq, float[12,16] wk, fl
 row("MultiHeadAttention of ORT that hands on its keys", f"""{SEQ} <float[12,8] w, float[8,5] v>
     {{ q = MatMul(x, w) a, k, t = com.microsoft.MultiHeadAttention<num_heads=4>(q, q, q) y = MatMul(a, v) }}""", [], "outputs of its own")
 
+GQA = "com.microsoft.GroupQueryAttention<num_heads=4, kv_num_heads=2>"
+row("GroupQueryAttention", f"""(float[1,6,16] x) => (float[] y) <float[16,32] wq, float[16,16] wk, float[16,16] wv, float[32,5] wo, int32[1,1] n = {{5}}, int32 t = {{6}}>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) o, a, b = {GQA}(q, k, v, , , n, t) y = MatMul(o, wo) }}""", [2])
+row("GroupQueryAttention of queries, keys and values side by side, with a past", f"""(float[1,6,16] x) => (float[] y) <float[16,128] w, float[64,5] wo,
+    float[1,2,2,16] pk, float[1,2,2,16] pv, int32[1,1] n = {{7}}, int32 t = {{8}}>
+    {{ q = MatMul(x, w) o, a, b = {GQA}(q, , , pk, pv, n, t) y = MatMul(o, wo) }}""", [2])
+row("GroupQueryAttention that hands on what it remembers", f"""(float[1,6,16] x) => (float[] y, float[] a) <float[16,32] wq, float[16,16] wk, float[16,16] wv,
+    float[32,5] wo, int32[1,1] n = {{5}}, int32 t = {{6}}>
+    {{ q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) o, a, b = {GQA}(q, k, v, , , n, t) y = MatMul(o, wo) }}""", [], "model output")
+
 # -- indices and warps ------------------------------------------------------------------------------------------------
 
+UNPOOL = "MaxUnpool<kernel_shape=[2,2], strides=[2,2]>"
+net("MaxUnpool, a layer between", "float[8,8,3,3] u", f"""p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h) c = Conv<pads=[1,1,1,1]>(p, u)
+    z = {UNPOOL}(c, i)""", [8])
+net("MaxUnpool to a size that is spelled out", "int64[4] s = {2, 8, 8, 8}", f"p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h) z = {UNPOOL}(p, i, s)", [8])
+net("MaxUnpool by places that something else reads too", "float[8,8,3,3] u", f"""p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h) f = Cast<to=1>(i)
+    c = Add(p, f) z = {UNPOOL}(c, i)""", [], "where in the whole tensor")
 net("TopK over positions", "int64[1] k = {3}", "z, i = TopK<axis=3>(h, k)", [8])
 net("TopK, its indices gather", "int64[1] k = {3}", "v, i = TopK<axis=2>(h, k) z = GatherElements<axis=2>(h, i)", [8])
 net("TopK over channels", "int64[1] k = {3}", "z, i = TopK<axis=1>(h, k)", [], "TopK chooses", read=3)
@@ -271,6 +300,94 @@ row("norm of each head's channels", f"""{SEQ} <float[12,8] wq, float[12,8] wk, f
        qe = Expand(qc, qs) q = Div(q2, qe) k0 = MatMul(x, wk) k1 = Reshape(k0, a) k = Transpose<perm=[0,2,3,1]>(k1) s = MatMul(q, k)
        v0 = MatMul(x, wv) v1 = Reshape(v0, a) v = Transpose<perm=[0,2,1,3]>(v1) c0 = MatMul(s, v) c1 = Transpose<perm=[0,2,1,3]>(c0)
        c = Reshape(c1, b) y = MatMul(c, wo) }}""", [4, 4])
+# -- others that pass along axes --------------------------------------------------------------------------------------
+
+net("Trilu of maps", "", "z = Trilu<upper=0>(h)", [8])
+net("Compress along the width", "bool[8] c = {1, 0, 1, 1, 0, 0, 1, 1}", "z = Compress<axis=3>(h, c)", [8])
+net("Compress of all", "bool[8] c = {1, 0, 1, 1, 0, 0, 1, 1}, int64[4] s = {1, 1, 1, -1}, float[1,8,1,1] e",
+    "f = Compress(h, c) g = Reshape(f, s) t = ReduceMean<keepdims=1>(g) z = Mul(e, t)", [8], "Compress goes along")
+net("CenterCropPad of maps", "int64[2] s = {4, 4}", "z = CenterCropPad<axes=[2,3]>(h, s)", [8])
+net("Col2Im", "int64[2] im = {9, 9}, int64[2] bl = {2, 2}, float[24,8,1,1] u, int64[3] s = {0, 24, 64}", "k = Conv(h, u) f = Reshape(k, s) z = Col2Im(f, im, bl)", [6, 8], read=6)
+row("ReverseSequence", """(float[6,2,12] x) => (float[] y) <float[12,8] w, float[8,5] v, int64[2] l = {4, 5}>
+    { h = MatMul(x, w) r = ReverseSequence(h, l) y = MatMul(r, v) }""", [8])
+row("bilinear form of two layers", f"""{SEQ} <float[12,8] u, float[12,6] w, float[8,6,5] b>
+    {{ p = MatMul(x, u) q = MatMul(x, w) y = Einsum<equation="bnp,bnq,pqo->bno">(p, q, b) }}""", [6, 8])
+row("graph convolution of several neighbourhoods", """(float[N,3,6,5] x) => (float[] y) <float[24,3,1,1] w, float[3,5,5] a, float[4,8,1,1] v, int64[5] s = {0, 3, 8, 6, 5}>
+    { h = Conv(x, w) r = Reshape(h, s) g = Einsum<equation="nkctv,kvw->nctw">(r, a) y = Conv(g, v) }""", [8], "not a plain product")
+HEADS4 = "float[12,8] wq, float[12,8] wk, float[12,8] wv, float[8,5] wo"
+row("MultiHeadAttention of keys with heads apart", f"""{SEQ} <{HEADS4}, int64[4] s = {{0, 0, 4, 2}}>
+    {{ q = MatMul(x, wq) k0 = MatMul(x, wk) v0 = MatMul(x, wv) k1 = Reshape(k0, s) v1 = Reshape(v0, s) k = Transpose<perm=[0,2,1,3]>(k1)
+       v = Transpose<perm=[0,2,1,3]>(v1) o = com.microsoft.MultiHeadAttention<num_heads=4>(q, k, v) y = MatMul(o, wo) }}""", [4])
+for turned in ("", "<num_heads=4>"):
+    row(f"RotaryEmbedding of ORT {turned or 'without a number of heads'}", f"""(float[2,6,12] x) => (float[] y) <float[12,16] wq, float[12,16] wk, float[12,16] wv, float[16,5] wo,
+        float[6,2] c, float[6,2] s, int64[2,6] p = {{0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5}}>
+        {{ q0 = MatMul(x, wq) k0 = MatMul(x, wk) v = MatMul(x, wv) q = com.microsoft.RotaryEmbedding{turned}(q0, p, c, s)
+           k = com.microsoft.RotaryEmbedding{turned}(k0, p, c, s) o = com.microsoft.MultiHeadAttention<num_heads=4>(q, k, v) y = MatMul(o, wo) }}""", [4])
+
+# -- control flow -----------------------------------------------------------------------------------------------------
+
+BODY = "(int64 t, bool g, float[] s) => (bool go, float[] o)"
+ODD = "float edge = {0.0}"
+CHOICE = "top = ReduceMax<keepdims=0>(x) k = Greater(top, edge)"
+
+
+def choice(name: str, then: str, other: str, widths: list[int], *pins: str, weights: str = "", body: str = "z = IF") -> None:
+    """A row where values decide which branch runs."""
+    both = f"If(k) <then_branch = a () => (float[] q) {{ {then} }}, else_branch = b () => (float[] q) {{ {other} }}>"
+    net(name, ODD + ", " * bool(weights) + weights, f"{CHOICE} {body.replace('IF', both)}", widths, *pins)
+
+
+def loop(name: str, inner: str, widths: list[int], *pins: str, weights: str = "", body: str = "z = LOOP") -> None:
+    """A row with a Loop of three trips."""
+    trips = f"Loop(trips, yes, h) <body = c {inner}>"
+    net(name, "int64 trips = {3}, bool yes = {1}" + ", " * bool(weights) + weights, body.replace("LOOP", trips), widths, *pins)
+
+
+choice("If, both branches carry", "q = Relu(h)", "q = Neg(h)", [8])
+choice("If, one reads what another layer makes", "q = Relu(h)", "q = Tanh(o)", [8], weights="float[8,8,1,1] u", body="o = Conv(h, u) z = IF")
+choice("If in If", "q = If(k) <then_branch = aa () => (float[] i) { i = Relu(h) }, else_branch = bb () => (float[] j) { j = Tanh(h) }>",
+       "q = Neg(h)", [8])
+choice("If, pooled either way", "q = GlobalAveragePool(h)", "q = GlobalMaxPool(h)", [8], body="s = IF z = Mul(h, s)")
+choice("If, cut out along the width", "q = Slice(h, zero, four, three)", "q = Slice(h, four, eight, three)", [8],
+       weights="int64[1] zero = {0}, int64[1] four = {4}, int64[1] eight = {8}, int64[1] three = {3}")
+choice("If, resized either way", "q = Resize(h, , up)", "q = Resize<mode=\"linear\">(h, , up)", [8], weights="float[4] up = {1, 1, 2, 2}")
+choice("If without channels", "q = Mul(edge, edge)", "q = Neg(edge)", [8], body="s = IF z = Mul(h, s)")
+choice("If, a layer in a branch", "q = Conv(h, u)", "q = Identity(h)", [], "read inside", weights="float[8,8,1,1] u")
+choice("If, a factor for every channel in a branch", "q = Mul(h, c)", "q = Identity(h)", [], "read inside", weights="float[1,8,1,1] c")
+choice("If, a branch that mixes", "q = Softmax<axis=1>(h)", "q = Identity(h)", [], "Softmax mixes")
+choice("If, a branch that would ask for a mask", "n = ReduceL2(h, one) q = Div(h, n)", "q = Identity(h)", [], "contracted inside",
+       weights="int64[1] one = {1}")
+choice("If, a size spelled out in a branch", "s = Shape(h) q = Reshape(h, s)", "q = Identity(h)", [], "spelled out inside")
+choice("If, a layer in a branch pins nothing behind", "q = Conv(h, u)", "q = Identity(h)", [6, 8], "read inside",
+       weights="float[8,8,1,1] u, float[6,8,1,1] v, float[8,6,1,1] p", body="s = IF m = Conv(s, v) z = Conv(m, p)")
+choice("If, a constant in a branch", "q = Identity(c)", "q = Identity(h)", [], "a constant inside",
+       weights="float[1,8,8,8] c")
+
+loop("Loop that carries", f"{BODY} {{ go = Identity(g) o = Relu(s) }}", [8])
+loop("Loop that adds what it reads from outside", f"{BODY} {{ go = Identity(g) e = Tanh(s) o = Add(e, h) }}", [8])
+loop("Loop with an If", f"""{BODY} {{ go = Identity(g) k = Equal(t, none) o = If(k) <then_branch = a () => (float[] q) {{ q = Relu(s) }},
+       else_branch = b () => (float[] r) {{ r = Mul(s, h) }}> }}""", [8], weights="int64 none = {0}")
+loop("Loop that hands every trip out", "(int64 t, bool g, float[] s) => (bool go, float[] o, float[] each) { go = Identity(g) o = Relu(s) each = Neg(o) }",
+     [8], weights="int64[1] zero = {0}", body="last, all = LOOP z = ReduceMean<keepdims=0>(all, zero)")
+loop("Loop whose state grows along the width", f"{BODY} {{ go = Identity(g) o = Concat<axis=3>(s, h) }}", [8])
+loop("Loop that picks a row each trip", f"{BODY} {{ go = Identity(g) r = Gather<axis=2>(h, t) u = Unsqueeze(r, two) o = Add(s, u) }}", [8],
+     weights="int64[1] two = {2}")
+loop("Loop with a layer", f"{BODY} {{ go = Identity(g) o = Conv(s, u) }}", [], "read inside", weights="float[8,8,1,1] u")
+loop("Loop over groups of channels", f"{BODY} {{ go = Identity(g) a, b = Split<axis=1, num_outputs=2>(s) o = Concat<axis=1>(b, a) }}", [],
+     "spelled out inside")
+net("Loop whose states change places", "int64 trips = {3}, bool yes = {1}, float[8,8,1,1] u", """h2 = Conv(h, u)
+    a, b = Loop(trips, yes, h, h2) <body = c (int64 t, bool g, float[1,8,8,8] s, float[1,8,8,8] r) => (bool go, float[1,8,8,8] o, float[1,8,8,8] p)
+    { go = Identity(g) o = Identity(r) p = Identity(s) }> z = Add(a, b)""", [8])
+row("Scan that carries", """(float[6,2,12] x) => (float[] y) <float[12,8] w, float[8,3] v, int64[1] zero = {0}>
+    { m = MatMul(x, w) s0 = ReduceMean<keepdims=0>(m, zero) last, o = Scan<num_scan_inputs=1, body = b (float[] s, float[] e) => (float[] t, float[] q)
+      { a = Add(s, e) t = Tanh(a) q = Identity(t) }>(s0, m) y = MatMul(o, v) }""", [8])
+row("Scan along other axes", """(float[2,6,12] x) => (float[] y) <float[12,8] w, float[8,3] v, int64[1] one = {1}>
+    { m = MatMul(x, w) s0 = ReduceMean<keepdims=0>(m, one) last, o = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1],
+      body = b (float[2,8] s, float[2,8] e) => (float[2,8] t, float[2,8] q) { a = Add(s, e) t = Tanh(a) q = Identity(t) }>(s0, m) y = MatMul(o, v) }""", [8])
+row("Scan from a constant", """(float[6,2,12] x) => (float[] y) <float[12,8] w, float[8,3] v, float[2,8] s0>
+    { m = MatMul(x, w) last, o = Scan<num_scan_inputs=1, body = b (float[] s, float[] e) => (float[] t, float[] q)
+      { a = Add(s, e) t = Tanh(a) q = Identity(t) }>(s0, m) y = MatMul(o, v) }""", [], "a constant")
+
 # fmt: on
 
 

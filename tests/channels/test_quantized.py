@@ -72,8 +72,8 @@ row("QDQ, quantized embedding and position table", f"""(int64[N,6] x) => (float[
     "looked up")
 row("QDQ, scales in blocks", f"""(float[1,8] x) => (float[] y)
     <float[8,6] u, int8[6,4] w, float[3,4] exact_w, {S}>
-    {{ h = MatMul(x, u) d = DequantizeLinear<axis=0, block_size=2>(w, exact_w) y = MatMul(h, d) }}""", [], "in blocks",
-    opset=21)
+    {{ h = MatMul(x, u) d = DequantizeLinear<axis=0, block_size=2>(w, exact_w) y = MatMul(h, d) }}""", [3],
+    "model output", opset=21)
 row("QDQ, a dequantized weight is an output too", f"""(float[1,3,8,8] x) => (float[] y, float[] d)
     <{S}, int8[8,3,3,3] w, float[4,8,1,1] v> {{ d = DequantizeLinear(w, s) h = Conv(x, d) y = Conv(h, v) }}""", [],
     "model output")
@@ -93,7 +93,11 @@ row("ConvInteger and MatMulInteger", """(uint8[1,3,4,4] x) => (int32[] y)
 row("dynamic quantization", """(float[1,12] x) => (float[] y)
     <float[12,8] u, int8[8,5] w>
     { h = MatMul(x, u) q, s, z = DynamicQuantizeLinear(h) m = MatMulInteger(q, w, z) f = Cast<to=1>(m) y = Mul(f, s) }""",
-    [], "largest value of all channels")
+    [8])
+row("dynamic quantization, a scale a channel", """(float[1,3,6,6] x) => (float[] y)
+    <uint8[8,3,3,3] w, float[1,8,1,1] pos_w, uint8 zw = {120}, float[1,8,1,1] b, uint8[4,8,1,1] v, float pos_v>
+    { q, s, z = DynamicQuantizeLinear(x) m = ConvInteger(q, w, z, zw) f = Cast<to=1>(m) t = Mul(s, pos_w) g = Mul(f, t) h = Add(g, b) r = Relu(h)
+      q2, s2, z2 = DynamicQuantizeLinear(r) m2 = ConvInteger(q2, v, z2, zw) f2 = Cast<to=1>(m2) t2 = Mul(s2, pos_v) y = Mul(f2, t2) }""", [8])
 row("quantized operators of ORT", f"""(uint8[1,3,8,8] x) => (uint8[] y)
     <{S}, uint8 z = {{128}}, int8[8,3,3,3] w, int8 zv = {{0}}, float t = {{2.0}}, int8[8,8,1,1] u, int8[5,16] v, int32[5] b,
      uint8[1,8,1,1] k>

@@ -483,6 +483,8 @@ def recurrent(net: Net, x: str) -> str:
     if start:
         zeros = net.op("ConstantOfShape", net.ints(ways, 1, units)) if start == 1 else net.weight(ways, 1, units)
         inputs += [net.weight(ways, 2 * gates * units), "", zeros]
+        if op == "LSTM" and net.rnd.random() < 0.5:  # a cell's start, and peepholes
+            inputs += [zeros, net.weight(ways, 3 * units)]
     attrs = {"direction": "bidirectional"} if ways == 2 else {"direction": net.rnd.choice(("forward", "reverse"))}
     y = net.op(op, *inputs, hidden_size=units, outputs=2, **attrs)[0]
     j = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1, 3]), net.ints(steps, 1, ways * units))
@@ -638,6 +640,236 @@ def swished(net: Net, x: str) -> str:
         (("QuickGelu", "com.microsoft"), ("Gelu", "com.microsoft"), ("Mish", ""), ("HardSwish", ""))
     )
     return net.add(net.op(op, x, **({"domain": domain} if domain else {})), channels, size)
+
+
+def body(
+    net: Net, name: str, nodes: list[onnx.NodeProto], inputs: list[tuple[str, int]], outputs: list[tuple[str, int]]
+) -> onnx.GraphProto:
+    """A body; ports are names and element types: floats of any size, single numbers of others."""
+    return helper.make_graph(
+        nodes, name, *([helper.make_tensor_value_info(n, kind, None if kind == 1 else []) for n, kind in ports] for ports in (inputs, outputs))
+    )  # fmt: skip
+
+
+def carried(net: Net, start: str, captured: list[str]) -> tuple[list[onnx.NodeProto], str]:
+    """A few nodes that treat channels apart, from a tensor on, with others from outside; what they make."""
+    nodes, last = [], start
+    for _ in range(net.rnd.randint(1, 3)):
+        made, way = net.name("b"), net.rnd.randrange(6)
+        if way < 2 and captured:
+            nodes.append(
+                helper.make_node(net.rnd.choice(("Add", "Mul", "Max")), [last, net.rnd.choice(captured)], [made])
+            )
+        elif way == 2:
+            pooled = net.name("b")
+            nodes += [
+                helper.make_node("GlobalAveragePool", [last], [pooled]),
+                helper.make_node("Mul", [last, pooled], [made]),
+            ]
+        elif way == 3:
+            nodes.append(helper.make_node("AveragePool", [last], [made], kernel_shape=[3, 3], pads=[1] * 4))
+        else:
+            nodes.append(helper.make_node(net.rnd.choice(("Relu", "Neg", "Sigmoid", "Tanh")), [last], [made]))
+        last = made
+    return nodes, last
+
+
+@entry
+def chosen(net: Net, x: str) -> str:
+    """An If that values decide; its branches carry channels, one of them may hold a weight."""
+    channels, size = net.maps[x]
+    others = [net.like(x, channels) for _ in range(net.rnd.randrange(3))]
+    top = net.op("ReduceMax", net.rnd.choice(("x", x)), keepdims=0)
+    decides = net.op("Greater", top, net.op("Neg", top))
+    branches = []
+    for _ in range(2):
+        nodes, last = carried(net, net.rnd.choice([x, *others]), others)
+        if net.rnd.random() < 0.15:
+            made = net.name("b")
+            nodes.append(helper.make_node("Conv", [last, net.weight(channels, channels, 1, 1)], [made]))
+            last = made
+        branches.append(body(net, net.name("g"), nodes, [], [(last, onnx.TensorProto.FLOAT)]))
+    return net.add(net.op("If", decides, then_branch=branches[0], else_branch=branches[1]), channels, size)
+
+
+@entry
+def looped(net: Net, x: str) -> str:
+    """A Loop whose state is a map, or what a Scan makes of positions one by one."""
+    channels, size = net.maps[x]
+    others = [net.like(x, channels) for _ in range(net.rnd.randrange(2))]
+    floats, state = onnx.TensorProto.FLOAT, net.name("b")
+    nodes, last = carried(net, state, others)
+    more, trip, go = net.name("b"), net.name("b"), net.name("b")
+    nodes.append(helper.make_node("Identity", [go], [more]))
+    ports = [(trip, onnx.TensorProto.INT64), (go, onnx.TensorProto.BOOL), (state, floats)]
+    inner = body(net, net.name("g"), nodes, ports, [(more, onnx.TensorProto.BOOL), (last, floats)])
+    yes = net.name("yes")
+    net.weights[yes] = np.array(True)
+    trips = net.op("Squeeze", net.ints(net.rnd.randint(1, 3)))
+    return net.add(net.op("Loop", trips, yes, x, body=inner), channels, size)
+
+
+@entry
+def scanned(net: Net, x: str) -> str:
+    """Positions one by one, added up by a Scan."""
+    channels, size = net.maps[x]
+    t, floats = tokens(net, x), onnx.TensorProto.FLOAT
+    start = net.op("ReduceMean", t, net.ints(1), keepdims=0)
+    state, each, total, out = (net.name("b") for _ in range(4))
+    nodes = [helper.make_node("Add", [state, each], [total]), helper.make_node("Tanh", [total], [out])]
+    inner = body(net, net.name("g"), nodes, [(state, floats), (each, floats)], [(total, floats), (out, floats)])
+    _, y = net.op("Scan", start, t, body=inner, num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1], outputs=2)
+    return image(net, y, channels, size)
+
+
+@entry
+def by_heads(net: Net, x: str) -> str:
+    """Attention of ONNX Runtime, heads within the channels or on an axis of their own."""
+    channels, size = net.maps[x]
+    if size > 8:
+        return x
+    t, heads, width = tokens(net, x), net.rnd.choice((2, 3)), net.rnd.choice((2, 4))
+    q, k, v = (net.op("MatMul", t, net.weight(channels, heads * width)) for _ in range(3))
+    if net.rnd.random() < 0.5:
+        k, v = (
+            net.op("Transpose", net.op("Reshape", part, net.ints(0, 0, heads, width)), perm=[0, 2, 1, 3])
+            for part in (k, v)
+        )
+    m = net.op("MultiHeadAttention", q, k, v, num_heads=heads, domain="com.microsoft")
+    return image(net, net.op("MatMul", m, net.weight(heads * width, channels)), channels, size)
+
+
+@entry
+def along_axes(net: Net, x: str) -> str:
+    """Positions left out."""
+    channels, size = net.maps[x]
+    if net.rnd.random() < 0.5:
+        return net.add(net.op("Trilu", x, upper=net.rnd.randrange(2)), channels, size)
+    kept = net.name("c")
+    net.weights[kept] = np.arange(size) % 2 == 0
+    return net.add(net.op("Compress", net.op("Compress", x, kept, axis=2), kept, axis=3), channels, (size + 1) // 2)
+
+
+@entry
+def bilinear(net: Net, x: str) -> str:
+    """A form of two layers; or graph convolution, groups of channels weighed by matrices of positions."""
+    channels, size = net.maps[x]
+    if net.rnd.random() < 0.5:
+        t, out = tokens(net, x), net.rnd.choice((2, 4))
+        p, q = (net.op("MatMul", t, net.weight(channels, n)) for n in (4, 3))
+        return image(net, net.op("Einsum", p, q, net.weight(4, 3, out), equation="bnp,bnq,pqo->bno"), out, size)
+    m = net.op("Reshape", net.conv(x, 2 * channels), net.ints(0, 2, channels, size, size))
+    return net.add(net.op("Einsum", m, net.weight(2, size, size), equation="nkctv,kvw->nctw"), channels, size)
+
+
+@entry
+def unpooled(net: Net, x: str) -> str:
+    """Maxima put back to where they were, with or without a layer between."""
+    channels, size = net.maps[x]
+    if size % 2:
+        return x
+    window = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    p, places = net.op("MaxPool", x, outputs=2, **window)
+    if net.rnd.random() < 0.5:
+        p = net.op("Conv", p, net.weight(channels, channels, 1, 1))
+    size_of = [net.ints(1, channels, size, size)] if net.rnd.random() < 0.3 else []
+    return net.add(net.op("MaxUnpool", p, places, *size_of, **window), channels, size)
+
+
+@entry
+def routed(net: Net, x: str) -> str:
+    """Kernels that a layer makes of the pooled map, in groups or not."""
+    channels, size = net.maps[x]
+    groups = net.rnd.choice([g for g in (1, 2, 3, channels) if channels % g == 0])
+    out, inner = groups * net.rnd.choice((1, 2)), channels // groups
+    route = net.op("MatMul", net.op("Flatten", net.op("GlobalAveragePool", x)), net.weight(channels, out * inner))
+    kernel = net.op("Reshape", route, net.ints(out, inner, 1, 1))
+    return net.add(net.op("Conv", x, kernel, group=groups), out, size)
+
+
+@entry
+def grouped_queries(net: Net, x: str) -> str:
+    """Attention with two heads of queries for one of keys, apart or side by side."""
+    channels, size = net.maps[x]
+    if size > 8:
+        return x
+    t, shared, width, count = tokens(net, x), net.rnd.choice((1, 2)), 16, size * size
+    last, total = net.name("n"), net.name("n")
+    net.weights[last] = np.array([[count - 1]], np.int32)
+    net.weights[total] = np.array(count, np.int32)
+    if net.rnd.random() < 0.5:
+        parts = [net.op("MatMul", t, net.weight(channels, 4 * shared * width)), "", ""]
+    else:
+        parts = [net.op("MatMul", t, net.weight(channels, n * shared * width)) for n in (2, 1, 1)]
+    y = net.op("GroupQueryAttention", *parts, "", "", last, total, num_heads=2 * shared, kv_num_heads=shared,
+               outputs=3, domain="com.microsoft")[0]  # fmt: skip
+    return image(net, net.op("MatMul", y, net.weight(2 * shared * width, channels)), channels, size)
+
+
+@entry
+def turned(net: Net, x: str) -> str:
+    """ONNX Runtime's attention with one weight for queries, keys and values; or with queries and keys turned by angles."""
+    channels, size = net.maps[x]
+    if size > 8:
+        return x
+    t, heads, width, domain = tokens(net, x), net.rnd.choice((2, 3)), 4, "com.microsoft"
+    inner = heads * width
+    if net.rnd.random() < 0.5:
+        y = net.op(
+            "Attention", t, net.weight(channels, 3 * inner), net.weight(3 * inner), num_heads=heads, domain=domain
+        )
+    else:
+        parts = [net.op("MatMul", t, net.weight(channels, inner)) for _ in range(3)]
+        at, tables = net.ints(0), [net.weight(size * size, width // 2) for _ in range(2)]
+        q, k = (net.op("RotaryEmbedding", part, at, *tables, num_heads=heads, domain=domain) for part in parts[:2])
+        y = net.op("MultiHeadAttention", q, k, parts[2], num_heads=heads, domain=domain)
+    return image(net, net.op("MatMul", y, net.weight(inner, channels)), channels, size)
+
+
+@entry
+def skipped(net: Net, x: str) -> str:
+    """A sum that is normalized in one node, a small perceptron ahead of it."""
+    channels, size = net.maps[x]
+    t = tokens(net, x)
+    h = net.op("MatMul", net.op("Relu", net.op("MatMul", t, net.weight(channels, 6))), net.weight(6, channels))
+    op, more = net.rnd.choice((("SkipLayerNormalization", 2), ("SkipSimplifiedLayerNormalization", 1)))
+    y = net.op(op, t, h, *(net.weight(channels) for _ in range(more)), domain="com.microsoft")
+    return image(net, y, channels, size)
+
+
+@entry
+def by_size(net: Net, x: str) -> str:
+    """An If that sizes decide; a layer stands in the branch that runs, or in the other."""
+    channels, size = net.maps[x]
+    least = net.op("Squeeze", net.ints(net.rnd.choice((2, size + 1))))
+    height = net.op("Gather", net.op("Shape", x), net.op("Squeeze", net.ints(2)))
+    branches = []
+    for layer in net.rnd.sample((True, False), 2):
+        made = net.name("b")
+        node = ("Conv", [x, net.weight(channels, channels, 1, 1)]) if layer else ("Tanh", [x])
+        nodes = [helper.make_node(*node, [made])]
+        branches.append(body(net, net.name("g"), nodes, [], [(made, onnx.TensorProto.FLOAT)]))
+    taken = net.op("Less", least, height)
+    return net.add(net.op("If", taken, then_branch=branches[0], else_branch=branches[1]), channels, size)
+
+
+@entry
+def regions(net: Net, x: str) -> str:
+    """Regions, sums along an axis, or sums over neighbours."""
+    channels, size = net.maps[x]
+    way = net.rnd.randrange(4)
+    if way == 0:
+        boxes, batch = net.name("g"), net.op("Reshape", net.ints(0), net.ints(1))
+        net.weights[boxes] = np.array([[0, 0, size / 2, size]], np.float32)
+        y = net.op("RoiAlign", x, boxes, batch, output_height=4, output_width=4)
+        return net.add(y, channels, 4)
+    if way == 1:
+        boxes = net.name("g")
+        net.weights[boxes] = np.array([[0, 0, 0, size - 1, size - 1]], np.float32)
+        return net.add(net.op("MaxRoiPool", x, boxes, pooled_shape=[2, 2]), channels, 2)
+    if way == 2:
+        return net.add(net.op("CumSum", x, net.op("Squeeze", net.ints(net.rnd.choice((1, 3))))), channels, size)
+    return net.add(net.op("LRN", x, size=3), channels, size)
 
 
 def head(net: Net, x: str) -> str:

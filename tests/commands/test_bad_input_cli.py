@@ -266,7 +266,7 @@ def test_nothing_prunable(here, capsys):
         ),
         "relu.onnx",
     )
-    refused(capsys, here, ["relu.onnx"], 5, "nothing can be pruned")
+    refused(capsys, here, ["relu.onnx"], 5, "error: relu.onnx: nothing can be pruned")
 
 
 def test_a_ratio_out_of_reach(here, capsys):
@@ -298,7 +298,7 @@ def test_our_own_bug_is_one_line_too(here, capsys, monkeypatch):
     def broken(*_, **__):
         raise KeyError("two\nlines \x1b[31m")
 
-    monkeypatch.setattr(plans, "make_plan", broken)
+    monkeypatch.setattr(plans, "planned", broken)
     refused(capsys, here, ["m.onnx"], 1, "KeyError", "--debug")
     assert main(["m.onnx", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
@@ -313,15 +313,19 @@ def test_whoever_does_not_know_the_file_has_it_said(here, capsys, monkeypatch, o
     refused(capsys, here, ["m.onnx"], 3, "error: m.onnx: ", "cannot be run")
 
 
-def test_no_memory(here, capsys, monkeypatch):
-    def hungry(*_, **__):
-        raise MemoryError
+NO_MEMORY = [MemoryError(), ImportError("/x/_ckdtree.so: failed to map segment from shared object")]
 
-    monkeypatch.setattr(plans, "make_plan", hungry)
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["an array", "a library"])
+def test_no_memory(here, capsys, monkeypatch, error):
+    def hungry(*_, **__):
+        raise error
+
+    monkeypatch.setattr(plans, "planned", hungry)
     refused(capsys, here, ["m.onnx"], 3, "out of memory")
 
 
-PHASES = ["observe", "make_plan", "apply_plan", "save"]
+PHASES = ["observe", "planned", "apply_plan", "save"]
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -347,6 +351,19 @@ def test_signals_leave_nothing(here, capsys, monkeypatch, phase, number, code):
             time.sleep(5)
 
     monkeypatch.setattr(target, strike)
+    refused(capsys, here, ["m.onnx", "-q"], code, "while")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
+def test_a_signal_that_a_module_takes_for_an_error_is_a_signal(here, capsys, monkeypatch, number, code):
+    def strike(*args, **kwargs):  # as numpy does where it is interrupted while it loads
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException as error:
+            raise ImportError("Importing the numpy C-extensions failed") from error
+
+    monkeypatch.setattr("onnxprune.pipeline.plans.planned", strike)
     refused(capsys, here, ["m.onnx", "-q"], code, "while")
 
 

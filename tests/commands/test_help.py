@@ -15,6 +15,7 @@ from onnxprune.commands.documents import document
 from onnxprune.commands.options import given, takes
 from onnxprune.commands.table import flags_of
 from onnxprune.decide.criteria import CRITERIA
+from onnxprune.elsewhere.backends import BACKENDS, HERE
 from onnxprune.errors import EXITS
 from onnxprune.measure.figures import FIGURES
 from onnxprune.measure.kinds.table import KINDS, spelled
@@ -59,22 +60,25 @@ def test_the_main_help_leaves_rare_settings_to_prune():
         assert (f"\n  {flag_of(name)} " in main_page) == (not option.rare) and f"\n  {flag_of(name)} " in page
 
 
-def test_what_is_read_is_what_was_written():
+def test_what_is_read_is_what_was_written(monkeypatch):
     line = """m.onnx --of params --criterion l1 --allocation uniform --round-to 4 --min-width 2 --include a --exclude b
         --methods channels,blocks --keep-block c --best-effort --prune-statistics --repair none --epochs 3
-        --batch 8 --providers cuda,cpu --provider-option cuda.a=1 --provider-option cuda.b=2 --no-metadata
-        --input-value rate=1 --batch-axis state=1 --output-kind y=boxes,axis=1 --output-kind a=b=text --weight y=2
-        --weight y[:,0:4]=0.5 --threads 2 --memory 4GB --seed 5"""
+        --batch 8 --providers cuda,cpu --provider-option cuda.a=1 --provider-option cuda.b=2 --no-metadata --device d --refine r,s
+        --quantize int8 --input-value rate=1 --batch-axis state=1 --output-kind y=boxes,axis=1 --output-kind a=b=text
+        --weight y=2 --weight y[:,0:4]=0.5 --threads 2 --memory 4GB --seed 5 --backend dask --address tcp://a:1
+        --store s"""
+    monkeypatch.setattr("onnxprune.elsewhere.backends.find_spec", lambda package: True)
     found = given(prune.parser().read(line.split()), "prune")
     assert Settings(**found) == Settings(
         of="params", criterion="l1", allocation="uniform", round_to=4, min_width=2, include="a", exclude="b",
         methods=("channels", "blocks"), keep_block="c", best_effort=True, prune_statistics=True, repair="none",
         epochs=3, batch=8, providers=("cuda", "cpu"), provider_options={"CUDAExecutionProvider": {"a": "1", "b": "2"}},
-        metadata=False, input_value={"rate": (1.0,)}, batch_axis={"state": 1},
+        metadata=False, device="d", refine=("r", "s"), input_value={"rate": (1.0,)}, batch_axis={"state": 1},
         output_kind={"y": "boxes,axis=1", "a=b": "text"}, weight={"y": 2, "y[:,0:4]": 0.5},
-        threads=2, memory=4 * 10**9, seed=5,
+        threads=2, memory=4 * 10**9, seed=5, quantize="int8", backend="dask", address="tcp://a:1", store="s",
     )  # fmt: skip
-    assert found.keys() | {"augment", "recipe"} == OPTIONS.keys()  # those need a repair that trains
+    trained = {"augment", "minutes", "recipe"}  # those need a repair that trains
+    assert found.keys() | trained | {"precision"} == OPTIONS.keys()  # and one format is enough
     assert given(prune.parser().read(["m.onnx"]), "prune") == {}
 
 
@@ -94,7 +98,10 @@ def test_what_is_read_is_what_was_written():
         (["m.onnx", "ratio=0.5"], "did you mean --ratio=0.5?"),
         (["m.onnx", "--min_width", "2"], "did you mean --min-width?"),
         (["m.onnx", "--Ratio=0.5"], "did you mean --ratio?"),
-        (["bench", "m.onnx", "--report", "r.html"], "--report is an option of prune, train"),
+        (
+            ["bench", "m.onnx", "--report", "r.html"],
+            "--report is an option of prune, train, search; here `onnxprune report` makes a page of what --json prints;",
+        ),
         (["m.onnx", "--checkpoint", "c"], "--checkpoint is an option of train"),
         (["m.onnx", "inspect"], "a command comes first: `onnxprune inspect ...`"),
         (["m.onnx", os.path.dirname(__file__)], "samples are given as --calib"),
@@ -123,6 +130,7 @@ NAMES = {
     "criteria": CRITERIA, "repairs": REPAIRS, "targets": [t.option for t in TARGETS.values()], "training": METHODS,
     "providers": PROVIDERS, "calibration": [s.words for s in SOURCES if s.place == "file"], "settings": OPTIONS,
     "exits": [str(code) for code in EXITS], "kinds": [spelled(name) for name in KINDS], "metrics": FIGURES,
+    "backends": (HERE, *BACKENDS),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What a user says of outputs on the command line: --output-kind, --weight."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -107,7 +108,9 @@ def test_a_drop_of_a_figure_of_labels(files, capsys):
         "labels: classes of output 'y', 48 samples: top-1" in text and "--max-drop 60, in top-1 of labelled.npz" in text
     )
     assert main([*run, "--ratio", "0.3", "--max-drop", "top1=99"]) == 0
-    assert "labels: classes of output 'y', 48 samples: top-1" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "labels: classes of output 'y', 48 samples: top-1" in told
+    assert re.search(r"top-1 of labelled.npz in percent: [\d.]+ of the original, [\d.]+ now", told)
     assert main([*run, "--ratio", "0.3", "--max-drop", "miou=1"]) == 2
     assert "labels are classes, which have no miou; choose from top1, top5" in capsys.readouterr().err
     assert main([*run[:-1], str(folder / "none.npz"), "--max-drop", "top1=1"]) == 4

@@ -2,13 +2,17 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+import onnxprune
 from onnxprune.cli import main
+from onnxprune.commands import spelling
 from tests.channels import surgery
 
 NET = """(float[N,3,8,8] x) => (float[N,5] y) <float[16,3,3,3] w0, float[16,16,3,3] w1, float[5,16] w2> {
@@ -193,3 +197,14 @@ def test_large_weights_need_a_name_in_utf_8(odd, monkeypatch, capsys):
     assert main(["m.onnx", "--no-bench", "-o", f"{odd}/o.onnx"]) == 7
     assert "o.data: the path of large weights must be UTF-8" in capsys.readouterr().err
     assert sorted(os.listdir(odd)) == before
+
+
+def test_a_terminal_without_our_signs_is_given_its_own(capfd):
+    """Arrows and dashes are spelled in ASCII; what has no likeness there is escaped."""
+    spelling.use()
+    said = "in 16→8, −30%…, R² 0.5, 10⁻⁵, λ".encode("ascii", spelling.NAME)
+    assert said == b"in 16->8, -30%..., R^2 0.5, 10^-5, \\u03bb"
+    assert "é→".encode("latin-1", spelling.NAME) == b"\xe9->"
+    environment = {"PATH": "", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(onnxprune.__file__).parents[1])}
+    told = subprocess.run([sys.executable, "-m", "onnxprune", "help", "choosing"], env=environment, capture_output=True)
+    assert told.returncode == 0 and b"-30% of the MACs" in told.stdout and b"\\u2212" not in told.stdout

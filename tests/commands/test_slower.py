@@ -47,9 +47,9 @@ def run(tmp_path, capsys, monkeypatch):
 ROWS = [
     (SLOWER, [], 6, "the pruned model is slower than the original: 0.80x"),
     (SLOWER, ["--size-mb", "0.002", "--round-to", "1"], 6, "slower than the original: 0.80x"),
-    (SLOWER, ["--best-effort"], 0, "not measurably faster: slower"),
+    (SLOWER, ["--best-effort"], 0, "not measurably faster: 0.80x [0.80, 0.80]"),
     (SLOWER, ["--no-bench"], 0, ""),
-    (SAME, [], 0, "not measurably faster: no measurable change"),
+    (SAME, [], 0, "not measurably faster: 1.00x [1.00, 1.00]"),
     (FASTER, [], 0, ""),
 ]
 

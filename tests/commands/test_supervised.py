@@ -64,6 +64,41 @@ def test_a_crash_is_one_line(here, number, says):
     assert os.listdir(here) == ["m.onnx"]
 
 
+def test_one_that_is_killed_before_it_has_begun_is_one_line():
+    code = """
+import os, sys
+from onnxprune import cli
+cli._command = lambda *_, **__: os.kill(os.getpid(), 9)
+cli._status = lambda argv, tell=None: cli.Status(sys.stderr) if tell is None else None
+sys.argv = ["onnxprune", "inspect", "m.onnx"]
+sys.exit(cli.main())
+"""
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    says = "onnxprune: error: killed, probably for want of memory, while: start; "
+    assert done.returncode == 3 and done.stderr.startswith(says) and len(done.stderr.splitlines()) == 1
+
+
+def test_a_signal_that_is_there_before_anybody_heeds_it_is_one_line():
+    code = """
+import os, signal, sys
+from onnxprune import cli
+fork = os.fork
+def forked():
+    pid = fork()
+    if not pid:
+        os.kill(os.getpid(), signal.SIGINT)  # waits until signals are let in
+    return pid
+os.fork = forked
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["onnxprune", "inspect", "m.onnx"]
+sys.exit(cli.main())
+"""
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "onnxprune: error: interrupted while: start\n")
+
+
 @pytest.mark.parametrize("code", [DEAF, "time.sleep(60)"], ids=["deaf", "asleep"])
 @pytest.mark.parametrize(
     ("number", "exit_code", "says"),
@@ -103,6 +138,22 @@ def test_the_work_ends_with_the_one_that_waits(here):
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text()
+
+
+@pytest.mark.parametrize("what", ["os.fork", "mmap.mmap"])
+def test_without_a_second_process_it_is_done_in_this_one(here, what):
+    """No more processes, or no memory for what they share."""
+    script = f"""
+import mmap, os, sys
+import onnxprune.cli
+def refused(*_): raise OSError(12, "Cannot allocate memory")
+{what} = refused
+sys.argv = ["onnxprune", "inspect", "m.onnx", "--trusted"]
+sys.exit(onnxprune.cli.main())
+"""
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_runs_no_model_needs_no_second_process():

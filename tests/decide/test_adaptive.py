@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from onnxprune import api
-from onnxprune.decide.adaptive import BlockMove
+from onnxprune.decide.adaptive import BlockMove, path
 from onnxprune.decide.allocation import allocate
 from onnxprune.decide.blocks import all_blocks
-from onnxprune.decide.limits import Limits
+from onnxprune.decide.limits import Ladder, Limits
 from onnxprune.measure.cost import CostModel, PairCost, switches
 from onnxprune.timing.node_times import NodeTimes, Stairs
 from tests.channels import surgery
@@ -87,3 +87,19 @@ def regret(net, of, seed, ratio):
     within = [hurt for removed, hurt in states if removed >= ratio]
     assert any(abs(removed - found.removed) < 1e-9 and abs(hurt - found.damage) < 1e-9 for removed, hurt in states)
     return (found.damage - min(within)) / (max(within) - min(within))
+
+
+@pytest.mark.parametrize("of", ["macs", "params", "latency"])
+def test_the_way_down_is_all_that_goes_with_more_damage(net, of):
+    channels, cost, damages, moves, pairs = world(net, of, 3)
+    ladders = [Ladder(g, np.arange(g.width, dtype=float), Limits()) for g in channels.groups]
+    way = path(ladders, damages, cost, 0.9, moves, pairs)
+    removed, damage = map(np.array, zip(*way, strict=True))
+    assert (
+        way[0] == pytest.approx((0.0, 0.0), abs=1e-6) and (np.diff(removed) > 0).all() and (np.diff(damage) >= 0).all()
+    )
+    assert removed[-2] < 0.9 and len(way) > 4
+    for share in (0.3, 0.5):  # the search does no more damage than the way promises
+        found = allocate(channels, {g.name: np.arange(g.width, dtype=float) for g in channels.groups}, cost, share,
+                         how="adaptive", damages=damages, blocks=moves, ranks=pairs)  # fmt: skip
+        assert found.damage <= damage[np.argmax(removed >= share)] + 1e-9

@@ -12,7 +12,7 @@ from onnxprune.channels import Analysed, find_channels
 from onnxprune.decide import criteria
 from onnxprune.decide.allocation import ALLOCATIONS
 from onnxprune.decide.limits import Limits
-from onnxprune.decide.study import study
+from onnxprune.decide.study import look, study
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
@@ -56,8 +56,11 @@ def analysed(model, feeds):
 
 def decided(model, feeds, criterion, *, allocation="uniform", ratio=0.5, of="channels", seed=0):
     net = analysed(model, feeds)
-    known = study(net, parted(model, feeds), criterion=criterion, adaptive=allocation == "adaptive",
-                  limits=Limits(round_to=1), seed=seed)  # fmt: skip
+    limits = Limits(round_to=1)
+    seen = look(
+        net, parted(model, feeds), criterion=criterion, adaptive=allocation == "adaptive", limits=limits, seed=seed
+    )
+    known = study(seen, limits)
     return net.channels, known.allocate(CostModel(net.graph, net.channels, of), ratio, allocation)
 
 

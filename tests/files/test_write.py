@@ -130,6 +130,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path, monkeypatch, limit, exis
         ("open", errno.EROFS, "permissions"),
         ("open", errno.EACCES, "permissions"),
         ("replace", errno.EIO, "permissions"),
+        ("dup", errno.EMFILE, "permissions"),
     ],
 )
 @pytest.mark.parametrize("limit", [10**9, 10], ids=["one file", "external"])

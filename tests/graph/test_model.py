@@ -1,5 +1,7 @@
 """An export is the original but for the edits: trap by trap, field by field."""
 
+import pickle
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -517,3 +519,13 @@ def test_what_is_random_or_quantized_is_no_constant():
 
 def test_digest_is_of_the_bytes():
     assert digest(dense()) == digest(dense()) != digest(edited(dense(), ("h", 1, -W)))
+
+
+def test_a_graph_that_is_sent_holds_its_edits_and_one_that_is_forked_is_not_made_anew(monkeypatch):
+    graph = Graph(model_of("(float[N,4] x) => (float[N,3] y) { y = MatMul(x, w) }", w=W))
+    forked = graph.fork()
+    forked.set_constant(("y", 1), np.ones((4, 3), np.float32))
+    there = pickle.loads(pickle.dumps(forked))
+    assert (there.value(("y", 1)) == 1).all() and list(there.nodes) == ["y"] and (graph.value(("y", 1)) == W).all()
+    monkeypatch.setattr(Graph, "__init__", None)
+    assert graph.fork().nodes == graph.nodes

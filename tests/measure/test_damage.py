@@ -8,6 +8,7 @@ import pytest
 from onnxprune import api
 from onnxprune.graph.model import Graph
 from onnxprune.measure.damage import Damage, damage
+from onnxprune.measure.part import TEXT
 from onnxprune.measure.parts import Part, parts_of
 from tests.channels import surgery
 
@@ -51,6 +52,17 @@ def test_damage(name, wanted, got, value):
     assert compared(wanted)(wanted, got) == pytest.approx(value, rel=1e-6, abs=1e-9)
 
 
+def test_texts_count_by_how_far_margins_move():
+    """KL of ten thousand sure steps is that of the one that turns; that all margins halved it hardly sees."""
+    p = np.log(np.array([[0.9, 0.09, 0.01], [0.01, 0.98, 0.01]]))[None]
+    q = p.copy()
+    q[0, 0, 0] -= 0.5 * np.log(10)  # half of the margin
+    q[0, 1, 1] -= 9.0  # over the edge
+    text = [[Part("y", ((),), kind=TEXT)]]
+    assert damage([p], [q], text) == pytest.approx((0.5**2 + 1) / 2)
+    assert damage([p], [p + 3], text) == pytest.approx(0, abs=1e-12)
+
+
 BOXES, SEEN = 300 * RNG.normal(size=(3, 4, 50)), RNG.uniform(size=(3, 5, 50)) ** 8
 JOINED = np.concatenate([BOXES, SEEN], axis=1)
 PARTS = [Part("y", (((1, 0, 4),),)), Part("y", (((1, 4, 9),),))]
@@ -86,7 +98,7 @@ def test_a_network_is_compared_by_its_parts():
     x = {"x": RNG.standard_normal((16, 3)).astype(np.float32)}
     net = api.open_model(model, calibration=x).net
     wanted = [surgery.run(model, x)]
-    compared = Damage(net, wanted)
+    compared = Damage(net, lambda names: wanted)
     assert [p.name for p in compared.parts[0]] == ["y[:, 0:4]", "y[:, 4:7]"]
     other = [[np.concatenate([wanted[0][0][:, :4], np.roll(wanted[0][0][:, 4:], 1, axis=0)], axis=1)]]
     assert compared.of(wanted) == 0 and compared.of(other) > 0.3 > 100 * damage(wanted[0], other[0], [[Part("y")]])

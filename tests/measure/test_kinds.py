@@ -368,10 +368,10 @@ JOINT = np.concatenate(
 @pytest.mark.parametrize(
     "said, wanted",
     [
-        ("boxes,axis=1,parts=box:0-4,cls:4-10:box-scores", "box boxes, cls box scores, y[:, 10:13] values"),
+        ("boxes,axis=1,parts=box:0-4,cls:4-10:box-scores", "box boxes, cls box scores, y[:, 10:13] box values"),
         (
             "values,parts=0-4:boxes, 4-10:box-scores,axis=-2",
-            "y[:, 0:4] boxes, y[:, 4:10] box scores, y[:, 10:13] values",
+            "y[:, 0:4] boxes, y[:, 4:10] box scores, y[:, 10:13] box values",
         ),
         (
             "boxes,axis=1,parts=0-4,4-10,10-13:keypoints",

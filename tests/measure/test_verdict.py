@@ -63,6 +63,16 @@ def test_the_reason_names_the_part_where_there_are_several():
     assert judged([], 10) is None
 
 
+def test_where_nearly_all_decisions_are_one_the_reason_is_that_of_the_scores():
+    """Full agreement and "destroyed" in one line would puzzle anyone."""
+    one_class = judged([scores(0.995, 0.99, 0.99, r2=0.03)], 200)
+    assert (
+        one_class.verdict == "destroyed"
+        and one_class.why == "R² 0.03 over the samples, where nearly all decisions are one"
+    )
+    assert judged([scores(0.3, 0.25, 0.99, r2=0.03)], 200).why.startswith("top-1 agreement 30.0%")
+
+
 @pytest.mark.parametrize(
     "part, value", [(scores(0.7), 0.7), (scores(1.0, 1.0, 1.0, r2=0.5), 0.5), (values(0.3), 0.3), (integers(0.8), 0.8)]
 )

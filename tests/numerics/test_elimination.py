@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune import numerics as nm
+from onnxprune.numerics import elimination
 from tests.numerics.designs import design, lstsq_error
 
 
@@ -85,3 +86,24 @@ def test_elimination_of_a_wide_conv_is_quick():
     start = time.process_time()  # CPU seconds: the machine may be busy with something else
     order, errors = nm.eliminate([nm.Reader.of(m.H, rng.normal(size=(c * taps + 1, n)), taps)])
     assert time.process_time() - start < 8 and len(order) == c and (np.diff(errors) <= 1e-6).all()
+
+
+def test_independent_channels_are_a_reader_with_the_identity():
+    x, y = design(c=6, taps=2, seed=5)
+    m = nm.SecondMoments.of(x, y)
+    first = nm.Reader.of(m.H, nm.ridge(m.H, m.G, 0.0), 2, lam=1e-11)
+    energies = np.random.default_rng(3).random(6)
+    as_reader = nm.Reader(np.eye(6), np.sqrt(energies)[:, None], np.arange(6)[:, None])
+    for step in (1, 4):
+        wanted, found = (nm.eliminate([first, other], step=step) for other in (as_reader, nm.Independent(energies)))
+        np.testing.assert_array_equal(found[0], wanted[0])
+        np.testing.assert_allclose(found[1], wanted[1], rtol=1e-12)
+
+
+def test_channels_are_compared_a_few_at_a_time(monkeypatch):
+    x, y = design(c=8, taps=3)
+    m = nm.SecondMoments.of(x, y)
+    reader = nm.Reader.of(m.H, nm.ridge(m.H, m.G, 0.0), 3, lam=1e-11)
+    wanted = nm.eliminate([reader])
+    monkeypatch.setattr(elimination, "AT_ONCE", 1)
+    np.testing.assert_array_equal(nm.eliminate([reader])[0], wanted[0])

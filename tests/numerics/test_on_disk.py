@@ -93,3 +93,12 @@ def test_the_result_is_the_same_to_the_byte(repair, monkeypatch):
         result = onnxprune.prune(model_of(NET), 0.4, calibration=x, repair=repair, memory=memory, round_to=1)
         files.append(result.model.SerializeToString(deterministic=True))
     assert files[0] == files[1]
+
+
+def test_what_was_changed_in_a_map_of_its_own_stays(tmp_path):
+    """Of a private map (`mode="c"`) the changes lie in memory alone."""
+    np.save(tmp_path / "a.npy", np.zeros(5000))
+    private = np.load(tmp_path / "a.npy", mmap_mode="c")
+    private += 1
+    on_disk.release([private[10:]])
+    assert (private == 1).all()

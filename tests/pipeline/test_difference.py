@@ -1,6 +1,7 @@
 """Two models held against each other: layers are found by name, else by order; widths, costs and weights are told."""
 
 import json
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -8,7 +9,9 @@ import pytest
 import onnxprune
 from onnxprune.cli import main
 from onnxprune.measure import layer_costs
+from onnxprune.measure.layer_costs import Layer
 from onnxprune.pipeline.difference import matched
+from onnxprune.report.difference import Pair
 from onnxprune.report.page import render, title_of
 from tests.channels import surgery
 
@@ -168,3 +171,11 @@ def test_a_layer_that_is_nowhere_is_refused(model):
     told["layers"][0] |= {"before": None, "after": None}
     with pytest.raises(ValueError, match="one of the two models"):
         render(json.loads(json.dumps(told)), name="m")
+
+
+def test_what_differs_beside_the_channels_is_told_in_whole_sizes():
+    """A layer of a series behind a new one with a stride reads as many channels, over fewer steps."""
+    layer = Layer("c", "", "Conv", (1, 32, 2000), (1, 64, 500), (64, 32, 9), 8.0, 9, 36)
+    assert Pair(layer, replace(layer, reads=(1, 32, 500)), False).what() == "in 1x32x2000→1x32x500"
+    assert Pair(layer, replace(layer, reads=(1, 16, 500)), False).what() == "in 32→16"
+    assert Pair(layer, replace(layer, reads=(32, 2000)), False).what() == "in 1x32x2000→32x2000"

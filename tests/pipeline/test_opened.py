@@ -6,6 +6,8 @@ import pytest
 
 from onnxprune import api
 from onnxprune.errors import CalibrationError, ModelError, UsageError
+from onnxprune.graph.rehearsal import Rehearsal
+from onnxprune.runtime.child import Stopped
 from tests.channels import surgery
 
 PICTURE = "(float[N,3,H,W] x) => (float[] y) <float[4,3,3,3] w, float[2,4,1,1] v> { h = Conv<strides=[8,8]>(x, w) y = Conv(h, v) }"
@@ -179,6 +181,21 @@ def test_the_hint_fits_the_inputs(name):
     with pytest.raises(ModelError) as error:
         api.open_model(surgery.model_of(text))
     assert str(error.value).endswith(f"say what sizes it takes: {hint}")
+
+
+@pytest.mark.parametrize("runs", [1, 9])
+def test_a_size_that_we_made_up_is_too_much(monkeypatch, runs):
+    """It is not the file that is refused for it, and none larger is tried; sizes come before batches."""
+    tried = []
+
+    def observe(self, graph, feeds):
+        tried.append(feeds["x"].shape)
+        raise ModelError("model: no") if len(tried) <= runs else Stopped("model: its first run took more than 1 s")
+
+    monkeypatch.setattr(Rehearsal, "observe", observe)
+    with pytest.raises(Stopped, match="model: no; say what sizes it takes: --input-shape x=1,1,H,W"):
+        api.open_model(surgery.model_of(HINTED["a strip"][0]))
+    assert len(tried) == runs + 1 and (tried[-1][0] > 1) == (runs > 1)
 
 
 TOO_LARGE = [

@@ -8,6 +8,7 @@ import pytest
 from onnxprune import api
 from onnxprune.errors import BudgetError
 from onnxprune.pipeline import planner as planning
+from onnxprune.pipeline import plans as sweeping
 from onnxprune.pipeline.compare import Contest
 from onnxprune.pipeline.opened import open_model
 from onnxprune.pipeline.planner import Planner
@@ -84,13 +85,15 @@ def test_a_plan_gives_way_to_one_group_alone(planner, monkeypatch):
     uniform, alone = (planner._plan(a, 0.3, {}) for a in simple(planner.study, planner._alone, 0.3))
     own = planner.better([p for kind in planner.kinds if (p := planner.propose(0.3, kind)) is not None])
     hurt = {own.edits: np.full(4, 1.0), uniform.edits: np.full(4, 2.0), alone.edits: np.full(4, 0.1)}
-    monkeypatch.setattr(planner, "_contest", Contest(lambda plan: hurt[plan.edits]))
+    monkeypatch.setattr(planner.looking, "contest", Contest(lambda plan: hurt[plan.edits]))
     wanted = own if own.edits == alone.edits else alone
     assert planner.plan(0.3).edits == wanted.edits
 
 
 class Steps:
     """Planner whose plan of a ratio is that of the larger one where so said."""
+
+    subject = None
 
     def __init__(self, taken=(), missed=()):
         self.taken, self.missed, self.asked = taken, missed, []
@@ -103,7 +106,8 @@ class Steps:
         return own if ratio not in self.taken else replace(larger, origin=own.origin)
 
 
-def test_plans_of_a_sweep_are_made_from_the_largest_down():
+def test_plans_of_a_sweep_are_made_from_the_largest_down(monkeypatch):
+    monkeypatch.setattr(sweeping, "with_structure", lambda plan, subject: plan)  # there is no model
     planner = Steps(taken=(0.25, 0.375), missed=(0.75,))
     plans, missed = _falling(planner, [0.25, 0.75, 0.5, 0.375, 0.125])
     assert planner.asked == [0.75, 0.5, 0.375, 0.25, 0.125]

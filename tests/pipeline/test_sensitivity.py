@@ -17,7 +17,8 @@ from onnxprune.decide.trials import Trials
 from onnxprune.errors import FileError, UsageError
 from onnxprune.measure.damage import damage
 from onnxprune.pipeline import sensitivity as sensitivities
-from onnxprune.report.sensitivity import Row, Sensitivity
+from onnxprune.report.alone import Row
+from onnxprune.report.sensitivity import Sensitivity
 from onnxprune.runtime.sessions import open_session
 from onnxprune.samples.partition import first_batches
 

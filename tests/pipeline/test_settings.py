@@ -17,7 +17,7 @@ from onnxprune.pipeline.settings import OPTIONS, Settings, flag_of, help_of
 from onnxprune.pipeline.training_settings import TrainSettings
 
 BESIDES = ("model", "ratio", "target", "lossless", "metric", "calibration", "input_shapes", "samples", "image", "bench",
-           "trusted", "gates", "progress")  # fmt: skip
+           "report_samples", "trusted", "gates", "progress")  # fmt: skip
 """What `prune` takes that is no setting: the model, the goal, the samples, whom to trust, and how the run is followed."""
 
 
@@ -37,14 +37,18 @@ def test_prune_hands_every_setting_on(monkeypatch):
         "of": "params", "criterion": "taylor", "allocation": "uniform", "round_to": 3, "min_width": 2, "include": "i",
         "exclude": "e", "methods": ("channels",), "keep_block": "k", "best_effort": True, "prune_statistics": True,
         "input_value": {"rate": (1.0,)}, "batch_axis": {"state": 1},
-        "repair": "distill", "epochs": 7, "augment": ("flip",), "recipe": "r.py", "batch": 5,
-        "providers": ("cuda",), "provider_options": {"cuda": {"a": 1}}, "metadata": False,
+        "repair": "distill", "epochs": 7, "minutes": 0.5, "augment": ("flip",), "recipe": "r.py",
+        "quantize": "int8", "precision": None, "batch": 5,
+        "providers": ("cuda",), "provider_options": {"cuda": {"a": 1}}, "device": "d.json", "refine": ("r.json",),
+        "metadata": False,
         "output_kind": {"y": "boxes,axis=1"}, "weight": {"y": 2.0}, "threads": 2, "memory": 1 << 30,
+        "backend": "dask", "address": "tcp://a:1", "store": "s",
         "seed": 9,
     }  # fmt: skip
     assert other.keys() == {f.name for f in fields(Settings)}
     monkeypatch.setattr("onnxprune.pipeline.settings.find_spec", lambda name: True)
     monkeypatch.setattr("onnxprune.decide.criteria.find_spec", lambda name: True)
+    monkeypatch.setattr("onnxprune.elsewhere.backends.find_spec", lambda name: True)
     monkeypatch.setattr("onnxprune.api.open_model", lambda model, **how: how["prune_statistics"])
     monkeypatch.setattr("onnxprune.api.plans.plan_and_apply", lambda *given, **how: given)
     monkeypatch.setattr("onnxprune.api._called", lambda result, given: result)
@@ -91,10 +95,13 @@ def test_a_name_that_is_nearly_right_is_told(call, words):
         ({"seed": -1}, "seed"),
         ({"batch": 0}, "the batch is at least 1, not 0"),
         ({"epochs": 0}, "at least one epoch"),
+        ({"minutes": 0.0}, "more than 0 minutes"),
+        ({"minutes": float("nan")}, "more than 0 minutes"),
         ({"include": "("}, "not a regular expression"),
         ({"keep_block": "("}, "not a regular expression"),
         ({"methods": ()}, "no method given"),
         ({"methods": ("3c", "channels")}, "stands alone"),
+        ({"minutes": 5}, "give --repair distill"),
         ({"augment": ("flip",)}, "give --repair distill"),
         ({"recipe": "r.py"}, "give --repair distill"),
         ({"recipe": "r.py", "criterion": "l1", "repair": "refit"}, "give --repair distill"),
@@ -103,6 +110,17 @@ def test_a_name_that_is_nearly_right_is_told(call, words):
 def test_what_makes_no_sense_is_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         Settings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("methods", "channels,rank", ("channels", "rank")), ("methods", "3c", ("3c",)), ("providers", "cpu", ("cpu",)),
+        ("memory", "4GB", 4 * 10**9), ("exclude", "head", "head"), ("round_to", "auto", "auto"),
+    ],
+)  # fmt: skip
+def test_a_text_is_read_as_on_the_command_line(name, text, value):
+    assert getattr(Settings(**{name: text}), name) == value
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -9,6 +9,7 @@ import pytest
 
 from onnxprune import api, cli
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.pipeline.options import numbers
 from onnxprune.runtime import ports
 from tests.channels.surgery import model_of
 
@@ -102,6 +103,11 @@ def test_an_axis_that_is_said():
 def test_values_that_do_not_fit(given, words):
     with pytest.raises(UsageError, match=words):
         api.open_model(step_net(), input_value=given)
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", 1.0), ("False", 0.0), ("0.5", 0.5)])
+def test_a_yes_or_no_may_be_said(word, value):
+    assert numbers(word) == (value,)
 
 
 def test_from_the_command_line(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from onnxprune.errors import UsageError
 from onnxprune.report import plots
 from onnxprune.report.bench import CSV_COLUMNS, bench_csv
+from onnxprune.report.page import render
 from onnxprune.timing.cases import bench_cases
 from onnxprune.timing.latency import bench
 from tests.timing.fakes import fake_sessions, shown
@@ -66,3 +68,11 @@ def test_csv_has_one_line_a_model(fakes):
     assert tuple(rows[0]) == tuple(CSV_COLUMNS)
     assert (rows[0]["name"], rows[0]["speedup"]) == ("slow", "") and rows[1]["name"] == "a, b"
     assert float(rows[1]["speedup"]) == 16 and rows[1]["verdict"] == "faster"
+
+
+def test_a_page_has_no_exponents(fakes):
+    result = bench(["4", "0.25"], feeds=fakes.feeds, time_budget_s=1e3)
+    quick = replace(result, timings=tuple(replace(t, throughput_per_s=172_000.0) for t in result.timings))
+    told = {"kind": "onnxprune bench", "schema": 1, "results": [quick.to_json()]}
+    page = render(json.loads(json.dumps(told)), name="m")
+    assert "172000" in page and "e+05" not in page

@@ -8,6 +8,7 @@ import os
 import random
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -24,11 +25,12 @@ TEXT = """(float[N,4,6,6] x) => (float[N,3] y)
 { a = Conv <pads = [1, 1, 1, 1]> (x, w, c)  b = Relu(a)  e = Conv <pads = [1, 1, 1, 1]> (b, v, d)
   s = Add(b, e)  r = Relu(s)  p = GlobalAveragePool(r)  f = Flatten(p)  y = Gemm <transB = 1> (f, g) }"""
 FEW = "--calib s.npz --samples 24"
+SEARCHES = find_spec("optuna") is not None
 LINES = {
-    "result": f"m.onnx {FEW} --ratio 0.4 --bench -o p.onnx",
+    "result": f"m.onnx {FEW} --ratio 0.4 --bench --best-effort -o p.onnx",
     "result, unsampled": "m.onnx --ratio 0.4 -o u.onnx",
     "lossless": "twin.onnx --lossless --round-to 1 -o l.onnx",
-    "sweep": f"m.onnx {FEW} --ratios 0.3,0.5 --bench -o s.onnx",
+    "sweep": f"m.onnx {FEW} --ratios 0.3,0.5 --bench --best-effort -o s.onnx",
     "dry run": f"m.onnx {FEW} --ratio 0.4 --dry-run",
     "plan": f"plan m.onnx {FEW} --ratio 0.4",
     "apply": f"apply m.onnx plan.json {FEW} -o a.onnx",
@@ -39,6 +41,10 @@ LINES = {
     "bench": "bench m.onnx a.onnx --rounds 10",
     "bench, several": "bench m.onnx a.onnx --rounds 10 --batch 1,2",
     "sensitivity": f"sensitivity m.onnx {FEW} --steps 3",
+    **({"search": f"search m.onnx {FEW} --trials 4 --methods channels"} if SEARCHES else {}),
+    "explanation": "bench m.onnx a.onnx --explain",
+    "profile": "profile m.onnx -o device.json",
+    "profile, script": "profile m.onnx -o measure.py",
     "help": "help criteria",
     "help, all": "help",
 }
@@ -97,10 +103,11 @@ def test_it_is_drawn(printed, tmp_path, capsys, name):
 
 
 def test_every_kind_that_a_command_prints_has_a_page(printed):
-    assert {found["kind"] for found in printed.values()} == set(PAGES)
+    drawn = {kind for kind in PAGES if SEARCHES or kind != "onnxprune search"}
+    assert {found["kind"] for found in printed.values()} == drawn
     takes_json = {name for name, (make, _) in COMMANDS.items() if "--json" in make()._option_string_actions}
     lines = {shlex.split(line)[0] for line in LINES.values()}
-    assert takes_json - {"prune", "train"} <= lines  # these print results
+    assert takes_json - {"prune", "train", *([] if SEARCHES else ["search"])} <= lines  # these print results
 
 
 WORDS = {
@@ -129,6 +136,10 @@ WORDS = {
     "bench": ["same model against itself", "baseline", "1 thread"],
     "bench, several": ["Batch 2, input x 2x4x6x6"],
     "sensitivity": ["keep 50%", "can go", "all gone", "group"],
+    **({"search": ["4 of 4 trials", "Those that nothing beats", "size", "(default)"]} if SEARCHES else {}),
+    "explanation": ["promised", "Without any pruning", "idle threads sleep"],
+    "profile": ["ms a run", "Narrower copies"],
+    "profile, script": ["A script to run on the device", "measure.py"],
     "help": ["elimination", "lasso"],
     "apply": ["--ratio 0.4 of the MACs", "onnxprune apply m.onnx plan.json"],
     "lossless": ["--lossless", "against the original"],
@@ -239,7 +250,9 @@ def test_a_sweep_is_drawn_at_once(tmp_path, monkeypatch, capsys):
     line = f"m.onnx {FEW} --ratios 0.3,0.5 --no-bench -o s.onnx --report s.html --json"
     assert main(shlex.split(line)) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (tmp_path / "s.html").read_text() == render(found, name="m.onnx")
+    assert (tmp_path / "s.html").read_text() == render(
+        found, name="m.onnx", files={"original": "m.onnx", "pruned, 1": "s-0.3.onnx", "pruned, 2": "s-0.5.onnx"}
+    )
     assert [r["settings"]["ratio"] for r in found["results"]] == [0.3, 0.5]
     assert found["run"]["files"] == ["s-0.3.onnx", "s-0.5.onnx"] and "run" not in found["results"][0]
     assert main(shlex.split(f"m.onnx {FEW} --ratio 0.3 --plot s.svg")) == 2

@@ -12,7 +12,8 @@ import onnxprune
 from onnxprune.measure.outline import MOST, VERSION, Outline, Side, Spot, outline, spots_of
 from onnxprune.plan import DropBlock, Factorize, PrunePlan
 from onnxprune.report.page import render
-from onnxprune.report.pages.drawing import DRAWN, LEAST, THIN, drawings, layer_rows
+from onnxprune.report.pages.drawing import DRAWN, LEAST, THIN, drawings
+from onnxprune.report.pages.layers import layer_rows
 from onnxprune.report.pages.layout import blocks_of, collapsed, lay_out, short
 from tests.channels import surgery
 from tests.report.test_page import read

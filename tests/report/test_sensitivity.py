@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from onnxprune.report import plots
-from onnxprune.report.sensitivity import Point, Row, Sensitivity, merged, render
+from onnxprune.report.alone import Point, Row
+from onnxprune.report.sensitivity import Sensitivity, merged, render
 
 ROW = Row("group", "g", 8, (Point(6, 0.001, 0.1), Point(4, 0.02, 0.2), Point(2, 0.005, 0.3)))
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxprune import api
+from onnxprune import api, cli
 from onnxprune.measure.agreement import PartFidelity
 from onnxprune.measure.fidelity import Fidelity
 from onnxprune.plan import DropBlock, Factorize
 from onnxprune.report.page import render
-from onnxprune.report.terminal import Status, change, plain, si, summary, surgery_words, sweep_table, table
+from onnxprune.report.status import Status
+from onnxprune.report.terminal import change, plain, si, summary, surgery_words, sweep_table, table
 from tests.channels import surgery
 
 
@@ -33,6 +34,7 @@ from tests.channels import surgery
         (change, (100, 50), "-50.0%"),
         (change, (100, 125.04), "+25.0%"),
         (change, (3, 3), "+0.0%"),
+        (change, (100, 99.99), "+0.0%"),
         (change, (0, 3), ""),
         (plain, ("a/b ü",), "a/b ü"),
         (plain, ("a\x1b[2Jb\n\u200e",), "a\\x1b[2Jb\\x0a\\x200e"),
@@ -190,3 +192,38 @@ def test_what_a_person_would_ask_for_comes_first(result):
     assert "box F1" not in sweep_table([with_boxes, result], ["a.onnx", "b.onnx"])
     swept = {"schema": 1, "kind": "onnxprune sweep", "results": [with_boxes.to_dict()] * 2}
     assert '<th class="num">box F1</th>' in render(json.loads(json.dumps(swept)), name="m")
+
+
+def test_messages_on_a_terminal_break_no_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    Status(stream).say("warning: " + "no calibration data: scores are from weights alone, " * 3)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) > 2 and max(map(len, lines)) <= 60
+    assert " ".join(line.strip() for line in lines).count("calibration data: scores are from weights alone") == 3
+    stream = io.StringIO()
+    Status(stream).say("word " * 40)
+    assert stream.getvalue().count("\n") == 1  # in a log, a message is a line
+
+
+def test_for_programs_every_line_is_an_object():
+    stream = io.StringIO()
+    status = Status(stream, log_json=True)
+    status.set(quiet=False, verbose=True, model="m.onnx")
+    status.phase("cut")
+    status.say("warning: few samples")
+    status.fail("no\n such file")
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(t["event"], t["phase"], t.get("text")) for t in told] == [
+        ("phase", "cut", None),
+        ("message", "cut", "warning: few samples"),
+        ("error", "cut", "no such file"),
+    ]
+    assert all(t["model"] == "m.onnx" and t["seconds"] >= 0 for t in told)
+
+
+def test_what_is_asked_for_wrongly_is_an_object_too(capsys):
+    assert cli.main(["inspect", "--log-json", "--nonsense"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "error"

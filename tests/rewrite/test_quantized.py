@@ -9,8 +9,10 @@ from onnx import numpy_helper, parser
 
 import onnxprune
 from onnxprune.graph.model import Graph
-from onnxprune.rewrite.quantized import Held, floating, held, in_floats, requantized
+from onnxprune.rewrite.held import Held
+from onnxprune.rewrite.quantized import floating, held, in_floats, requantized
 from onnxprune.runtime.sessions import open_session
+from tests.channels import surgery
 
 CONVS = """<ir_version: 8, opset_import: ["": 17]> net (float[n,3,12,12] x) => (float[n,10] y)
     <float sx = {0.03}, int8 zx = {0}, float sa = {0.03}, uint8 za = {0}, float sb = {0.05}, uint8 zb = {0}>
@@ -174,3 +176,37 @@ def test_a_value_that_two_nodes_read_is_quantized_for_each():
     np.testing.assert_array_equal(values[names[0]].integers, q)
     np.testing.assert_allclose(values[names[1]].value(), 1.5 * 0.05 * q, atol=0.02)
     onnx.checker.check_model(found.export(), full_check=True)
+
+
+FOUR_BITS = """<ir_version: 10, opset_import: ["": 21]> net (float[n,32] x) => (float[n,10] y)
+    { w0 = DequantizeLinear<HOW>(q0, s0, z0) a = MatMul(x, w0) r = Relu(a) w1 = DequantizeLinear<HOW>(q1, s1, z1) d = MatMul(r, w1)
+      e = Relu(d) w2 = DequantizeLinear<HOW>(q2, s2, z2) y = MatMul(e, w2) }"""
+
+
+@pytest.mark.parametrize("kind", ["INT4", "UINT4"])
+@pytest.mark.parametrize(("axis", "block"), [(1, 0), (0, 8), (0, 16)])
+def test_weights_of_four_bits_are_cut_and_repaired(kind, axis, block, tmp_path):
+    """Along the blocks, blocks go whole."""
+    if not hasattr(onnx.TensorProto, kind) or surgery.newest_opset() < 21:
+        pytest.skip("no such type, or no such opset")
+    how = f"axis={axis}" + f", block_size={block}" * bool(block)
+    rng, model = np.random.default_rng(0), parser.parse_model(FOUR_BITS.replace("HOW", how))
+    kind, low = getattr(onnx.TensorProto, kind), -8 if kind == "INT4" else 0
+    for k, shape in enumerate(((32, 32), (32, 64), (64, 10))):
+        scales = [shape[0] // block, shape[1]] if block else [shape[axis]]
+        ints, zeros = rng.integers(low, low + 16, shape), np.full(scales, low + 8)
+        for name, dims, values in ((f"q{k}", shape, ints), (f"z{k}", scales, zeros)):
+            model.graph.initializer.append(onnx.helper.make_tensor(name, kind, dims, values.ravel().tolist()))
+        scale = rng.uniform(0.02, 0.04, scales).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(scale, f"s{k}"))
+    x = rng.standard_normal((256, 12)).astype(np.float32) @ rng.standard_normal((12, 32)).astype(np.float32)
+    given = {"calibration": x, "allocation": "uniform", "criterion": "l1", "round_to": 1}
+    plain, mended = (onnxprune.prune(model, 0.4, repair=how, **given) for how in ("none", "refit"))
+    assert plain.surgery.exact and mended.repair == "refit"
+    assert mended.fidelity.sqnr_db > plain.fidelity.sqnr_db + 1
+    kinds = {t.name: t for t in mended.model.graph.initializer}
+    for k in range(3):
+        assert kinds[f"q{k}"].data_type == kind and kinds[f"z{k}"].dims == kinds[f"s{k}"].dims
+        assert not block or kinds[f"q{k}"].dims[0] == block * kinds[f"s{k}"].dims[0]
+    assert kinds["q1"].dims != [32, 64]
+    onnx.checker.check_model(str(mended.save(tmp_path / "pruned.onnx")), full_check=True)

@@ -58,6 +58,10 @@ def refuse() -> bytes:
     raise UsageError("not so")
 
 
+def lack() -> bytes:
+    raise OSError(28, "No space left on device", "/tmp/x")
+
+
 def fail() -> bytes:
     raise KeyError("a bug")
 
@@ -107,6 +111,7 @@ def test_what_goes_wrong_is_told(job, args, says):
     ("job", "error"),
     [
         (refuse, pytest.raises(UsageError, match=r"^not so$")),
+        (lack, pytest.raises(FileError, match=r"^/tmp/x: No space left on device; ")),
         (fail, pytest.raises(RuntimeError, match="KeyError: 'a bug'")),
     ],
 )
@@ -162,6 +167,20 @@ def test_what_was_refused_at_once_is_tried_again_with_more_room():
         Child(
             long, [700 << 20], label="m", what="its run", caps=Caps(60, ROOM), more=lambda: Caps(60, 300 << 20)
         ).result()
+
+
+def late_eater() -> bytes:
+    held = b"x" * (150 << 20)
+    time.sleep(1)  # the parent sees what it holds, and lets it have more
+    return str(len(held + b"x" * (700 << 20))).encode()
+
+
+@LINUX
+def test_room_that_comes_too_late_is_tried_again(monkeypatch):
+    """What was refused under the old limit, just before the new one was set, is no answer."""
+    monkeypatch.setattr(child, "_allow", lambda pid, room: None)
+    work = Child(late_eater, label="m", what="its run", caps=Caps(60, 100 << 20), more=lambda: Caps(60, 4 << 30))
+    assert work.result() == b"891289600"
 
 
 @LINUX

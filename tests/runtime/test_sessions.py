@@ -36,6 +36,12 @@ def test_options_reach_onnxruntime():
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
+def test_a_file_is_loaded_without_packing(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(net().SerializeToString())
+    options = sessions.open_session(tmp_path / "m.onnx", adjust=sessions.unpacked).raw.get_session_options()
+    assert options.get_session_config_entry("session.disable_prepacking") == "1"
+
+
 def test_a_model_too_large_for_protobuf(monkeypatch):
     monkeypatch.setattr(serialize, "MAX_PROTOBUF", 10)
     monkeypatch.setattr(external, "EXTERNAL_THRESHOLD", 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.model import Graph
@@ -64,8 +64,8 @@ def test_feeding_copies_no_weight():
 
 @pytest.mark.parametrize("when", ["made", "run"])
 def test_a_kernel_that_wants_constants_gets_them(monkeypatch, when):
-    def refused(apart):
-        model = as_inputs(apart)
+    def refused(apart, fed):
+        model = as_inputs(apart, fed)
         if when == "made":
             model.graph.node[0].op_type = "NoSuchOperator"
         else:
@@ -90,3 +90,49 @@ def net():
     ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 64]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "net", ports[:1], ports[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_weight_that_nobody_reads_is_no_reason_not_to_load(monkeypatch):
+    model = net()
+    values = {"w": np.eye(64, dtype=np.float32), "unread": np.ones((64, 64), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    monkeypatch.setattr(sessions, "SHARED_BYTES", 0)
+    np.testing.assert_array_equal(sessions.open_session(model).run({"x": np.ones((1, 64), np.float32)})[0], 1)
+
+
+@pytest.mark.parametrize("optimise", [False, True])
+def test_what_is_large_and_not_packed_is_read_where_it_is(monkeypatch, optimise):
+    monkeypatch.setattr(sessions, "PACKED_BYTES", 0)
+    value = np.eye(64, dtype=np.float32)
+    model = net()
+    beside = weights.add_external_weights(model, {"w": value})
+    session = sessions.open_session(model, optimise=optimise, pack=False, weights=beside)
+    value[0, 0] = 11  # the very array is read
+    assert session.run({"x": np.ones((1, 64), np.float32)})[0].sum() == 74
+
+
+def test_only_weights_of_layers_are_read_where_they_are(monkeypatch):
+    # ORT moves the transpositions together and turns w
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> g (float[8,1,16,32] x) => (float[8,1,16,32] y) {
+        t = Transpose<perm=[0,2,3,1]>(x) a = Mul(t, w) r = Relu(a) y = Transpose<perm=[0,3,1,2]>(r) }""")
+    w, x = np.random.default_rng(0).standard_normal((2, 8, 16, 32, 1)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(w, "w"))
+    apart = weights.with_external_weights(model)
+    assert apart.weights and not weights.to_feed(apart, 0)
+    monkeypatch.setattr(sessions, "SHARED_BYTES", 0)
+    monkeypatch.setattr(sessions, "PACKED_BYTES", 0)
+    x = x.transpose(0, 3, 1, 2)
+    found = sessions.open_session(model, pack=False).run({"x": x})[0]
+    np.testing.assert_array_equal(found, np.maximum(x.transpose(0, 2, 3, 1) * w, 0).transpose(0, 3, 1, 2))
+
+
+def test_weights_of_convolutions_are_fed_only_where_those_of_matrices_are_not_enough():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]> g (float[2,64,8,8] x) => (float[2,64] y) {
+        a = Conv(x, c) p = GlobalAveragePool(a) f = Flatten(p) h = MatMul(f, m) s = Add(h, b) y = Gemm(s, w, w) }""")
+    sizes = {"c": (64, 64, 1, 1), "m": (64, 64), "b": (64, 64), "w": (64, 64)}
+    values = (numpy_helper.from_array(np.ones(size, np.float32), name) for name, size in sizes.items())
+    model.graph.initializer.extend(values)
+    apart, each = weights.with_external_weights(model), 4 * 64 * 64
+    assert sorted(apart.weights) == ["b", "c", "m", "w"]
+    for most, fed in ((4, ""), (3, "m"), (2, "cm"), (0, "cm")):
+        assert sorted(weights.to_feed(apart, most * each)) == sorted(fed)

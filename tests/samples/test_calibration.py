@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import CalibrationError, FileError, UsageError
-from onnxprune.samples import arrays
+from onnxprune.numerics import on_disk
+from onnxprune.runtime.ports import InputSpec
+from onnxprune.samples import arrays, calibration
 from onnxprune.samples.calibration import open_calibration
 from tests.samples.given import (
     F32,
@@ -153,3 +155,12 @@ def test_files_are_mapped_not_read(tmp_path):
         calibration = open_calibration(source, ONE)
         assert calibration.first(2)["x"].shape == (2, 1, 4, 4)
         assert isinstance(calibration._entries[0].load()["x"].base, np.memmap)
+
+
+def test_what_was_read_of_a_mapped_file_leaves_memory(tmp_path, monkeypatch):
+    released = []
+    monkeypatch.setattr(calibration, "RELEASE", 4)
+    monkeypatch.setattr(on_disk, "release", lambda values: released.extend(values))
+    np.save(tmp_path / "x.npy", np.zeros((16, 2), np.float32))
+    spec = InputSpec("x", np.dtype(np.float32), ("N", 2))
+    assert len(list(open_calibration(tmp_path / "x.npy", [spec]).batches(8))) == 2 and len(released) == 4

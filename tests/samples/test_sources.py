@@ -107,3 +107,10 @@ def test_a_folder_of_test_sets_is_read_as_one_whatever_lies_beside(tmp_path):
 def test_the_table_does_not_wait_for_numpy():
     code = "import sys, onnxprune.samples.sources as s; s.kinds(); sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_folder_of_other_files_says_what_reads_them(tmp_path):
+    for name in ("a.wav", "b.WAV", "notes.txt", "no suffix"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CalibrationError, match=r"but 2 files \.wav: a function of yours can read them"):
+        open_calibration(tmp_path, INPUTS)

@@ -11,7 +11,7 @@ import onnxprune
 from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import ProviderError, UsageError
-from onnxprune.pipeline import asked, opened, planner, prices
+from onnxprune.pipeline import asked, looking, opened, prices
 from onnxprune.pipeline.settings import Settings
 from onnxprune.timing import accelerators, node_times
 from onnxprune.timing.engine import Engine
@@ -129,7 +129,7 @@ SPELLED = """(float[N,4] x) => (float[N,3] y) <float[4,6] w, float[6,3] v, int64
     ],
 )
 def test_a_batch_that_the_model_does_not_take_is_refused_at_once(text, batch, words, monkeypatch):
-    monkeypatch.setattr("onnxprune.pipeline.planner.study", lambda *args, **more: pytest.fail("work before the check"))
+    monkeypatch.setattr("onnxprune.pipeline.looking.look", lambda *args, **more: pytest.fail("work before the check"))
     with pytest.raises(UsageError, match=words):
         onnxprune.prune(surgery.model_of(text), 0.25, batch=batch)
 
@@ -195,7 +195,7 @@ def test_chains_by_the_clock(subject):
 @pytest.mark.slow
 def test_a_speed_up_by_the_clock(monkeypatch):
     """The whole loop with a latency model that was not read off a profile."""
-    for module in (asked, opened, planner, prices):
+    for module in (asked, looking, opened, prices):
         monkeypatch.setattr(module, "engine_of", lambda settings: ByClock())
     monkeypatch.setenv("ONNXPRUNE_CACHE", "")
     result = onnxprune.prune(

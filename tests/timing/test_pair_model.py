@@ -7,7 +7,7 @@ import onnxprune
 from onnxprune.errors import UnsupportedError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.timing import pair_times
+from onnxprune.timing import probes
 from onnxprune.timing.pair_model import NODE, WRITTEN, PairModel
 from tests.channels import surgery
 
@@ -62,7 +62,7 @@ def test_by_macs_ranks_are_usual_and_no_clock_is_asked(monkeypatch):
     def timed(*_):
         raise AssertionError("timed")
 
-    monkeypatch.setattr(pair_times, "profiled", timed)
+    monkeypatch.setattr(probes, "profiled", timed)
     x = np.random.default_rng(0).standard_normal((64, 3, 24, 24)).astype(np.float32)
     first, again = (onnxprune.prune(planted(), 0.5, calibration=x, threads=1) for _ in range(2))
     assert [e.node for e in first.plan.factorized()] == ["b"]

@@ -19,8 +19,8 @@ from onnxprune.cli import main  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.distill import distill  # noqa: E402
-from onnxprune.train.loop import process_group  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
+from onnxprune.train.processes import process_group  # noqa: E402
 from tests.train.test_distill import HOW, batches, distance, halved  # noqa: E402
 
 MODEL = "benchmarks/models/resnet20_fmnist.onnx"

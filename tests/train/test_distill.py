@@ -35,11 +35,12 @@ from onnxprune.channels import Analysed, find_channels  # noqa: E402
 from onnxprune.errors import UnsupportedError, UsageError  # noqa: E402
 from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
+from onnxprune.pipeline.repairs import repair_for  # noqa: E402
 from onnxprune.pipeline.settings import Settings  # noqa: E402
 from onnxprune.plan import Factorize, PrunePlan  # noqa: E402
 from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.distill import Distillation, block_ends, distill  # noqa: E402
-from onnxprune.train.loop import Training  # noqa: E402
+from onnxprune.train.loop import Training, steps_within  # noqa: E402
 from onnxprune.train.samples import Samples, augmenter  # noqa: E402
 from tests.pipeline.test_which_samples import HALF, roles  # noqa: E402
 from tests.rewrite.steps import cut  # noqa: E402
@@ -178,7 +179,9 @@ def test_samples_of_several_sizes_keep_their_batches():
     assert sorted(samples.batch(k, 0)["x"].shape[2] for k in range(2)) == [3, 5]
 
 
-@pytest.mark.parametrize("spec", [["flip"], ["shift=1"], ["mixup"], ["cutmix"], ["flip", "shift=2", "mixup=0.3"]])
+@pytest.mark.parametrize(
+    "spec", [["flip"], ["shift=1"], ["mixup"], ["cutmix"], ["crop"], ["flip", "shift=2", "mixup=0.3"]]
+)
 def test_augmentations_change_images_by_the_step_alone(spec):
     feeds = {"x": torch.randn(4, 2, 6, 6), "n": torch.zeros(4, 1)}
     augment = augmenter(spec, 0)
@@ -223,13 +226,17 @@ def of_integers(body: str):
     return model, rng.standard_normal((16, 3, 8, 8)).astype(np.float32)
 
 
-def test_a_network_of_integers_has_nothing_to_train():
+def test_operators_of_integers_are_trained_as_what_they_stand_for():
     model, x = of_integers(
         """q = QuantizeLinear(x, s, z) h = QLinearConv(q, s, z, w, s, z, s, z)
         k = QLinearConv(h, s, z, u, s, z, s, z) y = DequantizeLinear(k, s, z)"""
     )
+    assert onnxprune.prune(model, 0.5, calibration=x, repair="distill", epochs=2).training
+
+
+def test_without_weights_in_floats_there_is_nothing_to_train():
     with pytest.raises(UnsupportedError, match="nothing to train"):
-        onnxprune.prune(model, 0.5, calibration=x, repair="distill")
+        repair_for("distill", sampled=True, lossless=False, has_weights=lambda: False)
 
 
 def test_integers_that_stand_for_floats_are_trained_as_these():
@@ -245,3 +252,26 @@ def test_integers_that_stand_for_floats_are_trained_as_these():
 def test_it_learns_from_what_was_not_held_back():
     found, expected = roles("distill", False, HALF)
     assert found == expected
+
+
+@pytest.mark.parametrize("seconds, least, most", [(0.0, 1, 1), (100.0, 300, 500)], ids=["no time", "time"])
+def test_minutes_are_steps(seconds, least, most, monkeypatch):
+    """A step takes 0.2 seconds and a look 0.4, on a clock that only they move."""
+    now = [0.0]
+
+    def passes(took):
+        now[0] += took
+        return torch.zeros(()), {}
+
+    monkeypatch.setattr("onnxprune.train.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("onnxprune.train.loop._differentiated", lambda *given: passes(0.2))
+    training = Training(steps=1, lr=None)
+    assert least <= steps_within(seconds, torch.nn.Linear(2, 2), None, training, lambda: passes(0.4)[0]) <= most
+
+
+def test_a_run_of_so_many_minutes_learns_and_leaves_nothing_of_the_timing():
+    net, alive, pruned = halved()
+    told = []
+    how = Distillation(training=Training(steps=1, lr=1e-2, warmup=5), minutes=0.03, batch=32)
+    out = distill(net, Graph(pruned), alive, batches(4), settings=how, tell=told.append).export()
+    assert told[0].steps > 4 and distance(net.model, out) < 0.8 * distance(net.model, pruned)

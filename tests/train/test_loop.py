@@ -111,7 +111,8 @@ def test_the_rate_rises_and_falls():
 WORKER = """
 import os, sys; sys.path.insert(0, sys.argv[2])
 import torch
-from onnxprune.train.loop import Training, process_group, rank, ranks, train
+from onnxprune.train.loop import Training, train
+from onnxprune.train.processes import process_group, rank, ranks
 from onnxprune.train.samples import Samples
 import numpy as np
 x = np.random.default_rng(0).standard_normal((32, 3)).astype("float32")

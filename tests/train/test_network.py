@@ -122,6 +122,25 @@ def test_batch_norm_learns_its_statistics_only_when_asked(resnet):
         assert (network.to_onnx().SerializeToString() != resnet.SerializeToString()) == changed
 
 
+def test_frozen_batch_norm_is_a_part_of_the_convolution_in_front(resnet):
+    """As many passes over the maps less; values and gradients are those of a node of its own."""
+    x, found, steps = torch.randn(4, 1, 28, 28) + 1, [], []
+    for how in ("frozen", "batch"):
+        network = Network(Graph(resnet), batch_norm=how).eval()
+        y = network({"x": x})["y"]
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad for p in network.parameters())])
+        steps.append(len(network._plan(("y",))))
+    assert steps[1] - steps[0] == sum(n.op_type == "BatchNormalization" for n in resnet.graph.node)
+    assert all((a - b).norm() < 1e-3 * b.norm() for a, b in zip(*found, strict=True))
+
+
+def test_a_batch_norm_that_is_not_read_alone_stays_a_node(resnet):
+    network = Network(Graph(resnet))
+    first = next(n.output[0] for n in resnet.graph.node if n.op_type == "Conv")
+    assert len(network._plan((first, "y"))) == len(network._plan(("y",))) + 1
+
+
 def test_bfloat16_and_channels_last_are_close(resnet):
     x = np.random.default_rng(0).standard_normal((4, 1, 28, 28), np.float32)
     network = Network(Graph(resnet)).eval()

@@ -12,6 +12,7 @@ from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.runtime import sessions  # noqa: E402
 from onnxprune.train.network import Network, as_feeds  # noqa: E402
 from onnxprune.train.operators import OPERATORS, op  # noqa: E402
+from tests.channels import surgery  # noqa: E402
 
 IMAGE = (2, 4, 6, 7)
 
@@ -28,11 +29,11 @@ def positive(*shape):
     return np.abs(f32(*shape)) + np.float32(0.5)
 
 
-def one(op, constants=(), shape=IMAGE, opset=17, first=False, **attrs):
+def one(op, constants=(), shape=IMAGE, opset=17, first=False, domain="", **attrs):
     """A model of one node: x, then the constants."""
     names = [f"c{k}" if c is not None else "" for k, c in enumerate(constants)]
     inputs = [*names, "x"] if first else ["x", *names]
-    node = helper.make_node(op, inputs, ["y"] if op not in ("Split", "TopK") else ["y", "z"], **attrs)
+    node = helper.make_node(op, inputs, ["y"] if op not in ("Split", "TopK") else ["y", "z"], domain=domain, **attrs)
     graph = helper.make_graph(
         [node],
         "one",
@@ -41,7 +42,18 @@ def one(op, constants=(), shape=IMAGE, opset=17, first=False, **attrs):
         [numpy_helper.from_array(c, n) for c, n in zip(constants, names, strict=True) if c is not None],
     )
     graph.output[0].ClearField("type")
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    opsets = [helper.make_opsetid(*at) for at in {"": opset, **({domain: 1} if domain else {})}.items()]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def ms(op, constants=(), shape=(2, 3, 16), **attrs):
+    """The same of an operator of ONNX Runtime's own."""
+    return one(op, constants, shape, domain="com.microsoft", **attrs)
+
+
+def of_text(text):
+    """A model of several nodes."""
+    return surgery.model_of(text)
 
 
 ROWS = {
@@ -122,6 +134,44 @@ ROWS = {
     "Einsum": one("Einsum", [f32(7, 2)], equation="nchw,wk->nkh"),
     "Where": one("Where", [np.array([True, False] * 3 + [True]), f32(7)]),
     "Cast": one("Cast", to=TensorProto.INT64),
+    **{name: one(name) for name in ("Celu", "Shrink", "Sinh", "Cosh", "Asinh")},
+    "ThresholdedRelu": one("ThresholdedRelu", alpha=0.3),
+    "Atanh": of_text("(float[2,4] x) => (float[2,4] y) <float t = {3.0}> { a = Div(x, t) y = Atanh(a) }"),
+    "Acosh": of_text("(float[2,4] x) => (float[2,4] y) <float t = {3.5}> { a = Add(x, t) y = Acosh(a) }"),
+    "MeanVarianceNormalization": one("MeanVarianceNormalization"),
+    "RMSNormalization": one("RMSNormalization", [f32(7)], opset=23),
+    "SimplifiedLayerNormalization": one("SimplifiedLayerNormalization", [f32(7)], axis=-1),
+    "ArgMin": one("ArgMin", axis=1),
+    "LpPool": one("LpPool", kernel_shape=[2, 3], strides=[2, 2]),
+    "GlobalLpPool": one("GlobalLpPool", p=3),
+    "MaxPool and MaxUnpool": of_text("""(float[2,4,6,8] x) => (float[2,4,6,8] y)
+        { p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x) y = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(p, i) }"""),
+    "ScatterElements that adds": one("ScatterElements", [np.zeros((2, 1, 6, 7), np.int64) - 1, f32(2, 1, 6, 7)], axis=1,
+                                     reduction="add", opset=18),
+    "ReverseSequence": one("ReverseSequence", [i64(2, 5, 4, 1)], shape=(5, 4, 3)),
+    "CenterCropPad": one("CenterCropPad", [i64(3, 10)], axes=[2, 3], opset=18),
+    "Col2Im": one("Col2Im", [i64(4, 5), i64(2, 2)], shape=(1, 8, 12), opset=18),
+    "Compress": one("Compress", [np.array([1, 0, 1, 1, 0, 0], bool)], axis=2),
+    "QuickGelu": ms("QuickGelu", alpha=1.2),
+    "Gelu of ONNX Runtime": ms("Gelu"),
+    "BiasGelu": ms("BiasGelu", [f32(16)]),
+    "FastGelu": ms("FastGelu", [f32(16)]),
+    "FastGelu without a bias": ms("FastGelu"),
+    "FusedConv": ms("FusedConv", [f32(5, 4, 3, 3), f32(5)], IMAGE, activation="Clip", activation_params=[-0.5, 0.7]),
+    "FusedConv that adds": ms("FusedConv", [f32(4, 4, 1, 1), f32(4), f32(*IMAGE, seed=8)], IMAGE, activation="Relu"),
+    "FusedGemm": ms("FusedGemm", [f32(5, 4), f32(5)], (2, 4), transB=1, activation="LeakyRelu", activation_alpha=0.2),
+    "FusedMatMul": ms("FusedMatMul", [f32(2, 5, 16)], transB=1, alpha=0.3),
+    "TransposeMatMul": ms("TransposeMatMul", [f32(2, 3, 5)], transA=1),
+    "SkipLayerNormalization": ms("SkipLayerNormalization", [f32(2, 3, 16, seed=5), f32(16), f32(16), f32(16)]),
+    "SkipSimplifiedLayerNormalization": ms("SkipSimplifiedLayerNormalization", [f32(2, 3, 16, seed=5), f32(16)]),
+    "Attention of ONNX Runtime": ms("Attention", [f32(16, 24), f32(24)], num_heads=2),
+    "Attention of ONNX Runtime, causal": ms("Attention", [f32(16, 24), f32(24)], num_heads=2, unidirectional=1),
+    "MultiHeadAttention": ms("MultiHeadAttention", [f32(2, 5, 16), f32(2, 5, 8), f32(40)], num_heads=4),
+    "MultiHeadAttention, keys by heads": ms("MultiHeadAttention", [f32(2, 4, 5, 4), f32(2, 4, 5, 4, seed=4)], num_heads=4),
+    "RotaryEmbedding": one("RotaryEmbedding", [f32(5, 2), f32(5, 2, seed=4), i64(*range(3), *range(3)).reshape(2, 3)], (2, 3, 16), 23, num_heads=4),
+    "RotaryEmbedding, pairs side by side": one("RotaryEmbedding", [f32(2, 3, 2), f32(2, 3, 2, seed=4)], (2, 4, 3, 4), 23, interleaved=1),
+    "RotaryEmbedding of ONNX Runtime": ms("RotaryEmbedding", [i64(*range(3), *range(3)).reshape(2, 3), f32(5, 2), f32(5, 2, seed=4)]),
+    "RotaryEmbedding of ONNX Runtime, by heads": ms("RotaryEmbedding", [i64(1), f32(5, 2), f32(5, 2, seed=4)], (2, 4, 3, 4)),
 }  # fmt: skip
 SEQUENCE = (5, 2, 3)
 LENGTHS = np.array([5, 5], np.int32)
@@ -206,21 +256,34 @@ def helper_where(model):
 
 def test_an_operator_of_one_s_own():
     """One decorated function; a second one for the same name is refused."""
-    model = one("ThresholdedRelu", alpha=0.3)
-    with pytest.raises(UnsupportedError, match="ThresholdedRelu"):
+    model = one("Hardmax")
+    with pytest.raises(UnsupportedError, match="Hardmax"):
         Network(Graph(model))({"x": torch.zeros(*IMAGE)})
 
-    @op("ThresholdedRelu")
-    def thresholded(a, x):
-        return torch.where(x > a.get("alpha", 1.0), x, 0.0)
+    @op("Hardmax")
+    def hardmax(a, x):
+        return torch.nn.functional.one_hot(x.argmax(-1), x.shape[-1]).to(x.dtype)
 
     try:
         as_onnx_runtime(model)
-        with pytest.raises(ValueError, match="ThresholdedRelu: in the table already"):
-            op("Gelu2", "ThresholdedRelu")(thresholded)
+        with pytest.raises(ValueError, match="Hardmax: in the table already"):
+            op("Gelu2", "Hardmax")(hardmax)
     finally:
-        del OPERATORS["ThresholdedRelu"]
-    assert "Gelu2" not in OPERATORS
+        del OPERATORS["", "Hardmax"]
+    assert ("", "Gelu2") not in OPERATORS
+
+
+def test_an_operator_of_another_domain():
+    """What is entered under another domain is another operator than ONNX's of that name."""
+    model = one("Trilu", domain="com.microsoft")
+    with pytest.raises(UnsupportedError, match=r"com.microsoft.Trilu\) cannot be trained through"):
+        Network(Graph(model))({"x": torch.zeros(*IMAGE)})
+    op("Trilu", domain="com.microsoft")(lambda a, x: torch.triu(x))
+    try:
+        as_onnx_runtime(model)
+        as_onnx_runtime(one("Trilu", upper=0))
+    finally:
+        del OPERATORS["com.microsoft", "Trilu"]
 
 
 def test_rounding_lets_gradients_through_where_values_are_in_range():
@@ -237,6 +300,31 @@ def test_rounding_lets_gradients_through_where_values_are_in_range():
     np.testing.assert_allclose(y.detach(), [0.2, -3.0, 12.7], rtol=1e-6)
     y.sum().backward()
     np.testing.assert_allclose(x.grad, [1, 1, 0])
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_depthwise_gradients_in_half_precision(kernel, stride):
+    held = [("w", (16, 1, kernel, kernel)), ("b", (16,))]
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name) for name, shape in held]
+    node = helper.make_node(
+        "Conv", ["x", "w", "b"], ["y"], group=16, strides=[stride] * 2, auto_pad="SAME_UPPER", kernel_shape=[kernel] * 2
+    )
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 16, 9, 9]) for n in "xy"]
+    model = helper.make_model(helper.make_graph([node], "dw", ports[:1], ports[1:], weights), ir_version=8)
+    network, found = Network(Graph(model)), []
+    x = torch.from_numpy(rng.standard_normal((2, 16, 9, 9)).astype(np.float32)).requires_grad_()
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = network({"x": x})["y"]
+        found.append(torch.autograd.grad(y.float().square().sum(), [x, *network.parameters()]))
+    assert all((a - b).norm() < 0.02 * a.norm() for a, b in zip(*found, strict=True))
+
+
+def test_a_clip_lets_gradients_through_inside():
+    x = torch.tensor([-1.0, 0.1, 1.0], requires_grad=True)
+    Network(Graph(ROWS["Clip"]))({"x": x})["y"].sum().backward()
+    np.testing.assert_allclose(x.grad, [0, 1, 0])
 
 
 def test_weights_of_recurrent_and_deformable_layers_are_learned():

@@ -11,6 +11,7 @@ Softmax over channels does not), or it must contract them with weights that can 
 from onnxprune.channels.rules import (
     attention,
     contraction,
+    control,
     elementwise,
     fused,
     indexing,
@@ -20,7 +21,7 @@ from onnxprune.channels.rules import (
     recurrent,
     statistics,
 )
-from onnxprune.channels.rules.registry import Value, Walk, apply, keep_whole, rule_of, written_by_optimiser
+from onnxprune.channels.rules.registry import Value, Walk, apply, keep_whole, rule_of, walk_nodes, written_by_optimiser
 
 __all__ = [
     "Value",
@@ -28,6 +29,7 @@ __all__ = [
     "apply",
     "attention",
     "contraction",
+    "control",
     "elementwise",
     "fused",
     "indexing",
@@ -38,5 +40,6 @@ __all__ = [
     "recurrent",
     "rule_of",
     "statistics",
+    "walk_nodes",
     "written_by_optimiser",
 ]

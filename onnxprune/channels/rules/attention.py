@@ -58,17 +58,44 @@ def packed_attention(walk: Walk, x: Value, w: Value, b: Value = None, mask: Valu
 def multi_head_attention(
     walk: Walk, q: Value, k: Value = None, v: Value = None, b: Value = None, mask: Value = None, *rest: Value
 ) -> Ids:
-    """Attention of three activations, heads within each, `b` for all three side by side: whole heads go."""
+    """Attention of three activations, heads within each or on an axis of their own, `b` for all three side by side:
+    whole heads go."""
     why = "MultiHeadAttention of packed tensors or constants, with a cache or outputs of its own"
     bias, *others = (*rest, None)
-    parts = [t for t in (q, k, v) if isinstance(t, np.ndarray) and t.ndim == 3]
+    parts = [t for t in (q, k, v) if isinstance(t, np.ndarray) and t.ndim == 3 + (b is None and t.ndim == 4)]
     if len(parts) < 3 or any(t is not None for t in others) or len(walk.node.output) > 1:
         pin_all(walk, why, q, k, v, b, mask, *rest)
         return walk.dead(0, why)
     pin_all(walk, "used as a mask", mask)
-    lines = [walk.channels(t, 2, i) for i, t in enumerate(parts)]
+    lines = [walk.channels(t, 2 if t.ndim == 3 else 1, i) for i, t in enumerate(parts)]
     tie_bias(walk, b, np.concatenate(lines))
     return _heads(walk, lines, bias, 5)
+
+
+@rule("GroupQueryAttention", domain=MICROSOFT)
+def group_query_attention(walk: Walk, q: Value, k: Value = None, v: Value = None, *rest: Value) -> list[Ids]:
+    """Attention with several heads of queries for one of keys and values, apart or side by side: a head of keys goes
+    with its queries, and from what is remembered of it."""
+    remembered, count = rest[:2], walk.attr("kv_num_heads")
+    if any(t is not None for t in rest[5:]) or not isinstance(q, np.ndarray) or isinstance(k, Param):
+        why = "GroupQueryAttention with biased scores, or of constants"
+        pin_all(walk, why, q, k, v, *rest)
+        return [walk.dead(i, why) for i in range(len(walk.node.output))]
+    pin_all(walk, "used as lengths, angles or positions", *rest[2:])
+    if k is None:
+        width = walk.attr("num_heads") // count
+        grid = walk.channels(q, 2).reshape(width * count + 2 * count, -1)
+        lines = np.split(grid, [width * count, (width + 1) * count])
+    else:
+        lines = [walk.channels(t, 2, i) for i, t in enumerate((q, k, v)) if isinstance(t, np.ndarray)]
+    heads = lines[1].reshape(count, -1)[:, 0]
+    for line in lines:
+        walk.ties.same(line.reshape(count, -1), heads[:, None])
+    for i, t in enumerate(remembered, 3):
+        if t is not None and walk.dims(i)[1] == count:
+            walk.ties.same(heads, t.axis(1) if isinstance(t, Param) else walk.channels(t, 1, i))
+    present = [walk.place(heads, 1, 4) for _ in walk.node.output[1:]]
+    return [walk.place(np.repeat(heads, walk.out()[-1] // count), 2, 3), *present]
 
 
 def _heads(walk: Walk, lines: Sequence[Ids], bias: Value, i: int) -> Ids:
@@ -89,8 +116,14 @@ def _heads(walk: Walk, lines: Sequence[Ids], bias: Value, i: int) -> Ids:
 @rule("RotaryEmbedding")
 @rule("RotaryEmbedding", domain=MICROSOFT)
 def rotary_embedding(walk: Walk, x: Value, *rest: Value) -> Ids:
-    """Turns pairs of a head's channels by an angle of their own. Heads on an axis of their own may go whole; in one
-    axis with the channels, their number is an attribute."""
+    """Turns pairs of a head's channels by an angle of their own: heads go whole, from an axis of their own or, in ONNX
+    Runtime's own operator, from one that they share with the channels."""
     pin_all(walk, "used as angles or positions", *rest)
     assert isinstance(x, np.ndarray)
+    heads = walk.attr("num_heads", 0)
+    if x.ndim == 3 and walk.node.domain == MICROSOFT:  # without a number, the caches tell: one angle a pair
+        line = walk.channels(x, 2)
+        grid = line.reshape(heads or len(line) // (2 * walk.dims(2)[-1]), -1)
+        walk.ties.same(grid, grid[:, :1])
+        return walk.place(line, 2, 3)
     return walk.ties.whole(x, x.ndim - 1, "RotaryEmbedding turns the channels of a head in pairs")

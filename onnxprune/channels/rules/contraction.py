@@ -149,8 +149,11 @@ def _choose(walk: Walk, x: Operand, operands: Sequence[Operand], right: str, siz
     passing = x.carried & set(right)
     shared = {c for c in passing if any(c in w.full and summed & w.full for w in weights)}
     kept = summed or passing
-    if shared and math.prod(sizes[c] for c in shared) >= math.prod(sizes[c] for c in summed):
+    many = math.prod(sizes[c] for c in summed)
+    if shared and math.prod(sizes[c] for c in shared) >= many:
         kept = shared  # whole groups go, with all that they make
+    elif summed and not beside and math.prod(sizes[c] for c in passing) > many:
+        kept = passing  # they meet no weight that mixes them, or one for each of them
     elif not summed and _made(weights, [x, *beside], right) and (walk.ties.filled(x.ids) or walk.ties.pinned(x.ids)):
         kept = set()  # nothing that counts can pass: what the weight makes may go
     walk.ties.tensor = walk.node.input[x.i]
@@ -171,9 +174,24 @@ def _sum(walk: Walk, operands: Sequence[Operand], right: str) -> None:
         stiff = [o for o in activations if c in o.full - o.carried]
         for o in activations if stiff else ():
             o.value = ties.whole(o.ids, o.letters.index(c), _across(walk)) if c in o.carried else o.value
+    for jointly in _clusters([o.carried & set(letters) for o in activations]):
+        _sum_over(walk, operands, "".join(c for c in letters if c in jointly))
+
+
+def _clusters(sets: Sequence[set[str]]) -> list[set[str]]:
+    """Letters along which some operand carries channels jointly, together."""
+    found: list[set[str]] = []
+    for letters in filter(None, sets):
+        met = [other for other in found if other & letters]
+        found = [other for other in found if not other & letters] + [letters.union(*met)]
+    return found
+
+
+def _sum_over(walk: Walk, operands: Sequence[Operand], letters: str) -> None:
+    """The same for letters along which channels are carried jointly."""
+    ties = walk.ties
+    activations = [o for o in operands if isinstance(o.value, np.ndarray) and o.full & set(letters)]
     carriers = sorted((o for o in activations if o.carried & set(letters)), key=lambda o: len(o.carried))
-    if not carriers:
-        return
     base = carriers[0]
     ties.same(base.by(letters), *(o.by(letters) for o in carriers[1:]))
     weights = [o for o in operands if isinstance(o.value, Param) and o.full & set(letters)]

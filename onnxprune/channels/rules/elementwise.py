@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
 from onnxprune.channels.rules.registry import Value, Walk, pin_all, rule
-from onnxprune.channels.ties import Ids, Param
+from onnxprune.channels.ties import LIMIT, Ids, Param
 from onnxprune.graph.operators import BROADCAST, UNARY
 
 
@@ -63,7 +64,8 @@ def meet(walk: Walk, operands: list[tuple[Ids, tuple[int, ...]]], params: list[P
         (i for i in range(len(ids)) if ids[i].size > 1), key=lambda i: (-_carried(ids[i]), ties.filled(ids[i]))
     )
     if not carriers:
-        return ids[0] if len(ids) == 1 else max(ids, key=lambda v: v.size)
+        made = _spread(walk, [dims for _, dims in operands], params, out)
+        return max(ids, key=lambda v: v.size) if made is None else made
     main = ids[carriers[0]]
     for i in carriers[1:]:
         other = ids[i]
@@ -89,6 +91,19 @@ def meet(walk: Walk, operands: list[tuple[Ids, tuple[int, ...]]], params: list[P
             for k in shared:
                 main = ties.whole(main, k, why)
     return main
+
+
+def _spread(walk: Walk, dims: Sequence[tuple[int, ...]], params: Sequence[Param], out: tuple[int, ...]) -> Ids | None:
+    """The ids that a number gets from constants that it meets (a scale chosen at run time, times one a channel)."""
+    rank = len(out)
+    shapes = [lift_dims(p.shape, rank) for p in params]
+    axes = [k for k in range(rank) if out[k] > 1 and any(s[k] == out[k] for s in shapes)]
+    if any(prod(d) > 1 for d in dims) or not axes or prod(out) > LIMIT:
+        return None
+    full = [p for p, s in zip(params, shapes, strict=True) if all(s[k] == out[k] for k in axes)]
+    if len(full) < sum(prod(s) > 1 for s in shapes):
+        return None
+    return walk.ties.same(*(lift(p.joint([k - rank for k in axes]), rank) for p in full))
 
 
 def _carried(ids: Ids) -> int:

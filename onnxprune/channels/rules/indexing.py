@@ -43,6 +43,21 @@ def scatter_elements(walk: Walk, x: Value, indices: Value, updates: Value) -> Id
     return _elements(walk, axis, (x, indices, updates), index=1)
 
 
+@rule("Trilu", "Compress", "ReverseSequence")
+def along_axes(walk: Walk, x: Value, *rest: Value) -> Ids:
+    """What leaves out, or turns about, positions along some axes, which stay whole."""
+    if not isinstance(x, np.ndarray):
+        return walk.dead()
+    op = walk.node.op_type
+    pin_all(walk, f"used by {op} as numbers", *rest)
+    flat = op == "Compress" and walk.attr("axis") is None
+    named = [walk.attr("batch_axis", 1), walk.attr("time_axis", 0)]
+    axes = [-2, -1] if op == "Trilu" else named if op == "ReverseSequence" else [walk.attr("axis", 0)]
+    for axis in range(x.ndim) if flat else axes:
+        x = walk.ties.whole(x, axis, f"{op} goes along this axis")
+    return walk.dead(0, f"{op} of all axes at once") if flat else x
+
+
 def _elements(walk: Walk, axis: int, values: tuple[Value, ...], index: int) -> Ids:
     """Operands that meet element by element along all axes but the one along which the indices count; `index`: the
     position of the indices."""

@@ -259,7 +259,7 @@ def pad(walk: Walk, x: Value, *rest: Value) -> Ids:
     return x
 
 
-@rule("Resize", "Upsample")
+@rule("Resize", "Upsample", "CenterCropPad")
 def resize(walk: Walk, x: Value, *rest: Value) -> Ids:
     return _resized(walk, x, "resized along this axis") if isinstance(x, np.ndarray) else walk.dead()
 
@@ -280,6 +280,16 @@ def depth_to_space(walk: Walk, x: Ids) -> Ids:
 def space_to_depth(walk: Walk, x: Ids) -> Ids:
     square, ids = walk.attr("blocksize") ** 2, walk.channels(x, 1)
     return walk.place(np.tile(ids, square) if walk.attr("mode", "DCR") == "DCR" else np.repeat(ids, square), 1, 4)
+
+
+@rule("Col2Im")
+def col2im(walk: Walk, x: Ids, *rest: Value) -> Ids:
+    """Channels with all the places of a block each, set out as an image."""
+    pin_all(walk, "used as sizes", *rest)
+    ids = walk.channels(x, 1)
+    grid = ids.reshape(walk.out()[1], -1)
+    walk.ties.same(grid, grid[:, :1])
+    return walk.place(grid[:, 0], 1, len(walk.out()))
 
 
 @rule("Shape", "Size")

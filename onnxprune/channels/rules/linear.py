@@ -74,9 +74,9 @@ def _correlated(walk: Walk, x: Ids, w: Value) -> Ids:
     ties, groups, line = walk.ties, walk.attr("group", 1), operators.of(walk.node)
     rows, inputs = walk.dims(line.kernel or 1)[:2]
     assert isinstance(w, np.ndarray)
-    if line.integer or (groups > 1 and inputs > 1):
+    if line.integer:
         pin_all(walk, f"{line.name} has weights that are computed at run time", x, w)
-    elif groups > 1:
+    elif groups > 1 and inputs == 1:
         kernels = walk.channels(w, 0, 1)
         ties.same(walk.channels(x, 1)[:, None], kernels.reshape(groups, -1))
         return kernels
@@ -85,9 +85,11 @@ def _correlated(walk: Walk, x: Ids, w: Value) -> Ids:
         x, w = ties.only(x, [1], why), ties.only(w, [0, 1], why)
         if x.shape[1] == 1 or w.shape[1] == 1 or (w.shape[0] > 1 and ties.pinned(x)):
             ties.whole(x, 1, why)
-            return walk.channels(ties.whole(w, 1, why), 0, 1)
+            made = walk.channels(ties.whole(w, 1, why), 0, 1)
+            ties.same(made.reshape(groups, -1), made.reshape(groups, -1)[:1])
+            return made
         inner = walk.channels(x, 1)
-        ties.same(inner, walk.channels(w, 1, 1))
+        ties.same(inner.reshape(groups, -1), walk.channels(w, 1, 1)[None])
         ties.reads[(walk.key, 0)] = (1, inner)
     return np.broadcast_to(walk.dead(0, f"{line.name} of two activations").reshape(-1), (rows,))
 

@@ -29,8 +29,11 @@ def _quantizers(walk: Walk, ids: Ids, *params: Value) -> None:
 
 
 @rule("QuantizeLinear", "DequantizeLinear")
+@rule("QuantizeLinear", "DequantizeLinear", domain=MICROSOFT)
 def quantize(walk: Walk, x: Value, scale: Value, zero: Value = None, *rest: Value) -> Value:
     rank = len(walk.dims(0))
+    if walk.attr("block_size", 0) and isinstance(x, Param):
+        return _in_blocks(walk, x, walk.attr("axis", 1) % rank, scale, zero)
     if all(int(np.prod(walk.dims(i))) == 1 for i in range(1, len(walk.node.input))):
         return x
     axis = walk.attr("axis", 1) % rank if rank > 1 else 0
@@ -40,11 +43,32 @@ def quantize(walk: Walk, x: Value, scale: Value, zero: Value = None, *rest: Valu
     return x if isinstance(x, Param) else walk.place(ids, axis, rank)
 
 
+def _in_blocks(walk: Walk, x: Param, axis: int, *params: Value) -> Param:
+    """One scale a block along an axis: along that one blocks go whole, along the others an index with its scales."""
+    ids = x.axis(axis)
+    first = ids[:: walk.attr("block_size")]
+    walk.ties.same(ids, np.repeat(first, walk.attr("block_size"))[: len(ids)])
+    for p in params:
+        if isinstance(p, Param):
+            for k in range(len(p.shape)):
+                walk.ties.same(first if k == axis else x.axis(k), p.axis(k))
+            walk.ties.quantizers.add(p.use)
+        elif p is not None:
+            pin_all(walk, f"{walk.node.op_type} has scales computed at run time", p, x)
+    return x
+
+
 @rule("DynamicQuantizeLinear")
 def dynamic(walk: Walk, x: Value) -> list[Ids]:
-    if isinstance(x, np.ndarray) and x.size > 1 and not walk.statistics():
-        pin_all(walk, "its scale is the largest value of all channels - --prune-statistics cuts it, inexactly", x)
-    return [x] if isinstance(x, np.ndarray) else []
+    """Zero always lies in the range that it chooses, so zeros in the place of channels change nothing: it is masked."""
+    if not isinstance(x, np.ndarray):
+        return []
+    if x.size > 1:
+        axis = int(np.argmax(x.shape))
+        line = walk.channels(x, axis)
+        walk.ties.reads[(walk.key, 0)] = (axis, line)
+        x = walk.place(line, axis, x.ndim)
+    return [x]
 
 
 @rule("QLinearConv")

@@ -7,7 +7,7 @@ for a whole family of the table of operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from onnxprune.graph import evaluate, operators
 from onnxprune.graph.facts import Facts, Operator
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import Observed
-from onnxprune.protobuf.nodes import attr, node_key
+from onnxprune.protobuf.nodes import attr, captured, node_key
 
 Value = Ids | Param | None
 Rule = Callable[..., Any]
 UNDO = {operators.BLOCKED: "ORT_ENABLE_EXTENDED (its layouts are of one machine)"}
 """Domain -> up to which level ONNX Runtime optimises without operators of it."""
+UNFOLLOWED = "{} runs a body, into which channels are not followed"
 RULES: dict[tuple[str, str], Rule] = {}
 """(domain, operator) -> its rule."""
 FAMILIES: dict[str, Rule] = {}
@@ -57,17 +58,47 @@ def rule_of(line: Operator) -> Rule | None:
 
 
 class Walk:
-    """What a rule may ask: the node, sizes, constants, and the ties."""
+    """What a rule may ask: the node, sizes, constants, and the ties.
 
-    def __init__(self, graph: Graph, observed: Observed, ties: Ties, prune_statistics: bool = False):
+    Attributes:
+        flow: the ids of every activation so far.
+        made: quantized constants, seen through DequantizeLinear.
+        constants: the constants that were read.
+        outer: the node of the outermost graph in whose body the walk goes; "" for that graph itself.
+    """
+
+    def __init__(self, graph: Graph, observed: Observed, ties: Ties, prune_statistics: bool = False, outer: str = ""):
         self.graph, self.observed, self.ties = graph, observed, ties
         self.prune_statistics = prune_statistics
+        self.flow: dict[str, Ids] = {}
+        self.made: dict[str, Param] = {}
+        self.constants: list[Param] = []
+        self.outer = outer
         self.node = onnx.NodeProto()
         self.key = ""
 
     def at(self, node: onnx.NodeProto) -> None:
         self.node, self.key = node, node_key(node)
-        self.ties.where, self.ties.tensor = self.key, self.key
+        self.ties.where, self.ties.tensor = self.outer or self.key, self.key
+
+    def operand(self, i: int, name: str) -> Value:
+        """What a rule gets for one input: ids, a constant, or None."""
+        if not name:
+            return None
+        if name in self.flow:
+            return self.flow[name]
+        if name in self.made:
+            if not operators.of(self.node).quantizer:
+                self.made[name].seen.append((self.key, i))
+            return self.made[name]
+        if (constant := self.graph.constant(name)) is not None:
+            self.constants.append(Param(self.ties, (self.key, i), constant.shape))
+            return self.constants[-1]
+        # an opaque constant (sparse), or a name from an outer scope
+        return self.ties.dead_end(len(self.observed.shapes.get(name, ())), "not a plain tensor")
+
+    def heard(self, values: Sequence[Value], results: Sequence[Ids | Param]) -> None:
+        """Told what went into a rule, and what came out of it."""
 
     def attr(self, name: str, default: Any = None) -> Any:
         return attr(self.node, name, default)
@@ -91,6 +122,11 @@ class Walk:
         """Axes given as input i or as the attribute `axes`."""
         given = self.value(i)
         return evaluate.axes_of({"axes": self.attr("axes")} if self.attr("axes") else {}, given, default)
+
+    def read_by(self, name: str, op: str) -> bool:
+        """Whether nothing but one kind of operator reads a tensor."""
+        readers = [self.graph.nodes[key].op_type for key, _ in self.graph.consumers().get(name, ())]
+        return name not in self.graph.outputs and name not in self.graph.captured() and {*readers} <= {op}
 
     def fixed(self, ids: Ids, text: str) -> Ids:
         """Pin all ids of a tensor."""
@@ -125,25 +161,59 @@ class Walk:
 
 def apply(walk: Walk, values: list[Value]) -> list[Ids | Param]:
     """Run the rule of the walk's node; without one, pin."""
-    node, op, line = walk.node, walk.node.op_type, operators.of(walk.node)
-    how = rule_of(line)
-    sized = all(o in walk.observed.shapes for o in node.output if o)
-    if how is None or not sized:
-        why = f"{op} is not known to onnxprune" if how is None else f"sizes of {op} are not known"
-        if how is None and node.domain.startswith(operators.MICROSOFT):
-            why = _optimised(node)
-        if line.bodies:
-            why = f"{op} runs a body, into which channels are not followed"
+    node, line = walk.node, operators.of(walk.node)
+    how, why = rule_of(line), _unruled(walk, line)
+    if not why and any(isinstance(v, np.ndarray) and 0 in walk.dims(i) for i, v in enumerate(values)):
+        why = f"{node.op_type} works on an empty tensor"
+    constant = not line.takes_constants and not line.bodies and bool(values) and isinstance(values[0], Param)
+    result = None if how is None or why or constant else how(walk, *values)
+    if result is None:  # bodies into which channels cannot be followed, too
+        why = why or (f"{node.op_type} of a constant" if constant else UNFOLLOWED.format(node.op_type))
+        _keep_captured(walk)
         pin_all(walk, why, *values)
         return [walk.dead(i, why) for i in range(len(node.output))]
-    if values and isinstance(values[0], Param) and not line.takes_constants:
-        pin_all(walk, f"{op} of a constant", *values)
-        return [walk.dead(i, f"{op} of a constant") for i in range(len(node.output))]
-    result = how(walk, *values)
     results = list(result) if isinstance(result, (tuple, list)) else [result]
     for i in range(len(results), len(node.output)):
         results.append(walk.dead(i))
     return results
+
+
+def _unruled(walk: Walk, line: Operator) -> str:
+    """Why no rule can be asked; "" where one can."""
+    node = walk.node
+    if rule_of(line) is None:
+        if line.bodies:
+            return UNFOLLOWED.format(node.op_type)
+        microsoft = node.domain.startswith(operators.MICROSOFT)
+        return _optimised(node) if microsoft else f"{node.op_type} is not known to onnxprune"
+    if all(o in walk.observed.shapes for o in node.output if o):
+        return ""
+    return UNFOLLOWED.format(node.op_type) if line.bodies else f"sizes of {node.op_type} are not known"
+
+
+def _keep_captured(walk: Walk) -> None:
+    """Pin what the bodies of the walk's node read from outside."""
+    why, tensor = f"read inside the body of {walk.key} ({walk.node.op_type})", walk.ties.tensor
+    for name in sorted(captured(walk.node)):
+        walk.ties.tensor = name
+        keep_whole(walk.ties, why, walk.flow.get(name, walk.made.get(name)))
+    walk.ties.tensor = tensor
+
+
+def walk_nodes(walk: Walk) -> None:
+    """Carry ids through the graph, node by node, from the inputs in `walk.flow`."""
+    for node in walk.graph.nodes.values():
+        if all(walk.graph.constant(o) is not None for o in node.output if o):
+            continue  # folded
+        walk.at(node)
+        values = [walk.operand(i, name) for i, name in enumerate(node.input)]
+        results = apply(walk, values)
+        walk.heard(values, results)
+        for name, value in zip(node.output, results, strict=True):
+            if isinstance(value, Param):
+                walk.made[name] = value
+            elif name:
+                walk.flow[name] = value
 
 
 def _optimised(node: onnx.NodeProto) -> str:

@@ -108,9 +108,22 @@ def pool(walk: Walk, x: Value) -> list[Ids]:
         return []
     for a in range(2, x.ndim):
         x = walk.ties.whole(x, a, "pooled over")
-    if len(walk.node.output) > 1 and walk.node.output[1]:
+    places = walk.node.output[1] if len(walk.node.output) > 1 else ""
+    if not places:
+        return [x]
+    if not walk.read_by(places, "MaxUnpool"):
         x = walk.ties.whole(x, 1, "MaxPool hands on where in the whole tensor each maximum was")
-    return [x]
+    return [x, x]
+
+
+@rule("MaxUnpool")
+def max_unpool(walk: Walk, x: Value, places: Value, size: Value = None) -> Ids:
+    """Puts maxima back to where MaxPool found them, which counts the channels that there are."""
+    if not isinstance(x, np.ndarray) or not isinstance(places, np.ndarray):
+        pin_all(walk, "MaxUnpool goes by places that are not from a MaxPool", x, places)
+        return walk.dead()
+    walk.ties.same(walk.channels(x, 1), walk.channels(places, 1, 1))
+    return walk.place(walk.channels(x, 1), 1, len(walk.out()))
 
 
 @rule("RoiAlign", "MaxRoiPool", "GridSample")
@@ -139,7 +152,7 @@ def reduction(walk: Walk, x: Value, given: Value = None) -> Ids:
         return walk.dead(0, f"{op} over channels")
     for a in axes:
         x = walk.ties.whole(x, a, f"{op} mixes the channels of this axis{_remedy(line)}")
-    if walk.attr("keepdims", 1):
+    if walk.attr("keepdims", 1) == 1:
         return x
     return x.reshape([d for k, d in enumerate(x.shape) if k not in axes])
 

@@ -12,13 +12,15 @@ import numpy as np
 
 from onnxprune.measure.kinds.boxes import SCORE, Matches, overlaps
 from onnxprune.measure.kinds.look import Look
-from onnxprune.measure.part import DETECTIONS, Part, Values
+from onnxprune.measure.part import DETECTIONS, INTEGERS, Part, Values
 
 LAYOUTS = ("xyxy score class", "xyxy class score", "class score xyxy", "sample xyxy class score",
            "sample class score xyxy")  # fmt: skip
 """What the numbers of a row may say, from front to back."""
-FEW = 4
-"""Rows below which nothing is told."""
+APART = LAYOUTS[0]
+"""That of rows whose numbers stand in several outputs."""
+FEW, BOX = 4, 4
+"""Rows below which nothing is told; numbers of a box."""
 
 
 def places(layout: str) -> dict[str, int]:
@@ -53,10 +55,39 @@ def _fits(rows: np.ndarray, at: Mapping[str, int]) -> bool:
     return bool(there.sum() >= FEW and whole and (score != score.round()).any() and ordered[there].mean() >= 0.95)
 
 
+def apart(look: Look) -> dict[int, Part]:
+    """Corners, scores and classes of the same rows in three outputs."""
+    free = [k for k, part in enumerate(look.parts) if k not in look.decided or part.kind == INTEGERS]
+    plain = {k: look.parts[k] for k in free if k not in look.asked and look.parts[k].regions == ((),)}
+    values = {k: look.value(k) for k in plain}
+    for k, corners in values.items():
+        if corners.ndim not in (2, 3) or corners.shape[-1] != BOX or corners.dtype.kind != "f" or not corners.size:
+            continue
+        if corners.ndim == 2 and look.samples not in (None, 1):
+            continue
+        alike = [j for j, v in values.items() if j != k and v.shape == corners.shape[:-1] and v.dtype.kind in "fiu"]
+        for j, i in ((j, i) for j in alike for i in alike if i != j and values[j].dtype.kind == "f"):
+            part = replace(plain[k], kind=DETECTIONS, form=APART, others=(plain[j].output, plain[i].output))
+            if _fits(rows_of(part, look.values).reshape(-1, 6), places(APART)):
+                return {k: part}
+    return {}
+
+
+def rows_of(part: Part, values: Values) -> np.ndarray:
+    """The rows of a part, put together where they stand in several outputs."""
+    own = part.of(np.asarray(values[part.output]))
+    if not part.others:
+        return own
+    more = [np.asarray(values[name]) for name in part.others]
+    fit = all(v.shape == own.shape[:-1] for v in more)
+    return np.concatenate([own, *(v[..., None].astype(own.dtype) for v in more)], axis=-1) if fit else own[:0, ...]
+
+
 def detections(look: Look) -> dict[int, Part]:
     """Rows of boxes."""
     found = {k: replace(part, kind=DETECTIONS, form=form) for k, part, value in look.open()
              if part.regions == ((),) and (form := layout_of(value))}  # fmt: skip
+    found |= {} if found else apart(look)
     for k, part, value in look.of_kind(DETECTIONS):
         wide = value.shape[-1]
         usual = next((name for name in LAYOUTS if places(name)["all"] == wide), LAYOUTS[0])
@@ -77,10 +108,13 @@ def found_in(part: Part, value: np.ndarray, samples: int, least: float = SCORE) 
         yield np.column_stack([box, rows[:, at["class"]], rows[:, at["score"]]])
 
 
-def mismatch(part: Part, a: np.ndarray, b: np.ndarray) -> float:
+def mismatch(part: Part, was: Values, now: Values) -> float:
     """1 less an F1 in which a box of the same class counts by its IoU and by how near its score is: 0 for the same
     boxes in any order, 1 where none is left."""
-    samples = len(a) if a.ndim == 3 else 1 + int(max((v[:, 0].max() for v in (a, b) if len(v)), default=-1))
+    a, b = rows_of(part, was), rows_of(part, now)
+    samples = len(a) if a.ndim == 3 else 1
+    if a.ndim == 2 and not part.others:
+        samples += int(max((v[:, 0].max() for v in (a, b) if len(v)), default=-1))
     shared, count = 0.0, 0
     for wanted, got in zip(*(found_in(part, v, samples) for v in (a, b)), strict=True):
         near = 1 - np.abs(wanted[:, None, 5] - got[None, :, 5])
@@ -99,4 +133,4 @@ class Rows(Matches):
 
     def found(self, values: Values, samples: int, least: float = SCORE) -> Iterator[np.ndarray]:
         """Of each sample, (found, 6): x0 y0 x1 y1 class score, the best first; what scores more than `least`."""
-        return found_in(self.part, self.part.of(values[self.part.output]), samples, least)
+        return found_in(self.part, rows_of(self.part, values), samples, least)

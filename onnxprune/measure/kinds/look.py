@@ -11,6 +11,8 @@ from onnxprune.graph.joined import Sizes, joined_of, makers
 from onnxprune.graph.model import Graph
 from onnxprune.measure.part import Part
 
+COARSE = 4
+"""Pixels of the input along a side of one of a map that is fine, at most."""
 MOST_ROWS = 1 << 16
 """Positions at most that are looked at to tell what values are."""
 
@@ -96,3 +98,9 @@ def rows_along(value: np.ndarray, axis: int) -> np.ndarray:
     """(positions, values along the axis), some of them where there are many."""
     rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
     return rows[:: -(-len(rows) // MOST_ROWS)].astype(np.float64)
+
+
+def finely(look: Look, value: np.ndarray) -> bool:
+    """Whether maps are no coarser than a quarter of the picture that the network sees: heads of detectors are."""
+    seen = [look.shapes[i] for i in (look.graph.inputs if look.graph else ()) if len(look.shapes.get(i, ())) == 4]
+    return not seen or any(COARSE * m >= n for shape in seen for m, n in zip(value.shape[2:], shape[2:], strict=True))

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.measure.kinds.look import Look, normalized, rows_along
+from onnxprune.measure.kinds.look import Look, finely, normalized, rows_along
 from onnxprune.measure.kinds.vectors import is_embedding
 from onnxprune.measure.part import BOXES, CLASS_MAP, LABELS, MASK, SCORES, TEXT, Part, Values
 
 SIDE = 8
 """Height and width from which scores are a map."""
-COARSE = 4
-"""Pixels of the input along a side of one of a class map before softmax, at most."""
 SIGMOIDS = frozenset(("Sigmoid", "HardSigmoid"))
 MOST_CLASSES = 1 << 12
 """Whole numbers up to which a map of them is one of classes."""
@@ -58,17 +56,11 @@ def class_maps(look: Look) -> dict[int, Part]:
         for axis in (-3, -1):
             places = np.delete(value.shape[1:], axis % 4 - 1)
             if places.min() >= SIDE and (
-                normalized(value, axis) or (axis == -3 and _fine(look, value) and _patches(value))
+                normalized(value, axis) or (axis == -3 and finely(look, value) and _patches(value))
             ):
                 found[k] = replace(part, kind=CLASS_MAP, axis=axis)
                 break
     return found
-
-
-def _fine(look: Look, value: np.ndarray) -> bool:
-    """Whether maps are no coarser than a quarter of the picture that the network sees: heads of detectors are."""
-    seen = [look.shapes[i] for i in (look.graph.inputs if look.graph else ()) if len(look.shapes.get(i, ())) == 4]
-    return not seen or any(COARSE * m >= n for shape in seen for m, n in zip(value.shape[2:], shape[2:], strict=True))
 
 
 def _patches(value: np.ndarray) -> bool:

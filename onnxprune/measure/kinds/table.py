@@ -12,10 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxprune.measure.kinds import boxes, detections, pictures, scores, text, vectors
+from onnxprune.measure.kinds import anchors, boxes, detections, pictures, scores, text, vectors
 from onnxprune.measure.kinds.look import Look
 from onnxprune.measure.part import (
     BOX_SCORES,
+    BOX_VALUES,
     BOXES,
     CLASS_MAP,
     DETECTIONS,
@@ -36,7 +37,7 @@ from onnxprune.measure.part import (
 )
 
 DIVERGENCE, SINGLY, ERROR = "divergence of classes", "divergence of labels", "relative error"
-MISMATCH, NONE = "boxes that do not match", "none"
+MARGINS, MISMATCH, NONE = "change of margins", "boxes that do not match", "none"
 """Units of damage (`measure.damage`)."""
 
 
@@ -94,8 +95,12 @@ KINDS: Mapping[str, Kind] = {
         told=boxes.boxes, sums=(boxes.Matches,), ranks=(3,),
     ),
     BOX_SCORES: Kind("scores of boxes, 0 to 1", "r2", ranks=(2, 3)),
+    BOX_VALUES: Kind(
+        "other numbers of an anchor beside scores: points, angles, coefficients of masks", "box_r2",
+        sums=(anchors.OfFound,), ranks=(3,),
+    ),
     TEXT: Kind(
-        "class scores at every step, read as a text (CTC)", "words", ("characters", "top1"), DIVERGENCE, text.text,
+        "class scores at every step, read as a text (CTC)", "words", ("characters", "top1"), MARGINS, text.text,
         (text.Reading,), ranks=(3,), decision="top-1 agreement",
     ),
     CLASS_MAP: Kind(
@@ -135,7 +140,7 @@ KINDS: Mapping[str, Kind] = {
     VALUES: Kind("any other values", "r2", ("pearson", "spearman"), sums=(vectors.Correlation,)),
 }  # fmt: skip
 ORDER = (DETECTIONS, BOXES, TEXT, SCORES, CLASS_MAP, LABELS, MASK, KEYPOINTS, EMBEDDING, HEAT_MAP, IMAGE, SIGNAL,
-         INTEGERS, VALUES, BOX_SCORES, STATE)  # fmt: skip
+         INTEGERS, VALUES, BOX_VALUES, BOX_SCORES, STATE)  # fmt: skip
 """Which kind decides where there are several."""
 
 

@@ -1,8 +1,8 @@
 """Both networks of a result as one drawing: rows of bars as wide as there are channels, the original left, the pruned
-network right; and the same as a table.
+network right.
 
 Numbers come from the result's `network`, places from `layout`. What is drawn twice, by blocks and by layers, is shown
-once, as the reader chooses.
+once, as the reader chooses. The same as a table: `layers`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 from onnxprune.measure.outline import VERSION, Outline, Side, Spot
 from onnxprune.report.pages.layout import Item, Layout, Wire, blocks_of, collapsed, lay_out, short
-from onnxprune.report.pages.shared import ROWS
 from onnxprune.report.terminal import change, plain, si
 
 DRAWN = 600
@@ -31,8 +30,6 @@ TOLD = 10
 """Layers of a block that are told of where somebody points at it."""
 LEAST = 4
 """Width of the narrowest bar."""
-NARROW = "\u00a0"
-"""A space at which no line ends."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def _view(name: str, spots: Sequence[Spot], layout: Layout) -> dict[str, Any]:
 
 
 def _height(spots: Sequence[Spot], item: Item) -> int:
-    if all(_joins(spots[k]) for k in item.members):
+    if all(joins(spots[k]) for k in item.members):
         return LOW
     if len(item.members) == 1:
         return ROW
@@ -107,14 +104,14 @@ class _Pen:
         for k, item in enumerate(layout.items):
             for side, found in self.bars.items():
                 members = [spots[m] for m in item.members]
-                drawn = list(self._bars(k, members[-1:] if all(map(_joins, members)) else members, side))
+                drawn = list(self._bars(k, members[-1:] if all(map(joins, members)) else members, side))
                 found += drawn
                 real = [bar for bar in drawn if bar.kind in ("kept", "new")]
                 self.ends[side].append((real[0], real[-1]) if real else None)
 
     def _bars(self, k: int, members: Sequence[Spot], side: str) -> Iterator[Bar]:
         alone = len(members) == 1
-        height = THIN if not alone or _joins(members[0]) else THICK
+        height = THIN if not alone or joins(members[0]) else THICK
         height = max(1, height * MANY // len(members)) if len(members) > MANY else height
         whole = len(members) * (height + GAP) - GAP
         y = self.tops[k] + (self.heights[k] - whole) // 2
@@ -164,8 +161,9 @@ class _Pen:
         return f"M{x} {y}V{turn}C{x} {until} {to} {turn} {to} {until}"
 
 
-def _joins(spot: Spot) -> bool:
-    return not _side_of(spot).macs
+def joins(spot: Spot) -> bool:
+    """Whether it multiplies nothing: it brings several others together, or is an input."""
+    return not side_of(spot).macs
 
 
 def _channels(side: Side | None) -> int:
@@ -186,7 +184,7 @@ def _row(spots: Sequence[Spot], item: Item) -> dict[str, Any]:
     return {
         "name": plain(item.name),
         "state": became(members),
-        "join": all(map(_joins, members)),
+        "join": all(map(joins, members)),
         "kind": plain(kind),
         "numbers": numbers,
         "macs": change(*macs).replace("-", "−").replace(".0%", "%") if changed else "",
@@ -201,17 +199,17 @@ def _of_one(spot: Spot) -> tuple[str, str, list[str]]:
     numbers = {"gone": f"{was} → gone", "new": f"new, {now}"}.get(state_of(spot), kept)
     ops = [" + ".join((s.op, *s.then)) for s in (spot.before, spot.after) if s is not None]
     told = ops[0] if ops[0] == ops[-1] else f"{ops[0]}, now {ops[-1]}"
-    return _side_of(spot).op, numbers if was or now else "", [told, f"channels {numbers}"]
+    return side_of(spot).op, numbers if was or now else "", [told, f"channels {numbers}"]
 
 
 def _of_block(members: Sequence[Spot]) -> tuple[str, str, list[str]]:
     """How many there are in a block, what is cut, and what of each."""
-    if all(map(_joins, members)):
+    if all(map(joins, members)):
         return f"{len(members)} nodes behind the last layers", "", []
     cut = dict.fromkeys(f"{_channels(s.before)} → {_channels(s.after)}" for s in members if state_of(s) == "cut")
     numbers = {"gone": "gone", "merged": "one layer now"}.get(became(members), "")
     numbers = numbers or _span(list(cut)) or f"{_channels(members[-1].before)}"
-    each = [f"{short(s.node, _side_of(s).op)} {_of_one(s)[1]}" for s in members[:TOLD]]
+    each = [f"{short(s.node, side_of(s).op)} {_of_one(s)[1]}" for s in members[:TOLD]]
     more = [f"and {len(members) - TOLD} more"] if len(members) > TOLD else []
     return f"{len(members)} layers and joins", numbers, [*each, *more]
 
@@ -220,7 +218,7 @@ def _span(cut: Sequence[str]) -> str:
     return "" if not cut else cut[0] if len(cut) == 1 else f"{cut[0]}, …"
 
 
-def _side_of(spot: Spot) -> Side:
+def side_of(spot: Spot) -> Side:
     """The original's side of a spot, or the only one."""
     side = spot.before or spot.after
     assert side is not None
@@ -241,42 +239,6 @@ def became(members: Sequence[Spot]) -> str:
     states = [state_of(s) for s in members]
     if len(set(states)) == 1:
         return states[0]
-    if all(s == "gone" or _joins(m) for s, m in zip(states, members, strict=True)) and "merged" not in states:
+    if all(s == "gone" or joins(m) for s, m in zip(states, members, strict=True)) and "merged" not in states:
         return "gone"
     return next((kind for kind in ("merged", "gone", "cut", "new") if kind in states), "same").replace("gone", "cut")
-
-
-def layer_rows(network: Outline) -> dict[str, Any]:
-    """The same as a table, for whoever reads numbers: what multiplies, in the order of the network; with places by
-    other orders."""
-    told = [s for s in network.spots if not _joins(s)] if network.version <= VERSION else []
-    left = len(told) - ROWS
-    told = told[:ROWS]
-    macs = [(s.before.macs if s.before else 0.0, s.after.macs if s.after else 0.0) for s in told]
-    most = max((a for pair in macs for a in pair), default=1) or 1
-    orders = {
-        "gone": _places([b - a for a, b in macs]),
-        "left": _places([-b for _, b in macs]),
-        "share": _places([b / a if a else 2.0 for a, b in macs]),
-    }
-    rows = []
-    for k, (spot, (a, b)) in enumerate(zip(told, macs, strict=True)):
-        side = _side_of(spot)
-        was, now = (None if s is None else s.channels for s in (spot.before, spot.after))
-        rows.append({
-            "name": plain(short(spot.node, side.op)), "title": plain(spot.node), "op": plain(side.op),
-            "state": state_of(spot), "before": "–" if was is None else was, "after": "–" if now is None else now,
-            "macs_before": si(a).replace(" ", NARROW), "macs_after": si(b).replace(" ", NARROW),
-            "changed": change(a, b),
-            "whole": 100 * max(a, b) / most, "share": b / max(a, b, 1e-9),
-            "places": {name: own[k] for name, own in orders.items()},
-        })  # fmt: skip
-    return {"rows": rows, "left": left}
-
-
-def _places(values: Sequence[float]) -> list[int]:
-    """The place of each in ascending order; equal ones stay as they are."""
-    places = [0] * len(values)
-    for place, k in enumerate(sorted(range(len(values)), key=lambda k: values[k])):
-        places[k] = place
-    return places

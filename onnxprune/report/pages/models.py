@@ -73,6 +73,7 @@ def plan(found: Planned, run: Run) -> dict[str, Any]:
         ("groups", f"{len(groups)} cut" if groups else ""),
         ("blocks", ", ".join(map(plain, made.blocks()))),
         ("one layer", ", ".join(f"{plain(e.block)} ({e.kernel}×{e.kernel})" for e in made.merged())),
+        ("fused", ", ".join(plain(e.node) for e in made.fused())),
         ("low rank", ", ".join(f"{plain(e.node)} ({e.kind}, rank {e.rank})" for e in made.factorized())),
         ("merged", f"{merged} inputs of layers are taken over by others" if merged else ""),
     ]

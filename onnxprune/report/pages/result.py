@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from onnxprune.measure.outline import Outline
+from onnxprune.report.alone import LITTLE
 from onnxprune.report.bench import conditions
+from onnxprune.report.forecast import Forecast
 from onnxprune.report.forms import Run, Swept, Told
 from onnxprune.report.metrics import AskedMetric, asked_metric, shared_metric
-from onnxprune.report.pages.drawing import drawings, layer_rows
-from onnxprune.report.pages.shared import curve, gathered, how_made, times, uncounted, widths
+from onnxprune.report.pages.drawing import drawings
+from onnxprune.report.pages.layers import layer_rows
+from onnxprune.report.pages.measured import alone
+from onnxprune.report.pages.shared import Spot, curve, gathered, how_made, times, uncounted, widths
+from onnxprune.report.pictures import MOST
 from onnxprune.report.search import Search
-from onnxprune.report.terminal import asked_words, by_reason, change, cost_rows, sentences, si
+from onnxprune.report.terminal import OF, asked_words, by_reason, change, cost_rows, sentences, si
+
+LEAST = 1e-6
+"""Damages below are none."""
 
 
 def result(told: Told, run: Run) -> dict[str, Any]:
@@ -29,6 +40,9 @@ def result(told: Told, run: Run) -> dict[str, Any]:
         "drawing": drawings(network),
         "layers": layer_rows(network),
         "search": _search(told.get("search")),
+        "forecast": _forecast(told.get("forecast")),
+        "samples": told.get("samples", ())[:MOST],
+        "alone": alone(told.get("studied", ()), _kept_widths(told)),
         "whole": _whole(told),
         "refused": _refused(told),
         "timing": None if latency is None else times(latency),
@@ -36,6 +50,11 @@ def result(told: Told, run: Run) -> dict[str, Any]:
         "removed": sum(len(cut["removed"]) for cut in told["cuts"]),
         "made": how_made(run, told["settings"], _digests(told)),
     }
+
+
+def _kept_widths(told: Told) -> dict[str, int]:
+    """How many channels of each group stay; blocks that went stay with none."""
+    return {g["name"]: g["after"] for g in told["groups"]} | dict.fromkeys(told["blocks"], 0)
 
 
 def sweep(told: Swept, run: Run) -> dict[str, Any]:
@@ -115,6 +134,37 @@ def _search(found: Search | None) -> dict[str, Any] | None:
     chart["points"] = [(x, y, chosen if words == told[-1][2] else words) for x, y, words in chart["points"]]
     limit = "" if found.limit is None else f"{found.limit:.4g}{unit}"
     return {"chart": chart, "chosen": chosen, "count": len(found.tried), "what": found.what, "limit": limit}
+
+
+def _forecast(found: Forecast | None) -> dict[str, Any] | None:
+    """What smaller and larger cuts are expected to do, and the plans for this ratio that were measured."""
+    if found is None:
+        return None
+    path = [(100 * r, d) for r, d in found.path if d >= LEAST]
+    if len(path) < 2:
+        return None
+    of = OF.get(found.of, found.of)
+
+    def spot(removed: float, damage: float, how: str) -> Spot:
+        return removed, math.log10(max(damage, LEAST)), f"{how} {damage:.2g} where {removed:.1f}% of {of} go"
+
+    measured = [spot(100 * j.removed, j.damage, "measured:") for j in found.judged if j.damage is not None]
+    predicted = [spot(r, d, "predicted:") for r, d in path]
+    at, damage = 100 * found.taken.removed, found.taken.damage
+    promised = _between(path, at)
+    taken = spot(at, promised, "taken, predicted:") if damage is None else spot(at, damage, "measured:")
+    beside = measured if taken in measured else [*measured, taken]
+    chart = curve(
+        predicted, f"share of {of} that goes", "damage to the outputs", x_unit="%", beside=beside, decades=True
+    )
+    words = f"{promised:.2g} predicted" if damage is None else f"{damage:.2g} measured, {promised:.2g} predicted"
+    return {"chart": chart, "chosen": taken[2], "of": of, "words": words, "measured": measured, "little": f"{LITTLE:g}"}
+
+
+def _between(path: Sequence[tuple[float, float]], at: float) -> float:
+    """The damage on the line through the points, which is one of logarithms."""
+    removed, damage = zip(*path, strict=True)
+    return float(10 ** np.interp(at, removed, np.log10(damage)))
 
 
 def _digests(told: Told) -> list[tuple[str, object]]:

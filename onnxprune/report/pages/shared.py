@@ -16,6 +16,8 @@ DOTS = 400
 """Most timed rounds drawn a model."""
 NODES = 20
 """Most nodes named for one reason."""
+TOLD = ("version", "model_digest", "samples_digest")
+"""Settings that stand in other words beside them."""
 ROWS = 500
 """Most rows of a table."""
 
@@ -41,13 +43,39 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [k * step for k in range(first, first + most + 2) if k * step <= high + 1e-9 * span]
 
 
+Spot = tuple[float, float, str]
+
+
 def curve(
-    points: Sequence[tuple[float, float, str]], x_title: str, y_title: str, *, y_unit: str = "", x_unit: str = ""
+    points: Sequence[Spot],
+    x_title: str,
+    y_title: str,
+    *,
+    y_unit: str = "",
+    x_unit: str = "",
+    joined: Sequence[tuple[float, float]] | None = None,
+    beside: Sequence[Spot] = (),
+    decades: bool = False,
 ) -> dict[str, Any]:
-    """Points with words each, joined from left to right, placed in percent of the plot."""
-    points = sorted(points)
-    x_low, x_high = _span([p[0] for p in points])
-    y_low, y_high = _span([p[1] for p in points])
+    """Points with words each, placed in percent of the plot.
+
+    Args:
+        points: with words each.
+        x_title, y_title, y_unit, x_unit: of the axes.
+        joined: those with a line through them, from left to right; None: all.
+        beside: points that are not joined; the line is then dashed, and its points are not shown.
+        decades: whether y counts powers of ten.
+    """
+    points, every = sorted(points), [*points, *beside]
+    x_low, x_high = _span([p[0] for p in every])
+    y_low, y_high = _span([p[1] for p in every])
+    y_ticks: Sequence[float] = ticks(y_low, y_high, 5)
+    share = y_unit == "%" or y_title.endswith(" in percent")
+    if share and max(p[1] for p in every) <= 100:  # which end at the whole
+        y_ticks = [t for t in y_ticks if t <= 100]
+    if decades:
+        first, last = math.ceil(y_low), math.floor(y_high)
+        y_ticks = range(first, last + 1, 1 + (last - first) // 7)
 
     def x(value: float) -> float:
         return 100 * (value - x_low) / (x_high - x_low)
@@ -55,14 +83,24 @@ def curve(
     def y(value: float) -> float:
         return 100 * (value - y_low) / (y_high - y_low)
 
+    line = [(a, b) for a, b, _ in points] if joined is None else sorted(joined)
     return {
         "x_title": x_title,
         "y_title": y_title,
-        "points": [(x(a), y(b), words) for a, b, words in points],
-        "line": " ".join(f"{x(a):.2f},{100 - y(b):.2f}" for a, b, _ in points),
+        "points": [(x(a), y(b), words) for a, b, words in beside or points],
+        "hidden": [(x(a), y(b), words) for a, b, words in points] if beside else [],
+        "dashed": bool(beside),
+        "line": " ".join(f"{x(a):.2f},{100 - y(b):.2f}" for a, b in line),
         "x_ticks": [(f"{t:g}{x_unit}", x(t)) for t in ticks(x_low, x_high)],
-        "y_ticks": [(f"{t:g}{y_unit}", y(t)) for t in ticks(y_low, y_high, 5)],
+        "y_ticks": [(_power(t) if decades else f"{t:g}{y_unit}", y(t)) for t in y_ticks],
     }
+
+
+def _power(exponent: float) -> str:
+    """A power of ten in few signs: 0.01, 1, 100, 10⁻⁵."""
+    if -4 < exponent < 5:
+        return f"{10.0**exponent:g}"
+    return f"10{f'{exponent:.0f}'.translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
@@ -92,15 +130,16 @@ def uncounted(cost: Cost) -> str:
 
 
 def how_made(run: Run, settings: Mapping[str, Any], facts: Iterable[tuple[str, object]] = ()) -> list[tuple[str, str]]:
-    """A row each: the command or the call, when, where, digests, every setting."""
+    """A row each: when, where, digests, every setting."""
     machine = dict(run.get("machine", {}))
     where = [machine.pop("cpu", ""), f"{machine.pop('cores', '?')} cores", machine.pop("platform", "")]
     known = {
-        "command": run.get("command"), "call": run.get("call"), "date": run.get("date"),
+        "date": run.get("date"),
         "onnxprune": run.get("version"), "machine": ", ".join(str(w) for w in where if w) if "machine" in run else "",
         "software": ", ".join(f"{name} {version}" for name, version in machine.items()),
     }  # fmt: skip
-    rows: list[tuple[str, object]] = [*known.items(), *facts, *settings.items()]
+    own = ((name, value) for name, value in settings.items() if name not in TOLD)
+    rows: list[tuple[str, object]] = [*known.items(), *facts, *own]
     return [(name, _words(value)) for name, value in rows if value not in (None, "")]
 
 

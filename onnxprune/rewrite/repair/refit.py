@@ -9,7 +9,8 @@ least squares in place of their solver):
 Z_o is the original output behind BatchNormalization, s the other operand of a residual add, so a branch also
 repairs its shortcut; where the shortcut has a layer of its own that feeds the Add alone, both are solved for
 together. Where a ReLU or ReLU6 follows, entries that the original clips need only stay clipped
-(`numerics.relu_target`). Grouped and depthwise convs are many small layers. What is no plain linear layer
+(`numerics.relu_target`); through any other function of single elements errors count as it lets them through
+(`rewrite.repair.through`). Grouped and depthwise convs are many small layers. What is no plain linear layer
 (transposed convs, quantized layers, weights on the left), or has too few samples, gets its statistics back instead.
 """
 
@@ -21,25 +22,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune import numerics, parallel
-from onnxprune.channels import CutSizes
+from onnxprune.channels import Analysed, CutSizes
 from onnxprune.graph.behaviour import clipping
 from onnxprune.graph.layers import Affine
 from onnxprune.graph.model import Graph
 from onnxprune.measure.designs import rows_of
 from onnxprune.measure.stepwise import MEMORY, Runner
-from onnxprune.numerics import on_disk
+from onnxprune.numerics import Table, on_disk
+from onnxprune.protobuf.serialize import weight_bytes
 from onnxprune.rewrite.repair.guests import Guests
 from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import correct_statistics, kept_channels, mean_and_deviation
 from onnxprune.rewrite.repair.task import RepairTask
+from onnxprune.rewrite.repair.through import curve_behind, solve_through
 from onnxprune.rewrite.repair.together import Shortcut, Together, opened
 from onnxprune.runtime.ports import Feeds
 
 BYTES = 1 << 28
 """Largest matrix of sampled inputs; fewer positions are sampled for wide layers."""
 REFIT_BYTES = 3 * MEMORY
-"""What a pass may hold: activations of two networks, and the rows of a layer."""
+"""What a pass may hold besides weights: activations of two networks, and the rows of a layer."""
+FEW_SAMPLES, FEW_ROWS = 16, 0.25
+"""From so many samples on, a layer is refitted on fewer rows than `numerics.FEW` an input, with the ridge that samples
+held back choose; on so few an input never."""
 PRODUCER_ROWS = 80_000
 """Positions of whole samples they look at; a quarter of that costs a ResNet-20 half a point at -54% on CIFAR-10."""
 
@@ -54,20 +60,27 @@ class Effort:
         rounds: turns that a layer and the one in front of it take.
         doubtful: whether samples that are held back choose the ridge of every layer: few samples of many rows each tell
             less than their rows say.
+        curved: whether layers see what stands behind them where that is neither a ReLU nor a line.
     """
 
     positions: int
     sweeps: int
     rounds: int
     doubtful: bool = False
+    curved: bool = False
 
 
-THOROUGH = Effort(positions=64, sweeps=6, rounds=5, doubtful=True)
+THOROUGH = Effort(positions=64, sweeps=6, rounds=5, doubtful=True, curved=True)
 """For the model that is handed on; fifteen rounds gave 0.1 points more on a ResNet-20 at -80%."""
 SKETCH = Effort(positions=64, sweeps=2, rounds=1, doubtful=True)
 """For plans that are compared."""
 QUICK = Effort(positions=64, sweeps=2, rounds=0)
 """For trials."""
+
+
+def bytes_of_refit(net: Analysed) -> int:
+    """What a cut and refitted copy of the network may hold while it is made: its weights are written twice."""
+    return REFIT_BYTES + 2 * weight_bytes(net.model)
 
 
 def refit(
@@ -98,6 +111,7 @@ def refit(
             before, after = (Runner(g, first, threads=task.threads) for g in (original, graph))
         else:
             before, after = start.fork(original), start.fork(graph)
+        _hold(before, places)
         walk = _Walk(together, cut, before, after, np.random.default_rng(task.seed), effort)
         guests = None if start is not None else _guests(task.batches, walk, task.net.shapes, places)
         for k, place in enumerate(places):
@@ -111,6 +125,16 @@ def refit(
             if not walk.refit(place):
                 correct_statistics(graph, cut, place, mean_and_deviation(before.until(place.tensor), place.axis), after)
     return graph
+
+
+def _hold(before: Runner, places: Sequence[Affine]) -> None:
+    """Have the original keep what a layer makes until the layer's turn comes, where an earlier one's reaches further:
+    the statistics of one may stand behind another."""
+    furthest = -1
+    for place in places:
+        furthest = max(furthest, before.made_at.get(place.tensor, -1))
+        if furthest >= 0:
+            before.hold(place.tensor, before.keys[furthest])
 
 
 def _guests(
@@ -143,7 +167,7 @@ class _Walk:
         inputs, targets = self.after.until(fit.design.tensor), self.before.until(place.tensor)
         kept = kept_channels(self.cut, place)
         shortcut = self.together.shortcut(place.tensor)
-        other = None if shortcut is None else self._carried(shortcut, targets[0].shape, place.axis, len(kept))
+        other = None if shortcut is None else self._carried(shortcut, targets[0].shape, place, len(kept))
         partner = self.together.partners.get(place.tensor) if other else None
         fits = [fit] if partner is None else [fit, partner]
         most = BYTES // sum(len(t) for t in targets)
@@ -163,12 +187,12 @@ class _Walk:
             carried.append(np.broadcast_to(s, wanted[-1].shape))
             on_disk.release(self._live(b))
         x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
-        if len(x) < numerics.FEW * (x.shape[1] // fit.design.parts):
-            return False  # too few samples: least squares would learn them by heart
-        if not (_in_range(x) and _in_range(z)):
-            return False
-        clip = self._clip(shortcut.total if shortcut else place.tensor) if shortcut is None or other else None
-        solution = _solve(fits, x, z, s, clip, self.effort)
+        enough = FEW_ROWS if sum(map(len, targets)) >= FEW_SAMPLES else numerics.FEW
+        if len(x) < enough * (x.shape[1] // fit.design.parts) or not (_in_range(x) and _in_range(z)):
+            return False  # too few: least squares would learn them by heart
+        behind = shortcut.total if shortcut else place.tensor
+        clip, curve = self._behind(behind, z) if shortcut is None or other else (None, None)
+        solution = _solve(fits, x, z, s, clip, curve, self.effort)
         if partner is None:
             fit.write(solution)
             if place.tensor in self.together.producers and self.effort.rounds:
@@ -232,13 +256,21 @@ class _Walk:
     def _inputs(self, fits: Sequence[LayerFit], b: int, x: np.ndarray) -> list[np.ndarray]:
         return [x, *(self.after.live[f.design.tensor][b] for f in fits[1:])]
 
-    def _carried(self, shortcut: Shortcut, shape: tuple[int, ...], axis: int, width: int) -> str | None:
-        """The shortcut's tensor where both networks have run it already, and with the channels of the branch."""
-        name = shortcut.other
+    def _carried(self, shortcut: Shortcut, shape: tuple[int, ...], place: Affine, width: int) -> str | None:
+        """The shortcut's tensor where both networks make it before the layer, and with the channels of the branch."""
+        name, axis, after = shortcut.other, place.axis, self.after
+        if after.made_at.get(name, len(after.keys)) < after.index[place.key]:
+            after.until(name)  # what the layer reads may have been made long before
         if name not in self.after.live or name not in self.before.live:
             return None
         fits = self.after.live[name][0].shape == (*shape[:axis], width, *shape[axis + 1 :])
         return name if fits and self.before.live[name][0].shape == shape else None
+
+    def _behind(self, tensor: str, z: np.ndarray) -> tuple[tuple[float, float] | None, Table | None]:
+        """What stands behind a tensor: bounds, or another curve, if anything does."""
+        clip = self._clip(tensor)
+        seen = clip is None and self.effort.curved
+        return clip, curve_behind(self.graph, tensor, self.together.consumers, z) if seen else None
 
     def _clip(self, tensor: str) -> tuple[float, float] | None:
         """The bounds of the ReLU, or of the Clip from 0, that alone reads a tensor."""
@@ -261,15 +293,16 @@ def _solve(
     z: np.ndarray,
     s: np.ndarray,
     clip: tuple[float, float] | None,
+    curve: Table | None,
     effort: Effort,
 ) -> np.ndarray:
-    """(parts, inputs + 1, outputs) such that `written + s` comes closest to `z`, through the clipping behind."""
+    """(parts, inputs + 1, outputs) such that `written + s` comes closest to `z`, through what stands behind."""
     start = [f.weights() for f in fits]
     anchor = np.concatenate([*(w[:, :-1] for w in start), start[0][:, -1:]], axis=1)
     rows = Rows(x, fits[0].design.parts, z - s, anchor, doubtful=effort.doubtful)
     for _ in range(effort.sweeps if clip else 0):
         rows.solve(_target(z, rows.written(), s, clip))
-    return rows.solution
+    return rows.solution if curve is None else solve_through(rows, z, s, curve, effort.sweeps)
 
 
 def _target(z: np.ndarray, now: np.ndarray, s: np.ndarray, clip: tuple[float, float] | None) -> np.ndarray:

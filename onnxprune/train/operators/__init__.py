@@ -5,17 +5,19 @@ Every module here is a family of them; importing the package fills the table. Ar
 with the node's name.
 """
 
-from onnxprune.train.operators import elementwise, layers, layout, quantized, reductions, sampling, sequence
-from onnxprune.train.operators.registry import OPERATORS, Operator, Refused, op
+from onnxprune.train.operators import elementwise, fused, layers, layout, quantized, reductions, sampling, sequence
+from onnxprune.train.operators.registry import OPERATORS, Operator, Refused, op, operator_of
 
 __all__ = [
     "OPERATORS",
     "Operator",
     "Refused",
     "elementwise",
+    "fused",
     "layers",
     "layout",
     "op",
+    "operator_of",
     "quantized",
     "reductions",
     "sampling",

@@ -123,9 +123,47 @@ def _scatter_nd(a, x, index, updates):
     return x.clone().index_put(tuple(index.unbind(-1)), updates.to(x.dtype))
 
 
-@op("ScatterElements")
+@op("ScatterElements", "Scatter")
 def _scatter_elements(a, x, index, updates):
-    return x.scatter(a.get("axis", 0), index, updates)
+    axis, how = a.get("axis", 0), a.get("reduction", "none")
+    index = torch.where(index < 0, index + x.shape[axis], index)
+    if how not in ("none", "add"):
+        raise Refused(f"the reduction {how}")
+    return x.scatter(axis, index, updates) if how == "none" else x.scatter_add(axis, index, updates)
+
+
+@op("ReverseSequence", host=(1,))
+def _reverse_sequence(a, x, lengths):
+    along, batch = a.get("time_axis", 0), a.get("batch_axis", 1)
+    parts = []
+    for part, length in zip(x.unbind(batch), lengths.tolist(), strict=True):
+        axis = along - (along > batch)
+        first, rest = part.split([length, part.shape[axis] - length], axis)
+        parts.append(torch.cat([first.flip(axis), rest], axis))
+    return torch.stack(parts, batch)
+
+
+@op("CenterCropPad", host=(1,))
+def _center_crop_pad(a, x, sizes):
+    for axis, size in zip(a.get("axes", range(x.ndim)), sizes.tolist(), strict=True):
+        over, axis = x.shape[axis] - size, axis % x.ndim
+        before = over // 2 if over > 0 else -(-over // 2)
+        x = F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [-before, before - over])
+    return x
+
+
+@op("Col2Im", host=(1, 2))
+def _col2im(a, x, size, block):
+    if len(size) != 2 or a.get("pads", [0] * 4)[:2] != a.get("pads", [0] * 4)[2:]:
+        raise Refused("other than two axes, or pads of two kinds")
+    given = (a.get(k, [d] * 2)[:2] for k, d in (("dilations", 1), ("pads", 0), ("strides", 1)))
+    return F.fold(x, size.tolist(), block.tolist(), *given)
+
+
+@op("Compress", host=(1,))
+def _compress(a, x, condition):
+    x, axis = (x.flatten(), 0) if "axis" not in a else (x, a["axis"])
+    return x.index_select(axis, torch.from_numpy(np.flatnonzero(condition)).to(x.device))
 
 
 @op("NonZero")

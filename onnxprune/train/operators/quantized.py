@@ -10,8 +10,9 @@ from onnxprune.train.operators.registry import Refused, op
 
 def _along(a, x, value):
     """A scale or zero point, shaped to what it belongs to."""
-    if a.get("block_size"):
-        raise Refused("scales in blocks")
+    if block := a.get("block_size"):
+        axis = a.get("axis", 1) % x.ndim
+        return value.repeat_interleave(block, axis).narrow(axis, 0, x.shape[axis])
     if value.ndim == 0 or value.numel() == 1 or x.ndim == 0:
         return value.reshape(())
     shape = [1] * x.ndim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,11 +18,58 @@ AVERAGE_POOLS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_poo
 
 @op("MaxPool")
 def _max_pool(a, x):
+    if a["outputs"] > 1:
+        return _with_places(a, x)
     kernel = a["kernel_shape"]
     n = len(kernel)
     x, padding = padded(x, pads_of(a, x, kernel), -torch.inf)
     args = (kernel, a.get("strides", [1] * n), padding, a.get("dilations", [1] * n), bool(a.get("ceil_mode", 0)))
     return MAX_POOLS[n](x, *args)
+
+
+def _with_places(a, x):
+    """Maxima, and where in the whole tensor each was."""
+    kernel, n = a["kernel_shape"], len(a["kernel_shape"])
+    strides, pads = a.get("strides", [1] * n), pads_of(a, x, kernel)
+    if a.get("storage_order") or pads[:n] != pads[n:]:
+        raise Refused("places in another order, or pads of two kinds")
+    y, at = MAX_POOLS[n](x, kernel, strides, pads[:n], a.get("dilations", [1] * n), bool(a.get("ceil_mode", 0)), True)
+    return y, at + _starts(x)
+
+
+def _starts(x: Tensor) -> Tensor:
+    """(samples, channels, 1, …): how many elements come before each map."""
+    count = x.shape[0] * x.shape[1]
+    starts = torch.arange(count, device=x.device) * x[0, 0].numel()
+    return starts.reshape(x.shape[0], x.shape[1], *[1] * (x.ndim - 2))
+
+
+@op("MaxUnpool", host=(2,))
+def _max_unpool(a, x, places, shape=None):
+    kernel, n = a["kernel_shape"], len(a["kernel_shape"])
+    strides, pads = a.get("strides", [1] * n), a.get("pads", [0] * 2 * n)
+    sizes = [(d - 1) * s + k - pads[i] - pads[n + i]
+             for i, (d, s, k) in enumerate(zip(x.shape[2:], strides, kernel, strict=True))]  # fmt: skip
+    whole = (*x.shape[:2], *sizes)
+    if shape is not None and tuple(shape.tolist()) != whole:
+        raise Refused("a size of its own")
+    y = x.new_zeros(whole)
+    return y.flatten().index_put((places.flatten(),), x.flatten()).reshape(whole)
+
+
+@op("LpPool")
+def _lp_pool(a, x):
+    kernel = a["kernel_shape"]
+    if any(a.get("pads", [])) or a.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or a.get("ceil_mode"):
+        raise Refused("pads")
+    power, count = a.get("p", 2), math.prod(kernel)
+    mean = AVERAGE_POOLS[len(kernel)](x.abs().pow(power), kernel, a.get("strides", [1] * len(kernel)))
+    return (count * mean).pow(1 / power)
+
+
+@op("GlobalLpPool")
+def _global_lp(a, x):
+    return torch.linalg.vector_norm(x, a.get("p", 2), tuple(range(2, x.ndim)), keepdim=True)
 
 
 @op("AveragePool")
@@ -77,8 +125,9 @@ def _reduce(a, x, axes=None):
     return REDUCTIONS[a["op_type"]](x, tuple(axes or range(x.ndim)), bool(a.get("keepdims", 1)))
 
 
-@op("ArgMax")
+@op("ArgMax", "ArgMin")
 def _argmax(a, x):
+    x = x if a["op_type"] == "ArgMax" else -x
     return x.argmax(a.get("axis", 0), bool(a.get("keepdims", 1)))
 
 
@@ -87,11 +136,11 @@ def _lp(a, x):
     return x / torch.linalg.vector_norm(x, a.get("p", 2), a.get("axis", -1), keepdim=True).clamp_min(1e-30)
 
 
-@op("CumSum", host=(1,))
-def _cumsum(a, x, axis):
+@op("CumSum", "CumProd", host=(1,))
+def _cumulated(a, x, axis):
     if a.get("exclusive") or a.get("reverse"):
         raise Refused("exclusive or reverse")
-    return x.cumsum(int(axis))
+    return x.cumsum(int(axis)) if a["op_type"] == "CumSum" else x.cumprod(int(axis))
 
 
 @op("TopK", host=(1,))

@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
+
+from onnxprune.protobuf.nodes import DEFAULT_DOMAINS
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -21,14 +25,20 @@ class Operator:
     host: frozenset[int]
 
 
-OPERATORS: dict[str, Operator] = {}
+OPERATORS: dict[tuple[str, str], Operator] = {}
+"""(domain, name) -> its entry."""
 
 
 class Refused(Exception):
     """A form of an operator that the table lacks; the message says which."""
 
 
-def op(*names: str, host: Sequence[int] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def operator_of(node: onnx.NodeProto) -> Operator | None:
+    """What runs a node; None where no function is entered for it."""
+    return OPERATORS.get(("" if node.domain in DEFAULT_DOMAINS else node.domain, node.op_type))
+
+
+def op(*names: str, domain: str = "", host: Sequence[int] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Enter the decorated function for operators of those names.
 
     Raises:
@@ -36,10 +46,10 @@ def op(*names: str, host: Sequence[int] = ()) -> Callable[[Callable[..., Any]], 
     """
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        twice = OPERATORS.keys() & set(names)
+        twice = sorted(name for name in names if (domain, name) in OPERATORS)
         if twice:
-            raise ValueError(f"{', '.join(sorted(twice))}: in the table already")
-        OPERATORS.update((name, Operator(function, frozenset(host))) for name in names)
+            raise ValueError(f"{', '.join(twice)}: in the table already")
+        OPERATORS.update(((domain, name), Operator(function, frozenset(host))) for name in names)
         return function
 
     return enter

@@ -9,7 +9,7 @@ import pytest
 
 import onnxprune
 from onnxprune import api
-from onnxprune.errors import BudgetError, CalibrationError, ModelError, PruneError, UsageError
+from onnxprune.errors import BudgetError, CalibrationError, LoadError, ModelError, PruneError, RunError, UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.rewrite.repair import without_samples as imagined
 from onnxprune.rewrite.repair.without_samples import random_batches
@@ -149,6 +149,10 @@ def broken(kind):
     def repair(task):
         if kind == "fails":
             raise ModelError("segment: does not load")
+        if kind == "memory":
+            raise LoadError("segment: does not load: bad allocation") from RuntimeError("bad allocation")
+        if kind == "runs":
+            raise RunError("segment: cannot be run with x")
         model = task.pruned.export()
         node = model.graph.node[-1]
         node.output[0] = "inner"
@@ -166,11 +170,18 @@ def broken(kind):
         ("grows", BudgetError, r"output 'y' had sizes \[1, 3\] and has \[2, 3\]"),
         ("stops", BudgetError, "the repair broke it"),
         ("fails", PruneError, "does not load; the repair failed"),
+        ("runs", ModelError, "cannot be run with x; the repair met values"),
     ],
 )
 def test_what_a_repair_breaks_is_not_handed_on(kind, error, words, monkeypatch):
     monkeypatch.setattr(imagined, "repair_without_samples", broken(kind))
     with pytest.raises(error, match=words + ".*--repair none"):
+        onnxprune.prune(model_of(MATMUL), 0.25)
+
+
+def test_memory_that_onnx_runtime_does_not_get_in_a_repair_is_no_bug(monkeypatch):
+    monkeypatch.setattr(imagined, "repair_without_samples", broken("memory"))
+    with pytest.raises(MemoryError):
         onnxprune.prune(model_of(MATMUL), 0.25)
 
 

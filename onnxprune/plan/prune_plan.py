@@ -18,166 +18,19 @@ from typing import Any
 from onnxprune.errors import PlanError, UsageError, one_line
 from onnxprune.files.text import read_text
 from onnxprune.files.write import atomic_write_text
+from onnxprune.plan.edits import (
+    KINDS,
+    DropBlock,
+    Edit,
+    Factorize,
+    FuseLayers,
+    KeepChannels,
+    MergeBlock,
+    MergeColumns,
+    edit_of,
+)
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class KeepChannels:
-    """Keep these channels of a group and remove the others; with none, what makes them goes too.
-
-    Attributes:
-        group: the group's name, as `onnxprune inspect` prints it.
-        width: its number of channels before.
-        keep: the channels that stay, ascending; none only where others stand beside them in every Concat.
-    """
-
-    group: str
-    width: int
-    keep: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if list(self.keep) != sorted(set(self.keep)):
-            raise PlanError(f"plan: group {self.group!r} must keep its channels ascending, none twice")
-        if self.keep and (self.keep[0] < 0 or self.keep[-1] >= self.width):
-            raise PlanError(f"plan: group {self.group!r} has channels 0 to {self.width - 1}")
-
-
-@dataclass(frozen=True)
-class DropBlock:
-    """Take a residual branch out: what it would have been added to is handed on.
-
-    Attributes:
-        block: the Add behind the branch, by its output.
-        branch: which of the Add's operands goes.
-        axis: an axis of that operand whose size is fixed, that of its channels.
-        rank: its number of axes.
-        length: its size on that axis.
-    """
-
-    block: str
-    branch: int
-    axis: int
-    rank: int
-    length: int
-
-    def __post_init__(self) -> None:
-        if self.branch not in (0, 1) or not 0 <= self.axis < self.rank or self.length < 1:
-            raise PlanError(f"plan: block {self.block!r} has no operand {self.branch} with an axis {self.axis}")
-
-    def as_removed(self) -> dict[str, object]:
-        """The drop as an entry of the published `cuts`: the whole operand of the Add."""
-        return {
-            "node": self.block,
-            "input": self.branch,
-            "axis": self.axis,
-            "rank": self.rank,
-            "length": self.length,
-            "removed": list(range(self.length)),
-        }
-
-
-@dataclass(frozen=True)
-class MergeBlock:
-    """Make one convolution of all that lies between a tensor and an Add.
-
-    Attributes:
-        block: the Add, by its output.
-        source: the tensor that all that it reads is made of.
-        branch: the Add's operands that go; the other one, if any, is the source.
-        kernel: taps on each axis, odd; half of it is padding.
-        stride: on each axis.
-        length: channels of the Add.
-        rank: its number of axes.
-    """
-
-    block: str
-    source: str
-    branch: tuple[int, ...]
-    kernel: int
-    stride: int
-    length: int
-    rank: int
-
-    def __post_init__(self) -> None:
-        sizes = min(self.kernel, self.stride, self.length) > 0 and self.kernel % 2 == 1 and self.rank > 2
-        if self.branch not in ((0,), (1,), (0, 1)) or not sizes or (len(self.branch) == 1 and self.stride > 1):
-            raise PlanError(f"plan: block {self.block!r} is no run of layers that a convolution can stand for")
-
-    def as_removed(self) -> list[dict[str, object]]:
-        """What goes as entries of the published `cuts`: whole operands of the Add."""
-        return [DropBlock(self.block, b, 1, self.rank, self.length).as_removed() for b in self.branch]
-
-
-@dataclass(frozen=True)
-class MergeColumns:
-    """What some inputs of a layer contributed is taken over by others, so that they may go.
-
-    Input `source[i]` is replaced by `factor[i]` times input `target[i]` plus `constant[i]`: its columns, times the
-    factor, are added to the target's, and the constant goes through them into the bias. All indices count in the
-    layer's weight as it was before any cut.
-
-    Attributes:
-        node: the layer, by its first output.
-        input: which of its operands is the weight.
-        axis: the weight's axis that counts inputs.
-        source: the inputs that go.
-        target: those that take over; -1 where the constant is all.
-        factor: 0 where the target is -1.
-        constant: 0 almost always.
-    """
-
-    node: str
-    input: int
-    axis: int
-    source: tuple[int, ...]
-    target: tuple[int, ...]
-    factor: tuple[float, ...]
-    constant: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not len(self.source) == len(self.target) == len(self.factor) == len(self.constant):
-            raise PlanError(f"plan: the merge at {self.node!r} has lists of unequal length")
-        if set(self.source) & set(self.target) or len(set(self.source)) < len(self.source):
-            raise PlanError(f"plan: the merge at {self.node!r} moves an input twice")
-        if min((*self.source, self.input, self.axis), default=0) < 0 or min(self.target, default=0) < -1:
-            raise PlanError(f"plan: the merge at {self.node!r} has an index below 0")
-        if not all(map(math.isfinite, (*self.factor, *self.constant))):
-            raise PlanError(f"plan: the merge at {self.node!r} has a factor that is not a number")
-
-    @classmethod
-    def from_dict(cls, e: Mapping) -> MergeColumns:
-        whole = [tuple(int(i) for i in e[k]) for k in ("source", "target")]
-        real = [tuple(float(x) for x in e[k]) for k in ("factor", "constant")]
-        return cls(str(e["node"]), int(e["input"]), int(e["axis"]), whole[0], whole[1], real[0], real[1])
-
-
-@dataclass(frozen=True)
-class Factorize:
-    """Make two layers of lower rank out of one. A second such edit of the same node splits the last of the two again.
-
-    Attributes:
-        node: the layer, by its first output.
-        kind: "channel" (k×k, then 1×1), "spatial" (k×1, then 1×k) or "matrix" (Gemm and MatMul).
-        rank: channels in between, for each group of a grouped conv.
-    """
-
-    node: str
-    kind: str
-    rank: int
-
-    def __post_init__(self) -> None:
-        if self.kind not in PAIRS:
-            raise PlanError(f"plan: node {self.node!r} is factorized by {self.kind!r}, not one of {', '.join(PAIRS)}")
-        if self.rank < 1:
-            raise PlanError(f"plan: node {self.node!r} has rank {self.rank}; it is at least 1")
-
-
-PAIRS = ("channel", "spatial", "matrix")
-Edit = KeepChannels | DropBlock | MergeBlock | MergeColumns | Factorize
-KINDS = {KeepChannels: "keep_channels", DropBlock: "drop_block", MergeBlock: "merge_block",
-         MergeColumns: "merge_columns", Factorize: "factorize"}  # fmt: skip
-
 Value = str | int | float | bool | Sequence[object] | Mapping[str, object]
 """What a setting may be."""
 
@@ -200,8 +53,11 @@ class Origin:
         trained: the method of training that prepared the cut.
         steps: of its optimizer.
         unread, constant, twins: channels that a lossless plan removes, by why they can go.
+        fused: runs of linear layers that a lossless plan makes one.
         spared: further ones, that would leave widths which run slower.
-        given_up: groups left whole because an output moved.
+        given_up: groups and runs left whole because an output moved.
+        made_for: digest of the model that it was made for, before it was transferred to a twin.
+        predicted: old time over new, as it was predicted for a device, uncorrected.
 
     None, and not in JSON, where it does not apply.
     """
@@ -221,8 +77,11 @@ class Origin:
     unread: int | None = None
     constant: int | None = None
     twins: int | None = None
+    fused: int | None = None
     spared: int | None = None
     given_up: Sequence[str] | None = None
+    made_for: str | None = None
+    predicted: float | None = None
 
     def to_dict(self) -> dict[str, Value]:
         """Plain values, the settings among the others; `from_dict` gives it back."""
@@ -255,6 +114,7 @@ class PrunePlan:
         prune_statistics: groups are found under nodes that normalize over channels too; the cut is then inexact.
         seed: which samples are held out, and everything else that is random.
         batch, providers: how the outcome is timed unless told otherwise.
+        structure: of the model, apart from names and values (`channels.structure`): what a twin is known by.
     """
 
     model_digest: str
@@ -266,6 +126,7 @@ class PrunePlan:
     seed: int = 0
     batch: int = 1
     providers: tuple[str, ...] = ("cpu",)
+    structure: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def settings(self) -> Mapping[str, Value]:
@@ -296,6 +157,10 @@ class PrunePlan:
         """The edits that make two layers out of one."""
         return tuple(e for e in self.edits if isinstance(e, Factorize))
 
+    def fused(self) -> tuple[FuseLayers, ...]:
+        """The edits that make one layer of a run of linear ones."""
+        return tuple(e for e in self.edits if isinstance(e, FuseLayers))
+
     def merges(self) -> tuple[MergeColumns, ...]:
         """The edits that hand on what removed channels contributed."""
         return tuple(e for e in self.edits if isinstance(e, MergeColumns))
@@ -324,6 +189,7 @@ class PrunePlan:
             **{name: getattr(self, name) for name in CARRIED},
             "settings": self.origin.to_dict(),
             "edits": [{"edit": KINDS[type(e)], **asdict(e)} for e in self.edits],
+            **({"structure": dict(self.structure)} if self.structure else {}),
         }
 
     def to_json(self, run: Mapping[str, Any] | None = None) -> str:
@@ -383,13 +249,29 @@ class PrunePlan:
                 raise PlanError("not an onnxprune plan - write one with `onnxprune plan MODEL`")
             if content["schema"] > SCHEMA:
                 raise PlanError(f"the plan has schema {content['schema']}, this onnxprune reads {SCHEMA} - upgrade")
-            edits = tuple(map(_edit, content["edits"]))
+            edits = tuple(map(edit_of, content["edits"]))
             settings = dict(content.get("settings", {}))
-            return cls(str(content["model_digest"]), edits, Origin.from_dict(settings), **_carried(content, settings))
+            known = _structure(content.get("structure") or {})
+            own = _carried(content, settings)
+            return cls(str(content["model_digest"]), edits, Origin.from_dict(settings), **own, structure=known)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"the plan cannot be read: {error!r} - write one with `onnxprune plan MODEL`") from error
+
+
+def _structure(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The structure that a plan remembers, from a file.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    named = {part: {str(k): str(v) for k, v in dict(content.get(part, {})).items()} for part in MARKED}
+    return {**named, "layers": [str(label) for label in content.get("layers", ())]} if content else {}
+
+
+MARKED = ("places", "groups", "weights")
+"""What a structure knows by name."""
 
 
 def read_json(text: str) -> Any:
@@ -429,19 +311,3 @@ def _carried(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
             raise PlanError(f"the plan cannot be read: {name} is {given!r} - see what `onnxprune plan` writes")
         found[name] = value
     return found
-
-
-def _edit(e: Mapping[str, Any]) -> Edit:
-    """One edit from a file."""
-    if e["edit"] == "merge_columns":
-        return MergeColumns.from_dict(e)
-    if e["edit"] == "drop_block":
-        return DropBlock(str(e["block"]), *(int(e[name]) for name in ("branch", "axis", "rank", "length")))
-    if e["edit"] == "merge_block":
-        sizes = (int(e[name]) for name in ("kernel", "stride", "length", "rank"))
-        return MergeBlock(str(e["block"]), str(e["source"]), tuple(map(int, e["branch"])), *sizes)
-    if e["edit"] == "factorize":
-        return Factorize(str(e["node"]), str(e["kind"]), int(e["rank"]))
-    if e["edit"] == "keep_channels":
-        return KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"]))
-    raise PlanError(f"the plan holds an unknown edit {e['edit']!r} - upgrade onnxprune")
