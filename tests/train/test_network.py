@@ -123,16 +123,19 @@ def test_batch_norm_learns_its_statistics_only_when_asked(resnet):
 
 
 def test_frozen_batch_norm_is_a_part_of_the_convolution_in_front(resnet):
-    """As many passes over the maps less; values and gradients are those of a node of its own."""
-    x, found, steps = torch.randn(4, 1, 28, 28) + 1, [], []
+    """As many passes over the maps less; values and gradients are those of a node of its own.
+
+    In float64: where a ReLU's input is 0 but for rounding, the two may take different sides of it, and do for 1 draw of
+    100 in float32."""
+    x, found, steps = torch.randn(4, 1, 28, 28, dtype=torch.float64) + 1, [], []
     for how in ("frozen", "batch"):
-        network = Network(Graph(resnet), batch_norm=how).eval()
+        network = Network(Graph(resnet), batch_norm=how).eval().double()
         y = network({"x": x})["y"]
         y.square().sum().backward()
         found.append([y.detach(), *(p.grad for p in network.parameters())])
         steps.append(len(network._plan(("y",))))
     assert steps[1] - steps[0] == sum(n.op_type == "BatchNormalization" for n in resnet.graph.node)
-    assert all((a - b).norm() < 1e-3 * b.norm() for a, b in zip(*found, strict=True))
+    assert all((a - b).norm() < 1e-9 * b.norm() for a, b in zip(*found, strict=True))
 
 
 def test_a_batch_norm_that_is_not_read_alone_stays_a_node(resnet):
