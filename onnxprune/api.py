@@ -25,12 +25,12 @@ from onnxprune.pipeline import reach as targets
 from onnxprune.pipeline.asked import Progress
 from onnxprune.pipeline.gates import Gates
 from onnxprune.pipeline.goals import Goal, Lossless, Ratio, Target, goal_of
-from onnxprune.pipeline.joint_search import TRIALS, search_with
+from onnxprune.pipeline.joint_search import search_with
 from onnxprune.pipeline.opened import ModelLike, Subject, open_model
 from onnxprune.pipeline.options import hinting
 from onnxprune.pipeline.pictured import pictured
 from onnxprune.pipeline.plans import make_plan
-from onnxprune.pipeline.settings import OPTIONS, Settings
+from onnxprune.pipeline.settings import OPTIONS, TRIALS, Settings
 from onnxprune.pipeline.timed import measure_latency
 from onnxprune.pipeline.transfer import transfer
 from onnxprune.report.provenance import call_words, this_run

@@ -9,7 +9,7 @@ from pathlib import Path
 from onnxprune.commands.common import as_json, check_outputs, check_samples, open_subject, print_out, run_of
 from onnxprune.commands.options import Parser, add_general, add_samples, add_settings, given
 from onnxprune.commands.results import write_text
-from onnxprune.pipeline.settings import REMOVE, REPAIR, RESULT, TIMING, Settings
+from onnxprune.pipeline.settings import REMOVE, REPAIR, RESULT, TIMING, TRIALS, Settings
 from onnxprune.report.status import Status
 
 
@@ -23,7 +23,7 @@ def parser() -> Parser:
     made = Parser("search", "search MODEL --calib SAMPLES [--eval SPEC] [--trials N] [options]", about)
     made.add_argument("model", metavar="MODEL", help=argparse.SUPPRESS)
     add = made.add_argument_group("what to try").add_argument
-    add("--trials", type=int, metavar="N", help="so many in all (default 40)")
+    add("--trials", type=int, default=TRIALS, metavar="N", help=f"so many in all (default {TRIALS})")
     add("--workers", type=int, default=1, metavar="K", help="processes of this machine (default 1)")
     add("--eval", metavar="SPEC", help="what is to stay high: file.py:function of a path, or labelled .npz")
     add("--storage", metavar="FILE", help="journal file or database URL (default NAME.search.journal)")
@@ -42,7 +42,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace, status: Status) -> None:
     from onnxprune.pipeline import searching
-    from onnxprune.pipeline.joint_search import TRIALS, check_workers, search_with
+    from onnxprune.pipeline.joint_search import check_workers, search_with
 
     check_samples(args, needed_by="a search")
     settings, storage = Settings(**given(args, "search")), storage_of(args)
@@ -52,9 +52,8 @@ def run(args: argparse.Namespace, status: Status) -> None:
     if "://" in storage:
         searching.storage_of(storage)  # refused before the model is opened; a file is not made for one that is refused
     subject = open_subject(args, status)
-    trials = TRIALS if args.trials is None else args.trials
     found = search_with(
-        subject, storage, settings, trials=trials, workers=args.workers, metric=args.eval, progress=status.progress
+        subject, storage, settings, trials=args.trials, workers=args.workers, metric=args.eval, progress=status.progress
     )
     status.close()
     told = {**found.to_dict(), "run": run_of(args)}

@@ -21,10 +21,8 @@ from onnxprune.measure.metric import Metric
 from onnxprune.pipeline.asked import Progress
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.searching import Search
-from onnxprune.pipeline.settings import Settings
+from onnxprune.pipeline.settings import TRIALS, Settings
 from onnxprune.report.searched import Searched
-
-TRIALS = 40
 
 
 def search_with(

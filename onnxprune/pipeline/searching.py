@@ -11,8 +11,8 @@ import os
 import socket
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -117,6 +117,17 @@ def storage_of(address: str | None) -> optuna.storages.BaseStorage:
         raise FileError(one_line(f"{address}: cannot be used as a storage of trials: {error}")) from error
 
 
+@contextmanager
+def telling(address: str | None) -> Iterator[None]:
+    """What a database says in the middle of a search, as an error of the file."""
+    import optuna
+
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise FileError(one_line(f"{address}: no longer a storage of trials: {error.__cause__ or error}")) from error
+
+
 class Search:
     """Makes trials of one model until there are as many as were asked for.
 
@@ -145,7 +156,7 @@ class Search:
             raise UsageError("a search needs samples; give --calib")
         self.subject, self.settings, self.metric, self.progress = subject, settings or Settings(), metric, progress
         self.timed = self.settings.of == "latency"
-        self.storage = storage_of(storage)
+        self.address, self.storage = storage, storage_of(storage)
         self._planners: OrderedDict[str, Planner] = OrderedDict()
 
     @property
@@ -210,12 +221,17 @@ class Search:
         Raises:
             UsageError: fewer than one.
             PruneError: the original cannot be measured.
+            FileError: the storage is lost on the way.
         """
+        if trials < 1:
+            raise UsageError(f"{trials} trials are none; give --trials 1 or more")
+        with telling(self.address):
+            return self._run(trials)
+
+    def _run(self, trials: int) -> Searched:
         import optuna
         from optuna.trial import TrialState
 
-        if trials < 1:
-            raise UsageError(f"{trials} trials are none; give --trials 1 or more")
         before, study = self._original, self.study
         while True:
             self._make_up()
@@ -343,15 +359,19 @@ def plan_of(storage: str, number: int, digest: str) -> PrunePlan:
 
     Raises:
         UsageError: there is no such trial, or it was not finished.
+        FileError: the storage cannot be read.
     """
-    kept, seen = storage_of(storage), 0
-    for study in kept.get_all_studies():
-        for t in kept.get_all_trials(study._study_id, deepcopy=False):
-            text = t.user_attrs.get("plan") if t.number == number else None
-            plan = None if text is None else PrunePlan.from_json(text)
-            if plan is not None and plan.model_digest == digest:
-                return plan
-            seen += t.number == number
+    file = storage.removeprefix("sqlite:///")
+    if "://" not in file and not Path(file).exists():  # opening it would make it
+        raise FileError(one_line(f"{storage}: no such file; check the path"))
+    kept = storage_of(storage)
+    with telling(storage):
+        trials = [t for s in kept.get_all_studies() for t in kept.get_all_trials(s._study_id, deepcopy=False)]
+    seen = [t for t in trials if t.number == number]
+    for t in seen:
+        plan = PrunePlan.from_json(t.user_attrs["plan"]) if "plan" in t.user_attrs else None
+        if plan is not None and plan.model_digest == digest:
+            return plan
     why = "was not finished, or is of another model" if seen else "is not there"
     raise UsageError(f"{storage}: trial {number} {why}; `onnxprune search` lists those that are")
 

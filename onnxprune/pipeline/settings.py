@@ -46,6 +46,8 @@ RECIPES = ("3c",)
 """What stands in place of methods: a fixed order of edits."""
 KINDS = ("macs", "params", "channels", "latency")
 """What a cost may count."""
+TRIALS = 40
+"""Of a search, where nobody says how many."""
 REMOVE, SAMPLES, REPAIR, TIMING, RESULT, GENERAL = (
     "what to remove", "samples", "repair", "timing", "result", "general"
 )  # fmt: skip

@@ -1,10 +1,12 @@
 """A search: as many trials as were asked for, whoever was killed; the plan of a trial makes the same bytes."""
 
+import contextlib
 import errno
 import inspect
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -77,6 +79,29 @@ def test_a_trial_under_way_elsewhere_counts_and_is_not_waited_for(subject, tmp_p
     lost(one, {**GONE, "host": "another"})
     found = one.run(2)
     assert (len(found.trials), found.running) == (1, 1)
+
+
+def test_a_database_that_is_lost_on_the_way_is_an_error_of_the_storage(subject, tmp_path, monkeypatch):
+    pytest.importorskip("sqlalchemy")
+    address = f"sqlite:///{tmp_path / 'trials.db'}"
+    one = search(subject, address)
+    one.run(1)
+
+    def dropped(*_):
+        with contextlib.closing(sqlite3.connect(tmp_path / "trials.db")) as db:
+            for (table,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
+                db.execute(f"drop table {table}")
+
+    monkeypatch.setattr(Search, "_make_up", dropped)
+    with pytest.raises(FileError, match="trials.db: no longer a storage of trials: .*no such table"):
+        one.run(2)
+
+
+@pytest.mark.parametrize("address", ["{}/none.journal", "sqlite:///{}/none.db"])
+def test_what_is_not_there_is_not_made_by_looking_for_a_trial(tmp_path, address):
+    with pytest.raises(FileError, match="none.*: no such file"):
+        searching.plan_of(address.format(tmp_path), 3, "digest")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("cut", [1, 40])
