@@ -93,13 +93,13 @@ def test_a_database_that_is_lost_on_the_way_is_an_error_of_the_storage(subject, 
                 db.execute(f"drop table {table}")
 
     monkeypatch.setattr(Search, "_make_up", dropped)
-    with pytest.raises(FileError, match="trials.db: no longer a storage of trials: .*no such table"):
+    with pytest.raises(FileError, match=r"trials\.db: no longer a storage of trials: .*no such table"):
         one.run(2)
 
 
 @pytest.mark.parametrize("address", ["{}/none.journal", "sqlite:///{}/none.db"])
 def test_what_is_not_there_is_not_made_by_looking_for_a_trial(tmp_path, address):
-    with pytest.raises(FileError, match="none.*: no such file"):
+    with pytest.raises(FileError, match=r"none.*: no such file"):
         searching.plan_of(address.format(tmp_path), 3, "digest")
     assert not list(tmp_path.iterdir())
 
