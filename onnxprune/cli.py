@@ -178,13 +178,18 @@ def _with_file(text: str, model: str) -> str:
     return one_line(f"{model}: {text.removeprefix(UNNAMED[0])}")
 
 
+NO_MEMORY = ((ImportError, "map segment"), (SystemError, "error return without exception set"))
+"""What else is said where there is no memory: of a library that does not fit, and by compiled code that has no words
+for it."""
+
+
 def _explain(error: BaseException, phase: str) -> tuple[int, str]:
     """Exit code and words for whatever stopped us."""
     if isinstance(error, PruneError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return _stopped(signal.SIGINT, phase)
-    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "map segment" in str(error)):
+    if isinstance(error, MemoryError) or any(isinstance(error, k) and words in str(error) for k, words in NO_MEMORY):
         kind = CalibrationError if phase in ("calibrate", "repair", "fidelity") else ModelError
         remedy = "use fewer --samples or a machine with more"
         return kind.exit_code, f"out of memory while: {phase}; {remedy}"

@@ -313,10 +313,11 @@ def test_whoever_does_not_know_the_file_has_it_said(here, capsys, monkeypatch, o
     refused(capsys, here, ["m.onnx"], 3, "error: m.onnx: ", "cannot be run")
 
 
-NO_MEMORY = [MemoryError(), ImportError("/x/_ckdtree.so: failed to map segment from shared object")]
+NO_MEMORY = [MemoryError(), ImportError("/x/_ckdtree.so: failed to map segment from shared object"),
+             SystemError("error return without exception set")]  # fmt: skip
 
 
-@pytest.mark.parametrize("error", NO_MEMORY, ids=["an array", "a library"])
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["an array", "a library", "without words"])
 def test_no_memory(here, capsys, monkeypatch, error):
     def hungry(*_, **__):
         raise error
