@@ -4,7 +4,7 @@
     python benchmarks/distill_never_worse.py --nets resnet20 --ratios 0.8 --epochs 2,5,40
     python benchmarks/distill_never_worse.py --nets resnet20 --ratios 0.8 --threads 1,2 --no-cache
     python benchmarks/distill_never_worse.py --nets cifar_resnet20 --ratios 0.54 --samples 2048 --minutes 3 \
-        --augment flip,shift=4 --unseen 5000
+        --augment flip,shift=4,cutmix --unseen 5000
     python benchmarks/distill_never_worse.py --nets efficientnet_lite0 --ratios 0.5 --samples 450 --minutes 15 \
         --augment flip,crop
 
