@@ -18,10 +18,11 @@ from onnxprune.graph.seeds import without_seeds
 from onnxprune.graph.shapes import Observed, observe
 from onnxprune.graph.work import NOTHING
 from onnxprune.measure.cost import Cost, cost_of, shares_weights
-from onnxprune.measure.fidelity import check_fidelity
+from onnxprune.measure.fidelity import Fidelity, check_fidelity
 from onnxprune.measure.likeness import likeness
 from onnxprune.measure.outline import Seen, outline, spots_of
 from onnxprune.measure.trained import Trained
+from onnxprune.measure.verdict import KEPT
 from onnxprune.numerics import on_disk
 from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import Progress, counted, unmatched
@@ -52,6 +53,10 @@ PROBED = 8
 SHARED = (
     "there are more parameters than before: weights that several layers share are cut and repaired for each of "
     "them (--of params counts that)"
+)
+FLOATS_FIRST = (
+    "the model is quantized, and networks lose less when they are pruned before that: where there is a file in floats, "
+    "prune it with --quantize int8"
 )
 
 
@@ -152,12 +157,20 @@ def apply_plan(
         refused=refused(net, plan, repair),
         inexact=() if cut.surgery.exact else net.channels.inexact,
         warnings=tuple(warnings),
-        notes=tuple(filter(None, [how.said if (how := finish_of(settings)) is not None else ""])),
+        notes=_notes(net, settings, fidelity),
         network=outline(looks, looks_after),
         feeds=net.feeds,
         made=provenance_of(first, settings, repair.name),
     )
     return measure_latency(result, subject, settings, progress) if bench else result
+
+
+def _notes(net: Analysed, settings: Settings, fidelity: Fidelity | None) -> tuple[str, ...]:
+    """What else a user should know of the outcome."""
+    how = finish_of(settings)
+    lost = fidelity is not None and fidelity.verdict not in (None, KEPT)
+    notes = ("" if how is None else how.said, FLOATS_FIRST if lost and floating(net) is not None else "")
+    return tuple(filter(None, notes))
 
 
 def chosen_repair(subject: Subject, plan: PrunePlan, settings: Settings) -> tuple[Repair, list[str]]:

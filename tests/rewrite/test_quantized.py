@@ -9,6 +9,7 @@ from onnx import numpy_helper, parser
 
 import onnxprune
 from onnxprune.graph.model import Graph
+from onnxprune.pipeline.apply import FLOATS_FIRST
 from onnxprune.rewrite.held import Held
 from onnxprune.rewrite.quantized import floating, held, in_floats, requantized
 from onnxprune.runtime.sessions import open_session
@@ -101,6 +102,16 @@ def test_some_layers_may_be_of_floats():
 def test_what_is_not_changed_keeps_its_integers():
     graph = Graph(net())
     assert requantized(in_floats(Graph(net())), graph).export() == net()
+
+
+def test_where_something_is_lost_it_is_said_what_loses_less():
+    given = {"calibration": samples(), "allocation": "uniform", "criterion": "l1"}
+    lost, kept = onnxprune.prune(net(), 0.4, repair="none", **given), onnxprune.prune(net(), 0.01, **given)
+    assert lost.fidelity.verdict != "kept" and FLOATS_FIRST in lost.notes
+    assert kept.fidelity.verdict == "kept" and FLOATS_FIRST not in kept.notes
+    floats = Graph(net())
+    plain = onnxprune.prune(in_floats(floats).export(), 0.4, repair="none", **given)
+    assert plain.fidelity.verdict != "kept" and not plain.notes
 
 
 @pytest.mark.parametrize("repair", ["refit", "statistics"])
