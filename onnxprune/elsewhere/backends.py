@@ -153,6 +153,13 @@ def _dask_lost() -> tuple[type[BaseException], ...]:
     return (KilledWorker, FutureCancelledError, CancelledError, CommClosedError)
 
 
+def _in_dask(sent: Parcel, item: Any) -> Any:
+    """`evaluate` in a worker, on as many cores as it was told to have threads: others may share its machine."""
+    from distributed import get_worker
+
+    return evaluate(sent, item, get_worker().state.nthreads)
+
+
 @backend(
     "dask", help="workers of a dask scheduler (dask.distributed); without an address, processes of this machine",
     package="distributed", lost=_dask_lost, address="tcp://HOST:8786",
@@ -173,14 +180,13 @@ class Dask:
         elif not self.client.nthreads():
             self.client.close()
             raise ProviderError(f"--backend dask: no worker at {address}; start one with `dask worker {address}`")
-        self.cores = 1 if own else None
         self._sent: tuple[str, Any] = "", None
 
     def run(self, parcel: Parcel, items: Sequence[Any]) -> Iterator[Any]:
         """As `Connection`."""
         if self._sent[0] != parcel.key:
             self._sent = parcel.key, self.client.scatter(parcel, broadcast=True, hash=False)
-        run = partial(self.client.submit, evaluate, self._sent[1], cores=self.cores, pure=False)
+        run = partial(self.client.submit, _in_dask, self._sent[1], pure=False)
         waiting = deque(run(item=item) for item in items)
         while waiting:
             yield waiting.popleft().result()

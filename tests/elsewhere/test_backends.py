@@ -179,6 +179,17 @@ def test_workers_of_a_dask_scheduler():
 
 
 @needs["dask"]
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_dask_worker_uses_as_many_cores_as_it_has_threads(monkeypatch, threads):
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(parallel, "_cores", lambda: 8)
+    with LocalCluster(1, processes=False, threads_per_worker=threads, dashboard_address=None) as cluster:
+        found = list(Elsewhere("dask", cluster.scheduler_address).results(Task(_workers, None), [1, 2], none_here))
+    assert found == [threads, threads] and parallel.workers() == 8
+
+
+@needs["dask"]
 def test_a_scheduler_that_is_not_there(monkeypatch):
     monkeypatch.setattr(backends, "PATIENCE", 0.2)
     with pytest.raises(ProviderError, match=r"nothing answers at tcp://127\.0\.0\.1:9"):
