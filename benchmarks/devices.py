@@ -82,7 +82,7 @@ def main() -> None:
     add("--samples", type=int, default=common.SAMPLES, help="calibration images (512; real files: at most 128)")
     add("--seed", type=int, default=0, help="of the calibration images (0)")
     add("--data", type=Path, default=common.DATA, help=f"folder of the four .gz files ({common.DATA})")
-    add("--gcompris", type=Path, default=real_files.GCOMPRIS, metavar="DIR", help="gcompris's resource files")
+    real_files.add_photographs(parser)
     args = parser.parse_args()
     begin, cache, lines, rows = time.perf_counter(), common.Cache(args.cache), [], []
     for name, net in nets(args, common.Fashion(args.data)).items():

@@ -66,7 +66,7 @@ class Net:
         self.shapes: list[str] = []
         if data is None:
             args.images = min(args.samples, 128)
-            args.words, args.photos = 200, None
+            args.words = 200
             subject = (real_files.efficientnet if "efficientnet" in path.name else real_files.recogniser)(args)
             self.calibrated, self.scored = subject.calibration, subject.score
             if "rec" in path.name:
@@ -212,7 +212,7 @@ def main() -> None:
     add("--samples", type=int, default=common.SAMPLES, help="calibration images (512; real files: at most 128)")
     add("--seed", type=int, default=0, help="of the calibration images (0)")
     add("--data", type=Path, default=common.DATA, help=f"folder of the four .gz files ({common.DATA})")
-    add("--gcompris", type=Path, default=real_files.GCOMPRIS, metavar="DIR", help="gcompris's resource files")
+    real_files.add_photographs(parser)
     add("--plot", type=Path, metavar="FILE", help="top-1 against speed-up: .svg or .png (needs matplotlib)")
     add("--ways", action="store_true", help="every way of spending the time, not only the default")
     add("--ratios", action="store_true", help="every ratio of the MACs from 0.1 to 0.9 instead")

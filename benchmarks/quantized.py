@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import real_files
 from common import (  # fmt: skip
     FMNIST,
     Cache,
@@ -175,8 +176,6 @@ def all_nets(args: Any, data: Fashion) -> Iterator[Net]:
     for name, path in find_models(args.nets, args.models).items():
         yield Net(name, path, x, closeness(path, data))
     for name in args.files:
-        import real_files
-
         subject = real_files.SUBJECTS[name](args)
         path = args.models / subject.file
 
@@ -292,9 +291,7 @@ def main() -> None:
     parser.add_argument("--files", type=words, default=(), help="with it, also of real_files.py: rec, cls, ...")
     parser.add_argument("--images", type=int, default=128, help="calibration samples of these (128)")
     parser.add_argument("--words", type=int, default=400, help="words read for the report (400)")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="more photographs for calibration")
-    parser.add_argument("--packed", type=Path, metavar="DIR", help="packed photographs, in a folder with their reader")
-    parser.add_argument("--gcompris", type=Path, default=Path("/usr/share/gcompris-qt/rcc"), metavar="DIR")
+    real_files.add_photographs(parser)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -9,6 +9,7 @@ missing is skipped with a line.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import itertools
 import tempfile
@@ -48,6 +49,14 @@ def outputs(path: Path, x: np.ndarray, batch: int = 16) -> np.ndarray:
 
 
 # ---- EfficientNet-Lite0 ------------------------------------------------------------------------------------
+
+
+def add_photographs(parser: argparse.ArgumentParser) -> None:
+    """The options that say where photographs are."""
+    add = parser.add_argument
+    add("--photos", type=Path, metavar="DIR", help="more photographs for calibration: a folder of yours")
+    add("--packed", type=Path, metavar="DIR", help="packed photographs instead, in a folder with their reader")
+    add("--gcompris", type=Path, default=GCOMPRIS, metavar="DIR", help=f"gcompris's resource files ({GCOMPRIS})")
 
 
 def efficientnet(args: Any) -> Subject:
@@ -247,9 +256,7 @@ def main() -> None:
     add("--only", type=common.words, help=f"of {','.join(SUBJECTS)}")
     add("--ratios", type=common.numbers, default=(0.3, 0.5), help="shares of the MACs (0.3,0.5)")
     add("--images", type=int, default=128, help="calibration samples (128)")
-    add("--photos", type=Path, metavar="DIR", help="more photographs for calibration: a folder of yours")
-    add("--packed", type=Path, metavar="DIR", help="packed photographs instead, in a folder with their reader")
-    add("--gcompris", type=Path, default=GCOMPRIS, metavar="DIR", help=f"gcompris's resource files ({GCOMPRIS})")
+    add_photographs(parser)
     add("--words", type=int, default=400, help="words read for the report (400)")
     add("--method", type=method, action="append", help="[NAME:]criterion=l1,repair=refit; else the default")
     add("--no-bench", dest="bench", action="store_false", help="do not measure speed")
