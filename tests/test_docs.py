@@ -105,6 +105,9 @@ def test_commands_stand_where_they_are_read(page):
     assert not re.search(r"^ {4,}(onnxprune|python) ", PAGES[page], re.M), "in a block of sh, please"
 
 
+SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
+
+
 @every_page
 def test_options_exist(page):
     known = {flag for make, _ in cli.COMMANDS.values() for a in make()._actions for flag in a.option_strings}
@@ -112,7 +115,9 @@ def test_options_exist(page):
     text = re.sub(r"^(?:trtexec|\S+ olive run) .*$", "", text, flags=re.M)  # options of others
     for line in sorted(commands(page), key=len, reverse=True):  # one may begin another
         if script := re.match(r"python (benchmarks/\w+\.py)", line):
-            source = (ROOT / script[1]).read_text() + (ROOT / "benchmarks" / "common.py").read_text()
+            own = (ROOT / script[1]).read_text()
+            used = set(re.findall(r"^(?:import|from) (\w+)", own, re.M)) & {p.stem for p in SCRIPTS}
+            source = own + "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in sorted(used))
             for flag in re.findall(r"--[a-z][\w-]*", line):
                 assert f'"{flag}"' in source, line
             text = text.replace(line, "")
