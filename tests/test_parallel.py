@@ -246,6 +246,7 @@ def test_elimination_where_a_reader_has_rows_out_of_order():
     assert np.array_equal(order, again) and np.allclose(errors, same)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_however_many_workers(monkeypatch):
     """ONNX Runtime itself may sum in another order with more threads; it has one here."""
     monkeypatch.setattr(sessions, "threads_here", lambda threads: 1)

@@ -21,6 +21,7 @@ def command(marker):
     return re.search(rf"<!-- command: {marker} -->\n```\w*\n(.*?)\n```", README, re.S)[1]
 
 
+@pytest.mark.slow
 def test_the_python_runs(tmp_path, monkeypatch, capsys):
     (snippet,) = blocks("python")
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")

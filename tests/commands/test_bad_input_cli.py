@@ -368,6 +368,7 @@ def test_a_signal_that_a_module_takes_for_an_error_is_a_signal(here, capsys, mon
     refused(capsys, here, ["m.onnx", "-q"], code, "while")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
 def test_signals_to_a_process(here, number, code):
     before = snapshot(here)

@@ -101,6 +101,7 @@ def test_json_is_complete_and_versioned(pruned):
 FEW = ("--calib", CALIB, "--samples", 96)
 
 
+@pytest.mark.slow
 def test_plan_then_apply_gives_the_same_bytes(capsys, tmp_path):
     plan, out, whole = tmp_path / "plan.json", tmp_path / "p.onnx", tmp_path / "w.onnx"
     assert run(capsys, MODEL, "--ratio", 0.5, *FEW, "-o", whole, "--no-bench")[0] == 0
@@ -111,6 +112,7 @@ def test_plan_then_apply_gives_the_same_bytes(capsys, tmp_path):
     assert code == 0 and "surgery" in text
 
 
+@pytest.mark.slow
 def test_several_ratios_are_those_made_one_by_one(capsys, tmp_path):
     base = tmp_path / "p.onnx"
     code, text, _ = run(capsys, MODEL, "--ratios", "0.3,0.6", *FEW, "-o", base, "--json")
