@@ -150,6 +150,15 @@ class Runner:
         """Keep a tensor until the node `key` has run."""
         self.last_use[tensor] = max(self.last_use.get(tensor, -1), self.index[key] + 1)
 
+    def hold_for(self, tensors: Sequence[str]) -> None:
+        """Keep each of some tensors, which will be asked for in that order, until its turn comes: one before it may
+        reach further."""
+        furthest = -1
+        for tensor in tensors:
+            furthest = max(furthest, self.made_at.get(tensor, -1))
+            if furthest >= 0:
+                self.hold(tensor, self.keys[furthest])
+
     def refresh(self, key: str, tensor: str) -> None:
         """Make `tensor` anew, from the inputs of the node `key` on, after its weights have changed."""
         first, stop = self.index[key], self.made_at[tensor] + 1

@@ -111,7 +111,7 @@ def refit(
             before, after = (Runner(g, first, threads=task.threads) for g in (original, graph))
         else:
             before, after = start.fork(original), start.fork(graph)
-        _hold(before, places)
+        before.hold_for([p.tensor for p in places])  # the statistics of one may stand behind another
         walk = _Walk(together, cut, before, after, np.random.default_rng(task.seed), effort)
         guests = None if start is not None else _guests(task.batches, walk, task.net.shapes, places)
         for k, place in enumerate(places):
@@ -125,16 +125,6 @@ def refit(
             if not walk.refit(place):
                 correct_statistics(graph, cut, place, mean_and_deviation(before.until(place.tensor), place.axis), after)
     return graph
-
-
-def _hold(before: Runner, places: Sequence[Affine]) -> None:
-    """Have the original keep what a layer makes until the layer's turn comes, where an earlier one's reaches further:
-    the statistics of one may stand behind another."""
-    furthest = -1
-    for place in places:
-        furthest = max(furthest, before.made_at.get(place.tensor, -1))
-        if furthest >= 0:
-            before.hold(place.tensor, before.keys[furthest])
 
 
 def _guests(

@@ -11,7 +11,7 @@ not, needs no labels (ours; after the re-estimation of BatchNormalization that p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -33,14 +33,23 @@ MeanAndDeviation = tuple[np.ndarray, np.ndarray]
 def repair_statistics(task: RepairTask) -> Graph:
     """The pruned network, edited: with corrected statistics."""
     room = Room.of(task)
-    before = Runner(task.net.graph, task.batches, threads=task.threads, ahead=[p.tensor for p in room.places])
     after = Runner(room.graph, task.batches, threads=task.threads)
-    for k, place in enumerate(room.places):
+    places = in_turn(room.places, after)
+    tensors = [p.tensor for p in places]
+    before = Runner(task.net.graph, task.batches, threads=task.threads, ahead=tensors)
+    before.hold_for(tensors)
+    for k, place in enumerate(places):
         if task.progress:
-            task.progress(k, len(room.places))
+            task.progress(k, len(places))
         wanted = mean_and_deviation(before.until(place.tensor), place.axis)
         correct_statistics(room.graph, room.cut, place, wanted, after)
     return room.graph
+
+
+def in_turn(places: Iterable[Affine], after: Runner) -> list[Affine]:
+    """The places in the order in which the pruned network makes what is corrected: the statistics of a layer may stand
+    behind those of a later one, in another branch."""
+    return sorted(places, key=lambda p: after.made_at.get(p.tensor, -1))
 
 
 def correct_statistics(graph: Graph, cut: CutSizes, place: Affine, before: MeanAndDeviation, after: Runner) -> None:

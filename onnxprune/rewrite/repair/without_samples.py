@@ -41,7 +41,7 @@ from onnxprune.numerics import on_disk
 from onnxprune.rewrite.merge import fold_bias
 from onnxprune.rewrite.repair import room
 from onnxprune.rewrite.repair.room import Room
-from onnxprune.rewrite.repair.statistics import MeanAndDeviation, correct_statistics, mean_and_deviation
+from onnxprune.rewrite.repair.statistics import MeanAndDeviation, correct_statistics, in_turn, mean_and_deviation
 from onnxprune.rewrite.repair.task import Progress, RepairTask
 from onnxprune.runtime.ports import Feeds
 
@@ -172,7 +172,7 @@ class _Merge:
     def correct(self, batches: Sequence[Feeds], progress: Progress | None) -> None:
         """Give every layer's output the mean and spread it had, in forward order."""
         after = Runner(self.graph, batches, threads=self.threads)
-        for k, place in enumerate(self.room.places):
+        for k, place in enumerate(in_turn(self.room.places, after)):
             if progress:
                 progress(k, len(self.room.places))
             if place.tensor in self.before:

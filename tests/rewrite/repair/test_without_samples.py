@@ -145,6 +145,29 @@ def test_a_matmul_without_a_bias_keeps_its_shape_and_mean():
     assert kinds.count("MatMul") == 3
 
 
+BEHIND = """(float[N,3,8,8] x) => (float[] y)
+    <float[16,3,3,3] w, float[8,16,1,1] a, float[8,16,1,1] b, float[8] s, float[8] t, float[8] m, float[8] v,
+     float[8] c, float[8] d, float[8] e, float[8] f>
+    { h = Conv(x, w) p = Conv(h, a) q = Conv(h, b) n = BatchNormalization(q, s, t, m, v) r = Relu(n)
+      u = Relu(r) z = BatchNormalization(p, c, d, e, f) y = Add(u, z) }"""
+"""The statistics of the first of two branches stand behind those of the second."""
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_statistics_that_stand_behind_those_of_a_later_layer(sampled):
+    model = model_of(BEHIND)
+    for name in ("v", "f"):  # variances
+        next(t for t in model.graph.initializer if t.name == name).CopyFrom(
+            onnx.numpy_helper.from_array(np.full(8, 2.0, np.float32), name)
+        )
+    given = {}
+    if sampled:
+        x = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+        given = {"repair": "statistics", "calibration": x}
+    result = onnxprune.prune(model, 0.5, criterion="l1", allocation="uniform", **given)
+    assert result.repair != "none" and 0.4 < result.macs_removed
+
+
 def broken(kind):
     def repair(task):
         if kind == "fails":
