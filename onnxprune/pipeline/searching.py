@@ -361,7 +361,9 @@ def plan_of(storage: str, number: int, digest: str) -> PrunePlan:
         UsageError: there is no such trial, or it was not finished.
         FileError: the storage cannot be read.
     """
-    file = storage.removeprefix("sqlite:///")
+    file = storage
+    if storage.startswith("sqlite:///"):  # options may follow
+        file = storage.removeprefix("sqlite:///").partition("?")[0]
     if "://" not in file and not Path(file).exists():  # opening it would make it
         raise FileError(one_line(f"{storage}: no such file; check the path"))
     kept = storage_of(storage)

@@ -97,7 +97,15 @@ def test_a_database_that_is_lost_on_the_way_is_an_error_of_the_storage(subject, 
         one.run(2)
 
 
-@pytest.mark.parametrize("address", ["{}/none.journal", "sqlite:///{}/none.db"])
+def test_a_database_with_options_is_looked_into(subject, tmp_path):
+    pytest.importorskip("sqlalchemy")
+    address = f"sqlite:///{tmp_path / 'trials.db'}?timeout=9"
+    found = search(subject, address).run(1)
+    [(number, plan)] = found.plans.items()
+    assert searching.plan_of(address, number, subject.digest) == plan
+
+
+@pytest.mark.parametrize("address", ["{}/none.journal", "sqlite:///{}/none.db", "sqlite:///{}/none.db?timeout=9"])
 def test_what_is_not_there_is_not_made_by_looking_for_a_trial(tmp_path, address):
     with pytest.raises(FileError, match=r"none.*: no such file"):
         searching.plan_of(address.format(tmp_path), 3, "digest")
