@@ -25,21 +25,27 @@ def stamp(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
         entries: by name, without the prefix.
     """
     before = earlier(model)
-    kept = [(p.key, p.value) for p in model.metadata_props if not p.key.startswith(PREFIX)]
+    kept = [p for p in model.metadata_props if not _is_ours(p)]
     own = [(f"{PREFIX}{name}", value) for name, value in entries.items()]
     if own and before:
         own.append((HISTORY, json.dumps(before, ensure_ascii=False, separators=(",", ":"))))
     del model.metadata_props[:]
-    for key, value in (*kept, *own):
+    model.metadata_props.extend(kept)
+    for key, value in own:
         model.metadata_props.add(key=key, value=value)
 
 
 def earlier(model: onnx.ModelProto) -> list[dict[str, str]]:
     """What the passes before have written, oldest first; each by name, without the prefix."""
-    found = {p.key: p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
+    found = {p.key: p.value for p in model.metadata_props if _is_ours(p)}
     before = _history(found.pop(HISTORY, ""))
     last = _entries({key.removeprefix(PREFIX): value for key, value in found.items()})
     return [*before, *([last] if last else [])][-PASSES:]
+
+
+def _is_ours(entry: onnx.StringStringEntryProto) -> bool:
+    """Whether an entry is named as ours, and is text: what is not UTF-8 comes as bytes."""
+    return isinstance(entry.key, str) and isinstance(entry.value, str) and entry.key.startswith(PREFIX)
 
 
 def _history(text: str) -> list[dict[str, str]]:

@@ -27,6 +27,8 @@ def check_names(
     Returns:
         The names taken from outer graphs, each with the node that reads it; None where an output takes it.
     """
+    if not isinstance(graph.name, str):
+        refuse(label, f"the graph's name {graph.name!r} is not UTF-8 text; export the model again")
     given = _given(graph, label)
     nodes = list(graph.node)
     maker: dict[str, int] = {}  # output → index of its node

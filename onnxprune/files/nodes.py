@@ -98,6 +98,10 @@ def check_ports(graph: GraphProto, label: str) -> None:
     compared. A dimension of -1 means dynamic (Paddle)."""
     if not graph.output:
         refuse(label, "has no outputs; export the model again")
+    for port in (*graph.input, *graph.output):
+        odd = next((d.dim_param for d in port.type.tensor_type.shape.dim if not isinstance(d.dim_param, str)), None)
+        if odd is not None:
+            refuse(label, f"{port.name!r} has an axis {odd!r}, which is not UTF-8 text; export the model again")
     for port in graph.input:
         dims = [d.dim_value for d in port.type.tensor_type.shape.dim if d.HasField("dim_value")]
         if any(d > MAX_DIM for d in dims) or math.prod(d for d in dims if d > 0) * 16 > 2**63:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from onnxprune.graph.narrow import narrower, stored_type
 from onnxprune.protobuf.nodes import captured, node_key, subgraphs
-from onnxprune.protobuf.serialize import copied, copy_all_but
+from onnxprune.protobuf.serialize import copied, copy_all_but, put
 
 if TYPE_CHECKING:
     from onnxprune.graph.model import Edits, Graph, Use
@@ -149,7 +149,7 @@ def tensor_of(value: np.ndarray, name: str, like: onnx.TensorProto | None = None
     tensor = numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
     if like is not None:
         if like.HasField("doc_string"):  # an empty one is not the same as none
-            tensor.doc_string = like.doc_string
+            put(tensor, "doc_string", like.doc_string)
         tensor.metadata_props.extend(like.metadata_props)
     return tensor
 

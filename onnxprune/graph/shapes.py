@@ -210,8 +210,8 @@ def _tensors_only(graph: Graph, model: onnx.ModelProto, names: Sequence[str]) ->
     if only_tensors(graph):
         return set(names)
     found = inferred(model).graph
-    other = {v.name for v in (*found.value_info, *found.output) if not v.type.HasField("tensor_type")}
-    return set(names) - other
+    kinds = {v.name: v.type.WhichOneof("value") for v in (*found.value_info, *found.output)}
+    return {name for name in names if kinds.get(name) in (None, "tensor_type")}
 
 
 def _folded(

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxprune.errors import FileError, is_utf8, one_line
 from onnxprune.protobuf import disk
-from onnxprune.protobuf.serialize import nbytes, without_initializers
+from onnxprune.protobuf.serialize import nbytes, put, without_initializers
 
 EXTERNAL_THRESHOLD = 1024
 """Bytes; smaller tensors stay in the .onnx file."""
@@ -85,7 +85,8 @@ def write_external(
 
 def _describe(copy: TensorProto, tensor: TensorProto) -> None:
     """Everything of a tensor but its data."""
-    copy.name, copy.data_type, copy.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+    copy.name, copy.data_type = tensor.name, tensor.data_type
+    put(copy, "doc_string", tensor.doc_string)
     copy.dims.extend(tensor.dims)
     if "metadata_props" in tensor.DESCRIPTOR.fields_by_name:
         copy.metadata_props.extend(tensor.metadata_props)

@@ -113,7 +113,7 @@ def _tensor_parts(tensor: TensorProto) -> list[bytes | TensorProto] | None:
     for bare, names in ((head, _BEFORE_DATA), (tail, _AFTER_DATA)):
         for name in names:
             if tensor.HasField(name):
-                setattr(bare, name, getattr(tensor, name))
+                put(bare, name, getattr(tensor, name))
     key = TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number << 3 | 2
     return [head.SerializeToString() + _varint(key) + _varint(nbytes(tensor)), tensor, tail.SerializeToString()]
 
@@ -166,4 +166,14 @@ def copy_all_but(message, copy, *left_out: str) -> None:  # type: ignore[no-unty
         elif hasattr(target, "CopyFrom"):
             target.CopyFrom(value)
         else:
-            setattr(copy, descriptor.name, value)
+            put(copy, descriptor.name, value)
+
+
+def put(message, name: str, value: Any) -> None:  # type: ignore[no-untyped-def]  # any protobuf message
+    """Set a field to what another message holds there: protobuf reads text that is not UTF-8, gives it as bytes, and
+    takes it back on the wire alone."""
+    field = message.DESCRIPTOR.fields_by_name[name]
+    if field.type == field.TYPE_STRING and isinstance(value, bytes):
+        message.MergeFromString(_varint(field.number << 3 | 2) + _varint(len(value)) + value)
+    else:
+        setattr(message, name, value)

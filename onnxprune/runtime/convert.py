@@ -21,6 +21,7 @@ from onnx import version_converter
 
 from onnxprune.errors import UnsupportedError, one_line
 from onnxprune.protobuf.nodes import opset
+from onnxprune.protobuf.serialize import put
 from onnxprune.runtime.install import require_ort
 from onnxprune.runtime.ports import Feeds
 from onnxprune.runtime.reasons import reason
@@ -154,7 +155,7 @@ def _as_was(found: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
             if value.name in known:
                 value.CopyFrom(known[value.name])
     for said in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
-        setattr(found, said, getattr(model, said))
+        put(found, said, getattr(model, said))
     found.graph.name = model.graph.name
     del found.metadata_props[:]
     found.metadata_props.extend(model.metadata_props)

@@ -57,6 +57,9 @@ FOLDED = model_of(
 )
 SCALAR = model_of("(float[N,4] x) => (y) <int64 two = {2}, int64[1] zero = {0}, int64[1] m = {-1}> "
                   "{ i = Identity(two) u = Unsqueeze(i, zero) t = Concat<axis=0>(u, m) y = Reshape(x, t) }")  # fmt: skip
+# nobody but ONNX Runtime can say what y is
+UNTYPED = model_of("(float[N,4] x) => (y) { a = com.microsoft.QuickGelu(x) y = Add(a, x) }")
+UNTYPED.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 ROWS = [
     (CONV, {"x": x(1, 4, 5, 5)}, {"c": (1, 64, 5, 5), "y": (1, 64, 5, 5), "w": (64, 4, 3, 3)}, {}),
@@ -72,6 +75,7 @@ ROWS = [
     (INTEGER, {"x": np.zeros((2, 5), np.int64)}, {"y": (2, 5, 36)}, {}),
     (FOLDED, {"x": x(1, 4, 5, 5)}, {"t": (64, 4, 3, 3), "i": (2304,), "y": (1, 64, 3, 3)}, {}),
     (SCALAR, {"x": x(4, 4)}, {"y": (2, 8), "i": (), "t": (2,)}, {}),
+    (UNTYPED, {"x": x(2, 4)}, {"a": (2, 4), "y": (2, 4)}, {}),
 ]
 
 

@@ -162,9 +162,7 @@ class Walk:
 def apply(walk: Walk, values: list[Value]) -> list[Ids | Param]:
     """Run the rule of the walk's node; without one, pin."""
     node, line = walk.node, operators.of(walk.node)
-    how, why = rule_of(line), _unruled(walk, line)
-    if not why and any(isinstance(v, np.ndarray) and 0 in walk.dims(i) for i, v in enumerate(values)):
-        why = f"{node.op_type} works on an empty tensor"
+    how, why = rule_of(line), _unruled(walk, line, values)
     constant = not line.takes_constants and not line.bodies and bool(values) and isinstance(values[0], Param)
     result = None if how is None or why or constant else how(walk, *values)
     if result is None:  # bodies into which channels cannot be followed, too
@@ -178,7 +176,7 @@ def apply(walk: Walk, values: list[Value]) -> list[Ids | Param]:
     return results
 
 
-def _unruled(walk: Walk, line: Operator) -> str:
+def _unruled(walk: Walk, line: Operator, values: Sequence[Value]) -> str:
     """Why no rule can be asked; "" where one can."""
     node = walk.node
     if rule_of(line) is None:
@@ -186,9 +184,11 @@ def _unruled(walk: Walk, line: Operator) -> str:
             return UNFOLLOWED.format(node.op_type)
         microsoft = node.domain.startswith(operators.MICROSOFT)
         return _optimised(node) if microsoft else f"{node.op_type} is not known to onnxprune"
-    if all(o in walk.observed.shapes for o in node.output if o):
-        return ""
-    return UNFOLLOWED.format(node.op_type) if line.bodies else f"sizes of {node.op_type} are not known"
+    known = walk.observed.shapes
+    read = [name for name, v in zip(node.input, values, strict=True) if isinstance(v, np.ndarray)]
+    if not all(name in known for name in (*read, *filter(None, node.output))):
+        return UNFOLLOWED.format(node.op_type) if line.bodies else f"sizes of {node.op_type} are not known"
+    return f"{node.op_type} works on an empty tensor" if any(0 in known[name] for name in read) else ""
 
 
 def _keep_captured(walk: Walk) -> None:

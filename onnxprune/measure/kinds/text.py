@@ -57,7 +57,7 @@ def _spaces(look: Look, classes: int, blank: str) -> str:
     """The classes that are blank characters, each behind a space, by the list of characters that recognisers carry in
     their metadata: a line each, and in the end one that is not listed."""
     listed = {p.key: p.value for p in look.graph.model.metadata_props}.get(CHARACTERS) if look.graph else None
-    lines = listed.splitlines() if listed else []
+    lines = listed.splitlines() if isinstance(listed, str) else []  # bytes: no UTF-8
     if len(lines) not in (classes - 1, classes - 2):
         return ""
     lines = [*lines, " "][: classes - 1]
