@@ -84,7 +84,7 @@ def _by_sizes(graph: Graph, nodes: Sequence[onnx.NodeProto], computed: Collectio
 def _emptied(graph: Graph, node: onnx.NodeProto, made: SizesOnly) -> list[onnx.NodeProto] | None:
     """What a layer becomes; None for what stays as it is."""
     line = operators.of(node)
-    if not line.layer or line.product is None:
+    if not line.layer or line.product is None or len(node.input) < 2:  # an equation may have one operand
         return None
     return (_convolution if line.product.kernel else _product)(graph, node, made)
 

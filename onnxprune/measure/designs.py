@@ -8,6 +8,7 @@ A new layer is one more function under `@design`. Nothing here knows channel gro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -108,7 +109,7 @@ class Design:
         """(images, p) output positions to look at, about `rows` in all and few enough for their rows to fit into
         `memory` bytes; None for all positions."""
         most = memory // max(1, 4 * self.parts * self.inputs * len(x))
-        count = max(1, min(-(-rows // len(x)), most))
+        count = max(1, min(-(-rows // max(1, len(x))), most))  # a body that does not run may make none
         return numerics.sample_positions(len(x), self.places(x.shape), count, rng)
 
     def part(self, rows: np.ndarray, k: int) -> np.ndarray:
@@ -252,10 +253,11 @@ def _same_pads(conv: Mapping[str, tuple[int, ...]], size: Sequence[int], upper: 
 
 def rows_of(z: np.ndarray, axis: int, positions: np.ndarray | None) -> np.ndarray:
     """(rows, channels), float32: a tensor's channel axis at the sampled positions (images, p) of the others."""
-    flat = np.moveaxis(z, axis, -1).reshape(len(z), -1, z.shape[axis])
+    flat = np.moveaxis(z, axis, -1)
+    flat = flat.reshape(len(z), math.prod(flat.shape[1:-1]), z.shape[axis])
     if positions is not None:
         flat = flat[np.arange(len(z))[:, None], positions]
-    return np.ascontiguousarray(flat.reshape(-1, z.shape[axis]), dtype=np.float32)
+    return np.ascontiguousarray(flat.reshape(math.prod(flat.shape[:2]), z.shape[axis]), dtype=np.float32)
 
 
 @parallel.within_threads

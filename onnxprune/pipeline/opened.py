@@ -371,7 +371,10 @@ def _other_batch(
 ) -> tuple[int, Mapping[str, np.ndarray], Observed]:
     """What a model that declares any batch takes instead of the one it has just failed with: the batch that it was
     exported with, if it is a usual one."""
-    for batch in batches if any(map(ports.open_batch, specs)) else ():
+    one = sum(feeds[s.name].nbytes for s in specs if ports.open_batch(s))
+    for batch in batches:
+        if not 0 < batch * one <= ports.MAX_FED_BYTES:
+            break
         other = ports.in_batch(specs, feeds, batch)
         with unless_refused(str(error)):
             return batch, other, first.observe(graph, other)

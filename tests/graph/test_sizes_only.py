@@ -155,3 +155,8 @@ def test_what_does_not_fit_is_said_by_the_model_itself(graph):
     with pytest.raises(ModelError) as error:
         shapes.observe(graph, feeds_of(graph))
     assert "::" not in str(error.value)
+
+
+def test_an_equation_that_lacks_an_operand_is_the_model_s_fault():
+    with pytest.raises(ModelError, match="operands in the equation"):
+        shapes.observe(rows('y = Einsum<equation="ntc,cd->ntd">(x)'), {"x": w(*ROWS)})

@@ -70,6 +70,15 @@ def test_positions_fit_into_memory():
     assert positions.shape == (4, 2)
 
 
+@pytest.mark.parametrize(("name", "x", "w", "body"), LAYERS, ids=[r[0] for r in LAYERS])
+def test_a_layer_that_nothing_reaches_has_no_rows(name, x, w, body):
+    """What a body makes that does not run once has no samples."""
+    _, graph, feeds = made(x, w, body)
+    design, none = design_of(graph, "y"), feeds["x"][:0]
+    positions = design.draw(none, 100, 1 << 20, np.random.default_rng(0))
+    assert design.rows_read(none, positions).shape == (0, design.parts * design.inputs)
+
+
 def test_second_moments_are_those_of_all_rows():
     model = model_of("""(float[N,3,6,6] x) => (float[] y) <float[4,3,3,3] w, float[6,2,1,1] v>
         { h = Conv<pads=[1,1,1,1]>(x, w) r = Relu(h) y = Conv<group=2>(r, v) }""")

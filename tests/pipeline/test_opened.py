@@ -7,6 +7,7 @@ import pytest
 from onnxprune import api
 from onnxprune.errors import CalibrationError, ModelError, UsageError
 from onnxprune.graph.rehearsal import Rehearsal
+from onnxprune.runtime import ports
 from onnxprune.runtime.child import Stopped
 from tests.channels import surgery
 
@@ -50,6 +51,17 @@ def test_what_is_said_is_what_is_run():
     assert sizes(surgery.model_of(PICTURE), calibration=np.zeros((5, 3, 40, 24), np.float32)) == (1, 3, 40, 24)
     given = {"input_shapes": {"x": (1, 3, 56, 56)}, "calibration": np.zeros((5, 3, 40, 24), np.float32)}
     assert sizes(surgery.model_of(PICTURE), **given) == (1, 3, 56, 56)
+
+
+def test_other_batches_are_tried_as_far_as_they_may_be_fed(monkeypatch):
+    """A sample of 200 MB that does not fit was repeated 64 times before the model was refused."""
+    model = surgery.model_of("(float[N,5] x) => (float[] y) <int64[2] s = {7, -1}> { y = Reshape(x, s) }")
+    tried = []
+    monkeypatch.setattr(ports, "MAX_FED_BYTES", 100)
+    monkeypatch.setattr(ports, "in_batch", lambda _, feeds, batch: tried.append(batch) or feeds)
+    with pytest.raises(ModelError, match="cannot be run"):
+        api.open_model(model)
+    assert tried == [2, 4]
 
 
 def test_what_does_not_fit_is_not_replaced_by_a_guess():
