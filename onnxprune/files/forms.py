@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto
 from onnxprune.errors import ModelError, UsageError, one_line
 from onnxprune.files.parse import parse
 from onnxprune.files.refuse import first_line
+from onnxprune.protobuf.serialize import copied
 
 NAME = "model"
 """What messages call a model without a file."""
@@ -94,10 +95,10 @@ def proto_of(model: object) -> ModelProto | None:
 
 
 def held_by(name: str, proto: ModelProto) -> Any:
-    """A model as one of `FORMS` holds it.
+    """A model as one of `FORMS` holds it; a copy, since a library may write into what it reads.
 
     Raises:
         UsageError: that library is not installed.
     """
     form = FORMS[name]
-    return form.from_proto(form.load(), proto)
+    return form.from_proto(form.load(), copied(proto))

@@ -50,6 +50,20 @@ def test_the_same_comes_of_it_as_of_the_file(model, name):
     assert text(form.to_proto(library, back)) == text(expected)
 
 
+@pytest.mark.parametrize("name", forms.FORMS)
+def test_the_result_stays_as_it_was(model, name):
+    """onnx-graphsurgeon writes into what it reads: a name into a constant that has none."""
+    pytest.importorskip(forms.FORMS[name].package)
+    tensor = onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, raw_data=np.ones(1, np.float32).tobytes())
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["one"], value=tensor))
+    model.graph.node.append(helper.make_node("Mul", ["y", "one"], ["z"]))
+    model.graph.output[0].name = "z"
+    result = pruned(model)
+    before = text(result.model)
+    getattr(result, f"to_{name}")()
+    assert text(result.model) == before
+
+
 def test_what_the_file_had_is_there(model):
     ir = pytest.importorskip("onnx_ir")
     found = pruned(ir.from_proto(model)).to_ir()
