@@ -95,7 +95,7 @@ def proto_of(model: object) -> ModelProto | None:
 
 
 def held_by(name: str, proto: ModelProto) -> Any:
-    """A model as one of `FORMS` holds it; a copy, since a library may write into what it reads.
+    """A model as one of `FORMS` holds it; a copy, since a library may write into what it has read.
 
     Raises:
         UsageError: that library is not installed.
