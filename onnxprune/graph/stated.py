@@ -19,13 +19,17 @@ SMALL_BYTES = 1 << 12
 """Stored tensors up to this size may say sizes."""
 PLACES = 1 << 18
 """Places at which a weight may be used however little is fed."""
+UNKNOWN = 1 / 64
+"""Places at which one is taken to be used whose sizes cannot be inferred, as a share of what is fed: behind a Resize to
+a size that is worked out on the way, as detectors have it, no size is known."""
 
 
 def stated_macs(model: ModelProto, feeds: Feeds) -> float:
-    """Multiply-accumulates of one run, as far as sizes can be inferred: those by weights that the file stores, each
-    counted once, and at no more places than there are for what is fed. What is blown up or repeated on the way is no
-    honest work; bodies are not looked into."""
-    places = max(PLACES, 4 * sum(value.size for value in feeds.values()))
+    """Multiply-accumulates of one run: those by weights that the file stores, each counted once, and at no more places
+    than there are for what is fed; at a few where sizes cannot be inferred. What is blown up or repeated on the way is
+    no honest work; bodies are not looked into."""
+    fed = sum(value.size for value in feeds.values())
+    places = max(PLACES, 4 * fed)
     sizes = _inferred(model, {name: value.shape for name, value in feeds.items()})
     sizes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     stored = {t.name: t.name for t in model.graph.initializer}  # tensor -> the weight that it is a form of
@@ -40,12 +44,14 @@ def stated_macs(model: ModelProto, feeds: Feeds) -> float:
         weights = {stored[name] for name in node.input if name in stored} if line.macs is not None else set()
         if weights and counted.isdisjoint(weights):
             counted |= weights
-            macs += min(_macs(node, line, sizes), places * sum(float(math.prod(sizes[w])) for w in weights))
+            stored_values = sum(float(math.prod(sizes[w])) for w in weights)
+            known = _macs(node, line, sizes)
+            macs += UNKNOWN * fed * stored_values if known is None else min(known, places * stored_values)
     return macs
 
 
-def _macs(node: onnx.NodeProto, line: Operator, sizes: Mapping[str, Size]) -> float:
-    """Those of a node; 0 where a size is not known."""
+def _macs(node: onnx.NodeProto, line: Operator, sizes: Mapping[str, Size]) -> float | None:
+    """Those of a node; None where a size is not known."""
 
     def size(operand: int) -> Size | None:
         name = node.output[0] if operand == OUT else node.input[operand] if operand < len(node.input) else ""
@@ -55,7 +61,7 @@ def _macs(node: onnx.NodeProto, line: Operator, sizes: Mapping[str, Size]) -> fl
     try:
         return sum(volume(part, size, lambda operand: None) for part in line.macs(Call(node, size)))
     except LookupError:
-        return 0.0
+        return None
 
 
 def _inferred(model: ModelProto, fed: Mapping[str, tuple[int, ...]]) -> dict[str, Size]:

@@ -237,6 +237,19 @@ def test_what_is_blown_up_is_no_work():
     assert stated_macs(turned, {"x": np.zeros((1, 3, 4, 4), np.float32)}) == plain + 16 * 8 * 5
 
 
+def test_behind_a_size_that_cannot_be_inferred_there_is_some_work():
+    """Every layer of a detector stands behind a Resize to a size that is worked out on the way: it was allowed none."""
+    sizes = (
+        "m = ReduceMax <keepdims = 0> (x) i = Cast <to = 7> (m) u = Unsqueeze (i, zero) v = Concat <axis = 0> (n, u, u)"
+    )
+    model = hostile(
+        f"{sizes} b = Resize (r, , , v) q = Conv (b, w)",
+        zero=np.array([0]), n=np.array([1, 8]), w=np.ones((5, 8, 1, 1), np.float32),
+    )  # fmt: skip
+    x = np.zeros((1, 3, 4, 4), np.float32)
+    assert stated_macs(model, {"x": x}) == 16 * (3 * 8 + 8 * 2) + x.size * 5 * 8 / 64
+
+
 def test_the_trusted_have_no_child(monkeypatch):
     monkeypatch.setattr(child, "Child", lambda *_, **__: pytest.fail("a child"))
     monkeypatch.setattr(rehearsal, "Child", lambda *_, **__: pytest.fail("a child"))
