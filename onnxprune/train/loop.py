@@ -178,7 +178,7 @@ def train(
     state = _State(network, optimizer, training, {} if memory is None else memory, held, start, little)
     first = state.resume()
     if held["lr"] is None:
-        held["lr"] = find_rate(network, loss, training, check, start)
+        held["lr"], _ = find_rate(network, loss, training, check, start)
     how = replace(training, lr=held["lr"])
     for step in range(first, training.steps):
         for group in optimizer.param_groups:
@@ -212,16 +212,18 @@ def train(
 
 def find_rate(
     network: nn.Module, loss: Loss | Shares, training: Training, check: Check | None, start: Tensor | None
-) -> float:
-    """The learning rate for a run, by short runs that rise and fall as it will. The network is left as it was.
+) -> tuple[float, float]:
+    """The learning rate for a run, by short runs that rise and fall as it will, and what share of the run these took
+    less than the longest search. The network is left as it was.
 
     Ours. A short run favours low rates, which move little and so do little harm, while a long one wins back at its end
     what a higher rate costs on the way. So the highest rate is taken, of rising ones, that costs the held-out samples
     no more than `COSTS` of what they lose at the start, or that is no worse than the best within a standard error.
-    Where a rate is too high, one between it and the last good one is tried too.
+    It is looked for by halving, so that two trials do where the highest one serves; where a rate is too high, one
+    between it and the last good one is tried too.
     """
     if check is None:
-        return training.highest
+        return training.highest, 0.0
     short = max(2, round(TRYING * training.steps))
     network.eval()
     before = _copied(network)
@@ -233,16 +235,18 @@ def find_rate(
     def good(lr: float) -> bool:
         found = train(network, whole, replace(trial, lr=lr), check=check)["merits"]
         network.load_state_dict(before)
-        if found is not None:  # numbers that are none
-            tried[lr] = found.numpy()
-        return found is not None and lr in _good(tried, most)
+        tried[lr] = np.full(1, np.inf) if found is None else found.numpy()  # None: numbers that are none
+        return bool(np.mean(tried[lr]) <= most)
 
     rates = [share * training.highest for share in RATES]
-    bad = next((k for k, lr in enumerate(rates) if not good(lr)), 0)
-    if 0 < bad < len(rates) - 1:  # as many trials as there are rates
-        good(math.sqrt(rates[bad - 1] * rates[bad]))
+    low, high = -1, len(rates)  # the highest that is known to be good, the lowest that is known not to be
+    while high - low > 1:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if good(rates[middle]) else (low, middle)
+    if 0 <= low < len(rates) - 1:
+        good(math.sqrt(rates[low] * rates[high]))
     network.eval()
-    return max(_good(tried, most), default=RATES[0] * training.highest)
+    return max(_good(tried, most), default=rates[0]), TRYING * (len(rates) - len(tried))
 
 
 def _spread(loss: Loss | Shares, stride: float) -> Loss | Shares:
@@ -255,30 +259,40 @@ def _spread(loss: Loss | Shares, stride: float) -> Loss | Shares:
 def _good(tried: Mapping[float, np.ndarray], most: float) -> list[float]:
     """Those whose mean is at most so much, or within a standard error of the least (Breiman et al. 1984), sample by
     sample."""
+    tried = {lr: merits for lr, merits in tried.items() if np.isfinite(merits).all()}
     best = min(tried.values(), key=np.mean, default=np.zeros(1))
     errors = {lr: standard_error(merits, best) if best.size > 1 else 0.0 for lr, merits in tried.items()}
     return [lr for lr, m in tried.items() if np.mean(m - best) <= errors[lr] or np.mean(m) <= most]
 
 
 def steps_within(
-    seconds: float, network: nn.Module, loss: Loss | Shares, training: Training, check: Check | None = None
+    seconds: float,
+    network: nn.Module,
+    loss: Loss | Shares,
+    training: Training,
+    check: Check | None = None,
+    *,
+    again: float = 0.0,
 ) -> int:
     """How many steps find room in so many seconds, with the looks at held-out samples and the trials of rates; at
-    least one. A step and a look are timed; the network is left as it was."""
+    least one. A step and a look are timed; the network is left as it was. `again` is the share of the steps whose
+    samples come again, and take less time."""
+    trials = len(RATES) if training.lr is None else 0
     optimizer, clock = _optimizer(network, training), time.monotonic
-    took = []
-    for _ in range(3):  # the first one pays for what is set up once
-        begin = clock()
-        _differentiated(network, loss, optimizer, training, 0)
-        took.append(clock() - begin)
+    took: list[list[float]] = [[], []]
+    for step in (0, 1, 2):  # the first one pays for what is set up once
+        for kind in took:
+            begin = clock()
+            _differentiated(network, loss, optimizer, training, step)
+            kind.append(clock() - begin)
+    once = (1 - again) * min(took[0]) + again * min(took[1])
     optimizer.zero_grad(set_to_none=True)
     network.eval()
     begin = clock()
     if check is not None:
         check()
-    left = seconds - sum(took) - (1 + LOOKS + len(RATES)) * (clock() - begin)
-    trials = len(RATES) if training.lr is None else 0
-    return max(1, int(left / min(took) / (1 + trials * TRYING)))
+    left = seconds - sum(map(sum, took)) - (1 + LOOKS + trials) * (clock() - begin)
+    return max(1, int(left / once / (1 + trials * TRYING)))
 
 
 def _copied(network: nn.Module) -> dict[str, Tensor]:

@@ -75,13 +75,13 @@ def objective(
         raise UsageError("nothing to train on; give --recipe with labelled data, or --calib with samples")
     teacher, compared = _original(net, on)
     samples = labelled or Samples(given, batch, teacher.takes or 1)
-    how, draw = Distillation(), step_samples(samples, augment, seed, on)
+    temperature, draw = Distillation().temperature, step_samples(samples, augment, seed, on)
     ends = compared.ends_of(every=False)
 
     def loss(network: Network, step: int) -> Tensor:
         feeds, loss_of_labels = draw(step)
         goal = compared.goals(teacher, feeds, ends)
-        return compared.loss(goal, network, feeds, how, ends, labelled=loss_of_labels)[0]
+        return compared.loss(goal, network, feeds, temperature, ends, labelled=loss_of_labels)[0]
 
     return Taught(loss, teacher.takes)
 

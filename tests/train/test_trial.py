@@ -20,7 +20,7 @@ from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.pipeline.training import train_and_prune  # noqa: E402
 from onnxprune.pipeline.training_settings import TrainSettings  # noqa: E402
 from onnxprune.runtime.ports import InputSpec  # noqa: E402
-from onnxprune.train.distill import Distillation, distill  # noqa: E402
+from onnxprune.train.distill import Compared, Distillation, distill  # noqa: E402
 from onnxprune.train.judge import Judge  # noqa: E402
 from onnxprune.train.loop import Training, find_rate, rate, train  # noqa: E402
 from onnxprune.train.network import Network  # noqa: E402
@@ -131,7 +131,8 @@ def test_a_trial_is_a_run_in_small():
         seen.append(step)
         return net.weight.square().sum(), {}
 
-    find_rate(net, loss, replace(FAST, steps=160, lr=None, highest=1e-3), lambda: net.weight.detach().reshape(1), None)
+    how = replace(FAST, steps=160, lr=None, highest=1e-3)
+    assert find_rate(net, loss, how, lambda: net.weight.detach().square().reshape(1), None) == (1e-3, 2 / 16)
     assert len(seen) % 10 == 0 and seen[:10] == list(range(0, 160, 16)) == seen[-10:]
 
 
@@ -162,15 +163,21 @@ def test_the_outcome_does_not_depend_on_the_cores():
     assert files[0] == files[1] == files[2] and torch.get_num_threads() == before
 
 
-def test_answers_that_are_kept_are_those_that_are_worked_out_anew(monkeypatch):
+@pytest.mark.parametrize("augment", [(), ("flip", "mixup")])
+def test_answers_that_are_kept_are_those_that_are_worked_out_anew(monkeypatch, augment):
     net, alive, pruned = halved()
-    found = []
+    found, asked, goals = [], [], Compared.goals
+    monkeypatch.setattr(Compared, "goals", lambda *given: asked.append(1) or goals(*given))
     for room in (1 << 28, 0):
+        asked.append(0)
         monkeypatch.setattr("onnxprune.train.distill.ANSWERS", room)
-        model = distill(net, Graph(pruned), alive, batches(4), settings=replace(HOW, epochs=2)).export()
+        how = replace(HOW, epochs=6, blockwise=0.0, augment=augment)
+        model = distill(net, Graph(pruned), alive, batches(4), settings=how).export()
         found.append({t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer})
     for name, value in found[0].items():
         np.testing.assert_allclose(value, found[1][name], atol=1e-5)
+    first, second = "".join(map(str, asked)).split("0")[1:]
+    assert 0 < len(first) < len(second) / 2
 
 
 def test_a_rate_that_destroys_is_found_out():
