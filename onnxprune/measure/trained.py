@@ -21,6 +21,7 @@ class Trained:
         rate: the highest learning rate.
         start: what training started from, in words.
         why: where nothing was compared, why not.
+        augment: how samples varied, as `--augment` takes it.
     """
 
     step: str
@@ -35,6 +36,7 @@ class Trained:
     rate: float | None
     start: str = "the start"
     why: str = ""
+    augment: str = ""
 
     def in_words(self) -> str:
         """`improved held-out KL 0.31 → 0.12 at step 340 of 400`."""
@@ -42,6 +44,7 @@ class Trained:
             return f"kept {self.start}: {self.why}" if self.kept == "start" else self.why
         figures = f"held-out {self.figure} {self.before:.3g} → {self.after:.3g}"
         if self.kept == "trained":
-            return f"improved {figures} at step {self.at} of {self.steps} ({self.samples} judged)"
+            varied = f", --augment {self.augment}" if self.augment else ""
+            return f"improved {figures} at step {self.at} of {self.steps} ({self.samples} judged{varied})"
         least = "" if self.noise is None else f"; a fall by less than {self.noise:.2g} may be chance"
         return f"kept {self.start}: {self.steps} steps did not help ({figures} on {self.samples}{least})"

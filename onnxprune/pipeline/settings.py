@@ -231,9 +231,10 @@ class Settings:
         "machine's",
         read=float, check=_minutes, part=REPAIR, commands=MAKING, rare=True,
     )  # fmt: skip
-    augment: tuple[str, ...] = option(
-        (), "LIST", "flip,shift=2,crop=0.5,mixup=0.5,cutmix (default none)",
-        'how samples vary when distilling: "flip", "shift=2" (pixels), "crop=0.5", "mixup=0.5", "cutmix=0.5" (shares)',
+    augment: tuple[str, ...] | None = option(
+        None, "LIST", "flip,shift=2,crop=0.5,mixup=0.5,cutmix; none (default what is harmless)",
+        'how samples vary when distilling: "flip", "shift=2" (pixels), "crop=0.5", "mixup=0.5", "cutmix=0.5" (shares), '
+        '"none"; None: images that get classes by what leaves the answers as they are, and by "cutmix"',
         read=words, part=REPAIR, commands=MAKING, rare=True,
     )  # fmt: skip
     recipe: str | None = option(

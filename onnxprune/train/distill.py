@@ -38,9 +38,11 @@ from onnxprune.train.loop import Training, find_rate, half_precision, steps_with
 from onnxprune.train.network import Network, as_feeds, channels_last, only_batch
 from onnxprune.train.processes import process_group, rank, ranks
 from onnxprune.train.recipe import Recipe
-from onnxprune.train.samples import Samples, augmenter
+from onnxprune.train.samples import MOST, NONE, Samples, augmenter, harmless
 from onnxprune.train.shares import Figured, Share, Shares, alone, set_up
 
+LOOKED_AT = 128
+"""Samples by which it is found how samples may vary."""
 MOST_ENDS = 12
 """Block ends that are compared; of more, so many evenly spaced."""
 
@@ -68,7 +70,8 @@ class Distillation:
             with a recipe, whose labels are to be heard, 1.
         blockwise: share of the run in which every block end counts.
         held_out: share of the samples that is not trained on, where no others are given to judge by.
-        augment: see `train.samples.AUGMENTATIONS`.
+        augment: see `train.samples.AUGMENTATIONS`; None: what is harmless (`train.samples.harmless`), where the network
+            gives images classes and there is no recipe.
         batch_norm: see `network.BATCH_NORM`; None: frozen, but with a recipe, which has more samples, the batch's.
         recipe: file.py with samples to train on, and a loss of their labels that is added, see `recipe`; None: none.
         seed: for everything random.
@@ -82,7 +85,7 @@ class Distillation:
     maps: float | None = None
     blockwise: float = 0.3
     held_out: float = 0.125
-    augment: tuple[str, ...] = ()
+    augment: tuple[str, ...] | None = None
     batch_norm: str | None = None
     recipe: str | None = None
     seed: int = 0
@@ -133,7 +136,7 @@ def distill(
             lesson.student, lesson.loss, lesson.training, check=lambda: judge(lesson.student), start=start,
             little=judge.little, progress=progress,
         )  # fmt: skip
-        tell(verdict("distill", judge, start, found))
+        tell(verdict("distill", judge, start, found, lesson.augment))
     return lesson.student.cpu().learned()
 
 
@@ -174,14 +177,15 @@ class Lesson:
         if self.recipe is None and held is None:
             fit, held = fit.parted(how.held_out)
         self.fit = fit
+        self.augment = self._harmless(fit) if how.augment is None else tuple(a for a in how.augment if a != NONE)
         self.training = how.training if how.epochs is None else replace(how.training, steps=how.epochs * fit.per_epoch)
         self.judge = self._judge(held)
         shared = self.recipe is None and device.type == "cpu" and norm == "frozen"
-        if self.recipe is None and not how.augment and self.judge is not None:
+        if self.recipe is None and not self.augment and self.judge is not None:
             self.fit = self._answered(fit)
-        self._again = self.recipe is None and bool(how.augment) and norm == "frozen"
+        self._again = self.recipe is None and bool(self.augment) and norm == "frozen"
         self._answers, self._room = dict[tuple[int, int], dict[str, Tensor]](), ANSWERS
-        self._draw = step_samples(self.recipe or self.fit, how.augment, how.seed, device)
+        self._draw = step_samples(self.recipe or self.fit, self.augment, how.seed, device)
         self.loss = Shares(self._shares) if shared else self._whole
 
     def last(self, seconds: float, judge: Judge | LabelJudge, start: Tensor) -> None:
@@ -197,12 +201,29 @@ class Lesson:
             rate, spared = find_rate(self.student, self.loss, self.training, check, start)
             self.training = replace(self.training, steps=int(steps * (1 + spared)), lr=rate)
 
+    def _harmless(self, fit: Samples) -> tuple[str, ...]:
+        """How samples may vary where nobody says it."""
+        [name, *others] = self.compared.outputs
+        whole = fit.whole or {}
+        images = [v for v in whole.values() if v.ndim == 4]
+        if self.recipe or others or not self.compared.outputs[name] or len(whole) != 1 or not images:
+            return ()
+        few = as_feeds({k: v[:: max(1, len(v) // LOOKED_AT)][:LOOKED_AT] for k, v in whole.items()}, self.device)
+        [(fed, x)] = few.items()
+
+        @torch.no_grad()
+        def classes(x: Tensor) -> Tensor:
+            parts = [self.teacher({fed: part}, [name])[name].argmax(1) for part in x.split(MOST)]
+            return torch.cat(parts)
+
+        return harmless(classes, x, self.how.seed)
+
     def _judge(self, held: Samples | None) -> Judge | LabelJudge | None:
         if self.recipe is not None:
             return LabelJudge(self.recipe, self.device)
         if held is None or held.count < 2:
             return None
-        return Judge(self.teacher, held, self.compared.outputs, self.device, self.how.augment, self.how.seed)
+        return Judge(self.teacher, held, self.compared.outputs, self.device, self.augment, self.how.seed)
 
     def _whole(self, step: int) -> Figured:
         feeds, labelled = self._draw(self._batch(step))

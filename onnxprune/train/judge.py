@@ -131,7 +131,9 @@ class LabelJudge:
         return merits.mean().repeat(2) if self.recipe.shared else merits
 
 
-def verdict(step: str, judge: Judge | LabelJudge, start: Tensor, found: Mapping[str, Any]) -> Trained:
+def verdict(
+    step: str, judge: Judge | LabelJudge, start: Tensor, found: Mapping[str, Any], augment: Sequence[str] = ()
+) -> Trained:
     """What came of a run of `loop.train`.
 
     Args:
@@ -139,6 +141,7 @@ def verdict(step: str, judge: Judge | LabelJudge, start: Tensor, found: Mapping[
         judge: what it was judged by.
         start: (samples,) of what it started from.
         found: what the loop gave back.
+        augment: how samples varied.
     """
     merits = found["merits"]
     return Trained(
@@ -153,4 +156,5 @@ def verdict(step: str, judge: Judge | LabelJudge, start: Tensor, found: Mapping[
         found["steps"],
         found["lr"],
         why="training met numbers that are none" if merits is None else "",
+        augment=",".join(augment),
     )

@@ -151,6 +151,34 @@ MIXING = frozenset({"mixup", "cutmix"})
 """Those that make one image of several."""
 
 
+NONE = "none"
+"""Asked for where samples are not to vary."""
+ALIKE = 0.8
+"""Share of the samples that the original must take for the same class when they are varied, for that to be harmless."""
+LARGE = 64
+"""Pixels of a side from which windows of an image are still the image; smaller ones are shifted by an eighth."""
+
+
+def harmless(classes: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> tuple[str, ...]:
+    """The augmentations that suit images which nobody has said anything of: those that leave the original's answers as
+    they are, and, where there is one, blends of images. Ours.
+
+    Args:
+        classes: images -> what the original takes each of them for.
+        x: some images, (n, c, h, w).
+        seed: of the variants.
+    """
+    side, rng = min(x.shape[2:]), torch.Generator().manual_seed(seed)
+    amount = max(1, side // 8)
+    variants = {
+        "flip": x.flip(3),
+        **({"crop=0.5": _crop(x, 0.5, rng)} if side >= LARGE else {f"shift={amount}": _shift(x, amount, rng)}),
+    }
+    before = classes(x)
+    found = [spec for spec, varied in variants.items() if float((classes(varied) == before).float().mean()) >= ALIKE]
+    return (*found, "cutmix") if found else ()
+
+
 def one_by_one(specs: Sequence[str]) -> list[str]:
     """The augmentations that leave every image on its own."""
     return [spec for spec in specs if spec.partition("=")[0] not in MIXING]

@@ -25,7 +25,7 @@ from onnxprune.train.judge import Judge  # noqa: E402
 from onnxprune.train.loop import Training, find_rate, rate, train  # noqa: E402
 from onnxprune.train.network import Network  # noqa: E402
 from onnxprune.train.recipe import Recipe  # noqa: E402
-from onnxprune.train.samples import Samples  # noqa: E402
+from onnxprune.train.samples import Samples, harmless  # noqa: E402
 from tests.train.test_distill import HOW, batches, halved, small  # noqa: E402
 
 # ---- what is chance --------------------------------------------------------------------------------------------
@@ -148,6 +148,36 @@ def test_short_trials_do_not_settle_for_the_lowest_rate():
     said = train(net, lambda step: ((net.weight - 1.0).square().sum(), {}), replace(FAST, lr=None, highest=0.05),
                  check=figures, start=figures())  # fmt: skip
     assert said["lr"] == 0.05 and said["kept"] == "start" and float(net.weight) == 0.0
+
+
+def rising(x):
+    """Left to right."""
+    return x[..., -1].sum((1, 2)) - x[..., 0].sum((1, 2))
+
+
+def whole(x):
+    return x.sum((1, 2, 3))
+
+
+def pixel_by_pixel(x):
+    """No two alike."""
+    return (x * torch.randn(x.shape[2:], generator=torch.Generator().manual_seed(1)).sign()).sum((1, 2, 3))
+
+
+HARMLESS = [
+    (rising, 32, 2, ("shift=4", "cutmix")),
+    (whole, 32, 2, ("flip", "shift=4", "cutmix")),
+    (whole, 64, 2, ("flip", "crop=0.5", "cutmix")),
+    (pixel_by_pixel, 32, 0, ()),
+]
+
+
+@pytest.mark.parametrize(("score", "side", "calm", "found"), HARMLESS)
+def test_samples_vary_as_the_original_sees_no_difference(score, side, calm, found):
+    rng = torch.Generator().manual_seed(0)
+    light, slope = torch.randn(2, 64, 1, 1, 1, generator=rng)
+    x = torch.randn(64, 1, side, side, generator=rng) + calm * (light + slope * torch.linspace(-1, 1, side))
+    assert harmless(lambda x: (score(x) > 0).long(), x, 0) == found
 
 
 # ---- distillation ------------------------------------------------------------------------------------------------
