@@ -4,15 +4,18 @@
     python benchmarks/merged.py --nets resnet56_fmnist --speedups 1.9
     python benchmarks/merged.py --nets resnet56_fmnist --rows 2-3,4-5,6-7,8-9,11-14,15-18
     python benchmarks/merged.py --nets cifar_resnet56 --ratios 0.15,0.225 --data ../shared/data
+    python benchmarks/merged.py --nets resnet20_fmnist --ratios 0.36 --samples 2048 --minutes 3
 
 `--methods merge` alone, so that a ratio says how many blocks go; channels and ranks stay out of it. `stride` counts the
 merged blocks whose shortcut has a layer of its own. "blocks" counts what became one: of blocks in a row all of them.
-Images: 512 of the training set, no labels. Time: ONNX Runtime on this machine's CPU, one thread, batch 1, in turns.
+Images: 512 of the training set, no labels; with `--minutes` what was merged is trained on them (`--repair distill`), on
+all cores. Time: ONNX Runtime on this machine's CPU, one thread, batch 1, in turns.
 CIFAR nets (`cifar_*.onnx`) need Pillow and the folder of `--data`.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -43,6 +46,8 @@ def main() -> int:
     add("--speedups", type=common.numbers, default=(), metavar="LIST", help="what to ask for instead")
     add("--rows", metavar="LIST", help="these blocks, counted from 1, in place of a choice: 2-3,4-7,9x1 (x1: 1x1)")
     add("--data", type=Path, default=common.ROOT.parent / "shared" / "data", metavar="DIR", help="for the CIFAR nets")
+    add("--samples", type=int, default=common.SAMPLES, metavar="N", help="unlabelled images (512)")
+    add("--minutes", type=float, metavar="M", help="of training without labels (none)")
     add("--seed", type=int, default=0, metavar="N", help="of the images that are drawn (0)")
     args = parser.parse_args()
     begin, cache, lines = time.perf_counter(), common.Cache(args.cache), []
@@ -57,9 +62,9 @@ def main() -> int:
         for goal in goals:
             key = {
                 "benchmark": "merged", "model": common.file_digest(path), goal[0]: goal[1], "seed": args.seed,
-                "code": common.code_digest(),
+                "samples": args.samples, "minutes": args.minutes, "code": common.code_digest(),
             }  # fmt: skip
-            line = cache.get(key, lambda path=path, goal=goal, data=data: measure(path, goal, data, args.seed))
+            line = cache.get(key, lambda path=path, goal=goal, data=data: measure(path, goal, data, args))
             lines.append({"net": net, "asked": SPELLED[goal[0]](goal[1]), **line})
             common.say(str(lines[-1]))
     rows = [
@@ -77,19 +82,19 @@ def main() -> int:
 
 
 def measure(
-    path: Path, goal: tuple[str, float | str], data: common.Fashion | common.Cifar, seed: int
+    path: Path, goal: tuple[str, float | str], data: common.Fashion | common.Cifar, args: argparse.Namespace
 ) -> dict[str, object]:
     """One net and share of MACs, or speed-up, or blocks that were chosen by hand."""
     kind, value = goal
+    given = data.calibration(args.seed, args.samples)
+    how = {"threads": 1} if args.minutes is None else {"repair": "distill", "minutes": args.minutes}
     if kind == "rows":
-        subject = onnxprune.open_model(path, calibration=data.calibration(seed))
-        plan = PrunePlan(subject.digest, by_hand(subject.net, str(value)), seed=seed)
-        found = onnxprune.apply_plan(subject, plan, onnxprune.Settings(threads=1), bench=True)
+        subject = onnxprune.open_model(path, calibration=given)
+        plan = PrunePlan(subject.digest, by_hand(subject.net, str(value)), seed=args.seed)
+        found = onnxprune.apply_plan(subject, plan, onnxprune.Settings(**how), bench=True)
     else:
         aim = {"ratio": value, "bench": True} if kind == "ratio" else {"target": onnxprune.Target(kind, value)}
-        found = onnxprune.prune(
-            path, calibration=data.calibration(seed), methods=("merge",), best_effort=True, threads=1, **aim
-        )
+        found = onnxprune.prune(path, calibration=given, methods=("merge",), best_effort=True, **how, **aim)
     merged = [edit for edit in found.plan.edits if isinstance(edit, MergeBlock)]
     return {
         "macs": found.after.macs / found.before.macs,
