@@ -32,6 +32,7 @@ from onnxprune.channels import Analysed, CutSizes
 from onnxprune.graph import operators
 from onnxprune.graph.model import Graph
 from onnxprune.measure.trained import Trained
+from onnxprune.numerics import on_disk
 from onnxprune.runtime.ports import Feeds, input_specs
 from onnxprune.train.judge import Judge, LabelJudge, verdict
 from onnxprune.train.loop import Training, find_rate, half_precision, steps_within, train
@@ -50,8 +51,8 @@ MOST_ENDS = 12
 MAPS = 64.0
 """The last map tells more of an image than the few classes that it is seen as. ResNet-20 on CIFAR-10 at −54%, 2,000
 steps, KL on 5,000 unseen images: 0.068 with 1, 0.060 with 4, 0.054 with 16, 0.052 with 64, no gain without maps."""
-ANSWERS = 1 << 30
-"""Bytes of the original's answers that are kept, at most."""
+ANSWERS = 1 << 28
+"""Bytes of the original's answers to samples that do not vary that are kept, at most."""
 AGAIN = 4
 """Times that an augmented batch comes in a run, all in all: the original answers it once."""
 
@@ -184,7 +185,7 @@ class Lesson:
         if self.recipe is None and not self.augment and self.judge is not None:
             self.fit = self._answered(fit)
         self._again = self.recipe is None and bool(self.augment) and norm == "frozen"
-        self._answers, self._room = dict[tuple[int, int], dict[str, Tensor]](), ANSWERS
+        self._answers, self._room = dict[tuple[int, int], dict[str, Tensor]](), on_disk.share_of_room()
         self._draw = step_samples(self.recipe or self.fit, self.augment, how.seed, device)
         self.loss = Shares(self._shares) if shared else self._whole
 
