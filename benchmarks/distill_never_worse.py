@@ -4,9 +4,8 @@
     python benchmarks/distill_never_worse.py --nets resnet20 --ratios 0.8 --epochs 2,5,40
     python benchmarks/distill_never_worse.py --nets resnet20 --ratios 0.8 --threads 1,2 --no-cache
     python benchmarks/distill_never_worse.py --nets cifar_resnet20 --ratios 0.54 --samples 2048 --minutes 3 \
-        --augment flip,shift=4,cutmix --unseen 5000
-    python benchmarks/distill_never_worse.py --nets efficientnet_lite0 --ratios 0.5 --samples 450 --minutes 15 \
-        --augment flip,crop
+        --unseen 5000
+    python benchmarks/distill_never_worse.py --nets efficientnet_lite0 --ratios 0.5 --samples 450 --minutes 15
 
 For every net and share of MACs: the plan of `prune` on `--samples` unlabelled training images, refitted (the start),
 and the same plan with `--repair distill` (the end). Both are compared with the original on `--unseen` test images; no
@@ -53,7 +52,7 @@ def main() -> int:
     add("--threads", type=lambda text: tuple(map(int, text.split(","))), default=(None,), metavar="LIST")
     add("--samples", type=int, default=512, metavar="N", help="unlabelled training images (512)")
     add("--unseen", type=int, default=2000, metavar="N", help="test images to compare on (2000)")
-    add("--augment", type=common.words, default=(), metavar="LIST")
+    add("--augment", type=common.words, metavar="LIST", help="(what is harmless)")
     add("--uniform", action="store_true", help="equal shares of every layer by L1 norm: a plan that takes no time")
     args = parser.parse_args()
     begin, cache, lines, rows = time.perf_counter(), common.Cache(args.cache), [], []
@@ -108,7 +107,8 @@ def measure(
     unseen, labels = test
     key = {
         "benchmark": "distill_never_worse", "model": common.file_digest(path), "ratio": ratio, "samples": len(given),
-        "unseen": len(unseen), "augment": list(args.augment), "uniform": args.uniform, "code": common.code_digest(),
+        "unseen": len(unseen), "augment": args.augment and list(args.augment), "uniform": args.uniform,
+        "code": common.code_digest(),
     }  # fmt: skip
     memory: dict[str, Any] = {}
 
