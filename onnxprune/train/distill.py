@@ -39,7 +39,7 @@ from onnxprune.train.loop import Training, find_rate, half_precision, steps_with
 from onnxprune.train.network import Network, as_feeds, channels_last, only_batch
 from onnxprune.train.processes import process_group, rank, ranks
 from onnxprune.train.recipe import Recipe
-from onnxprune.train.samples import MOST, NONE, Samples, augmenter, harmless
+from onnxprune.train.samples import NONE, Samples, augmenter, harmless, is_image
 from onnxprune.train.shares import Figured, Share, Shares, alone, set_up
 
 LOOKED_AT = 128
@@ -204,20 +204,20 @@ class Lesson:
 
     def _harmless(self, fit: Samples) -> tuple[str, ...]:
         """How samples may vary where nobody says it."""
-        [name, *others] = self.compared.outputs
-        whole = fit.whole or {}
-        images = [v for v in whole.values() if v.ndim == 4]
-        if self.recipe or others or not self.compared.outputs[name] or len(whole) != 1 or not images:
+        [name, *others], whole = self.compared.outputs, fit.whole or {}
+        if self.recipe or others or not self.compared.outputs[name] or len(whole) != 1:
             return ()
-        few = as_feeds({k: v[:: max(1, len(v) // LOOKED_AT)][:LOOKED_AT] for k, v in whole.items()}, self.device)
-        [(fed, x)] = few.items()
+        [(fed, given)] = whole.items()
+        some = given[:: max(1, len(given) // LOOKED_AT)][:LOOKED_AT]
+        some = some[: len(some) // fit.unit * fit.unit]
+        if not is_image(given) or not len(some):
+            return ()
 
         @torch.no_grad()
         def classes(x: Tensor) -> Tensor:
-            parts = [self.teacher({fed: part}, [name])[name].argmax(1) for part in x.split(MOST)]
-            return torch.cat(parts)
+            return torch.cat([self.teacher(part, [name])[name] for part in fit.shares({fed: x})]).argmax(1)
 
-        return harmless(classes, x, self.how.seed)
+        return harmless(classes, as_feeds({fed: some}, self.device)[fed], self.how.seed)
 
     def _judge(self, held: Samples | None) -> Judge | LabelJudge | None:
         if self.recipe is not None:

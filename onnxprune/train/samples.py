@@ -159,6 +159,11 @@ LARGE = 64
 """Pixels of a side from which windows of an image are still the image; smaller ones are shifted by an eighth."""
 
 
+def is_image(value: np.ndarray) -> bool:
+    """Whether samples are images: (n, up to 4 channels, h, w) in floating point."""
+    return value.ndim == 4 and value.dtype.kind == "f" and value.shape[1] <= 4 and min(value.shape[2:]) >= LEAST
+
+
 def harmless(classes: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> tuple[str, ...]:
     """The augmentations that suit images which nobody has said anything of: those that leave the original's answers as
     they are, and, where there is one, blends of images. Ours.

@@ -25,7 +25,7 @@ from onnxprune.train.judge import Judge  # noqa: E402
 from onnxprune.train.loop import Training, find_rate, rate, train  # noqa: E402
 from onnxprune.train.network import Network  # noqa: E402
 from onnxprune.train.recipe import Recipe  # noqa: E402
-from onnxprune.train.samples import Samples, harmless  # noqa: E402
+from onnxprune.train.samples import Samples, harmless, is_image  # noqa: E402
 from tests.train.test_distill import HOW, batches, halved, small  # noqa: E402
 
 # ---- what is chance --------------------------------------------------------------------------------------------
@@ -178,6 +178,25 @@ def test_samples_vary_as_the_original_sees_no_difference(score, side, calm, foun
     light, slope = torch.randn(2, 64, 1, 1, 1, generator=rng)
     x = torch.randn(64, 1, side, side, generator=rng) + calm * (light + slope * torch.linspace(-1, 1, side))
     assert harmless(lambda x: (score(x) > 0).long(), x, 0) == found
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "found"),
+    [((9, 3, 16, 16), "f", True), ((9, 1, 8, 40), "e", True), ((9, 16, 16, 3), "f", False), ((9, 3, 16, 16), "u1", False),
+     ((9, 3, 16), "f", False), ((9, 2, 4, 4), "f", False)],
+)  # fmt: skip
+def test_what_an_image_is(shape, dtype, found):
+    assert is_image(np.zeros(shape, dtype)) is found
+
+
+@pytest.mark.parametrize("augment", [None, ("none",), ("flip",)])
+def test_how_samples_vary_is_told(augment):
+    net, alive, pruned = halved()
+    told = []
+    how = replace(HOW, epochs=1, augment=augment)
+    distill(net, Graph(pruned), alive, batches(4), settings=how, tell=told.append)
+    said = told[0].augment.split(",") if told[0].augment else []
+    assert said[-1:] == {None: ["cutmix"], ("none",): [], ("flip",): ["flip"]}[augment]
 
 
 # ---- distillation ------------------------------------------------------------------------------------------------
