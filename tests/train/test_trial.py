@@ -221,7 +221,7 @@ def test_answers_that_are_kept_are_those_that_are_worked_out_anew(monkeypatch, a
         asked.append(0)
         monkeypatch.setattr("onnxprune.train.distill.ANSWERS", room)
         monkeypatch.setattr("onnxprune.numerics.on_disk.share_of_room", lambda room=room: room)
-        how = replace(HOW, epochs=6, blockwise=0.0, augment=augment)
+        how = replace(HOW, epochs=6, augment=augment)
         model = distill(net, Graph(pruned), alive, batches(4), settings=how).export()
         found.append({t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer})
     for name, value in found[0].items():
