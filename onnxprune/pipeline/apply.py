@@ -44,6 +44,7 @@ from onnxprune.rewrite.factorize import factorable
 from onnxprune.rewrite.quantized import floating
 from onnxprune.rewrite.repair.nearest import cut_merged
 from onnxprune.rewrite.repair.table import NONE, Repair
+from onnxprune.rewrite.resample import seen_at
 from onnxprune.runtime import ports
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import Partition
@@ -112,6 +113,7 @@ def apply_plan(
     if bench:
         subject.check_timing(settings)
     net, parts = subject.net, subject.partition(settings.seed)
+    seen = seen_at(net, plan.edits)
     cut = cut_and_prove(net, plan, None if parts is None else parts.held.first(PROBED), stop_early=stop_early)
     repair, words = chosen_repair(subject, plan, settings)
     if parts is not None and (on_trial or _judged_by_samples(repair, settings, tune)):
@@ -121,7 +123,7 @@ def apply_plan(
     if parts is None and not plan.lossless and original is None:
         warnings.append(_unsampled(repair))
     merges = repair.merges_likest and plan.by_likeness
-    start = _merged(net, plan, parts, settings) if parts is not None and merges else cut.graph
+    start = _merged(seen, plan, parts, settings) if parts is not None and merges else cut.graph
     graph, trained = _mended(subject, plan, repair, parts, settings, tune, progress, start)
     if parts is None and repair.name != NONE:
         check_repaired(net, graph.model)
@@ -134,7 +136,7 @@ def apply_plan(
         )
     sign(graph.model, first, plan, settings, repair.name)
     looks = spots_of(first.graph, first.channels.shapes, first.channels.ran)
-    before, (after, looks_after) = first.cost(), _cost(net, plan, graph, first)
+    before, (after, looks_after) = first.cost(), _cost(seen, plan, graph, first)
     warnings += filter(None, [doubt(before)])
     if after.params > before.params and shares_weights(net.graph, net.channels):
         warnings.append(SHARED)
@@ -296,6 +298,7 @@ def check_plan(subject: Subject, plan: PrunePlan) -> None:
             raise PlanError(f"the plan drops block {e.block!r}, which is no residual block of the model")
         if isinstance(e, KeepChannels) and not e.keep and e not in blocks:
             raise PlanError(f"the plan keeps no channel of group {e.group!r}, which others than Concats read")
+    seen_at(subject.net, plan.edits)
     _mergeable(subject, plan)
     if plan.fused() and not plan.lossless:
         raise PlanError(

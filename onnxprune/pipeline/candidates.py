@@ -79,7 +79,7 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
     groups = tuple(g for g in net.channels.groups if g.name not in leave)
     net = replace(net, channels=replace(net.channels, groups=groups))
     kinds, of = set(settings.kinds()), settings.of or "macs"
-    if not groups and not {"blocks", "rank", "merge", "3c"} & kinds:
+    if not groups and not {"blocks", "rank", "merge", "3c", "resolution"} & kinds:
         raise UnsupportedError(f"nothing can be pruned: {why_not(net.channels)}")
     limits, adaptive = limits_of(settings), how == "adaptive"
     if settings.quantize is not None:
@@ -89,7 +89,8 @@ def find_candidates(net: Analysed, settings: Settings, how: str, *, leave: Colle
     dropped = frozenset(b.name for b in blocks)
     blocks = (*blocks, *{r.block.name: r.block for r in runs.values() if r.block.name not in dropped}.values())
     ranked = bool({"rank", "3c"} & kinds) and adaptive and of != "channels"
-    if not any(map(limits.allows, groups)) and not blocks and not ranked:
+    smaller = adaptive and "resolution" in kinds and "channels" not in kinds  # whether any is, is seen later
+    if not any(map(limits.allows, groups)) and not blocks and not ranked and not smaller:
         _refuse(net, settings, of, adaptive=adaptive)
     floats = floating(net) if groups and "channels" in kinds and not blocks and of != "latency" else None
     if floats is not None:  # what integers stand for says more; layers of integers are never made of two

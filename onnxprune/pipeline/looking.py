@@ -254,11 +254,13 @@ class Looking:
 
     @cached_property
     def _compared(self) -> Compared | None:
+        return None if self.subject.calibration is None else self.compared(COMPARED)
+
+    def compared(self, most: int) -> Compared:
+        """What carries plans out and judges them, where there are samples: on at most so many, and as many others."""
         settings, net = self.settings, self.subject.net
-        if self.subject.calibration is None:
-            return None
-        learn = first_batches(self.samples().learn, COMPARED, net.batch)
-        judges = first_batches(self.samples().judge, net.judged(COMPARED), min(net.batch, RIVAL_BATCH))
+        learn = first_batches(self.samples().learn, most, net.batch)
+        judges = first_batches(self.samples().judge, net.judged(most), min(net.batch, RIVAL_BATCH))
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
         own = {name: getattr(settings, name) for name in repair.options}
         mending = Mending(repair, learn, options=own, threads=settings.threads, seed=settings.seed)

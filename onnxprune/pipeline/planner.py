@@ -35,6 +35,7 @@ from onnxprune.pipeline.looking import Looking
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_merges, time_network
+from onnxprune.pipeline.resolutions import Smaller, smaller_inputs
 from onnxprune.pipeline.rivals import simple, unbeaten
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
@@ -46,6 +47,8 @@ BATCH = 32
 COARSE, HAIR = 0.02, 0.002
 """An overshoot that tells of coarse widths, and what may be missing then: half of a power of two channels is often a
 little less than half of the cost."""
+SMALLEST, FINER = "smallest", "finer"
+"""Kinds of plans: the input as small as the ratio allows, and one size above that."""
 STEPS_UP = 8
 """Ratios above the one asked for that are tried where the widths allowed fall short of it."""
 
@@ -68,6 +71,7 @@ class Planner:
         offered: the layers that may be made of two, with every way that is faster.
         ranks: the same, with the ways that nothing beats in what counts.
         moves: the blocks, with what their going does to the outputs.
+        smaller: sizes at which the network may see its input, the least work first.
 
     Raises:
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
@@ -95,11 +99,15 @@ class Planner:
         self.ranks = () if self.candidates.staged else self.prices.best(self.offered)
         if settings.methods is None and not (self.candidates.groups or self.moves or self.ranks):
             raise UnsupportedError(f"nothing can be pruned: {why_not(self.candidates.net.channels)}")
+        self.smaller: tuple[Smaller, ...] = ()
         self._alone = self.prices.channels_alone()
         self._blocks = self.prices.model(())
         self._mixed = self.prices.model(self.ranks)
         if ones is not None:
             ones.save()
+        self.smaller = smaller_inputs(self.looking, self.of, self.path, self._report("resolution"))
+        if not (self.kinds or self.offered):
+            raise UnsupportedError("nothing can be pruned: no block can go, and the network can see no smaller input")
 
     def _try_blocks(self) -> tuple[BlockMove, ...]:
         """The blocks, with what their going, or becoming one layer, does to the outputs."""
@@ -123,16 +131,16 @@ class Planner:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The ways to spend a budget that compete: channels alone, these and blocks, and the mix of channels, blocks
-        and ranks. Where times count, the first and the last."""
+        """The ways to spend a budget that compete: channels alone, these and blocks, the mix of channels, blocks
+        and ranks, and a smaller input with as much of the mix as it still takes. Where times count, all but the
+        second."""
         if self.candidates.staged:
             return ("3c",)
-        cuts = ("channels",) if self.candidates.channels else ()
+        cuts, smaller = ("channels",) if self.candidates.channels else (), (SMALLEST,) if self.smaller else ()
         if not (self.moves or self.ranks or not cuts):
-            return cuts
-        return (
-            (*cuts, "blocks", "mix") if cuts and self.moves and self.ranks and self.of != "latency" else (*cuts, "mix")
-        )
+            return (*cuts, *smaller)
+        blocks = ("blocks",) if cuts and self.moves and self.ranks and self.of != "latency" else ()
+        return (*cuts, *blocks, "mix", *smaller)
 
     @one_blas_thread
     @bounded
@@ -142,6 +150,8 @@ class Planner:
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
+        if kind in (SMALLEST, FINER):
+            return self._smaller(ratio, kind)
         named = {m.layer: m for m in self.ranks}
         if kind == "channels":
             found = self._reaching(ratio, lambda asked: self.study.allocate(self._alone, asked, self.how))
@@ -155,6 +165,30 @@ class Planner:
         if kind in ("blocks", "mix") and not (found.drop or found.merge or found.ways) and "channels" in self.kinds:
             return None
         return self._plan(found, ratio, {name: named[name].ways[k] for name, k in found.ways.items()})
+
+    def _smaller(self, ratio: float, kind: str) -> PrunePlan | None:
+        """A plan whose network sees a smaller input, and loses as much more as the ratio still asks for; None for one
+        whose input is not that small. Where nothing else may go, the largest input that does."""
+        others = [k for k in self.kinds if k != SMALLEST][::-1]
+        if not others:
+            enough = [s for s in self.smaller[::-1] if s.saved >= ratio - TOLERANCE] or [*self.smaller]
+            if enough[0].saved < ratio - TOLERANCE and not self.settings.best_effort:
+                raise self._out_of_reach(enough[0].saved, ratio)
+            return None if kind == FINER else self._seen(enough[0], ratio)
+        enough = [s for s in self.smaller if s.saved <= ratio + COARSE][:2]
+        if len(enough) < (1 if kind == SMALLEST else 2):
+            return None
+        size = enough[0 if kind == SMALLEST else 1]
+        rest = 1 - (1 - ratio) / (1 - size.saved)
+        if rest <= HAIR:
+            return self._seen(size, ratio)
+        found = next(p for p in (self.propose(rest, k) for k in others) if p is not None)
+        return replace(found, edits=(size.edit, *found.edits), origin=replace(found.origin, ratio=ratio))
+
+    def _seen(self, size: Smaller, ratio: float) -> PrunePlan:
+        """The plan whose network sees a smaller input, and is whole."""
+        plan = self._plan(Allocation(keep={}, asked=ratio, removed=size.saved), ratio, {})
+        return replace(plan, edits=(size.edit,))
 
     def _reaching(self, ratio: float, allocated: Callable[[float], Allocation]) -> Allocation:
         """What comes closest to a ratio; where widths are so coarse that this falls short, the next that does not, and
@@ -196,7 +230,10 @@ class Planner:
             raise max(missed, key=lambda error: error.removed)
         if self.settings.best_effort and len(plans) > 1:  # otherwise all of them reach it
             plans = [p for p in plans if 1 - 1 / self.gain(p) >= ratio - TOLERANCE] or [max(plans, key=self.gain)]
-        return self._unbeaten(self.better(plans), ratio, larger)
+        best = self.better(plans)
+        if best.resampled() and (finer := self.propose(ratio, FINER)) is not None:
+            best = self.better([best, finer])
+        return self._unbeaten(best, ratio, larger)
 
     @one_blas_thread
     @bounded
@@ -245,7 +282,8 @@ class Planner:
 
     def gain(self, plan: PrunePlan) -> float:
         """Old cost over new, as the cost model sees it."""
-        return self.prices.gain(plan, self.offered)
+        saved = {s.edit: s.saved for s in self.smaller}
+        return self.prices.gain(plan, self.offered) / float(np.prod([1 - saved[e] for e in plan.resampled()]))
 
     def _plan(self, found: Allocation, ratio: float, ways: Mapping[str, Way]) -> PrunePlan:
         channels, runs = self.candidates.net.channels, [self.candidates.runs[name] for name in found.merge]

@@ -20,6 +20,7 @@ from onnxprune.measure.surgery import Surgery, UnstableDecisions, check_equal, c
 from onnxprune.pipeline.lossless import in_words, probing
 from onnxprune.plan import PrunePlan
 from onnxprune.rewrite.apply import alive_after, edit_exactly
+from onnxprune.rewrite.resample import seen_at
 from onnxprune.runtime import ports, sessions
 from onnxprune.runtime.ports import Feeds
 
@@ -45,7 +46,7 @@ def cut_and_prove(net: Analysed, plan: PrunePlan, held: Feeds | None, *, stop_ea
     """Cut, and prove it.
 
     Args:
-        net: the original network.
+        net: the original network; where the plan shows it inputs at other sizes, it is masked as it sees them so.
         plan: what stays.
         held: real samples to look at; None: random ones.
         stop_early: give up on random input as soon as it seems to decide the outputs.
@@ -54,11 +55,11 @@ def cut_and_prove(net: Analysed, plan: PrunePlan, held: Feeds | None, *, stop_ea
         BudgetError: the cut model is not what it must equal (our bug), or random input cannot show it.
         UnstableError: rounding alone decides the outputs on random input.
     """
+    cut, net = edit_exactly(net, plan.edits), seen_at(net, plan.edits)
     graph, channels = net.graph, net.channels
     alive = alive_after(net, plan.edits)
     cuts = removed_by(net, plan)
     probes = [held] if held is not None else _random_probes(net)
-    cut = edit_exactly(net, plan.edits)
     if plan.lossless:
         surgery = check_equal(net.model, cut.model, [*probing(net.feeds), *probes])
     else:

@@ -37,8 +37,8 @@ from onnxprune.runtime.providers import PROVIDERS, check_providers, parse_provid
 if TYPE_CHECKING:
     from onnxprune.plan import Value
 
-METHODS = ("channels", "blocks", "rank", "merge")
-USUAL = ("channels", "blocks", "rank")
+METHODS = ("channels", "blocks", "rank", "merge", "resolution")
+USUAL = ("channels", "blocks", "rank", "resolution")
 """The kinds of edits that are made unless others are asked for."""
 RANKLESS = ("channels", "blocks")
 """The same where parameters or channels count."""
@@ -181,7 +181,7 @@ class Settings:
         check=regular, commands=(*DECIDING, "train"),
     )  # fmt: skip
     methods: tuple[str, ...] | None = _deciding(
-        None, "LIST", "some of channels, blocks, rank and merge; or 3c",
+        None, "LIST", "some of channels, blocks, rank, resolution, merge; or 3c",
         'kinds of edits: "channels", "blocks" (whole residual blocks), "rank" (layers made of two) and "merge" (blocks '
         'made one layer); all but the first need samples and the adaptive allocation, and are left out without them. '
         'Or ("3c",): spatial factorisation, channel factorisation and channels in turn. None: the first two, and ranks '

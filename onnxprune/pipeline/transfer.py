@@ -1,6 +1,7 @@
 """A plan that was made for one model, for its twin: the same structure, other weights, perhaps other names.
 
-What travels: how wide every group becomes, which blocks go or become one layer, the rank of every layer. Which channels
+What travels: how wide every group becomes, which blocks go or become one layer, the rank of every layer, the size at
+which the input is seen. Which channels
 stay is chosen anew, by what they are worth in the twin; where the weights that make a group's channels are the same,
 they stay the same. All else (repair, samples) is the twin's own.
 """
@@ -24,7 +25,8 @@ from onnxprune.errors import PlanError
 from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.settings import Settings
-from onnxprune.plan import DropBlock, Edit, Factorize, KeepChannels, MergeBlock, PrunePlan
+from onnxprune.plan import DropBlock, Edit, Factorize, KeepChannels, MergeBlock, PrunePlan, Resample
+from onnxprune.rewrite.resample import seen_at
 
 MOST = 3
 """Layers that a refusal names."""
@@ -147,7 +149,15 @@ class _Twin:
             return self._block(e)
         if isinstance(e, MergeBlock):
             return self._run(e)
+        if isinstance(e, Resample):
+            return self._seen(e)
         raise PlanError(f"the plan has an edit of {type(e).__name__}, which hangs on the weights; {REMEDY}")
+
+    def _seen(self, e: Resample) -> Resample:
+        name = e.input if e.input in self.subject.feeds else next(iter(self.subject.feeds))
+        found = replace(e, input=name)
+        seen_at(self.subject.net, [found])  # or it is refused
+        return found
 
     def _run(self, e: MergeBlock) -> MergeBlock:
         graph, name = self.subject.graph, self.place(e.block)

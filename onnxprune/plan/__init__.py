@@ -9,6 +9,7 @@ from onnxprune.plan.edits import (
     KeepChannels,
     MergeBlock,
     MergeColumns,
+    Resample,
 )
 from onnxprune.plan.prune_plan import Origin, PrunePlan, Value, read_json
 
@@ -23,6 +24,7 @@ __all__ = [
     "MergeColumns",
     "Origin",
     "PrunePlan",
+    "Resample",
     "Value",
     "read_json",
 ]

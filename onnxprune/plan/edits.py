@@ -182,10 +182,38 @@ class FuseLayers:
             raise PlanError(f"plan: from {self.source!r} to {self.node!r} there is no run of layers")
 
 
+@dataclass(frozen=True)
+class Resample:
+    """Let the network see an input at other sizes: a linear Resize in front of all that reads it.
+
+    Attributes:
+        input: its name.
+        axis: the first of the axes that change; they follow one another.
+        before: their sizes in the run that was looked at.
+        after: the sizes that the network sees.
+    """
+
+    input: str
+    axis: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        pairs = list(zip(self.before, self.after, strict=False))
+        if len(self.before) != len(self.after) or not pairs or self.axis < 1 or any(not 0 < b <= a for a, b in pairs):
+            raise PlanError(f"plan: input {self.input!r} of {self.before} cannot be seen at {self.after}")
+
+    def in_words(self) -> str:
+        """What is seen how: "input x at 160x160 instead of 224x224"."""
+        after, before = ("x".join(map(str, sizes)) for sizes in (self.after, self.before))
+        return f"input {self.input} at {after} instead of {before}"
+
+
 PAIRS = ("channel", "spatial", "matrix")
-Edit = KeepChannels | DropBlock | MergeBlock | MergeColumns | Factorize | FuseLayers
+Edit = KeepChannels | DropBlock | MergeBlock | MergeColumns | Factorize | FuseLayers | Resample
 KINDS = {KeepChannels: "keep_channels", DropBlock: "drop_block", MergeBlock: "merge_block",
-         MergeColumns: "merge_columns", Factorize: "factorize", FuseLayers: "fuse_layers"}  # fmt: skip
+         MergeColumns: "merge_columns", Factorize: "factorize", FuseLayers: "fuse_layers",
+         Resample: "resample"}  # fmt: skip
 
 
 def edit_of(e: Mapping[str, Any]) -> Edit:
@@ -205,6 +233,9 @@ def edit_of(e: Mapping[str, Any]) -> Edit:
         return FuseLayers(str(e["node"]), str(e["source"]))
     if e["edit"] == "factorize":
         return Factorize(str(e["node"]), str(e["kind"]), int(e["rank"]))
+    if e["edit"] == "resample":
+        seen = (tuple(map(int, e[name])) for name in ("before", "after"))
+        return Resample(str(e["input"]), int(e["axis"]), *seen)
     if e["edit"] == "keep_channels":
         return KeepChannels(str(e["group"]), int(e["width"]), tuple(int(k) for k in e["keep"]))
     raise PlanError(f"the plan holds an unknown edit {e['edit']!r} - upgrade onnxprune")

@@ -27,6 +27,7 @@ from onnxprune.plan.edits import (
     KeepChannels,
     MergeBlock,
     MergeColumns,
+    Resample,
     edit_of,
 )
 
@@ -160,6 +161,10 @@ class PrunePlan:
     def fused(self) -> tuple[FuseLayers, ...]:
         """The edits that make one layer of a run of linear ones."""
         return tuple(e for e in self.edits if isinstance(e, FuseLayers))
+
+    def resampled(self) -> tuple[Resample, ...]:
+        """The edits that let the network see an input at other sizes."""
+        return tuple(e for e in self.edits if isinstance(e, Resample))
 
     def merges(self) -> tuple[MergeColumns, ...]:
         """The edits that hand on what removed channels contributed."""

@@ -14,7 +14,7 @@ from onnxprune.measure.fidelity import Fidelity
 from onnxprune.measure.layer_costs import Activations, Layer
 from onnxprune.measure.outline import Outline
 from onnxprune.measure.surgery import Surgery
-from onnxprune.plan import Factorize, FuseLayers, MergeBlock
+from onnxprune.plan import Factorize, FuseLayers, MergeBlock, Resample
 from onnxprune.report.alone import Row
 from onnxprune.report.forecast import Forecast
 from onnxprune.report.pictures import Sample
@@ -78,6 +78,7 @@ class Told(TypedDict):
     refused: NotRequired[tuple[Refused, ...]]
     blocks: tuple[str, ...]
     merged: NotRequired[tuple[MergeBlock, ...]]
+    resampled: NotRequired[tuple[Resample, ...]]
     fused: NotRequired[tuple[FuseLayers, ...]]
     factorized: tuple[Factorize, ...]
     warnings: tuple[str, ...]

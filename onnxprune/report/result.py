@@ -217,6 +217,7 @@ class Result:
             "refused": [asdict(r) for r in self.refused],
             "blocks": list(self.plan.blocks()),
             "merged": [asdict(e) for e in self.plan.merged()],
+            "resampled": [asdict(e) for e in self.plan.resampled()],
             "fused": [asdict(e) for e in self.plan.fused()],
             "factorized": [asdict(e) for e in self.plan.factorized()],
             "warnings": list(self.warnings),

@@ -203,6 +203,8 @@ def sentences(told: Told) -> list[Said]:
     f = told["fidelity"]
     if f is not None:
         found += fidelity_said(f, "held-out samples" if f.held_out else "samples that were also fitted on")
+    smaller = "; ".join(e.in_words() for e in told.get("resampled", ()))
+    found.append(("seen", f"{plain(smaller)}: a Resize comes first" if smaller else ""))
     cut = sum(g["after"] < g["before"] for g in told["groups"])
     found.append(("groups", f"{cut} of {len(told['groups'])} cut; repair: {told['settings'].get('repair', 'none')}"))
     found.append(("blocks", _some("{} dropped", told["blocks"])))

@@ -1,9 +1,10 @@
 """Carry a plan's edits out: the one place where they become a network.
 
-    channels cut → columns merged → blocks out, or one layer → runs fused → repaired → layers made of two → finished
-    → tidied
+    inputs seen at other sizes → channels cut → columns merged → blocks out, or one layer → runs fused → repaired →
+    layers made of two → finished → tidied
 
-A quantized network is repaired in floats, and quantized again.
+A quantized network is repaired in floats, and quantized again. Where inputs are seen at other sizes, the network that
+sees them so is what is cut and repaired; its last layers are then brought back to what the original says.
 
 What comes first is exact: its outcome equals the masked original, and can be proven (`edit_exactly`). What follows
 approximates, and is fitted on samples where there are any. Everything that wants to know what a plan makes of a
@@ -30,13 +31,21 @@ from onnxprune.rewrite.fuse import fuse
 from onnxprune.rewrite.merge import merge
 from onnxprune.rewrite.merge_blocks import merge_blocks
 from onnxprune.rewrite.quantized import floating, in_floats, requantized
+from onnxprune.rewrite.repair.statistics import repair_statistics
 from onnxprune.rewrite.repair.table import NONE, REPAIRS, Repair
 from onnxprune.rewrite.repair.task import Progress, RepairTask
+from onnxprune.rewrite.resample import seen_at
 from onnxprune.runtime.reasons import memory_told
 
 if TYPE_CHECKING:
     from onnxprune.measure.trained import Trained
     from onnxprune.samples.calibration import Calibration
+
+
+ENDS = 2
+"""The last layers of a network that sees its inputs at other sizes get back the statistics that they had: how strongly
+it speaks has changed with them. EfficientNet-Lite0 at 160 instead of 224 pixels, 150 photographs, KL: 0.83 as it is,
+0.34 with one or two, 0.35 with eight, 0.46 with all."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ def alive_after(net: Analysed, edits: Collection[Edit]) -> np.ndarray:
 def edit_exactly(net: Analysed, edits: Collection[Edit]) -> Graph:
     """The network without the channels and blocks that the edits take out, what they merge or fuse made one; nothing is
     repaired, and an Identity stands where a block was."""
-    alive = alive_after(net, edits)
+    alive, net = alive_after(net, edits), seen_at(net, edits)
     graph = merge(net, cut_channels(net, alive), alive, [e for e in edits if isinstance(e, MergeColumns)])
     graph = without_blocks(net, graph, edits)
     fusions = [e for e in edits if isinstance(e, FuseLayers)]
@@ -112,7 +121,7 @@ def apply_edits(
             None: it is made here. Of a quantized network it may be in floats.
 
     Raises:
-        UsageError: a merge or a factorization does not fit the network.
+        UsageError: a merge, a factorization or another size of an input does not fit the network.
         ModelError: values decide whether the network runs, and those of the repair are none with which it does.
         PruneError: the repair failed (our bug: the network itself runs).
     """
@@ -132,7 +141,8 @@ def apply_edits(
     if first.keeps_blocks and blocks:
         start = edit_exactly(net, [e for e in edits if e not in blocks])
     lead = first.lead if factors and first.again is not None else first
-    graph = _repaired(lead, how.task(net, start or edit_exactly(net, edits), alive, "repair"))
+    seen = seen_at(net, edits)
+    graph = _repaired(lead, how.task(seen, start or edit_exactly(net, edits), alive, "repair"))
     if first.keeps_blocks and blocks:
         graph = without_blocks(net, graph, edits)
     if factors:
@@ -140,7 +150,9 @@ def apply_edits(
             report(0, 1)
         graph = factorize(graph, factors, net.feeds, how.batches, threads=how.threads, seed=how.seed)
         if first.again is not None:
-            graph = first.again(how.task(net, graph, alive, ""))
+            graph = first.again(how.task(seen, graph, alive, ""))
+    if seen is not net and first.name != NONE and how.batches:
+        graph = repair_statistics(how.task(net, graph.settle(), alive, ""), last=ENDS)
     if how.repair is not first:
         graph = _repaired(how.repair, how.task(net, graph, alive, how.repair.name))
     if how.finish is not None:

@@ -376,7 +376,7 @@ class Compared:
         got = student(feeds, list(wanted))
         maps = torch.zeros((), device=next(iter(got.values())).device)
         for tensor in ends:
-            maps = maps + relative(got[tensor], goal[tensor])
+            maps = maps + relative(*alike(got[tensor], goal[tensor]))
         outputs = torch.zeros_like(maps)
         for name, scores in self.outputs.items():
             outputs = outputs + (divergence(got[name], goal[name], temperature) if scores
@@ -387,6 +387,15 @@ class Compared:
             labels = labelled({name: got[name] for name in student.graph.outputs})
             total, figures = total + labels, {**figures, "labels": float(labels.detach())}
         return total, figures
+
+
+def alike(got: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps as they can be compared: their means over positions where a network that sees a smaller image has fewer
+    of them."""
+    if got.shape == goal.shape:
+        return got, goal
+    axes = [k for k, (a, b) in enumerate(zip(got.shape, goal.shape, strict=True)) if a != b]
+    return got.mean(axes), goal.mean(axes)
 
 
 def relative(got: Tensor, goal: Tensor) -> Tensor:

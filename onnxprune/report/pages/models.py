@@ -70,6 +70,7 @@ def plan(found: Planned, run: Run) -> dict[str, Any]:
     merged = sum(len(e.source) for e in made.merges())
     said = [
         ("asked", asked_words(made.settings)),
+        ("seen", plain("; ".join(e.in_words() for e in made.resampled()))),
         ("groups", f"{len(groups)} cut" if groups else ""),
         ("blocks", ", ".join(map(plain, made.blocks()))),
         ("one layer", ", ".join(f"{plain(e.block)} ({e.kernel}×{e.kernel})" for e in made.merged())),

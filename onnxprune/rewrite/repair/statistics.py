@@ -30,11 +30,12 @@ MeanAndDeviation = tuple[np.ndarray, np.ndarray]
 """Mean and standard deviation per channel, in float64."""
 
 
-def repair_statistics(task: RepairTask) -> Graph:
-    """The pruned network, edited: with corrected statistics."""
+def repair_statistics(task: RepairTask, *, last: int | None = None) -> Graph:
+    """The pruned network, edited: with corrected statistics; `last`: of so many of its last layers only."""
     room = Room.of(task)
     after = Runner(room.graph, task.batches, threads=task.threads)
     places = in_turn(room.places, after)
+    places = places if last is None else places[-last:]
     tensors = [p.tensor for p in places]
     before = Runner(task.net.graph, task.batches, threads=task.threads, ahead=tensors)
     before.hold_for(tensors)
