@@ -89,10 +89,16 @@ class Contest:
                 self._plans[plan.edits] = plan
         return [self._known[plan.edits] for plan in plans]
 
-    def best(self, plans: Sequence[PrunePlan], progress: Callable[[int, int], None] | None = None) -> PrunePlan:
-        """The plan that does least damage to the outputs when all its edits are made and repaired; the first among
-        equals."""
-        return plans[int(np.argmin([float(np.mean(hurt)) for hurt in self.damages(plans, progress)]))]
+    def best(
+        self,
+        plans: Sequence[PrunePlan],
+        progress: Callable[[int, int], None] | None = None,
+        counts: Callable[[PrunePlan], float] = lambda plan: 1.0,
+    ) -> PrunePlan:
+        """The plan that does least damage to the outputs when all its edits are made and repaired, each counting so
+        many times; the first among equals."""
+        hurt = zip(self.damages(plans, progress), plans, strict=True)
+        return plans[int(np.argmin([float(np.mean(h)) * counts(plan) for h, plan in hurt]))]
 
 
 def _outputs(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -35,7 +36,7 @@ from onnxprune.pipeline.looking import Looking
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_merges, time_network
-from onnxprune.pipeline.resolutions import Smaller, smaller_inputs
+from onnxprune.pipeline.resolutions import Smaller, promising, rest_of, smaller_inputs
 from onnxprune.pipeline.rivals import simple, unbeaten
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
@@ -47,8 +48,15 @@ BATCH = 32
 COARSE, HAIR = 0.02, 0.002
 """An overshoot that tells of coarse widths, and what may be missing then: half of a power of two channels is often a
 little less than half of the cost."""
-SMALLEST, FINER = "smallest", "finer"
-"""Kinds of plans: the input as small as the ratio allows, and one size above that."""
+SMALLER, SECOND = "smaller", "second"
+"""Kinds of plans whose network sees a smaller input: of the most promising size, and of the next."""
+CLEARLY = 0.75
+"""A smaller input pays where it does so many times the damage of other plans, as they are compared, or less: cuts win
+more by the thorough repair that follows. A ResNet-20 at -90% with 0.136 instead of 0.161 had 86.7 instead of 87.4% of
+test images right, a VGG with 0.057 instead of 0.067 90.0 instead of 89.7%; EfficientNet-Lite0 at half its MACs does
+0.32 instead of 0.60."""
+MOST = 0.97
+"""The share of the cost up to which damages are predicted."""
 STEPS_UP = 8
 """Ratios above the one asked for that are tried where the widths allowed fall short of it."""
 
@@ -71,7 +79,7 @@ class Planner:
         offered: the layers that may be made of two, with every way that is faster.
         ranks: the same, with the ways that nothing beats in what counts.
         moves: the blocks, with what their going does to the outputs.
-        smaller: sizes at which the network may see its input, the least work first.
+        smaller: sizes at which the network may see its input, the smallest first.
 
     Raises:
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
@@ -105,8 +113,8 @@ class Planner:
         self._mixed = self.prices.model(self.ranks)
         if ones is not None:
             ones.save()
-        self.smaller = smaller_inputs(self.looking, self.of, self.path, self._report("resolution"))
-        if not (self.kinds or self.offered):
+        self.smaller = smaller_inputs(self.looking, self.of, self._report("resolution"))
+        if not (self.candidates.channels or self.moves or self.offered or self.smaller or settings.methods is None):
             raise UnsupportedError("nothing can be pruned: no block can go, and the network can see no smaller input")
 
     def _try_blocks(self) -> tuple[BlockMove, ...]:
@@ -136,8 +144,8 @@ class Planner:
         second."""
         if self.candidates.staged:
             return ("3c",)
-        cuts, smaller = ("channels",) if self.candidates.channels else (), (SMALLEST,) if self.smaller else ()
-        if not (self.moves or self.ranks or not cuts):
+        cuts, smaller = ("channels",) if self.candidates.channels else (), (SMALLER,) if self.smaller else ()
+        if not (self.moves or self.ranks or not (cuts or smaller)):
             return (*cuts, *smaller)
         blocks = ("blocks",) if cuts and self.moves and self.ranks and self.of != "latency" else ()
         return (*cuts, *blocks, "mix", *smaller)
@@ -150,7 +158,7 @@ class Planner:
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
-        if kind in (SMALLEST, FINER):
+        if kind in (SMALLER, SECOND):
             return self._smaller(ratio, kind)
         named = {m.layer: m for m in self.ranks}
         if kind == "channels":
@@ -167,19 +175,18 @@ class Planner:
         return self._plan(found, ratio, {name: named[name].ways[k] for name, k in found.ways.items()})
 
     def _smaller(self, ratio: float, kind: str) -> PrunePlan | None:
-        """A plan whose network sees a smaller input, and loses as much more as the ratio still asks for; None for one
-        whose input is not that small. Where nothing else may go, the largest input that does."""
-        others = [k for k in self.kinds if k != SMALLEST][::-1]
+        """A plan whose network sees a smaller input, and loses as much more as the ratio still asks for; None where
+        no size promises less damage. Where nothing else may go, the largest input that does."""
+        others = [k for k in self.kinds if k != SMALLER][::-1]
         if not others:
             enough = [s for s in self.smaller[::-1] if s.saved >= ratio - TOLERANCE] or [*self.smaller]
             if enough[0].saved < ratio - TOLERANCE and not self.settings.best_effort:
                 raise self._out_of_reach(enough[0].saved, ratio)
-            return None if kind == FINER else self._seen(enough[0], ratio)
-        enough = [s for s in self.smaller if s.saved <= ratio + COARSE][:2]
-        if len(enough) < (1 if kind == SMALLEST else 2):
+            return None if kind == SECOND else self._seen(enough[0], ratio)
+        sizes = promising(self.smaller, ratio, self._along, COARSE)[(SMALLER, SECOND).index(kind) :]
+        if not sizes:
             return None
-        size = enough[0 if kind == SMALLEST else 1]
-        rest = 1 - (1 - ratio) / (1 - size.saved)
+        size, rest = sizes[0], rest_of(ratio, sizes[0])
         if rest <= HAIR:
             return self._seen(size, ratio)
         found = next(p for p in (self.propose(rest, k) for k in others) if p is not None)
@@ -231,8 +238,8 @@ class Planner:
         if self.settings.best_effort and len(plans) > 1:  # otherwise all of them reach it
             plans = [p for p in plans if 1 - 1 / self.gain(p) >= ratio - TOLERANCE] or [max(plans, key=self.gain)]
         best = self.better(plans)
-        if best.resampled() and (finer := self.propose(ratio, FINER)) is not None:
-            best = self.better([best, finer])
+        if best.resampled() and (second := self.propose(ratio, SECOND)) is not None:
+            best = self.better([best, second])
         return self._unbeaten(best, ratio, larger)
 
     @one_blas_thread
@@ -254,10 +261,12 @@ class Planner:
     @one_blas_thread
     @bounded
     def better(self, plans: Sequence[PrunePlan]) -> PrunePlan:
-        """The plan whose repaired network does least damage to the outputs; the first among equals."""
+        """The plan whose repaired network does least damage to the outputs, the first among equals; one whose network
+        sees a smaller input must do clearly less than the others."""
         if len(plans) == 1 or self.looking.contest is None:
             return plans[0]
-        return self.looking.contest.best(plans, self._report("compare"))
+        counts = {True: 1 / CLEARLY, False: 1.0}
+        return self.looking.contest.best(plans, self._report("compare"), lambda p: counts[bool(p.resampled())])
 
     @one_blas_thread
     @bounded
@@ -275,6 +284,11 @@ class Planner:
         if "blocks" not in self.kinds and "mix" not in self.kinds:
             return self.study.path(self._alone, most)
         return self.study.path(self._mixed, most, self.moves, self.ranks)
+
+    @cached_property
+    def _along(self) -> list[tuple[float, float]]:
+        """The path of all cuts."""
+        return self.path(MOST)
 
     def unrepaired(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""

@@ -1,8 +1,7 @@
 """Sizes at which a network may see its input: what each saves, and what it does to the outputs.
 
 One input that is an image, smaller by steps of an even number of pixels. A size is offered where the network runs on
-it, its outputs keep their sizes (it gives classes or a vector of an image, no maps or boxes of it), and the outputs are
-hurt less than by cuts that save as much.
+it and its outputs keep their sizes: it gives classes or a vector of an image, no maps or boxes of it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ STEPS, LEAST = 12, 0.5
 """The shorter side becomes smaller by about so many equal steps to nothing, but not below that share of it."""
 COLOURS = 4
 """An axis of an image that is no longer than this counts its colours."""
-DOUBT = 2.0
+DOUBT = 1.5
 """Damages of single cuts add up to less than the cuts do together: EfficientNet-Lite0 at half the MACs 0.42 instead of
 0.60. Where a size does less than so many times what is predicted, plans with it are compared with the others."""
 COUNTED = ("macs", "latency")
@@ -49,17 +48,13 @@ class Smaller:
 
 
 def smaller_inputs(
-    looking: Looking,
-    of: str,
-    path: Callable[[float], Sequence[tuple[float, float]]],
-    progress: Callable[[int, int], None] | None = None,
+    looking: Looking, of: str, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Smaller, ...]:
-    """Those that are worth it, the smallest first.
+    """All of them, the smallest first.
 
     Args:
         looking: at the samples.
         of: what counts.
-        path: (share of the cost that is gone, predicted damage) along the cheapest cuts, up to a share.
         progress: called with (sizes looked at, sizes).
     """
     net, settings = looking.subject.net, looking.settings
@@ -77,16 +72,34 @@ def smaller_inputs(
         found.append(Smaller(edit, 1 - _macs(at) / whole, hurt))
         if progress:
             progress(k + 1, len(seen))
-    along = path(max(s.saved for s in found))
-    return tuple(s for s in reversed(found) if s.damage < DOUBT * _predicted(along, s.saved))
+    return tuple(reversed(found))
+
+
+def promising(
+    sizes: Sequence[Smaller], ratio: float, path: Sequence[tuple[float, float]], over: float
+) -> list[Smaller]:
+    """The sizes that may do less damage than cuts alone, once these save what is missing; the best first.
+
+    Args:
+        sizes: to choose from.
+        ratio: share of the cost that is to go.
+        path: (share of the cost that is gone, predicted damage) along the cheapest cuts.
+        over: how much more than asked for a size may save.
+    """
+    told = [(s.damage + _predicted(path, rest_of(ratio, s)), s) for s in sizes if s.saved <= ratio + over]
+    most = DOUBT * _predicted(path, ratio)
+    return [s for total, s in sorted(told, key=lambda t: t[0]) if total < most]
+
+
+def rest_of(ratio: float, size: Smaller) -> float:
+    """What cuts have to save of a network that sees a smaller input; 0 where that is enough."""
+    return max(0.0, 1 - (1 - ratio) / (1 - size.saved))
 
 
 def _predicted(path: Sequence[tuple[float, float]], saved: float) -> float:
     """The damage of cuts that save so much; infinite beyond all of them."""
-    if not path or path[-1][0] < saved:
-        return np.inf
-    removed, damage = np.array(path).T
-    return float(np.interp(saved, removed, damage))
+    removed, damage = np.array([(0.0, 0.0), *path]).T
+    return float(np.interp(saved, removed, damage, right=np.inf))
 
 
 def _edits(net: Analysed) -> Iterator[Resample]:

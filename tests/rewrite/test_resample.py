@@ -10,8 +10,9 @@ from onnx import helper
 
 import onnxprune
 from onnxprune import api
-from onnxprune.errors import PlanError
+from onnxprune.errors import PlanError, UnsupportedError
 from onnxprune.pipeline.planner import Planner
+from onnxprune.pipeline.resolutions import Smaller, promising, rest_of
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import KeepChannels, PrunePlan, Resample
 from onnxprune.rewrite.resample import _factor, seen_at
@@ -143,6 +144,11 @@ def test_it_is_not_offered_where_sizes_matter(text):
     assert Planner(opened(text), Settings()).smaller == ()
 
 
+def test_nothing_else_is_allowed_and_that_is_not():
+    with pytest.raises(UnsupportedError, match="no smaller input"):
+        Planner(opened(MAPS), Settings(methods="resolution"))
+
+
 @pytest.mark.parametrize("more", [{"of": "params"}, {"methods": "channels,blocks,rank"}, {"allocation": "uniform"}])
 def test_it_is_not_offered_where_it_is_not_meant(more):
     assert Planner(opened(), Settings(**more)).smaller == ()
@@ -169,6 +175,38 @@ def test_its_plan_travels_to_a_twin():
 def test_factors_come_to_the_size(before):
     for after in range(1, before + 1):
         assert int(np.float32(before) * _factor(before, after)) == after
+
+
+SIZES = [Smaller(Resample("x", 2, (32, 32), (k, k)), saved, hurt) for k, saved, hurt in
+         [(16, 0.75, 0.9), (20, 0.6, 0.4), (24, 0.45, 0.2), (28, 0.25, 0.1)]]  # fmt: skip
+PATH = [(0.2, 0.02), (0.4, 0.1), (0.5, 0.2), (0.6, 0.4), (0.8, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "sides"),
+    [
+        (0.1, []),  # all of them save more than is asked for
+        (0.3, []),  # 28 does 0.10 and more, cuts alone do 0.06
+        (0.5, [28, 24]),  # 0.1 + 0.067 and 0.2 + 0.009 beside 0.2
+        (0.6, [24, 28, 20]),  # 0.2 + 0.045, 0.1 + 0.167 and 0.4 beside 0.4
+        (0.9, [20, 16]),  # cuts alone do not get there, nor at 28 and 24
+    ],
+)
+def test_sizes_are_promising_by_what_cuts_still_have_to_save(ratio, sides):
+    assert [s.edit.after[0] for s in promising(SIZES, ratio, PATH, 0.02)] == sides
+
+
+def test_what_a_size_leaves_to_cuts():
+    assert rest_of(0.5, SIZES[-1]) == pytest.approx(1 / 3) and rest_of(0.5, SIZES[0]) == 0
+
+
+def test_a_smaller_input_must_be_clearly_better():
+    subject = opened(FEW)
+    planner = Planner(subject, Settings())
+    whole, seen = PrunePlan(subject.digest, ()), PrunePlan(subject.digest, (TO_24,))
+    for hurt, taken in ((0.8, whole), (0.7, seen)):
+        planner.looking.contest._known = {(): np.array([1.0]), (TO_24,): np.array([hurt])}
+        assert planner.better([whole, seen]) is taken
 
 
 def test_few_forms_of_a_network_are_kept():

@@ -37,11 +37,12 @@ from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.graph.shapes import observe  # noqa: E402
 from onnxprune.pipeline.repairs import repair_for  # noqa: E402
 from onnxprune.pipeline.settings import Settings  # noqa: E402
-from onnxprune.plan import Factorize, PrunePlan  # noqa: E402
+from onnxprune.plan import Factorize, PrunePlan, Resample  # noqa: E402
 from onnxprune.runtime.sessions import open_session  # noqa: E402
 from onnxprune.train.distill import Distillation, block_ends, distill  # noqa: E402
 from onnxprune.train.loop import Training, steps_within  # noqa: E402
 from onnxprune.train.samples import Samples, augmenter  # noqa: E402
+from tests.channels import surgery  # noqa: E402
 from tests.pipeline.test_which_samples import HALF, roles  # noqa: E402
 from tests.rewrite.steps import cut  # noqa: E402
 from tests.synthetic import Net, head, residual  # noqa: E402
@@ -76,6 +77,10 @@ def distance(original, model):
     return np.square(np.concatenate(want) - np.concatenate(got)).mean()
 
 
+POOLED = """(float[N,3,12,12] x) => (float[N,5] y)
+  <float[8,3,3,3] w0, float[8] b0, float[16,8,3,3] w1, float[16] b1, float[5,16] w2> {
+  a = Conv<pads=[1,1,1,1]>(x, w0, b0) r = Relu(a) b = Conv<pads=[1,1,1,1], strides=[2,2]>(r, w1, b1) s = Relu(b)
+  g = GlobalAveragePool(s) k = Flatten(g) y = Gemm<transB=1>(k, w2) }"""
 HOW = Distillation(training=Training(steps=1, lr=1e-2, warmup=5, check_every=10), epochs=8, batch=32)
 
 
@@ -141,6 +146,23 @@ def test_the_pipeline_refits_and_then_distills(kept, monkeypatch):
         words in results["distill"].summary()
         and words in json.loads(results["distill"].to_json())["training"][0]["words"]
     )
+
+
+def test_a_network_that_sees_a_smaller_image_learns_from_the_whole_one(monkeypatch):
+    """The original has more positions in its maps: their means are what is compared."""
+    monkeypatch.setattr("onnxprune.train.loop.beats", lambda after, before, little: True)
+    rng = np.random.default_rng(0)
+    x = np.repeat(np.repeat(rng.standard_normal((448, 3, 4, 4)), 3, 2), 3, 3).astype(np.float32)
+    subject = onnxprune.open_model(surgery.model_of(POOLED), calibration=x[:384])
+    plan = PrunePlan(subject.digest, (Resample("x", 2, (12, 12), (8, 8)),))
+    far = []
+    for how in (Settings(), Settings(repair="distill", epochs=60, augment=("none",))):
+        result = api.apply_plan(subject, plan, how)
+        want, got = (open_session(m, threads=1).run({"x": x[384:]})[0] for m in (subject.model, result.model))
+        p, q = (torch.log_softmax(torch.from_numpy(y), 1) for y in (want, got))
+        far.append(float((p.exp() * (p - q)).sum(1).mean()))
+    assert far[1] < 0.8 * far[0]
+    assert [told.kept for told in result.training] == ["trained"]
 
 
 def test_layers_made_of_two_are_trained_too(monkeypatch):
