@@ -156,7 +156,7 @@ def test_a_network_that_sees_a_smaller_image_learns_from_the_whole_one(monkeypat
     subject = onnxprune.open_model(surgery.model_of(POOLED), calibration=x[:384])
     plan = PrunePlan(subject.digest, (Resample("x", 2, (12, 12), (8, 8)),))
     far = []
-    for how in (Settings(), Settings(repair="distill", epochs=60, augment=("none",))):
+    for how in (Settings(), Settings(repair="distill", epochs=30, augment=("none",))):
         result = api.apply_plan(subject, plan, how)
         want, got = (open_session(m, threads=1).run({"x": x[384:]})[0] for m in (subject.model, result.model))
         p, q = (torch.log_softmax(torch.from_numpy(y), 1) for y in (want, got))
