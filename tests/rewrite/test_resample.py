@@ -189,7 +189,7 @@ PATH = [(0.2, 0.02), (0.4, 0.1), (0.5, 0.2), (0.6, 0.4), (0.8, 1.0)]
         (0.3, []),  # 28 does 0.10 and more, cuts alone do 0.09
         (0.5, [28, 24]),  # 0.1 + 0.11 and 0.2 + 0.014 beside 0.3
         (0.6, [24, 28, 20]),  # 0.2 + 0.07, 0.1 + 0.25 and 0.4 beside 0.6
-        (0.9, [20, 16]),  # cuts alone do not get there, nor at 28 and 24
+        (0.9, [16, 20]),  # cuts alone do not get there, nor at 28 and 24
     ],
 )
 def test_sizes_are_promising_by_what_cuts_still_have_to_save(ratio, sides):
