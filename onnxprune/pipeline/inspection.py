@@ -31,6 +31,7 @@ from onnxprune.protobuf.nodes import opset
 from onnxprune.report.terminal import earlier_words, hung, not_counted, plain, si, table
 from onnxprune.rewrite.apply import alive_after, apply_edits, edit_exactly
 from onnxprune.rewrite.quantized import held
+from onnxprune.rewrite.resample import seen_at
 from onnxprune.runtime import ports, sessions
 
 LOOKED_AT = 32
@@ -231,8 +232,9 @@ def recheck(subject: Subject, plan: PrunePlan, pruned: onnx.ModelProto) -> tuple
     if plan.lossless:
         surgery = check_equal(subject.model, pruned, [*probing(subject.feeds), probe])
     else:
-        cut, kept = edit_exactly(net, plan.edits), CutSizes(net.channels, alive_after(net, plan.edits)).kept()
-        surgery = check_surgery(subject.model, cut.model, removed_by(net, plan), [probe], kept=kept)
+        cut, shown = edit_exactly(net, plan.edits), seen_at(net, plan.edits)
+        kept = CutSizes(shown.channels, alive_after(net, plan.edits)).kept()
+        surgery = check_surgery(shown.model, cut.model, removed_by(net, plan), [probe], kept=kept)
     fresh = apply_edits(net, plan.edits)
     planned = observe(fresh, subject.feeds).shapes
     graph = Graph(pruned)

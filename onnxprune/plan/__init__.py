@@ -10,6 +10,7 @@ from onnxprune.plan.edits import (
     MergeBlock,
     MergeColumns,
     Resample,
+    edit_of,
 )
 from onnxprune.plan.prune_plan import Origin, PrunePlan, Value, read_json
 
@@ -26,5 +27,6 @@ __all__ = [
     "PrunePlan",
     "Resample",
     "Value",
+    "edit_of",
     "read_json",
 ]

@@ -1,6 +1,8 @@
 """A network that sees its input at another size: the same function of it, offered where it is one, taken where it pays."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +12,7 @@ from onnx import helper
 
 import onnxprune
 from onnxprune import api
+from onnxprune.cli import main
 from onnxprune.errors import PlanError, UnsupportedError
 from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.resolutions import Smaller, promising, rest_of
@@ -142,6 +145,24 @@ def test_pictures_without_detail_are_seen_smaller():
 @pytest.mark.parametrize("text", [MAPS, FIXED])
 def test_it_is_not_offered_where_sizes_matter(text):
     assert Planner(opened(text), Settings()).smaller == ()
+
+
+def test_commands_tell_it_carry_it_out_and_check_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(surgery.model_of(FEW), "m.onnx")
+    np.savez("x.npz", x=smooth())
+    common = ("--calib", "x.npz")
+    assert main(["m.onnx", "--ratio", "0.7", "--dry-run", *common]) == 0
+    assert "instead of 32x32 would be seen" in capsys.readouterr().out
+    assert main(["m.onnx", "--ratio", "0.7", "--dry-run", "--json", *common]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert main(["plan", "m.onnx", "--ratio", "0.7", "-o", "plan.json", *common]) == 0
+    assert main(["apply", "m.onnx", "plan.json", "-o", "p.onnx", "--json", *common]) == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in ("macs", "params"):
+        assert told[name]["after"] == made["after"][name] == pytest.approx(made["after"][name])
+    assert main(["verify", "m.onnx", "p.onnx", "--plan", "plan.json", *common]) == 0
+    assert main(["report", "plan.json", "-o", "plan.html"]) == 0 and "instead of" in Path("plan.html").read_text()
 
 
 def test_nothing_else_is_allowed_and_that_is_not():

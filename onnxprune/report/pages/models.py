@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from onnxprune.plan import PrunePlan
+from onnxprune.plan import PrunePlan, Resample, edit_of
 from onnxprune.report import difference
 from onnxprune.report.difference import Difference
 from onnxprune.report.forms import Inspected, Listed, Planned, Previewed, Run, Uncounted, Verified
@@ -97,7 +97,9 @@ def dry_run(found: Previewed, run: Run) -> dict[str, Any]:
          "changed": change(layer["macs_before"], layer["macs_after"])}
         for layer in found["layers"] if layer["macs_before"] != layer["macs_after"]
     ]  # fmt: skip
-    said = [("asked", asked_words(settings)), ("groups", f"{len(cut)} of {len(found['groups'])} would be cut")]
+    seen = "; ".join(e.in_words() for e in map(edit_of, found["plan"]["edits"]) if isinstance(e, Resample))
+    groups = f"{len(cut)} of {len(found['groups'])} would be cut"
+    said = [("asked", asked_words(settings)), ("seen", plain(seen)), ("groups", groups)]
     return {
         "said": [Said(about, text) for about, text in said if text],
         "costs": rows,
