@@ -36,7 +36,7 @@ from onnxprune.pipeline.looking import Looking
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_merges, time_network
-from onnxprune.pipeline.resolutions import Smaller, promising, rest_of, smaller_inputs
+from onnxprune.pipeline.resolutions import Sizes, Smaller, rest_of
 from onnxprune.pipeline.rivals import simple, unbeaten
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
@@ -79,7 +79,7 @@ class Planner:
         offered: the layers that may be made of two, with every way that is faster.
         ranks: the same, with the ways that nothing beats in what counts.
         moves: the blocks, with what their going does to the outputs.
-        smaller: sizes at which the network may see its input, the smallest first.
+        sizes: at which the network may see its input.
 
     Raises:
         UnsupportedError: nothing can be pruned; the message names the most common reasons.
@@ -107,14 +107,13 @@ class Planner:
         self.ranks = () if self.candidates.staged else self.prices.best(self.offered)
         if settings.methods is None and not (self.candidates.groups or self.moves or self.ranks):
             raise UnsupportedError(f"nothing can be pruned: {why_not(self.candidates.net.channels)}")
-        self.smaller: tuple[Smaller, ...] = ()
+        self.sizes = Sizes.of(self.looking, self.of, self._report("resolution"))
         self._alone = self.prices.channels_alone()
         self._blocks = self.prices.model(())
         self._mixed = self.prices.model(self.ranks)
         if ones is not None:
             ones.save()
-        self.smaller = smaller_inputs(self.looking, self.of, self._report("resolution"))
-        if not (self.candidates.channels or self.moves or self.offered or self.smaller or settings.methods is None):
+        if not (self.candidates.channels or self.moves or self.offered or self.sizes or settings.methods is None):
             raise UnsupportedError("nothing can be pruned: no block can go, and the network can see no smaller input")
 
     def _try_blocks(self) -> tuple[BlockMove, ...]:
@@ -144,7 +143,7 @@ class Planner:
         second."""
         if self.candidates.staged:
             return ("3c",)
-        cuts, smaller = ("channels",) if self.candidates.channels else (), (SMALLER,) if self.smaller else ()
+        cuts, smaller = ("channels",) if self.candidates.channels else (), (SMALLER,) if self.sizes else ()
         if not (self.moves or self.ranks or not (cuts or smaller)):
             return (*cuts, *smaller)
         blocks = ("blocks",) if cuts and self.moves and self.ranks and self.of != "latency" else ()
@@ -179,18 +178,18 @@ class Planner:
         no size promises less damage. Where nothing else may go, the largest input that does."""
         others = [k for k in self.kinds if k != SMALLER][::-1]
         if not others:
-            enough = [s for s in self.smaller[::-1] if s.saved >= ratio - TOLERANCE] or [*self.smaller]
-            if enough[0].saved < ratio - TOLERANCE and not self.settings.best_effort:
-                raise self._out_of_reach(enough[0].saved, ratio)
-            return None if kind == SECOND else self._seen(enough[0], ratio)
-        sizes = promising(self.smaller, ratio, self._along, COARSE)[(SMALLER, SECOND).index(kind) :]
+            found = self.sizes.reaching(ratio - TOLERANCE)
+            if found is None or (found.saved < ratio - TOLERANCE and not self.settings.best_effort):
+                raise self._out_of_reach(0.0 if found is None else found.saved, ratio)
+            return None if kind == SECOND else self._seen(found, ratio)
+        sizes = self.sizes.promising(ratio, self._along, COARSE)[(SMALLER, SECOND).index(kind) :]
         if not sizes:
             return None
         size, rest = sizes[0], rest_of(ratio, sizes[0])
         if rest <= HAIR:
             return self._seen(size, ratio)
-        found = next(p for p in (self.propose(rest, k) for k in others) if p is not None)
-        return replace(found, edits=(size.edit, *found.edits), origin=replace(found.origin, ratio=ratio))
+        plan = next(p for p in (self.propose(rest, k) for k in others) if p is not None)
+        return replace(plan, edits=(size.edit, *plan.edits), origin=replace(plan.origin, ratio=ratio))
 
     def _seen(self, size: Smaller, ratio: float) -> PrunePlan:
         """The plan whose network sees a smaller input, and is whole."""
@@ -296,7 +295,7 @@ class Planner:
 
     def gain(self, plan: PrunePlan) -> float:
         """Old cost over new, as the cost model sees it."""
-        saved = {s.edit: s.saved for s in self.smaller}
+        saved = {s.edit: s.saved for s in self.sizes.found}
         return self.prices.gain(plan, self.offered) / float(np.prod([1 - saved[e] for e in plan.resampled()]))
 
     def _plan(self, found: Allocation, ratio: float, ways: Mapping[str, Way]) -> PrunePlan:

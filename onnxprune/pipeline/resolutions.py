@@ -47,48 +47,80 @@ class Smaller:
     damage: float
 
 
-def smaller_inputs(
-    looking: Looking, of: str, progress: Callable[[int, int], None] | None = None
-) -> tuple[Smaller, ...]:
-    """All of them, the smallest first.
+class Sizes:
+    """The sizes at which a network may see its input, looked at one after the other, the largest first, as far as
+    anybody asks.
 
     Args:
-        looking: at the samples.
-        of: what counts.
-        progress: called with (sizes looked at, sizes).
+        edits: what makes them so, the largest first.
+        look: what one saves, and what it does; None where the network does not run on it, or on smaller ones.
+
+    Attributes:
+        found: those that were looked at.
     """
-    net, settings = looking.subject.net, looking.settings
-    asked = "resolution" in settings.kinds() and of in COUNTED and looking.how == "adaptive"
-    if not asked or looking.subject.calibration is None or looking.look.trials is None or floating(net) is not None:
-        return ()
-    edits = list(_edits(net))
-    seen = {e: s for e, s in zip(edits, _seen(net, edits), strict=False)}
-    if not seen:
-        return ()
-    whole, compared = _macs(net), looking.compared(SAMPLES)
-    found: list[Smaller] = []
-    for k, (edit, at) in enumerate(seen.items()):
-        hurt = float(np.mean(compared(PrunePlan(looking.subject.digest, (edit,), Origin(), seed=settings.seed))))
-        found.append(Smaller(edit, 1 - _macs(at) / whole, hurt))
-        if progress:
-            progress(k + 1, len(seen))
-    return tuple(reversed(found))
 
+    def __init__(self, edits: Sequence[Resample], look: Callable[[Resample], Smaller | None]) -> None:
+        self.waiting, self.look, self.found = list(edits), look, list[Smaller]()
 
-def promising(
-    sizes: Sequence[Smaller], ratio: float, path: Sequence[tuple[float, float]], over: float
-) -> list[Smaller]:
-    """The sizes that may do less damage than cuts alone, once these save what is missing; the best first.
+    @classmethod
+    def of(cls, looking: Looking, of: str, progress: Callable[[int, int], None] | None = None) -> Sizes:
+        """Those of a network.
 
-    Args:
-        sizes: to choose from.
-        ratio: share of the cost that is to go.
-        path: (share of the cost that is gone, predicted damage) along the cheapest cuts.
-        over: how much more than asked for a size may save.
-    """
-    told = [(s.damage + TOGETHER * _predicted(path, rest_of(ratio, s)), s) for s in sizes if s.saved <= ratio + over]
-    most = TOGETHER * _predicted(path, ratio)
-    return [s for total, s in sorted(told, key=lambda t: t[0]) if total < most]
+        Args:
+            looking: at the samples.
+            of: what counts.
+            progress: called with (sizes looked at, sizes).
+        """
+        net, settings, subject = looking.subject.net, looking.settings, looking.subject
+        asked = "resolution" in settings.kinds() and of in COUNTED and looking.how == "adaptive"
+        sampled = subject.calibration is not None and looking.look.trials is not None
+        edits = list(_edits(net)) if asked and sampled and floating(net) is None else []
+        edits = edits if edits and _seen(net, edits[0]) is not None else []
+        if not edits:
+            return cls((), lambda edit: None)
+        whole, compared = _macs(net), looking.compared(SAMPLES)
+
+        def look(edit: Resample) -> Smaller | None:
+            at = _seen(net, edit)
+            if at is None:
+                return None
+            hurt = float(np.mean(compared(PrunePlan(subject.digest, (edit,), Origin(), seed=settings.seed))))
+            if progress:
+                progress(1 + edits.index(edit), len(edits))
+            return Smaller(edit, 1 - _macs(at) / whole, hurt)
+
+        return cls(edits, look)
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.found)
+
+    def promising(self, ratio: float, path: Sequence[tuple[float, float]], over: float) -> list[Smaller]:
+        """The sizes that may do less damage than cuts alone, once these save what is missing; the best first.
+
+        Args:
+            ratio: share of the cost that is to go.
+            path: (share of the cost that is gone, predicted damage) along the cheapest cuts.
+            over: how much more than asked for a size may save.
+        """
+        most = TOGETHER * _predicted(path, ratio)
+        self._look_until(ratio + over, most)
+        sizes = [s for s in self.found if s.saved <= ratio + over]
+        told = [(s.damage + TOGETHER * _predicted(path, rest_of(ratio, s)), s) for s in sizes]
+        return [s for total, s in sorted(told, key=lambda t: t[0]) if total < most]
+
+    def reaching(self, ratio: float) -> Smaller | None:
+        """The largest that saves so much, or the smallest that there is; None where there is none."""
+        self._look_until(ratio, np.inf)
+        return next((s for s in self.found if s.saved >= ratio), self.found[-1] if self.found else None)
+
+    def _look_until(self, saved: float, hurt: float) -> None:
+        """Look at sizes until one saves so much, or does so much damage."""
+        while self.waiting and not any(s.saved >= saved or s.damage >= hurt for s in self.found):
+            size = self.look(self.waiting.pop(0))
+            if size is None:
+                self.waiting.clear()
+            else:
+                self.found.append(size)
 
 
 def rest_of(ratio: float, size: Smaller) -> float:
@@ -114,13 +146,12 @@ def _edits(net: Analysed) -> Iterator[Resample]:
             yield Resample(name, axis, before, tuple(round(b * short / min(before)) for b in before))
 
 
-def _seen(net: Analysed, edits: Sequence[Resample]) -> Iterator[Analysed]:
-    """The network at those sizes, up to the first at which it does not run."""
-    for edit in edits:
-        try:
-            yield seen_at(net, [edit])
-        except PlanError:
-            return
+def _seen(net: Analysed, edit: Resample) -> Analysed | None:
+    """The network at that size; None where it does not run."""
+    try:
+        return seen_at(net, [edit])
+    except PlanError:
+        return None
 
 
 def _macs(net: Analysed) -> float:

@@ -30,7 +30,7 @@ from onnxprune.pipeline.asked import Progress
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.reach import metric_of, named
-from onnxprune.pipeline.settings import Settings
+from onnxprune.pipeline.settings import USUAL, Settings
 from onnxprune.plan import PrunePlan
 from onnxprune.protobuf.serialize import byte_size, serialized
 from onnxprune.report.searched import Objective, Searched, Trial
@@ -76,7 +76,11 @@ def _adaptive(chosen: Mapping[str, Any], settings: Settings) -> bool:
 SPACE: tuple[Dimension, ...] = (
     Dimension("allocation", ("adaptive", "uniform", "global")),
     Dimension("criterion", ("elimination", "similarity", "activation", "l1")),
-    Dimension("methods", ("channels,blocks,rank", "channels,blocks", "channels,rank", "channels"), _adaptive),
+    Dimension(
+        "methods",
+        (",".join(USUAL), "channels,blocks,rank", "channels,blocks", "channels,rank", "channels"),
+        _adaptive,
+    ),
     Dimension("round_to", ("auto", 1, 4, 8)),
 )
 """The one table of what is searched over, besides the ratio; what the settings say already is left as it is."""

@@ -15,7 +15,7 @@ from onnxprune import api
 from onnxprune.cli import main
 from onnxprune.errors import PlanError, UnsupportedError
 from onnxprune.pipeline.planner import Planner
-from onnxprune.pipeline.resolutions import Smaller, promising, rest_of
+from onnxprune.pipeline.resolutions import Sizes, Smaller, rest_of
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import KeepChannels, PrunePlan, Resample
 from onnxprune.rewrite.resample import _factor, seen_at
@@ -144,7 +144,7 @@ def test_pictures_without_detail_are_seen_smaller():
 
 @pytest.mark.parametrize("text", [MAPS, FIXED])
 def test_it_is_not_offered_where_sizes_matter(text):
-    assert Planner(opened(text), Settings()).smaller == ()
+    assert not Planner(opened(text), Settings()).sizes
 
 
 def test_commands_tell_it_carry_it_out_and_check_it(tmp_path, monkeypatch, capsys):
@@ -172,7 +172,7 @@ def test_nothing_else_is_allowed_and_that_is_not():
 
 @pytest.mark.parametrize("more", [{"of": "params"}, {"methods": "channels,blocks,rank"}, {"allocation": "uniform"}])
 def test_it_is_not_offered_where_it_is_not_meant(more):
-    assert Planner(opened(), Settings(**more)).smaller == ()
+    assert not Planner(opened(), Settings(**more)).sizes
 
 
 def test_a_target_is_reached_by_it():
@@ -199,8 +199,14 @@ def test_factors_come_to_the_size(before):
 
 
 SIZES = [Smaller(Resample("x", 2, (32, 32), (k, k)), saved, hurt) for k, saved, hurt in
-         [(16, 0.75, 0.9), (20, 0.6, 0.4), (24, 0.45, 0.2), (28, 0.25, 0.1)]]  # fmt: skip
+         [(28, 0.25, 0.1), (24, 0.45, 0.2), (20, 0.6, 0.4), (16, 0.75, 0.9)]]  # fmt: skip
 PATH = [(0.2, 0.02), (0.4, 0.1), (0.5, 0.2), (0.6, 0.4), (0.8, 1.0)]
+
+
+def known(sizes):
+    """Sizes that are looked at in turn; None ends them."""
+    at = {s.edit: s for s in sizes if s is not None}
+    return Sizes([*at, Resample("x", 2, (32, 32), (8, 8))], lambda edit: at.get(edit))
 
 
 @pytest.mark.parametrize(
@@ -214,11 +220,20 @@ PATH = [(0.2, 0.02), (0.4, 0.1), (0.5, 0.2), (0.6, 0.4), (0.8, 1.0)]
     ],
 )
 def test_sizes_are_promising_by_what_cuts_still_have_to_save(ratio, sides):
-    assert [s.edit.after[0] for s in promising(SIZES, ratio, PATH, 0.02)] == sides
+    assert [s.edit.after[0] for s in known(SIZES).promising(ratio, PATH, 0.02)] == sides
+
+
+def test_no_more_sizes_are_looked_at_than_are_asked_for():
+    sizes = known(SIZES)
+    assert sizes and not sizes.found
+    sizes.promising(0.3, PATH, 0.02)  # 28 does more than cuts alone
+    assert len(sizes.found) == 1
+    assert sizes.reaching(0.4) is SIZES[1] and len(sizes.found) == 2
+    assert sizes.reaching(0.9) is SIZES[-1] and not sizes.waiting
 
 
 def test_what_a_size_leaves_to_cuts():
-    assert rest_of(0.5, SIZES[-1]) == pytest.approx(1 / 3) and rest_of(0.5, SIZES[0]) == 0
+    assert rest_of(0.5, SIZES[0]) == pytest.approx(1 / 3) and rest_of(0.5, SIZES[-1]) == 0
 
 
 def test_a_smaller_input_must_be_clearly_better():
