@@ -95,6 +95,22 @@ def test_channels_go_beside_it_and_the_cut_is_proven():
 
 
 @pytest.mark.parametrize(
+    "how",
+    [{"precision": "fp16"}, {"quantize": "int8"}, {"repair": "refit"}, {"repair": "statistics"}, {"repair": "merge"}],
+    ids=str,
+)
+def test_repairs_and_formats_go_with_it(how):
+    subject = opened()
+    group, x = subject.channels.groups[0], smooth(8)
+    plan = PrunePlan(subject.digest, (TO_24, KeepChannels(group.name, group.width, tuple(range(12)))))
+    far = [
+        np.abs(answers(api.apply_plan(subject, plan, Settings(**which)).model, x) - answers(subject.model, x)).max()
+        for which in (how, {"repair": "none"})
+    ]
+    assert far[0] < 0.5 * far[1]
+
+
+@pytest.mark.parametrize(
     ("text", "edit", "words"),
     [
         (MAPS, TO_24, "outputs of other sizes"),
