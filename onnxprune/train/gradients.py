@@ -19,7 +19,7 @@ from onnxprune.channels import Analysed, ChannelGroup
 from onnxprune.graph.model import Use
 from onnxprune.measure.gradients import Gradients
 from onnxprune.runtime.ports import Feeds
-from onnxprune.train.distill import divergence, relative, scores_of
+from onnxprune.train.compared import divergence, relative, scores_of
 from onnxprune.train.network import Network, as_feeds
 from onnxprune.train.processes import own_device
 

@@ -18,7 +18,8 @@ from onnxprune.channels import Analysed, CutSizes
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import Graph
 from onnxprune.runtime.ports import Feeds, input_specs
-from onnxprune.train.distill import Compared, Distillation, step_samples
+from onnxprune.train.compared import Compared
+from onnxprune.train.distill import Distillation, step_samples
 from onnxprune.train.judge import Judge, LabelJudge
 from onnxprune.train.network import Network, only_batch
 from onnxprune.train.recipe import Recipe

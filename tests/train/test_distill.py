@@ -39,7 +39,8 @@ from onnxprune.pipeline.repairs import repair_for  # noqa: E402
 from onnxprune.pipeline.settings import Settings  # noqa: E402
 from onnxprune.plan import Factorize, PrunePlan, Resample  # noqa: E402
 from onnxprune.runtime.sessions import open_session  # noqa: E402
-from onnxprune.train.distill import Distillation, block_ends, distill  # noqa: E402
+from onnxprune.train.compared import block_ends  # noqa: E402
+from onnxprune.train.distill import Distillation, distill  # noqa: E402
 from onnxprune.train.loop import Training, steps_within  # noqa: E402
 from onnxprune.train.samples import Samples, augmenter  # noqa: E402
 from tests.channels import surgery  # noqa: E402

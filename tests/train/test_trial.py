@@ -20,7 +20,8 @@ from onnxprune.graph.model import Graph  # noqa: E402
 from onnxprune.pipeline.training import train_and_prune  # noqa: E402
 from onnxprune.pipeline.training_settings import TrainSettings  # noqa: E402
 from onnxprune.runtime.ports import InputSpec  # noqa: E402
-from onnxprune.train.distill import Compared, Distillation, distill  # noqa: E402
+from onnxprune.train.compared import Compared  # noqa: E402
+from onnxprune.train.distill import Distillation, distill  # noqa: E402
 from onnxprune.train.judge import Judge  # noqa: E402
 from onnxprune.train.loop import Training, find_rate, rate, train  # noqa: E402
 from onnxprune.train.network import Network  # noqa: E402
