@@ -181,6 +181,12 @@ def test_commands_tell_it_carry_it_out_and_check_it(tmp_path, monkeypatch, capsy
     assert main(["report", "plan.json", "-o", "plan.html"]) == 0 and "instead of" in Path("plan.html").read_text()
 
 
+def test_large_weights_are_not_copied(monkeypatch):
+    assert Planner(opened(), Settings()).sizes
+    monkeypatch.setattr("onnxprune.pipeline.resolutions.WEIGHTS", 1000)
+    assert not Planner(opened(), Settings()).sizes
+
+
 def test_nothing_else_is_allowed_and_that_is_not():
     with pytest.raises(UnsupportedError, match="no smaller input"):
         Planner(opened(MAPS), Settings(methods="resolution"))
