@@ -106,24 +106,31 @@ class Sizes:
             over: how much more than asked for a size may save.
         """
         most = TOGETHER * _predicted(path, ratio)
-        self._look_until(ratio + over, most)
-        sizes = [s for s in self.found if s.saved <= ratio + over]
+        sizes = [s for s in self._until(ratio + over, most) if s.saved <= ratio + over]
         told = [(s.damage + TOGETHER * _predicted(path, rest_of(ratio, s)), s) for s in sizes]
         return [s for total, s in sorted(told, key=lambda t: t[0]) if total < most]
 
     def reaching(self, ratio: float) -> Smaller | None:
         """The largest that saves so much, or the smallest that there is; None where there is none."""
-        self._look_until(ratio, np.inf)
-        return next((s for s in self.found if s.saved >= ratio), self.found[-1] if self.found else None)
+        return next(reversed(self._until(ratio, np.inf)), None)
 
-    def _look_until(self, saved: float, hurt: float) -> None:
-        """Look at sizes until one saves so much, or does so much damage."""
-        while self.waiting and not any(s.saved >= saved or s.damage >= hurt for s in self.found):
-            size = self.look(self.waiting.pop(0))
-            if size is None:
-                self.waiting.clear()
-            else:
-                self.found.append(size)
+    def _until(self, saved: float, hurt: float) -> list[Smaller]:
+        """The sizes up to the first that saves so much, or does so much damage, whatever was asked for before."""
+        found: list[Smaller] = []
+        while not any(s.saved >= saved or s.damage >= hurt for s in found[-1:]):
+            if len(found) == len(self.found) and not self._next():
+                break
+            found.append(self.found[len(found)])
+        return found
+
+    def _next(self) -> bool:
+        """Look at one size more; whether there was one."""
+        size = self.look(self.waiting.pop(0)) if self.waiting else None
+        if size is None:
+            self.waiting.clear()
+            return False
+        self.found.append(size)
+        return True
 
 
 def rest_of(ratio: float, size: Smaller) -> float:

@@ -252,6 +252,8 @@ def test_no_more_sizes_are_looked_at_than_are_asked_for():
     assert len(sizes.found) == 1
     assert sizes.reaching(0.4) is SIZES[1] and len(sizes.found) == 2
     assert sizes.reaching(0.9) is SIZES[-1] and not sizes.waiting
+    assert sizes.reaching(0.4) is SIZES[1] and sizes.promising(0.3, PATH, 0.02) == []
+    assert not known([]).reaching(0.5)
 
 
 def test_what_a_size_leaves_to_cuts():
