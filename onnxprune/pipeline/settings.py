@@ -182,10 +182,11 @@ class Settings:
     )  # fmt: skip
     methods: tuple[str, ...] | None = _deciding(
         None, "LIST", "some of channels, blocks, rank, resolution, merge; or 3c",
-        'kinds of edits: "channels", "blocks" (whole residual blocks), "rank" (layers made of two) and "merge" (blocks '
-        'made one layer); all but the first need samples and the adaptive allocation, and are left out without them. '
+        'kinds of edits: "channels", "blocks" (whole residual blocks), "rank" (layers made of two), "resolution" (an '
+        'image is seen smaller) and "merge" (blocks made one layer); all but the first need samples and the adaptive '
+        'allocation, and are left out without them. '
         'Or ("3c",): spatial factorisation, channel factorisation and channels in turn. None: the first two, and ranks '
-        "where MACs or times count; which are faster is timed where times count (two runs may differ), else reckoned",
+        "and resolution where MACs or times count; which are faster is timed where times count (two runs may differ), else reckoned",
         read=words, check=_methods,
     )  # fmt: skip
     keep_block: str | None = _deciding(
