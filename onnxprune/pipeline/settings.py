@@ -186,7 +186,8 @@ class Settings:
         'image is seen smaller) and "merge" (blocks made one layer); all but the first need samples and the adaptive '
         'allocation, and are left out without them. '
         'Or ("3c",): spatial factorisation, channel factorisation and channels in turn. None: the first two, and ranks '
-        "and resolution where MACs or times count; which are faster is timed where times count (two runs may differ), else reckoned",
+        "and resolution where MACs or times count; which are faster is timed where times count (two runs may differ), "
+        "else reckoned",
         read=words, check=_methods,
     )  # fmt: skip
     keep_block: str | None = _deciding(
