@@ -437,5 +437,5 @@ def _show_plan(args: argparse.Namespace, subject: Subject, plan: PrunePlan, sett
     if layers:
         head = ("layer", "MACs", "planned", "change", "what")
         print_out("\n" + table(head, layers, "<>>><", most=more, width=columns()))
-    smaller = "".join(f"{plain(e.in_words())} would be seen, " for e in plan.resampled())
+    smaller = "".join(f"the network would see {plain(e.in_words())}; " for e in plan.resampled())
     print_out(f"\n{smaller}{len(cut)} of {len(groups)} groups would be cut; {ending}\n")

@@ -169,7 +169,7 @@ def test_commands_tell_it_carry_it_out_and_check_it(tmp_path, monkeypatch, capsy
     np.savez("x.npz", x=smooth())
     common = ("--calib", "x.npz")
     assert main(["m.onnx", "--ratio", "0.7", "--dry-run", *common]) == 0
-    assert "instead of 32x32 would be seen" in capsys.readouterr().out
+    assert "the network would see input x at" in capsys.readouterr().out
     assert main(["m.onnx", "--ratio", "0.7", "--dry-run", "--json", *common]) == 0
     told = json.loads(capsys.readouterr().out)
     assert main(["plan", "m.onnx", "--ratio", "0.7", "-o", "plan.json", *common]) == 0
