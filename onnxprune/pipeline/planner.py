@@ -113,7 +113,8 @@ class Planner:
         self._mixed = self.prices.model(self.ranks)
         if ones is not None:
             ones.save()
-        if not (self.candidates.channels or self.moves or self.offered or self.sizes or settings.methods is None):
+        asked = settings.methods is not None and "resolution" in settings.methods
+        if asked and not (self.candidates.channels or self.moves or self.offered or self.sizes):
             raise UnsupportedError("nothing can be pruned: no block can go, and the network can see no smaller input")
 
     def _try_blocks(self) -> tuple[BlockMove, ...]:
@@ -237,7 +238,7 @@ class Planner:
         if self.settings.best_effort and len(plans) > 1:  # otherwise all of them reach it
             plans = [p for p in plans if 1 - 1 / self.gain(p) >= ratio - TOLERANCE] or [max(plans, key=self.gain)]
         best = self.better(plans)
-        if best.resampled() and (second := self.propose(ratio, SECOND)) is not None:
+        if SMALLER in self.kinds and best.resampled() and (second := self.propose(ratio, SECOND)) is not None:
             best = self.better([best, second])
         return self._unbeaten(best, ratio, larger)
 
