@@ -1,9 +1,8 @@
 """A plan that was made for one model, for its twin: the same structure, other weights, perhaps other names.
 
 What travels: how wide every group becomes, which blocks go or become one layer, the rank of every layer, the size at
-which the input is seen. Which channels
-stay is chosen anew, by what they are worth in the twin; where the weights that make a group's channels are the same,
-they stay the same. All else (repair, samples) is the twin's own.
+which the input is seen. Which channels stay is chosen anew, by what they are worth in the twin; where the weights that
+make a group's channels are the same, they stay the same. All else (repair, samples) is the twin's own.
 """
 
 from __future__ import annotations

@@ -40,11 +40,13 @@ def seen_at(net: Analysed, edits: Iterable[Edit]) -> Analysed:
     """
     for e in resamples(edits):
         known = net.graph.once("seen", net.channels, dict[Resample, Analysed])
-        if e not in known:
+        found = known.get(e)  # once: others may be looked for beside it, and push it out
+        if found is None:
+            found = _seen(net, e)
             for old in list(known)[: max(0, len(known) - KNOWN + 1)]:
                 known.pop(old, None)
-            known[e] = _seen(net, e)
-        net = known[e]
+            known[e] = found
+        net = found
     return net
 
 

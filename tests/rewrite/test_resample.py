@@ -1,6 +1,7 @@
 """A network that sees its input at another size: the same function of it, offered where it is one, taken where it pays."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -274,3 +275,11 @@ def test_few_forms_of_a_network_are_kept():
     forms = [seen_at(net, [Resample("x", 2, (32, 32), (k, k))]) for k in (30, 28, 26, 24, 22)]
     assert seen_at(net, [Resample("x", 2, (32, 32), (22, 22))]) is forms[-1]
     assert seen_at(net, ()) is net
+
+
+def test_forms_are_looked_for_side_by_side():
+    net = opened().net
+    sides = [30, 28, 26, 24, 22, 20] * 8
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: seen_at(net, [Resample("x", 2, (32, 32), (k, k))]), sides))
+    assert [form.shapes["a"][2] for form in found] == sides
