@@ -168,7 +168,9 @@ class Search:
         """Of the study: by what its trials depend on."""
         decided = {k: v for k, v in self.settings.here().decided().items() if k not in ("threads", "memory", "seed")}
         machine = socket.gethostname() if self.timed else ""  # times are compared with those of one machine alone
-        of = [self.subject.digest, self.subject.samples_digest, decided, _spelled(self.metric), machine, __version__]
+        space = [(d.name, d.choices) for d in SPACE]  # a study does not take other choices than it began with
+        own = self.subject.digest, self.subject.samples_digest
+        of = [*own, decided, _spelled(self.metric), machine, __version__, space]
         return f"onnxprune-{digest_of(of)[:16]}"
 
     @cached_property
