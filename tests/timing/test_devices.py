@@ -221,7 +221,8 @@ def test_a_script_runs_alone_and_is_planned_with(model, tmp_path, capsys):
     capsys.readouterr()
     assert main([str(tmp_path / "net.onnx"), "--speedup", "1.3", "--device", str(found), "--calib",
                  str(tmp_path / "c.npz"), "-o", str(tmp_path / "o.onnx"), "--best-effort"]) == 0  # fmt: skip
-    assert "2 threads" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())  # lines break where the processor's name lets them
+    assert "2 threads" in said
 
 
 def test_the_command_line(model, tmp_path, capsys, monkeypatch):
