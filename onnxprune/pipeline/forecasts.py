@@ -11,18 +11,17 @@ from onnxprune.pipeline.planner import Planner
 from onnxprune.plan import PrunePlan
 from onnxprune.report.forecast import Forecast, Judged
 
-MOST, POINTS = 0.97, 48
-"""The largest share of the cost that is looked at, and how many points of the way are told."""
+POINTS = 48
+"""How many points of the way are told."""
 
 
 def forecast(planner: Planner, plan: PrunePlan) -> Forecast | None:
     """The trade-off around a plan; None where no damage of single cuts is known, or cuts are made in a fixed order."""
     if planner.study.damages is None or planner.candidates.staged:
         return None
-    path = [(removed, damage) for removed, damage in planner.path(MOST) if math.isfinite(damage)]
     judged = {p.edits: _judged(planner, p, damage) for p, damage in planner.judged()}
     taken = judged.get(plan.edits) or _judged(planner, plan, math.inf)
-    return Forecast(planner.of, _thinned(path), tuple(dict.fromkeys(judged.values())), taken)
+    return Forecast(planner.of, _thinned(planner.path), tuple(dict.fromkeys(judged.values())), taken)
 
 
 def _judged(planner: Planner, plan: PrunePlan, damage: float) -> Judged:

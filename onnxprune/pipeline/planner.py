@@ -10,6 +10,7 @@ taken (`compare`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -56,7 +57,7 @@ more by the thorough repair that follows. A ResNet-20 at -90% with 0.136 instead
 test images right, a VGG with 0.057 instead of 0.067 90.0 instead of 89.7%; EfficientNet-Lite0 at half its MACs does
 0.32 instead of 0.60."""
 MOST = 0.97
-"""The share of the cost up to which damages are predicted."""
+"""The largest share of the cost for which damages are predicted."""
 STEPS_UP = 8
 """Ratios above the one asked for that are tried where the widths allowed fall short of it."""
 
@@ -183,7 +184,7 @@ class Planner:
             if found is None or (found.saved < ratio - TOLERANCE and not self.settings.best_effort):
                 raise self._out_of_reach(0.0 if found is None else found.saved, ratio)
             return None if kind == SECOND else self._seen(found, ratio)
-        sizes = self.sizes.promising(ratio, self._along, COARSE)[(SMALLER, SECOND).index(kind) :]
+        sizes = self.sizes.promising(ratio, self.path, COARSE)[(SMALLER, SECOND).index(kind) :]
         if not sizes:
             return None
         size, rest = sizes[0], rest_of(ratio, sizes[0])
@@ -265,8 +266,9 @@ class Planner:
         sees a smaller input must do clearly less than the others."""
         if len(plans) == 1 or self.looking.contest is None:
             return plans[0]
-        counts = {True: 1 / CLEARLY, False: 1.0}
-        return self.looking.contest.best(plans, self._report("compare"), lambda p: counts[bool(p.resampled())])
+        return self.looking.contest.best(
+            plans, self._report("compare"), lambda plan: 1 / CLEARLY if plan.resampled() else 1.0
+        )
 
     @one_blas_thread
     @bounded
@@ -279,16 +281,14 @@ class Planner:
         """The plans that were carried out and judged beside each other so far, with their damage to the outputs."""
         return [] if self.looking.contest is None else self.looking.contest.judged()
 
-    def path(self, most: float) -> list[tuple[float, float]]:
-        """(share of the cost that is gone, predicted damage) along the cheapest cuts, up to that share."""
-        if "blocks" not in self.kinds and "mix" not in self.kinds:
-            return self.study.path(self._alone, most)
-        return self.study.path(self._mixed, most, self.moves, self.ranks)
-
     @cached_property
-    def _along(self) -> list[tuple[float, float]]:
-        """The path of all cuts."""
-        return self.path(MOST)
+    def path(self) -> list[tuple[float, float]]:
+        """(share of the cost that is gone, predicted damage) along the cheapest cuts, as far as it is finite."""
+        if "blocks" not in self.kinds and "mix" not in self.kinds:
+            found = self.study.path(self._alone, MOST)
+        else:
+            found = self.study.path(self._mixed, MOST, self.moves, self.ranks)
+        return [(removed, damage) for removed, damage in found if math.isfinite(damage)]
 
     def unrepaired(self, plan: PrunePlan) -> onnx.ModelProto:
         """The plan carried out, neither checked nor repaired: as large and as fast as the outcome."""

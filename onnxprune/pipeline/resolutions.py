@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune.channels import Analysed
 from onnxprune.errors import PlanError
-from onnxprune.graph.work import work
+from onnxprune.measure.cost import count_macs
 from onnxprune.pipeline.looking import Looking
 from onnxprune.plan import Origin, PrunePlan, Resample
 from onnxprune.protobuf.serialize import weight_bytes
@@ -165,4 +165,4 @@ def _seen(net: Analysed, edit: Resample) -> Analysed | None:
 
 
 def _macs(net: Analysed) -> float:
-    return sum(done.macs for done in work(net.graph, net.shapes, net.channels.ran))
+    return count_macs(net.graph, net.shapes, net.channels.ran)

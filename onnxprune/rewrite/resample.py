@@ -27,18 +27,13 @@ KNOWN = 3
 """So many of a network's resampled forms are kept."""
 
 
-def resamples(edits: Iterable[Edit]) -> list[Resample]:
-    """Those of the edits that do so."""
-    return [e for e in edits if isinstance(e, Resample)]
-
-
 def seen_at(net: Analysed, edits: Iterable[Edit]) -> Analysed:
     """The network as it sees its inputs after the edits, with the same channels; itself where they leave that alone.
 
     Raises:
         PlanError: it does not run on these sizes, or its outputs have others then.
     """
-    for e in resamples(edits):
+    for e in (e for e in edits if isinstance(e, Resample)):
         known = net.graph.once("seen", net.channels, dict[Resample, Analysed])
         found = known.get(e)  # once: others may be looked for beside it, and push it out
         if found is None:
