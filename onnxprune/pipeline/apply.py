@@ -28,7 +28,7 @@ from onnxprune.parallel import bounded, one_blas_thread
 from onnxprune.pipeline.asked import Progress, counted, unmatched
 from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.countable import doubt
-from onnxprune.pipeline.finishing import Finishing, check_finish, finish_of
+from onnxprune.pipeline.finishing import AT_A_TIME, Finishing, check_finish, finish_of
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import provenance_of, sign
 from onnxprune.pipeline.proof import check_repaired, cut_and_prove
@@ -242,12 +242,15 @@ def _finished(
     if how is None:
         return graph
     told = (lambda k, n: progress(how.name, k, n)) if progress else None
-    return Graph(Finishing(how, settings, _fitted_on(subject, parts), told)(graph.model))
+    return Graph(Finishing(how, settings, _fitted_on(subject, parts, AT_A_TIME), told)(graph.model))
 
 
-def _fitted_on(subject: Subject, parts: Partition | None) -> Sequence[Mapping[str, np.ndarray]]:
-    """Samples that a repair in closed form is fitted on."""
-    return () if parts is None else on_disk.kept(parts.fit.take(REPAIR_SAMPLES).batches(subject.net.batch))
+def _fitted_on(
+    subject: Subject, parts: Partition | None, at_a_time: int | None = None
+) -> Sequence[Mapping[str, np.ndarray]]:
+    """Samples that a repair in closed form is fitted on, at most so many at a time."""
+    size = min(subject.net.batch, at_a_time or subject.net.batch)
+    return () if parts is None else on_disk.kept(parts.fit.take(REPAIR_SAMPLES).batches(size))
 
 
 def _judged_by_samples(repair: Repair, settings: Settings, tune: Tuning | None) -> bool:

@@ -26,6 +26,9 @@ SAMPLES = 128
 """Samples whose activations are kept in both networks while weights are rounded; all say how far activations reach."""
 SKETCH = 8
 """Samples that are enough for a model that is only timed."""
+AT_A_TIME = 4
+"""Samples that are run at a time: while ONNX Runtime looks how far activations reach it holds all of a batch's. For
+PP-OCR's recogniser 13 GiB with 32 words, 1.9 with 4, in less than half of the time, and the same ranges."""
 
 
 @dataclass(frozen=True)

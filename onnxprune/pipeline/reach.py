@@ -19,7 +19,7 @@ from onnxprune.measure.metric import Agreement, Labelled, Metric, agreement, ope
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.asked import Progress, unrefined
 from onnxprune.pipeline.candidates import why_not
-from onnxprune.pipeline.finishing import Finishing, finish_of
+from onnxprune.pipeline.finishing import AT_A_TIME, Finishing, finish_of
 from onnxprune.pipeline.gates import Drop
 from onnxprune.pipeline.goals import Aim, Gain, Kept, Target
 from onnxprune.pipeline.opened import Subject
@@ -95,7 +95,7 @@ class _Loop:
         self.predicts = settings.device is not None and kind.timed
         self.corrected = correction(subject, settings)
         samples = subject.partition(settings.seed)
-        fit = () if samples is None else list(samples.fit.take(BATCH).batches(subject.net.batch))
+        fit = () if samples is None else list(samples.fit.take(BATCH).batches(min(AT_A_TIME, subject.net.batch)))
         self.finish = Finishing(finish_of(settings), settings, fit)
 
     def size(self, plan: PrunePlan | None = None) -> int:
