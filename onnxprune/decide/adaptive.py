@@ -7,7 +7,7 @@ damages of several moves add up is an assumption.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +49,12 @@ class BlockMove:
         known = [(at, damage) for at, damage in found if damage is not None]
         least = np.minimum.accumulate([np.inf, *(damage for _, damage in known)])
         return [state for state, before in zip(known, least, strict=False) if state[1] < before or state[0] == STANDS]
+
+    def dearer(self, factors: Mapping[str, float]) -> BlockMove:
+        """The same with its damages multiplied by the factor of its name."""
+        by = factors.get(self.name, 1.0)
+        gone = None if self.damage is None else self.damage * by
+        return replace(self, damage=gone, merged=[(name, damage * by) for name, damage in self.merged])
 
     def became(self, state: float) -> str | None:
         """The name of the layer that it is in a state of its column; None: it is none."""

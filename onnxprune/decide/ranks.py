@@ -72,6 +72,10 @@ class RankMove:
             plain["layer"], ways, *(np.array(plain[k], float) for k in ("macs", "params", "times", "errors", "damages"))
         )
 
+    def dearer(self, factors: Mapping[str, float]) -> RankMove:
+        """The same with its damages multiplied by the factor of its layer."""
+        return replace(self, damages=self.damages * factors.get(self.layer, 1.0))
+
     def at(self, ways: Sequence[int]) -> RankMove:
         """Some of the ways, in that order."""
         index = list(ways)

@@ -24,6 +24,7 @@ from onnxprune.decide.trials import Candidate, Trials, damages, tried_widths
 from onnxprune.measure.cost import CostModel, count_macs
 from onnxprune.measure.gradients import Gradients
 from onnxprune.measure.stepwise import MEMORY
+from onnxprune.measure.views import NO_VIEWS, Views
 from onnxprune.samples.calibration import Calibration
 from onnxprune.samples.partition import Partition, first_batches
 
@@ -96,6 +97,11 @@ class Study:
         ladders = [Ladder(g, self.scores[g.name], self.limits) for g in self.channels.groups]
         return path(ladders, self.damages, cost, most, blocks, ranks)
 
+    def dearer(self, factors: Mapping[str, float]) -> Study:
+        """The same with the damages of some groups multiplied."""
+        hurt = self.damages or {}
+        return replace(self, damages={n: d * factors.get(n, 1.0) for n, d in hurt.items()}) if factors else self
+
     def kept(self, name: str, nested: tuple[int, ...]) -> tuple[int, ...]:
         """The channels that stay, made for this width where the criterion has an answer of its own."""
         own = self.choices[name].kept if name in self.choices else None
@@ -156,6 +162,7 @@ def look(
     threads: int | None = None,
     seed: int = 0,
     learning: Callable[[int, int], None] | None = None,
+    views: Views = NO_VIEWS,
 ) -> Look:
     """Rank the channels of every group, and make ready to try widths where that is asked for.
 
@@ -169,6 +176,7 @@ def look(
         threads: ORT threads.
         seed: for everything random.
         learning: called with (samples learnt from, samples) in every pass over them.
+        views: what blends the samples that judge trials.
 
     Raises:
         UsageError: there is no such criterion, or it gives something else than scores.
@@ -185,9 +193,9 @@ def look(
         return Look(net, choices, scores)
     assert samples is not None and evidence.curves is not None
     widths = {g.name: tried_widths(g, Ladder(g, scores[g.name], limits).widths) for g in net.channels.groups}
-    count = trial_samples(count_macs(net.graph, net.shapes, net.channels.ran) * max(1, sum(map(len, widths.values()))))
-    judges = first_batches(samples.judge, net.judged(count), net.batch)
-    return Look(net, choices, scores, curves, widths, Trials(evidence.curves, judges, threads=threads))
+    judges = first_batches(samples.judge, net.judged(trial_samples(trial_macs(net, limits))), net.batch)
+    seen = [feeds for several in views.batches(judges) for feeds in several]
+    return Look(net, choices, scores, curves, widths, Trials(evidence.curves, seen, threads=threads))
 
 
 @parallel.within_threads
@@ -214,6 +222,13 @@ def study(
     tried = parallel.with_progress((prices or seen.prices)(names), len(names), progress)
     hurt = dict(zip(names, tried, strict=True))
     return Study(channels, seen.scores, hurt, limits, seen.choices, seen.trials)
+
+
+def trial_macs(net: Analysed, limits: Limits) -> float:
+    """Multiply-accumulates that all trials of a network take, a sample."""
+    groups = net.channels.groups
+    tries = sum(len(tried_widths(g, Ladder(g, np.zeros(g.width), limits).widths)) for g in groups)
+    return count_macs(net.graph, net.shapes, net.channels.ran) * max(1, tries)
 
 
 def trial_samples(macs: float) -> int:

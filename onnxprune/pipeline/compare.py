@@ -18,6 +18,7 @@ import onnx
 from onnxprune import parallel
 from onnxprune.channels import Analysed
 from onnxprune.measure.damage import Damage
+from onnxprune.measure.views import NO_VIEWS, Views
 from onnxprune.plan import Edit, PrunePlan
 from onnxprune.rewrite.apply import Mending, apply_edits
 from onnxprune.rewrite.repair.refit import REFIT_BYTES
@@ -36,19 +37,28 @@ class Compared:
             after what it goes on from (`Repair.judge`).
         judges: other samples, which nothing was fitted on.
         threads: ORT threads.
+        views: what blends the judges.
     """
 
     def __init__(
-        self, net: Analysed, mending: Mending, judges: Sequence[Mapping[str, np.ndarray]], threads: int | None = None
+        self,
+        net: Analysed,
+        mending: Mending,
+        judges: Sequence[Mapping[str, np.ndarray]],
+        threads: int | None = None,
+        views: Views = NO_VIEWS,
     ) -> None:
-        self.net, self.judges, self.threads = net, judges, threads
+        several = views.batches(judges)
+        self.net, self.threads, self.looks = net, threads, 1 + views.count
+        self.judges = judges = [feeds for one in several for feeds in one]
         self.damage = Damage(net, lambda names: _outputs(net.model, names, judges, threads))
         self.mending = replace(mending, repair=mending.repair.judge)
 
     def __call__(self, plan: PrunePlan) -> np.ndarray:
-        """(batches,) damage to the outputs."""
+        """(batches, looks) damage to the outputs: on the samples as they are, then blended."""
         model = apply_edits(self.net, plan.edits, self.mending).model
-        return self.damage.each(_outputs(model, self.damage.names, self.judges, self.threads))
+        hurt = self.damage.each(_outputs(model, self.damage.names, self.judges, self.threads))
+        return hurt.reshape(-1, self.looks)
 
 
 class Contest:
@@ -80,7 +90,7 @@ class Contest:
     def damages(
         self, plans: Sequence[PrunePlan], progress: Callable[[int, int], None] | None = None
     ) -> list[np.ndarray]:
-        """(batches,) damage of each; `progress` is called with (plans judged, plans to judge)."""
+        """(batches, looks) damage of each; `progress` is called with (plans judged, plans to judge)."""
         fresh = list({plan.edits: plan for plan in plans if plan.edits not in self._known}.values())
         with parallel.at_most(self.threads):
             found = self.many(fresh) if self.many else parallel.each(self.compared, fresh, holds=self.holds)

@@ -18,9 +18,11 @@ from onnxprune.decide.blocks import AnyBlock
 from onnxprune.decide.criteria import CRITERIA
 from onnxprune.decide.ranks import RankMove, Ranks
 from onnxprune.decide.runs import Run
-from onnxprune.decide.study import Look, Study, look, study
+from onnxprune.decide.study import Look, Study, look, study, trial_macs
 from onnxprune.elsewhere.tasks import Evaluate, Task
+from onnxprune.measure.cost import count_macs
 from onnxprune.measure.gradients import Gradients
+from onnxprune.measure.views import NO_VIEWS, Views
 from onnxprune.parallel import bounded, one_blas_thread, with_progress
 from onnxprune.pipeline.apply import apply_plan
 from onnxprune.pipeline.asked import (
@@ -45,6 +47,7 @@ from onnxprune.report.result import Result
 from onnxprune.rewrite.apply import Mending
 from onnxprune.rewrite.repair.refit import bytes_of_refit
 from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
+from onnxprune.runtime import sessions
 from onnxprune.samples.partition import Partition, first_batches
 from onnxprune.timing.pair_model import AnyPair, PairModel
 from onnxprune.timing.pair_times import PairTimes
@@ -53,6 +56,13 @@ BLOCK_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
 GRADIENT_SAMPLES = 256
 """Samples of the backward passes of a gradient criterion."""
+MOST_VIEWS = 4
+"""Blends of each sample that judges, at most."""
+VIEW_MACS = 3e12
+"""Multiply-accumulates that all trials together may take for there to be blends."""
+TRIED_MACS, REFITTED = 2e12, 4
+"""Multiply-accumulates for plans near the best one, of which a sample that a plan is refitted on takes so many times
+those of a run."""
 NO_PART = ("threads", "memory", "metadata")
 """Settings that no trial depends on."""
 
@@ -99,6 +109,7 @@ class Looking:
             seed=settings.seed,
             gradients=self._gradients(),
             learning=self.report("calibrate"),
+            views=self.views,
         )
 
     def study(self) -> Study:
@@ -264,7 +275,38 @@ class Looking:
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
         own = {name: getattr(settings, name) for name in repair.options}
         mending = Mending(repair, learn, options=own, threads=settings.threads, seed=settings.seed)
-        return Compared(net, mending, judges, settings.threads)
+        return Compared(net, mending, judges, settings.threads, self.views)
+
+    @cached_property
+    def views(self) -> Views:
+        """What blends the samples that judge plans, where there is time for that and they are images of classes."""
+        parts, net = self.subject.partition(self.settings.seed), self.candidates.net
+        if parts is None or self.how != "adaptive" or parts.judge.shared:
+            return NO_VIEWS
+        macs = trial_macs(net, self.candidates.limits)
+
+        def run(feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+            session = sessions.open_session(net.model, threads=self.settings.threads, name="candidate")
+            return session.run(dict(feeds), list(net.graph.outputs))
+
+        return Views.of(
+            net,
+            first_batches(parts.judge, COMPARED, net.batch),
+            run,
+            lambda images: min(MOST_VIEWS, int(VIEW_MACS / max(1.0, macs * images)) - 1),
+            self.settings.seed,
+        )
+
+    def tries(self, most: int) -> int:
+        """How many more plans may be cut and judged, `most` of them where that is quick; none where judges cannot tell
+        plans apart that are near one another."""
+        if not self.views or self._compared is None:
+            return 0
+        net, compared = self.candidates.net, self._compared
+        fitted, judged = (sum(len(next(iter(f.values()))) for f in some) for some in
+                          (compared.mending.batches, compared.judges))  # fmt: skip
+        macs = count_macs(net.graph, net.shapes, net.channels.ran) * (REFITTED * fitted + judged)
+        return min(most, int(TRIED_MACS / max(1.0, macs)))
 
     def samples(self) -> Partition:
         """The samples, where it is known that there are some."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
@@ -34,6 +34,8 @@ from onnxprune.pipeline.block_trials import edit_of
 from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.finishing import check_finish
 from onnxprune.pipeline.looking import Looking
+from onnxprune.pipeline.nearby import MOST as TRIED
+from onnxprune.pipeline.nearby import NO_FACTORS, NOTHING_LOST, Factors, nearby
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_merges, time_network
@@ -153,22 +155,28 @@ class Planner:
 
     @one_blas_thread
     @bounded
-    def propose(self, ratio: float, kind: str) -> PrunePlan | None:
+    def propose(self, ratio: float, kind: str, factors: Factors = NO_FACTORS) -> PrunePlan | None:
         """The plan of one kind for a ratio; None for one that takes channels alone, a plan of its own.
+
+        Args:
+            ratio: share of the cost to remove.
+            kind: one of `kinds`.
+            factors: by which damages are multiplied.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
         if kind in (SMALLER, SECOND):
             return self._smaller(ratio, kind)
-        named = {m.layer: m for m in self.ranks}
+        named, study = {m.layer: m for m in self.ranks}, self.study.dearer(factors)
+        moves, ranks = [m.dearer(factors) for m in self.moves], [m.dearer(factors) for m in self.ranks]
         if kind == "channels":
-            found = self._reaching(ratio, lambda asked: self.study.allocate(self._alone, asked, self.how))
+            found = self._reaching(ratio, lambda asked: study.allocate(self._alone, asked, self.how))
         elif kind == "3c":
             found, named = three_stages(self.offered, ratio, self._stage)
         else:
-            cost, ranks = (self._blocks, ()) if kind == "blocks" else (self._mixed, self.ranks)
-            found = self._reaching(ratio, lambda asked: self.study.allocate(cost, asked, self.how, self.moves, ranks))
+            cost, ranks = (self._blocks, []) if kind == "blocks" else (self._mixed, ranks)
+            found = self._reaching(ratio, lambda asked: study.allocate(cost, asked, self.how, moves, ranks))
         if not found.met and not self.settings.best_effort:
             raise self._out_of_reach(found.removed, ratio)
         if kind in ("blocks", "mix") and not (found.drop or found.merge or found.ways) and "channels" in self.kinds:
@@ -227,13 +235,13 @@ class Planner:
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
         """
-        found, missed = [], []
+        found, missed = dict[str, PrunePlan | None](), []
         for kind in self.kinds:
             try:
-                found.append(self.propose(ratio, kind))
+                found[kind] = self.propose(ratio, kind)
             except OutOfReachError as error:
                 missed.append(error)
-        plans = [p for p in found if p is not None]
+        plans = [p for p in found.values() if p is not None]
         if not plans:
             raise max(missed, key=lambda error: error.removed)
         if self.settings.best_effort and len(plans) > 1:  # otherwise all of them reach it
@@ -241,7 +249,20 @@ class Planner:
         best = self.better(plans)
         if SMALLER in self.kinds and best.resampled() and (second := self.propose(ratio, SECOND)) is not None:
             best = self.better([best, second])
-        return self._unbeaten(best, ratio, larger)
+        kind = next((kind for kind, p in found.items() if p is best), SECOND)
+        return self._unbeaten(self._nearby(best, ratio, kind), ratio, larger)
+
+    @one_blas_thread
+    @bounded
+    def _nearby(self, plan: PrunePlan, ratio: float, kind: str) -> PrunePlan:
+        """The plan, or a better one near it, where that can be told and there is something to win."""
+        contest, of_cuts = self.looking.contest, kind in ("channels", "blocks", "mix")
+        tries = self.looking.tries(TRIED) if contest is not None and of_cuts else 0
+        if contest is None or not tries or contest.damages([plan])[0][:, 0].mean() < NOTHING_LOST:
+            return plan
+        names = [*(self.study.damages or {}), *(m.name for m in self.moves), *(m.layer for m in self.ranks)]
+        propose = partial(self.propose, ratio, kind)
+        return nearby(contest, plan, names, propose, tries, seed=self.settings.seed, progress=self._report("nearby"))
 
     @one_blas_thread
     @bounded

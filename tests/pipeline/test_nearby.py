@@ -1,0 +1,96 @@
+"""Plans near a plan: what is tried, and what is taken."""
+
+import numpy as np
+
+import onnxprune
+from onnxprune import api
+from onnxprune.pipeline import looking
+from onnxprune.pipeline.compare import Contest
+from onnxprune.pipeline.nearby import BARREN, BROOD, nearby
+from onnxprune.pipeline.planner import Planner
+from onnxprune.pipeline.settings import Settings
+from onnxprune.plan import KeepChannels, PrunePlan
+from tests.channels import surgery
+
+NET = """(float[N,3,12,12] x) => (float[N,6] y)
+    <float[16,3,3,3] a, float[16,16,3,3] b, float[16,16,3,3] c, float[6,16] v, float m = {3}>
+    { h = Conv<pads=[1,1,1,1]>(x, a) r = Relu(h) g = Conv<pads=[1,1,1,1]>(r, b) s = Relu(g)
+      k = Conv<pads=[1,1,1,1]>(s, c) t = Relu(k) p = GlobalAveragePool(t) f = Flatten(p) z = Gemm<transB=1>(f, v) y = Mul(z, m) }"""
+WANTED = np.array([2.0, -1.0])
+"""Logarithms of the factors that do least damage."""
+
+
+def made(factors):
+    keep = (round(1000 * float(np.log(v))) + 100_000 * k for k, v in enumerate(factors.values(), 1))
+    return PrunePlan("", (KeepChannels("g", 1 << 20, tuple(keep)),))
+
+
+def hurt(plan):
+    at = np.array(plan.edits[0].keep, float) / 1000 - (100, 200)
+    return np.full((2, 1), float(np.square(at - WANTED).sum()))
+
+
+def test_the_search_goes_to_where_damage_is_least(monkeypatch):
+    monkeypatch.setattr("onnxprune.pipeline.nearby.BARREN", 1000)
+    contest = Contest(hurt)
+    first = made({"a": 1.0, "b": 1.0})
+    found = nearby(contest, first, ["a", "b"], made, 40 * BROOD)
+    assert hurt(found).mean() < 0.1 < 4 < hurt(first).mean()
+    assert len(contest.judged()) == 1 + 40 * BROOD
+
+
+def test_a_plan_that_nothing_beats_is_kept():
+    contest = Contest(lambda plan: np.full((2, 1), float(plan is not first)))
+    first = made({"a": 1.0, "b": 1.0})
+    assert nearby(contest, first, ["a", "b"], made, 3 * BROOD) is first
+    assert nearby(contest, first, ["a", "b"], lambda factors: None, 3 * BROOD) is first
+    assert nearby(Contest(hurt), first, ["a", "b"], made, BROOD - 1) is first
+
+
+def test_where_nothing_is_won_it_is_left_at_that():
+    contest = Contest(lambda plan: np.full((2, 1), 1.0 if plan is first else 0.97))
+    first = made({"a": 1.0, "b": 1.0})
+    assert nearby(contest, first, ["a", "b"], made, 9 * BROOD) is first  # three percent are not enough
+    assert len(contest.judged()) == 1 + BARREN * BROOD
+
+
+def images(count):
+    """Of several colours, so that they are of several classes."""
+    rng = np.random.default_rng(1)
+    return (2 * rng.standard_normal((count, 3, 1, 1)) + rng.standard_normal((count, 3, 12, 12))).astype(np.float32)
+
+
+def planner(samples=512, **given):
+    subject = api.open_model(surgery.model_of(NET), calibration=images(samples))
+    return Planner(subject, Settings(threads=1, **given))
+
+
+def test_near_plans_are_tried_where_judges_can_tell_and_something_is_lost(monkeypatch):
+    made = planner()
+    assert made.looking.views.count > 0 and made.looking.tries(8) == 8
+    made.plan(0.8)
+    few = len(made.judged())
+    assert few < BROOD  # hardly an answer changes
+    monkeypatch.setattr("onnxprune.pipeline.planner.NOTHING_LOST", 0.0)
+    plan = made.plan(0.8)
+    assert len(made.judged()) >= few + BROOD
+    judged = {p.edits: damage for p, damage in made.judged()}
+    assert judged[plan.edits] == min(judged.values())
+
+
+def test_a_factor_counts_for_the_group_that_it_names():
+    made = planner(samples=128)
+    groups = [g.name for g in made.candidates.net.channels.groups]
+    dear = made.propose(0.5, "channels", {groups[0]: 1e6})
+    assert groups[0] not in dear.keep() and groups[0] in made.propose(0.5, "channels", {groups[0]: 1e-6}).keep()
+
+
+def test_few_or_dear_samples_are_looked_at_as_they_are(monkeypatch):
+    assert not planner(samples=64).looking.views
+    monkeypatch.setattr(looking, "VIEW_MACS", 1e6)
+    assert not planner().looking.views and planner().looking.tries(8) == 0
+
+
+def test_the_same_call_gives_the_same_model():
+    one, two = (onnxprune.prune(surgery.model_of(NET), 0.7, calibration=images(256), threads=t) for t in (1, 2))
+    assert one.output_digest == two.output_digest
