@@ -58,7 +58,7 @@ GRADIENT_SAMPLES = 256
 """Samples of the backward passes of a gradient criterion."""
 MOST_VIEWS = 4
 """Blends of each sample that judges, at most."""
-VIEW_MACS = 3e12
+VIEW_MACS = 6e12
 """Multiply-accumulates that all trials together may take for there to be blends."""
 TRIED_MACS, REFITTED = 2e12, 4
 """Multiply-accumulates for plans near the best one, of which a sample that a plan is refitted on takes so many times
