@@ -14,6 +14,7 @@ import numpy as np
 from onnxprune.channels import Analysed
 from onnxprune.errors import PlanError
 from onnxprune.measure.cost import count_macs
+from onnxprune.measure.views import COLOURS
 from onnxprune.pipeline.looking import Looking
 from onnxprune.plan import Origin, PrunePlan, Resample
 from onnxprune.protobuf.serialize import weight_bytes
@@ -24,8 +25,6 @@ SAMPLES = 64
 """That sizes are judged by, and as many to repair with."""
 STEPS, LEAST = 12, 0.5
 """The shorter side becomes smaller by about so many equal steps to nothing, but not below that share of it."""
-COLOURS = 4
-"""An axis of an image that is no longer than this counts its colours."""
 TOGETHER = 1.5
 """Times that many cuts do together what is predicted of them: at half the MACs EfficientNet-Lite0 0.60 instead of
 0.42."""
