@@ -39,13 +39,11 @@ def samples_of(path: Path, data: Path, count: int) -> np.ndarray:
 def contests(planner: Planner) -> dict[str, Contest]:
     """Where plans are judged: as planning does, and on held-out samples."""
     subject, parts = planner.subject, planner.subject.partition(0)
-    assert parts is not None
-    repair, found = REPAIRS[WITH_SAMPLES], {}
+    assert parts is not None and planner.looking.contest is not None
     learn = first_batches(parts.learn, COMPARED, subject.net.batch)
-    for name, judges in (("judged", parts.judge), ("held", parts.held)):
-        batches = first_batches(judges, COMPARED, min(subject.net.batch, BATCH))
-        found[name] = Contest(Compared(subject.net, Mending(repair, learn, threads=1), batches, 1))
-    return found
+    held = first_batches(parts.held, COMPARED, min(subject.net.batch, BATCH))
+    compared = Compared(subject.net, Mending(REPAIRS[WITH_SAMPLES], learn, threads=1), held, 1)
+    return {"judged": planner.looking.contest, "held": Contest(compared)}
 
 
 def dominated(contest: Contest, plan: PrunePlan, rivals: dict[str, PrunePlan]) -> list[str]:
