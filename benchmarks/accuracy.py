@@ -1,11 +1,11 @@
-"""Accuracy after pruning, without labels and without training: the Fashion-MNIST nets, by ratio and method.
+"""Accuracy after pruning, without labels and without training: the small nets, by ratio and method.
 
     python benchmarks/accuracy.py                     the default, all nets and ratios, three seeds
     python benchmarks/accuracy.py --ablation          criterion x repair x allocation
 
-Each figure is the top-1 on the test images (10,000 where the Debian package's files are there) of a net pruned with
-512 unlabelled training images; the seed draws these images. Mean, and least and greatest, over the seeds. A figure is
-measured once for each state of the package's code, then read from the cache.
+Each figure is the top-1 on the test images (10,000 of Fashion-MNIST where the Debian package's files are there, 5,000
+of CIFAR-10) of a net pruned with 512 unlabelled training images; the seed draws these images. Mean, and least and
+greatest, over the seeds. A figure is measured once for each state of the package's code, then read from the cache.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _value(text: str) -> Any:
 
 
 def measure(
-    path: Path, ratio: float, settings: Mapping[str, Any], seed: int, samples: int, data: common.Fashion, bench: bool
+    path: Path, ratio: float, settings: Mapping[str, Any], seed: int, samples: int, data: common.Data, bench: bool
 ) -> dict[str, Any]:
     """Prune once and score once.
 
@@ -90,8 +90,8 @@ def known(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
-def run(args: Any, methods: Methods, data: common.Fashion, cache: common.Cache) -> list[dict[str, Any]]:
-    """All results, one after the other; those that the cache knows at once."""
+def run(args: Any, methods: Methods, data: Mapping[str, common.Data], cache: common.Cache) -> list[dict[str, Any]]:
+    """All results, one after the other; those that the cache knows at once. `data`: of each net."""
     rows = []
     for name, settings in list(methods.items()):
         if reason := known(settings):
@@ -107,13 +107,15 @@ def run(args: Any, methods: Methods, data: common.Fashion, cache: common.Cache) 
                 "settings": settings,
                 "seed": seed,
                 "samples": args.samples,
-                "test_images": len(data.x),
+                "test_images": len(data[model].x),
                 "bench": timed,
                 "code": common.code_digest(),
             }
             row = cache.get(
                 key,
-                lambda p=path, r=ratio, s=settings, n=seed, t=timed: measure(p, r, s, n, args.samples, data, t),
+                lambda p=path, r=ratio, s=settings, n=seed, t=timed, d=data[model]: measure(
+                    p, r, s, n, args.samples, d, t
+                ),
             )
             rows.append({**row, "net": model, "method": name, "ratio": ratio, "seed": seed})
             got = f"{row['top1']:.2%} at {row['macs_removed']:.1%}" if "top1" in row else row["refused"]
@@ -154,11 +156,12 @@ def tables(rows: list[dict[str, Any]], args: Any, methods: Methods, bases: Mappi
 def main() -> None:
     parser = common.options(__doc__, "accuracy.jsonl")
     add = parser.add_argument
-    add("--nets", type=common.words, default=common.FMNIST[:3], help="of resnet20,vgg,mbv2,resnet56 (the first three)")
+    add("--nets", type=common.words, default=common.FMNIST[:3], help=f"of {common.NETS} (the first three)")
     add("--ratios", type=common.numbers, default=RATIOS, help="shares of the MACs (0.5,0.65,0.8,0.9)")
     add("--seeds", type=int, default=3, help="calibration sets (3)")
     add("--samples", type=int, default=common.SAMPLES, help="images in each (512)")
     add("--data", type=Path, default=common.DATA, help=f"folder of the four .gz files ({common.DATA})")
+    common.add_cifar(parser)
     add("--ablation", action="store_true", help="criterion x repair x allocation, beside the default")
     add("--only", metavar="WORD", help="of the methods, those whose name has this in it")
     add("--method", type=method, action="append", help="a row of your own: [NAME:]criterion=l1,repair=refit")
@@ -166,13 +169,14 @@ def main() -> None:
     args = parser.parse_args()
     methods = dict(args.method) if args.method else ablation() if args.ablation else dict(DEFAULT)
     methods = {name: s for name, s in methods.items() if not args.only or args.only in name}
-    begin, data, cache = time.perf_counter(), common.Fashion(args.data), common.Cache(args.cache)
-    args.found = common.find_models(args.nets, args.models)
+    begin, cache = time.perf_counter(), common.Cache(args.cache)
+    args.found = common.find_models(args.nets, args.models, args.cifar)
+    data = {net: common.data_of(net, args.data, args.cifar) for net in args.found}
     rows = run(args, methods, data, cache)
-    bases = {name: common.baseline(path, data, cache) for name, path in args.found.items()}
+    bases = {name: common.baseline(path, data[name], cache) for name, path in args.found.items()}
     print(tables(rows, args, methods, bases))
     calibrated = f"{args.samples} unlabelled training images, {args.seeds} seeds: mean (least–greatest)"
-    print(f"\nTop-1 in percent on {len(data.x)} test images; {calibrated}.")
+    print(f"\nTop-1 in percent on {common.amount(data.values())} test images; {calibrated}.")
     print(common.footer(time.perf_counter() - begin))
     common.write_lines(rows, args.json)
 

@@ -1,14 +1,15 @@
 """What the benchmark commands share: models, samples, scores, a cache of results, tables.
 
 Fashion-MNIST comes from the Debian package `dataset-fashion-mnist` where it is there (all 10,000 test images, and
-calibration samples drawn by seed), else from the sample in `benchmarks/data`. Test images are used for one figure at
-the end, never for a decision. Nothing here knows a pruning method.
+calibration samples drawn by seed), else from the sample in `benchmarks/data`; CIFAR-10 from a folder of packed images.
+Test images are used for one figure at the end, never for a decision. Nothing here knows a pruning method.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import hashlib
 import importlib
 import json
@@ -32,7 +33,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 DATA = Path("/usr/share/datasets/fashion-mnist")
 MODELS = ROOT.parent / "shared" / "models"
+PACKED = ROOT.parent / "shared" / "data"
 FMNIST = ("resnet20", "vgg", "mbv2", "resnet56")
+CIFAR = ("cifar_resnet20", "cifar_resnet56")
+NETS = ", ".join(FMNIST + CIFAR)
 SAMPLES = 512
 
 
@@ -52,10 +56,21 @@ def tool(name: str) -> ModuleType:
 # ---- models and samples ------------------------------------------------------------------------------------
 
 
-def find_models(names: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Name -> file, of the Fashion-MNIST nets that are there; each that is not gets a line."""
+def find_models(names: Iterable[str], folder: Path, packed: Path | None = None) -> dict[str, Path]:
+    """Name -> file, of the Fashion-MNIST nets that are there; each that is not gets a line.
+
+    With a folder of packed CIFAR images, of the CIFAR nets too; without its images they get a line.
+    """
     found = {}
     for name in names:
+        if packed is not None and name in CIFAR:
+            needed = [folder / f"{name}.onnx", *(packed / file for file in Cifar.FILES)]
+            missing = [path for path in needed if not path.is_file()]
+            if missing:
+                say(f"skipped: {name}: {missing[0]} is not there")
+            else:
+                found[name] = needed[0]
+            continue
         places = [where / f"{name}_fmnist.onnx" for where in (folder, HERE / "models")]
         there = [p for p in places if p.is_file()]
         if there:
@@ -112,12 +127,24 @@ class Cifar:
         x, labels: test images (n, 3, 32, 32) float32 and their classes (n,).
     """
 
+    FILES = ("cifar10_test.npz", "cifar10_train.npz")
     MEAN, SPREAD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    TRAINING = 45_000
+    """Of the 50,000 training images the first ones; the others validate."""
 
     def __init__(self, folder: Path, first: int | None = None):
         self.read = reader(folder).cifar
         pictures, labels = self.read("cifar10_test.npz", first=first)
         self.x, self.labels = self.as_input(pictures), labels.astype(np.int64)
+
+    def validate(self) -> None:
+        """Score the last 5,000 training images, which no calibration set is drawn from, in place of the test images."""
+        self.x, self.labels = self.training(slice(self.TRAINING, None))
+
+    def training(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Some of the training images, as the nets read them, and their labels."""
+        pictures, labels = self.read("cifar10_train.npz", first=rows.stop)
+        return self.as_input(pictures[rows]), labels[rows].astype(np.int64)
 
     def as_input(self, pictures: np.ndarray) -> np.ndarray:
         """(n, 32, 32, 3) uint8 -> (n, 3, 32, 32) float32."""
@@ -128,7 +155,25 @@ class Cifar:
         return self.as_input(self.read("cifar10_train.npz", first=(seed + 1) * count)[0][-count:])
 
 
-def top1(model: onnx.ModelProto | str | Path, data: Fashion | Cifar, batch: int = 250) -> float:
+Data = Fashion | Cifar
+
+
+@functools.cache
+def _read(kind: Callable[[Path], Data], folder: Path) -> Data:
+    return kind(folder)
+
+
+def data_of(net: str, fashion: Path = DATA, packed: Path = PACKED) -> Data:
+    """What a net reads, from the folder that has it; read once."""
+    return _read(Cifar, packed) if net in CIFAR else _read(Fashion, fashion)
+
+
+def amount(data: Iterable[Data]) -> str:
+    """How many images are scored: `10,000`, or `10,000 or 5,000` where nets read different ones."""
+    return " or ".join(dict.fromkeys(f"{len(d.x):,}" for d in data))
+
+
+def top1(model: onnx.ModelProto | str | Path, data: Data, batch: int = 250) -> float:
     """Share of the test images that the model gets right, in ONNX Runtime.
 
     On one thread: two that spin on a busy machine are slower than one.
@@ -140,7 +185,7 @@ def top1(model: onnx.ModelProto | str | Path, data: Fashion | Cifar, batch: int 
     return float((np.concatenate(outputs).argmax(1) == data.labels).mean())
 
 
-def baseline(path: Path, data: Fashion, cache: Cache) -> float:
+def baseline(path: Path, data: Data, cache: Cache) -> float:
     """The original's top-1."""
     key = {"benchmark": "original", "model": file_digest(path), "test_images": len(data.x)}
     return cache.get(key, lambda: {"top1": top1(path, data)})["top1"]
@@ -250,6 +295,12 @@ def options(about: str | None, cache: str) -> argparse.ArgumentParser:
     add("--no-cache", dest="cache", action="store_const", const=None, help="measure everything anew")
     add("--json", type=Path, metavar="FILE", help="write this run's results as JSON lines")
     return parser
+
+
+def add_cifar(parser: argparse.ArgumentParser) -> None:
+    """Where the images of the CIFAR nets are."""
+    about = "folder of packed CIFAR images (default ../shared/data)"
+    parser.add_argument("--cifar", type=Path, default=PACKED, metavar="DIR", help=about)
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -42,13 +42,18 @@ def held_out() -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """One pass over the training images, in another order every time."""
-    images, labels = labelled(slice(None, -JUDGED))
-    rng = np.random.default_rng(next(_passes))
-    padded = np.pad(images, ((0, 0), (0, 0), (REACH, REACH), (REACH, REACH)), mode="edge")
+    yield from varied(*labelled(slice(None, -JUDGED)), REACH, np.random.default_rng(next(_passes)))
+
+
+def varied(
+    images: np.ndarray, labels: np.ndarray, reach: int, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of all images, in any order, moved and mirrored."""
+    padded = np.pad(images, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
     order = rng.permutation(len(images))
     for start in range(0, len(order) - BATCH + 1, BATCH):
         rows = order[start : start + BATCH]
-        dy, dx = rng.integers(0, 2 * REACH + 1, 2)
+        dy, dx = rng.integers(0, 2 * reach + 1, 2)
         moved = padded[rows, :, dy : dy + images.shape[2], dx : dx + images.shape[3]]
         mirrored = np.where(rng.random((BATCH, 1, 1, 1)) < 0.5, moved[..., ::-1], moved)
         yield np.ascontiguousarray(mirrored), labels[rows]

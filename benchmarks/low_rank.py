@@ -43,7 +43,7 @@ def main() -> None:
         data.validate()
     args.found = common.find_models(args.nets, args.models)
     methods: dict[str, dict[str, Any]] = {k: v for k, v in METHODS.items() if not args.only or args.only in k}
-    rows = accuracy.run(args, methods, data, cache)
+    rows = accuracy.run(args, methods, dict.fromkeys(args.found, data), cache)
     bases = {name: common.baseline(path, data, cache) for name, path in args.found.items()}
     print(accuracy.tables(rows, args, methods, bases))
     which = "validation" if args.validation else "test"

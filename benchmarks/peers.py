@@ -16,7 +16,7 @@ import itertools
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -187,7 +187,7 @@ def package_versions() -> dict[str, str]:
 # ---- measuring ---------------------------------------------------------------------------------------------
 
 
-def one(job: Job, peer: Peer, data: common.Fashion, out: Path) -> dict[str, Any]:
+def one(job: Job, peer: Peer, data: common.Data, out: Path) -> dict[str, Any]:
     """Run a method, keep its file, count and score it; its error is a result too."""
     begin = time.perf_counter()
     try:
@@ -220,15 +220,20 @@ def timed(path: Path, rows: list[dict[str, Any]], out: Path, budget_s: float) ->
     return {c.candidate: [c.speedup, c.low, c.high] for c in result.comparisons}
 
 
-def run(args: Any, data: common.Fashion, cache: common.Cache) -> list[dict[str, Any]]:
-    """All methods on all nets and ratios, one after the other."""
+def wanted(name: str, words: Sequence[str]) -> bool:
+    """Whether a method's name has one of the words in it; without words all are wanted."""
+    return not words or any(word.lower() in name.lower() for word in words)
+
+
+def run(args: Any, data: Mapping[str, common.Data], cache: common.Cache) -> list[dict[str, Any]]:
+    """All methods on all nets and ratios, one after the other; `data`: of each net."""
     own = {f"onnxprune {name}": Peer(partial(ours, **settings)) for name, settings in args.method or ()}
-    peers = installed({n: p for n, p in (own | PEERS).items() if not args.only or args.only.lower() in n.lower()})
+    peers = installed({n: p for n, p in (own | PEERS).items() if wanted(n, args.only)})
     rows: list[dict[str, Any]] = []
     for (net, path), ratio, seed in itertools.product(args.found.items(), args.ratios, range(args.seeds)):
         out = args.out / f"{net}_{ratio:g}_{seed}"
         out.mkdir(parents=True, exist_ok=True)
-        job = Job(net, path, ratio, data.calibration(seed, args.samples), seed, args.iterations)
+        job = Job(net, path, ratio, data[net].calibration(seed, args.samples), seed, args.iterations)
         here = []
         for name, peer in peers.items():
             file = out / ("".join(c if c.isalnum() else "_" for c in name) + ".onnx")
@@ -239,7 +244,7 @@ def run(args: Any, data: common.Fashion, cache: common.Cache) -> list[dict[str, 
                 "ratio": ratio,
                 "seed": seed,
                 "samples": args.samples,
-                "test_images": len(data.x),
+                "test_images": len(data[net].x),
                 "code": common.code_digest() if not peer.needs else None,
                 "packages": package_versions() if peer.needs else None,
                 "script": common.file_digest(common.HERE / peer.script) if peer.script else None,
@@ -248,7 +253,7 @@ def run(args: Any, data: common.Fashion, cache: common.Cache) -> list[dict[str, 
             }
             row = cache.get(
                 key,
-                lambda p=peer, f=file, j=job: one(j, p, data, f),
+                lambda p=peer, f=file, j=job: one(j, p, data[j.net], f),
                 valid=lambda r, f=file: settled(r, f),
             )
             here.append({**row, "net": net, "method": name, "ratio": ratio, "seed": seed})
@@ -276,29 +281,32 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     parser = common.options(__doc__, "peers.jsonl")
     add = parser.add_argument
-    add("--nets", type=common.words, default=common.FMNIST[:3], help="of resnet20,vgg,mbv2,resnet56 (the first three)")
+    add("--nets", type=common.words, default=common.FMNIST[:3], help=f"of {common.NETS} (the first three)")
     add("--ratios", type=common.numbers, default=RATIOS, help="shares of the MACs (0.5,0.65,0.8,0.9)")
     add("--seeds", type=int, default=1, help="calibration sets (1)")
     add("--samples", type=int, default=common.SAMPLES, help="images in each (512)")
     add("--data", type=Path, default=common.DATA, help=f"folder of the four .gz files ({common.DATA})")
-    add("--only", metavar="WORD", help="methods whose name has this in it")
+    common.add_cifar(parser)
+    add("--only", type=common.words, default=(), metavar="WORDS", help="methods whose name has one of these in it")
     add("--method", type=method, action="append", help="another row of ours: [NAME:]criterion=l1,repair=refit")
     add("--out", type=Path, default=common.HERE / ".cache" / "peers", metavar="DIR", help="where the pruned files go")
     add("--no-bench", dest="bench", action="store_false", help="do not measure speed")
     add("--bench-s", type=float, default=60, help="seconds of timing for a net and ratio (60)")
     add("--iterations", type=int, default=100, help="steps of onnxsim's block fine-tuning (100)")
     args = parser.parse_args()
-    begin, data, cache = time.perf_counter(), common.Fashion(args.data), common.Cache(args.cache)
-    args.found = common.find_models(args.nets, args.models)
+    begin, cache = time.perf_counter(), common.Cache(args.cache)
+    args.found = common.find_models(args.nets, args.models, args.cifar)
+    data = {net: common.data_of(net, args.data, args.cifar) for net in args.found}
     rows = run(args, data, cache)
     for net, path in args.found.items():
-        head = [f"{net} ({common.baseline(path, data, cache):.2%})", *(f"−{r:.0%} MACs" for r in args.ratios)]
+        head = [f"{net} ({common.baseline(path, data[net], cache):.2%})", *(f"−{r:.0%} MACs" for r in args.ratios)]
         lines = []
         for name in dict.fromkeys(r["method"] for r in rows):
             own = [r for r in rows if r["net"] == net and r["method"] == name]
             lines.append([name, *(cell([r for r in own if r["ratio"] == ratio]) for ratio in args.ratios)])
         print(common.table(head, lines) + "\n")
-    print(f"Top-1 on {len(data.x)} test images, MACs removed, speed-up over the original (one thread, interleaved);")
+    scored = common.amount(data.values())
+    print(f"Top-1 on {scored} test images, MACs removed, speed-up over the original (one thread, interleaved);")
     print(f"{args.samples} unlabelled training images, {args.seeds} seed(s), no training.")
     print(common.footer(time.perf_counter() - begin, **package_versions()))
     common.write_lines(rows, args.json)

@@ -1,8 +1,10 @@
-"""Torch-Pruning on the Fashion-MNIST nets: from the ONNX file to a torch module, pruned, and back to ONNX.
+"""Torch-Pruning on the small nets: from the ONNX file to a torch module, pruned, and back to ONNX.
 
-The architectures are those of `tools/train_fmnist.py`; the weights come from the file, node by node in execution
-order, and the module must then give the file's outputs. Widths are the library's own: the same share in every layer,
-residual streams included, the classifier left whole. torch and torch_pruning are imported when they are needed.
+The architectures are those of `tools/train_fmnist.py` and `cifar_resnet.py`; the weights come from the file, node by
+node in execution order, and the module must then give the file's outputs. Widths are the library's own: the same share
+in every layer, residual streams included, the classifier left whole. Of the CIFAR nets the streams stay whole too: the
+library takes channel k on both sides of a shortcut that pads for the same one, and what it cuts there does not run.
+torch and torch_pruning are imported when they are needed.
 """
 
 from __future__ import annotations
@@ -23,14 +25,33 @@ from onnxprune.runtime.sessions import open_session
 if TYPE_CHECKING:
     from torch import nn
 
-SIZE = (1, 1, 28, 28)
+SIDES = {1: 28, 3: 32}
+"""Channels of an image -> its height and width."""
+
+
+def architecture(net: str) -> nn.Module:
+    """Untrained."""
+    if net in common.CIFAR:
+        import cifar_resnet
+
+        return cifar_resnet.resnet(int(net.removeprefix("cifar_resnet")))
+    module: nn.Module = common.tool("train_fmnist").NETS[net]()
+    return module
+
+
+def size(module: nn.Module) -> tuple[int, int, int, int]:
+    """Of one image, as the module reads it."""
+    from torch import nn
+
+    channels = next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d))
+    return 1, channels, SIDES[channels], SIDES[channels]
 
 
 def load(net: str, path: Path) -> nn.Module:
     """The module of that architecture with the file's weights; AssertionError where its outputs are not the file's."""
     import torch
 
-    module = common.tool("train_fmnist").NETS[net]().eval()
+    module = architecture(net).eval()
     model = onnx.load(path)
     values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     values |= {n.output[0]: values[n.input[0]] for n in model.graph.node if n.op_type == "Identity"}
@@ -41,7 +62,7 @@ def load(net: str, path: Path) -> nn.Module:
         names = ["weight", "bias", "running_mean", "running_var"]
         for name, source in zip(names, node.input[1:], strict=False):
             getattr(layer, name).data.copy_(torch.from_numpy(values[source].copy()))
-    x = np.random.default_rng(0).standard_normal((4, *SIZE[1:]), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((4, *size(module)[1:]), dtype=np.float32)
     with torch.inference_mode():
         error = np.abs(module(torch.from_numpy(x)).numpy() - open_session(str(path)).run({"x": x})[0]).max()
     assert error < 1e-3, f"the module differs from {path} by {error}"
@@ -59,7 +80,7 @@ def _in_order(module: nn.Module) -> list[Any]:
         m.register_forward_hook(lambda layer, *_: seen.append(layer)) for m in module.modules() if isinstance(m, kinds)
     ]
     with torch.inference_mode():
-        module(torch.zeros(SIZE))
+        module(torch.zeros(size(module)))
     for hook in hooks:
         hook.remove()
     return seen
@@ -79,7 +100,7 @@ def count(module: nn.Module) -> float:
     kinds = (nn.Conv2d, nn.Linear)
     hooks = [m.register_forward_hook(add) for m in module.modules() if isinstance(m, kinds)]
     with torch.inference_mode():
-        module(torch.zeros(SIZE))
+        module(torch.zeros(size(module)))
     for hook in hooks:
         hook.remove()
     return total
@@ -96,10 +117,10 @@ def prune(module: nn.Module, importance: str, share: float, round_to: int | None
         "fpgm": lambda: tp.importance.FPGMImportance(),
     }[importance]()
     pruned = copy.deepcopy(module)
-    whole = [m for m in pruned.modules() if isinstance(m, nn.Linear)]
+    whole = [m for m in pruned.modules() if isinstance(m, nn.Linear)] + getattr(pruned, "stream", [])
     pruner = tp.pruner.BasePruner(
         pruned,
-        torch.zeros(SIZE),
+        torch.zeros(size(module)),
         importance=score,
         pruning_ratio=share,
         ignored_layers=whole,
@@ -143,7 +164,7 @@ def export(module: nn.Module) -> onnx.ModelProto:
     file = io.BytesIO()
     torch.onnx.export(
         module.eval(),
-        (torch.zeros(SIZE),),
+        (torch.zeros(size(module)),),
         file,
         input_names=["x"],
         output_names=["y"],

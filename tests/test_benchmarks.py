@@ -197,6 +197,50 @@ def test_a_word_is_bgr_and_padded_with_zeros():
 # ---- models ----------------------------------------------------------------------------------------------
 
 
+def test_a_net_without_its_files_is_skipped(tmp_path, capsys):
+    net, files = "cifar_resnet20", ("cifar_resnet20.onnx", *common.Cifar.FILES)
+    for name in files:
+        assert common.find_models([net], tmp_path, tmp_path) == {}
+        assert f"skipped: {net}: {tmp_path / name} is not there" in capsys.readouterr().err
+        (tmp_path / name).touch()
+    assert common.find_models([net, "resnet20"], tmp_path, tmp_path) == {net: tmp_path / files[0], "resnet20": RESNET}
+    assert common.find_models([net], tmp_path) == {}  # a command that knows Fashion-MNIST only
+
+
+def test_every_net_reads_its_own_data_once(tmp_path):
+    (tmp_path / "images.py").write_text(
+        "import numpy as np\n"
+        "def cifar(name, first=None):\n"
+        "    count = {'cifar10_test.npz': 5, 'cifar10_train.npz': 50_000}[name] if first is None else first\n"
+        "    return np.broadcast_to(np.uint8(255), (count, 32, 32, 3)), np.arange(count) % 10\n"
+    )
+    data = {net: common.data_of(net, tmp_path, tmp_path) for net in (*common.CIFAR, "vgg", "mbv2")}
+    cifar, _, fashion, other = data.values()
+    assert cifar is data["cifar_resnet56"] and fashion is other
+    assert cifar.x.shape == (5, 3, 32, 32) and cifar.x[0, :, 0, 0] == pytest.approx((1 - cifar.MEAN) / cifar.SPREAD)
+    assert common.amount(data.values()) == "5 or 1,000"
+    cifar.validate()
+    assert cifar.x.shape == (5000, 3, 32, 32) and cifar.labels.shape == (5000,)
+
+
+def test_a_shortcut_without_weights_pads_on_both_sides():
+    torch = pytest.importorskip("torch")
+    import cifar_resnet
+
+    x = torch.arange(2 * 4 * 4.0).reshape(1, 2, 4, 4)
+    y = cifar_resnet.Padded(2, 4)(x)
+    assert y.shape == (1, 4, 2, 2) and not y[:, [0, 3]].any() and (y[:, 1:3] == x[:, :, ::2, ::2]).all()
+    net = cifar_resnet.resnet(8)
+    assert net.eval()(torch.zeros(torch_peers.size(net))).shape == (1, 10)
+    assert len(net.stream) == 4 and not any(p.numel() for block in list(net)[1:-3] for p in block.sc.parameters())
+
+
+def test_the_methods_of_a_table_are_chosen_by_words():
+    found = [name for name in peers.PEERS if peers.wanted(name, ("linear", "TORCH"))]
+    assert len(found) == 4 and "onnxprune (default)" not in found
+    assert all(peers.wanted(name, ()) for name in peers.PEERS)
+
+
 @pytest.mark.parametrize(
     ("kernel", "stride", "pads"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (5, 1, 0)], ids=["same", "stride", "1x1", "valid"]
 )
