@@ -33,7 +33,7 @@ def samples_of(path: Path, data: Path, count: int) -> np.ndarray:
     made = common.tool("train_meanings")
     if path.stem in made.TASKS:
         return made.samples(path.stem, data, count, 1, held=False)[0]
-    return common.Fashion(data).calibration(1, count)
+    return common.data_of(path.stem, data).calibration(1, count)
 
 
 def contests(planner: Planner) -> dict[str, Contest]:
@@ -78,7 +78,7 @@ def measure(path: Path, x: np.ndarray, ratios: tuple[float, ...]) -> dict[str, A
 def main() -> None:
     parser = common.options(__doc__, "rivals.jsonl")
     add = parser.add_argument
-    add("files", type=Path, nargs="+", help="of tools/train_meanings.py or tools/train_fmnist.py")
+    add("files", type=Path, nargs="+", help="of tools/train_meanings.py or tools/train_fmnist.py, or a CIFAR net")
     add("--ratios", type=common.numbers, default=(0.2, 0.35, 0.5, 0.65, 0.8), help="of the MACs")
     add("--samples", type=int, default=512, help="pictures; a quarter is held out (512)")
     add("--data", type=Path, default=common.DATA, help=f"folder of the four .gz files ({common.DATA})")
