@@ -64,9 +64,11 @@ class Views:
             afford: images -> how many blends of each can be paid for.
             seed: of the rectangles.
         """
-        ((name, first), *more) = batches[0].items()
+        if not batches or len(batches[0]) != 1:
+            return NO_VIEWS
+        ((name, first),) = batches[0].items()
         images = [feeds[name] for feeds in batches]
-        if more or not _image(first) or any(x.shape[1:] != first.shape[1:] for x in images):
+        if not _image(first) or any(x.shape[1:] != first.shape[1:] for x in images):
             return NO_VIEWS
         pool = np.concatenate(images)
         count = afford(len(pool)) if len(pool) >= FEWEST else 0

@@ -52,6 +52,12 @@ def test_a_blend_is_a_rectangle_of_one_image_in_another(text, shape, axes):
         assert all(value in x for value in image[where])
 
 
+@pytest.mark.parametrize("batches", [[], [{}], [{"x": images(), "z": images()}]])
+def test_no_images_no_views(batches):
+    net = api.open_model(surgery.model_of(CLASSES)).net
+    assert not Views.of(net, batches, pytest.fail, lambda images: 2)
+
+
 def test_the_same_again_and_others_for_another_batch():
     views, x = views_of(CLASSES, images()), images()[:8]
     one, two = views.batches([{"x": x}, {"x": x}])
