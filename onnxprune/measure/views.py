@@ -74,7 +74,8 @@ class Views:
         count = afford(len(pool)) if len(pool) >= FEWEST else 0
         if count < 1 or not _classes(net, run(batches[0])):
             return NO_VIEWS
-        return cls(name, (2, 3) if first.shape[1] <= COLOURS else (1, 2), count, pool, seed)
+        rows = rows_of_image(first.shape)
+        return cls(name, (rows, rows + 1), count, pool, seed)
 
     def __bool__(self) -> bool:
         return self.count > 0
@@ -104,11 +105,14 @@ class Views:
 NO_VIEWS = Views()
 
 
+def rows_of_image(shape: Sequence[int]) -> int:
+    """The axis of an image's rows, in front of that of its columns; 0 where samples of that shape are none."""
+    return 0 if len(shape) != 4 else 2 if shape[1] <= COLOURS else 1 if shape[3] <= COLOURS else 0
+
+
 def _image(value: np.ndarray) -> bool:
-    if value.ndim != 4 or value.dtype.kind != "f":
-        return False
-    sides = value.shape[2:] if value.shape[1] <= COLOURS else value.shape[1:3] if value.shape[3] <= COLOURS else (0,)
-    return min(sides) >= LEAST
+    rows = rows_of_image(value.shape)
+    return value.dtype.kind == "f" and rows > 0 and min(value.shape[rows : rows + 2]) >= LEAST
 
 
 def _classes(net: Analysed, outputs: Sequence[np.ndarray]) -> bool:

@@ -51,13 +51,13 @@ class Compared:
         several = views.batches(judges)
         self.net, self.threads, self.looks = net, threads, 1 + views.count
         self.judges = judges = [feeds for one in several for feeds in one]
-        self.damage = Damage(net, lambda names: _outputs(net.model, names, judges, threads))
+        self.damage = Damage(net, lambda names: outputs_of(net.model, names, judges, threads))
         self.mending = replace(mending, repair=mending.repair.judge)
 
     def __call__(self, plan: PrunePlan) -> np.ndarray:
         """(batches, looks) damage to the outputs: on the samples as they are, then blended."""
         model = apply_edits(self.net, plan.edits, self.mending).model
-        hurt = self.damage.each(_outputs(model, self.damage.names, self.judges, self.threads))
+        hurt = self.damage.each(outputs_of(model, self.damage.names, self.judges, self.threads))
         return hurt.reshape(-1, self.looks)
 
 
@@ -111,9 +111,10 @@ class Contest:
         return plans[int(np.argmin([float(np.mean(h)) * counts(plan) for h, plan in hurt]))]
 
 
-def _outputs(
+def outputs_of(
     model: onnx.ModelProto, names: Sequence[str], batches: Sequence[Mapping[str, np.ndarray]], threads: int | None
 ) -> list[list[np.ndarray]]:
+    """What a model puts out on samples, a list a batch: the tensors of these names, where it has them."""
     made = {o for node in model.graph.node for o in node.output} | {port.name for port in model.graph.output}
     there = [name for name in names if name in made]
     session = sessions.open_session(sessions.returning(model, there), threads=threads, name="candidate")

@@ -36,7 +36,7 @@ from onnxprune.pipeline.asked import (
 )
 from onnxprune.pipeline.block_trials import block_damages
 from onnxprune.pipeline.candidates import find_candidates
-from onnxprune.pipeline.compare import COMPARED, Compared, Contest
+from onnxprune.pipeline.compare import COMPARED, Compared, Contest, outputs_of
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import provenance_of
 from onnxprune.pipeline.prices import timed_as, timed_run
@@ -47,7 +47,6 @@ from onnxprune.report.result import Result
 from onnxprune.rewrite.apply import Mending
 from onnxprune.rewrite.repair.refit import bytes_of_refit
 from onnxprune.rewrite.repair.table import REPAIRS, WITH_SAMPLES
-from onnxprune.runtime import sessions
 from onnxprune.samples.partition import Partition, first_batches
 from onnxprune.timing.pair_model import AnyPair, PairModel
 from onnxprune.timing.pair_times import PairTimes
@@ -284,15 +283,10 @@ class Looking:
         if parts is None or self.how != "adaptive" or parts.judge.shared:
             return NO_VIEWS
         macs = trial_macs(net, self.candidates.limits)
-
-        def run(feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-            session = sessions.open_session(net.model, threads=self.settings.threads, name="candidate")
-            return session.run(dict(feeds), list(net.graph.outputs))
-
         return Views.of(
             net,
             first_batches(parts.judge, COMPARED, net.batch),
-            run,
+            lambda feeds: outputs_of(net.model, list(net.graph.outputs), [feeds], self.settings.threads)[0],
             lambda images: min(MOST_VIEWS, int(VIEW_MACS / max(1.0, macs * images)) - 1),
             self.settings.seed,
         )

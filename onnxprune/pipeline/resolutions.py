@@ -14,7 +14,7 @@ import numpy as np
 from onnxprune.channels import Analysed
 from onnxprune.errors import PlanError
 from onnxprune.measure.cost import count_macs
-from onnxprune.measure.views import COLOURS
+from onnxprune.measure.views import rows_of_image
 from onnxprune.pipeline.looking import Looking
 from onnxprune.plan import Origin, PrunePlan, Resample
 from onnxprune.protobuf.serialize import weight_bytes
@@ -146,12 +146,12 @@ def _predicted(path: Sequence[tuple[float, float]], saved: float) -> float:
 def _edits(net: Analysed) -> Iterator[Resample]:
     """Smaller sizes of the one input, if that is an image; the largest first."""
     for name, fed in net.feeds.items():
-        if weight_bytes(net.model) > WEIGHTS or len(net.feeds) > 1 or fed.ndim != 4 or not resizable(net, name):
+        axis = rows_of_image(fed.shape)
+        if weight_bytes(net.model) > WEIGHTS or len(net.feeds) > 1 or not axis or not resizable(net, name):
             return
-        axis = 2 if fed.shape[1] <= COLOURS else 1 if fed.shape[3] <= COLOURS else 0
         before = fed.shape[axis : axis + 2]
         step = 2 ** int(np.log2(max(min(before) / STEPS, 2)))
-        for short in range(min(before) - step, int(np.ceil(LEAST * min(before))) - 1, -step) if axis else ():
+        for short in range(min(before) - step, int(np.ceil(LEAST * min(before))) - 1, -step):
             yield Resample(name, axis, before, tuple(round(b * short / min(before)) for b in before))
 
 
