@@ -14,7 +14,7 @@ from onnxprune.measure.fidelity import check_fidelity
 from onnxprune.measure.labelled import TABLE
 from onnxprune.measure.part import DETECTIONS
 from onnxprune.measure.parts import parts_of
-from onnxprune.pipeline.compare import _outputs
+from onnxprune.pipeline.compare import outputs_of
 from tests.channels import surgery
 
 RNG = np.random.default_rng(3)
@@ -179,7 +179,7 @@ def test_damage_is_that_to_what_is_picked_from(text):
     model = surgery.model_of(text)
     x = {"x": RNG.standard_normal((4, 60, 6)).astype(np.float32)}
     net = open_model(model, calibration=x).net
-    compared = Damage(net, lambda names: _outputs(model, names, [x], 1))
+    compared = Damage(net, lambda names: outputs_of(model, names, [x], 1))
     name = model.graph.output[0].name
     assert compared.names == [name, "b", "t"]
     assert [len(parts) for parts in compared.parts] == [int(text is BEHIND), 1, 1]
