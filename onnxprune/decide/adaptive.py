@@ -156,6 +156,7 @@ class _Search:
         self.hulls += [[(0, np.inf), (0, b.states[0][1])] for b in blocks]  # of two states: more are no slope
         self.steps += [switches(len(r.damages)) for r in ranks]
         self.values += [r.damages for r in ranks]
+        self.moves, self._steps, self._values = np.arange(len(self.steps)), _table(self.steps), _table(self.values)
         self.groups, self.blocks = len(ladders), len(blocks)
         self.full = np.array([len(b.states) - 1 for b in blocks], int)
         self.stand = slice(self.groups, self.groups + self.blocks)
@@ -176,11 +177,11 @@ class _Search:
 
     def _apart(self, at: np.ndarray) -> np.ndarray:
         """The same, every move by itself."""
-        return np.array([steps[i] for steps, i in zip(self.steps, at, strict=True)])
+        return self._steps[self.moves, at]
 
     def _damages(self, at: np.ndarray) -> np.ndarray:
         """The damage that each move does; what is inside a block that has gone does none."""
-        own = np.array([v[i] for v, i in zip(self.values, at, strict=True)])
+        own = self._values[self.moves, at]
         own[self._gone(at) > 0] = 0.0
         return own
 
@@ -249,7 +250,7 @@ class _Search:
             lower = np.maximum(at - down, 0)
             saved = self.cost.saved(widths, self._apart(lower))
             saved[self.by] += np.where(lower[self.by] < at[self.by], read, 0.0)
-            hurt = np.array([v[i] for v, i in zip(self.values, lower, strict=True)]) - now - spared
+            hurt = self._values[self.moves, lower] - now - spared
             telling = (lower < at) & (saved > 1e-6 * self.cost.cost.total)
             price = np.where(telling, np.maximum(hurt, 1e-30) / np.maximum(saved, 1e-300), np.inf)
             better = price < dear
@@ -260,7 +261,7 @@ class _Search:
         """(blocks,) damage done inside every block, that its going makes undone."""
         if not self.blocks:
             return np.zeros(0)
-        own = np.array([v[i] for v, i in zip(self.values, at, strict=True)])
+        own = self._values[self.moves, at]
         by_this = (at[self.stand] < self.full)[self.outer]
         counts = self._gone(at)[self.inner] == by_this  # no other block takes it away
         return np.bincount(self.outer, own[self.inner] * counts, self.blocks)
@@ -309,6 +310,15 @@ def _nested(blocks: Sequence[BlockMove], groups: Sequence[str], layers: Sequence
         found += [(k, b) for k, other in enumerate(blocks, len(groups)) if other.inside and other.inside < move.inside]
     inner, outer = np.array(found, int).reshape(-1, 2).T
     return inner, outer
+
+
+def _table(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of several lengths as one array, filled up with zeros."""
+    kind = np.result_type(*rows) if len(rows) else float
+    table = np.zeros((len(rows), max(map(len, rows), default=0)), kind)
+    for k, row in enumerate(rows):
+        table[k, : len(row)] = row
+    return table
 
 
 def _strides(most: int) -> list[int]:

@@ -220,6 +220,8 @@ class _Stairways:
         found = [steps for steps in stairs if steps is not None]
         self.shift = np.zeros(len(stairs))
         self.shift[self.which] = 2.0 * np.arange(len(found))
+        self.stepped = np.zeros(len(stairs), bool)
+        self.stepped[self.which] = True
         shares, times = [np.zeros(0)], [np.zeros(0)]
         for k, steps in enumerate(found):
             shares.append(np.concatenate([[0.0], steps.share]) + 2.0 * k)
@@ -230,7 +232,7 @@ class _Stairways:
         """Relative time at those living shares, of all factors or of the ones named; 0 where nothing is left."""
         if not len(self.which):
             return living
-        which = self.which if factors is None else np.flatnonzero(np.isin(factors, self.which))
+        which = self.which if factors is None else np.flatnonzero(self.stepped[factors])
         rows = which if factors is None else factors[which]
         out = living.copy()
         at = living[which]
