@@ -11,7 +11,7 @@ blends of each with 0.73, the 5,000 themselves with 0.79; flips and shifts with 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,6 +24,8 @@ LEAST = 8
 """Pixels of the shorter side of an image."""
 COLOURS = 4
 """An axis of an image that is no longer than this counts its colours."""
+BYTES = 1 << 28
+"""Of blends, more of which than take part in single cuts."""
 FEWEST = 32
 """Images, of which fewer are no pool to blend from."""
 
@@ -79,6 +81,11 @@ class Views:
 
     def __bool__(self) -> bool:
         return self.count > 0
+
+    def more(self, most: int, batches: Sequence[Feeds]) -> Views:
+        """The same with up to so many blends of each of these samples, as far as they may be held."""
+        size = sum(feeds[self.name].nbytes for feeds in batches) if self else 0
+        return replace(self, count=max(self.count, min(most, BYTES // size))) if size else self
 
     def batches(self, batches: Sequence[Feeds]) -> list[list[Feeds]]:
         """Each batch: as it is, and blended."""

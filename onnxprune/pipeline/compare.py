@@ -38,6 +38,7 @@ class Compared:
         judges: other samples, which nothing was fitted on.
         threads: ORT threads.
         views: what blends the judges.
+        many: whether plans are many.
     """
 
     def __init__(
@@ -47,12 +48,13 @@ class Compared:
         judges: Sequence[Mapping[str, np.ndarray]],
         threads: int | None = None,
         views: Views = NO_VIEWS,
+        many: bool = False,
     ) -> None:
         several = views.batches(judges)
         self.net, self.threads, self.looks = net, threads, 1 + views.count
         self.judges = judges = [feeds for one in several for feeds in one]
         self.damage = Damage(net, lambda names: outputs_of(net.model, names, judges, threads))
-        self.mending = replace(mending, repair=mending.repair.judge)
+        self.mending = replace(mending, repair=mending.repair.glance if many else mending.repair.judge)
 
     def __call__(self, plan: PrunePlan) -> np.ndarray:
         """(batches, looks) damage to the outputs: on the samples as they are, then blended."""

@@ -55,13 +55,15 @@ BLOCK_SAMPLES = 64
 """Samples that the layers behind a dropped block are refitted on, to see its damage."""
 GRADIENT_SAMPLES = 256
 """Samples of the backward passes of a gradient criterion."""
-MOST_VIEWS = 4
-"""Blends of each sample that judges, at most."""
+MOST_VIEWS, PLAN_VIEWS = 4, 16
+"""Blends of each sample that judges, at most: single cuts, and plans."""
 VIEW_MACS = 6e12
 """Multiply-accumulates that all trials together may take for there to be blends."""
-TRIED_MACS, REFITTED = 2e12, 4
+TRIED_MACS, REFITTED = 6e12, 4
 """Multiply-accumulates for plans near the best one, of which a sample that a plan is refitted on takes so many times
 those of a run."""
+FEWEST_TRIES = 32
+"""Fewer are not worth the time."""
 NO_PART = ("threads", "memory", "metadata")
 """Settings that no trial depends on."""
 
@@ -274,7 +276,9 @@ class Looking:
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
         own = {name: getattr(settings, name) for name in repair.options}
         mending = Mending(repair, learn, options=own, threads=settings.threads, seed=settings.seed)
-        return Compared(net, mending, judges, settings.threads, self.views)
+        many = self.tries(FEWEST_TRIES) > 0
+        views = self.views.more(PLAN_VIEWS, judges) if many else self.views
+        return Compared(net, mending, judges, settings.threads, views, many)
 
     @cached_property
     def views(self) -> Views:
@@ -294,13 +298,11 @@ class Looking:
     def tries(self, most: int) -> int:
         """How many more plans may be cut and judged, `most` of them where that is quick; none where judges cannot tell
         plans apart that are near one another."""
-        if not self.views or self._compared is None:
+        if not self.views:
             return 0
-        net, compared = self.candidates.net, self._compared
-        fitted, judged = (sum(len(next(iter(f.values()))) for f in some) for some in
-                          (compared.mending.batches, compared.judges))  # fmt: skip
-        macs = count_macs(net.graph, net.shapes, net.channels.ran) * (REFITTED * fitted + judged)
-        return min(most, int(TRIED_MACS / max(1.0, macs)))
+        net, fitted = self.candidates.net, min(COMPARED, len(self.samples().learn))
+        tries = int(TRIED_MACS / max(1.0, count_macs(net.graph, net.shapes, net.channels.ran) * REFITTED * fitted))
+        return min(most, tries) if tries >= FEWEST_TRIES else 0
 
     def samples(self) -> Partition:
         """The samples, where it is known that there are some."""

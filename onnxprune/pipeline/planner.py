@@ -35,7 +35,7 @@ from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.finishing import check_finish
 from onnxprune.pipeline.looking import Looking
 from onnxprune.pipeline.nearby import MOST as TRIED
-from onnxprune.pipeline.nearby import NO_FACTORS, NOTHING_LOST, Factors, nearby
+from onnxprune.pipeline.nearby import NO_FACTORS, NOTHING_LOST, Factors, factors_of, nearby
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_merges, time_network
@@ -51,6 +51,8 @@ BATCH = 32
 COARSE, HAIR = 0.02, 0.002
 """An overshoot that tells of coarse widths, and what may be missing then: half of a power of two channels is often a
 little less than half of the cost."""
+CUTS = "channels", "blocks", "mix"
+"""Kinds of plans that cut the network."""
 SMALLER, SECOND = "smaller", "second"
 """Kinds of plans whose network sees a smaller input: of the most promising size, and of the next."""
 CLEARLY = 0.75
@@ -245,24 +247,49 @@ class Planner:
         if not plans:
             raise max(missed, key=lambda error: error.removed)
         if self.settings.best_effort and len(plans) > 1:  # otherwise all of them reach it
-            plans = [p for p in plans if 1 - 1 / self.gain(p) >= ratio - TOLERANCE] or [max(plans, key=self.gain)]
+            plans = [p for p in plans if self._reaches(ratio, p)] or [max(plans, key=self.gain)]
         best = self.better(plans)
         if SMALLER in self.kinds and best.resampled() and (second := self.propose(ratio, SECOND)) is not None:
             best = self.better([best, second])
-        kind = next((kind for kind, p in found.items() if p is best), SECOND)
-        return self._unbeaten(self._nearby(best, ratio, kind), ratio, larger)
+        cuts = {kind: p for kind, p in found.items() if p is not None and p in plans}
+        return self._unbeaten(self.near(best, cuts)[0], ratio, larger)
+
+    def _reaches(self, ratio: float, plan: PrunePlan) -> bool:
+        return 1 - 1 / self.gain(plan) >= ratio - TOLERANCE
 
     @one_blas_thread
     @bounded
-    def _nearby(self, plan: PrunePlan, ratio: float, kind: str) -> PrunePlan:
-        """The plan, or a better one near it, where that can be told and there is something to win."""
-        contest, of_cuts = self.looking.contest, kind in ("channels", "blocks", "mix")
-        tries = self.looking.tries(TRIED) if contest is not None and of_cuts else 0
+    def near(
+        self, plan: PrunePlan, plans: Mapping[str, PrunePlan]
+    ) -> tuple[PrunePlan, Callable[[float], PrunePlan | None]]:
+        """The plan, or a better one near those that cut, where that can be told and there is something to win.
+
+        Args:
+            plan: the best one.
+            plans: kind -> plan, as they were proposed for the ratios that they remember.
+
+        Returns:
+            It, and what proposes the like of it for another ratio.
+        """
+        cuts = {kind: p for kind, p in plans.items() if kind in CUTS}
+        kind = next((k for k, p in plans.items() if p == plan), SECOND)
+        contest, ratios = self.looking.contest, {k: p.origin.ratio or 0.0 for k, p in cuts.items()}
+        reached = kind in cuts and self._reaches(ratios[kind], plan)
+        tries = self.looking.tries(TRIED) if contest is not None and reached else 0
         if contest is None or not tries or contest.damages([plan])[0][:, 0].mean() < NOTHING_LOST:
-            return plan
+            return plan, partial(self.propose, kind=kind)
         names = [*(self.study.damages or {}), *(m.name for m in self.moves), *(m.layer for m in self.ranks)]
-        propose = partial(self.propose, ratio, kind)
-        return nearby(contest, plan, names, propose, tries, seed=self.settings.seed, progress=self._report("nearby"))
+
+        def propose(kind: str, factors: Factors) -> PrunePlan | None:
+            try:
+                found = self.propose(ratios[kind], kind, factors)
+            except OutOfReachError:
+                return None
+            return found if found is not None and self._reaches(ratios[kind], found) else None
+
+        seed, progress = self.settings.seed, self._report("nearby")
+        best = nearby(contest, cuts, names, propose, tries, seed=seed, progress=progress)
+        return best.plan, partial(self.propose, kind=best.kind, factors=factors_of(names, best.factors))
 
     @one_blas_thread
     @bounded

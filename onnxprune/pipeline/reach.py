@@ -6,7 +6,7 @@ file is. Only a metric needs the repaired network. What is measured, and what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePath
@@ -27,7 +27,7 @@ from onnxprune.pipeline.origin import sign
 from onnxprune.pipeline.planner import BATCH, Planner
 from onnxprune.pipeline.profiling import said_of
 from onnxprune.pipeline.refining import correction
-from onnxprune.pipeline.search import close_loop, largest
+from onnxprune.pipeline.search import Step, close_loop, largest
 from onnxprune.pipeline.settings import Settings
 from onnxprune.pipeline.studied import studied
 from onnxprune.pipeline.timed import paired
@@ -156,7 +156,7 @@ class _Loop:
             plans = self._plans(aim, aim.goal * extra)
             if not plans:
                 break
-            finished = self._finish(self.planner.better(plans), aim)
+            finished = self._finish(self._better(plans, aim, aim.goal * extra), aim)
             if finished[1] >= aim.goal:
                 return finished[0]
             extra *= 1.01 * aim.goal / finished[1]
@@ -166,21 +166,34 @@ class _Loop:
             raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
         return replace(result, warnings=(*result.warnings, short))
 
-    def _plans(self, aim: Aim, goal: float) -> Sequence[PrunePlan]:
-        """One plan of each kind that reaches the goal."""
+    def _plans(self, aim: Aim, goal: float) -> Mapping[str, PrunePlan]:
+        """Kind -> its plan that reaches the goal, where it has one."""
+        plans: dict[str, PrunePlan] = {}
+        start = None
+        for kind in self.planner.kinds:
+            found = self._closed(partial(self.planner.propose, kind=kind), aim, goal, start)
+            if found is not None:
+                plans[kind] = found[0]
+                start = found[1].ratio
+        return plans
+
+    def _better(self, plans: Mapping[str, PrunePlan], aim: Aim, goal: float) -> PrunePlan:
+        """The best plan, or a better one near them that reaches the goal."""
+        plan = self.planner.better(list(plans.values()))
+        found, propose = self.planner.near(plan, plans)
+        closed = None if found is plan else self._closed(propose, aim, goal, found.origin.ratio)
+        return plan if closed is None else self.planner.better([plan, closed[0]])
+
+    def _closed(
+        self, propose: Callable[[float], PrunePlan | None], aim: Aim, goal: float, start: float | None
+    ) -> tuple[PrunePlan, Step] | None:
+        """The proposal of least gain that reaches the goal."""
 
         def measured(plan: PrunePlan) -> float:
             self.tried.append((aim.gain(plan), plan))
             return self.tried[-1][0]
 
-        plans: list[PrunePlan] = []
-        start = None
-        for kind in self.planner.kinds:
-            found = close_loop(partial(self.planner.propose, kind=kind), measured, goal, start=start, whole=self.alone)
-            if found is not None:
-                plans.append(found[0])
-                start = found[1].ratio
-        return plans
+        return close_loop(propose, measured, goal, start=start, whole=self.alone)
 
     def _finish(self, plan: PrunePlan, aim: Aim) -> tuple[Result, float]:
         """(the finished model, its gain)."""

@@ -1,9 +1,12 @@
 """Plans near a plan: what is tried, and what is taken."""
 
+from dataclasses import replace
+
 import numpy as np
 
 import onnxprune
 from onnxprune import api
+from onnxprune.errors import OutOfReachError
 from onnxprune.pipeline import looking
 from onnxprune.pipeline import planner as planning
 from onnxprune.pipeline.compare import Contest
@@ -31,11 +34,15 @@ def hurt(plan):
     return np.full((2, 1), float(np.square(at - WANTED).sum()))
 
 
+def of_any_kind(kind, factors):
+    return made(factors)
+
+
 def test_the_search_goes_to_where_damage_is_least(monkeypatch):
     monkeypatch.setattr("onnxprune.pipeline.nearby.BARREN", 1000)
     contest = Contest(hurt)
     first = made({"a": 1.0, "b": 1.0})
-    found = nearby(contest, first, ["a", "b"], made, 40 * BROOD)
+    found = nearby(contest, {"mix": first}, ["a", "b"], of_any_kind, 40 * BROOD).plan
     assert hurt(found).mean() < 0.1 < 4 < hurt(first).mean()
     assert len(contest.judged()) == 1 + 40 * BROOD
 
@@ -43,16 +50,59 @@ def test_the_search_goes_to_where_damage_is_least(monkeypatch):
 def test_a_plan_that_nothing_beats_is_kept():
     contest = Contest(lambda plan: np.full((2, 1), float(plan is not first)))
     first = made({"a": 1.0, "b": 1.0})
-    assert nearby(contest, first, ["a", "b"], made, 3 * BROOD) is first
-    assert nearby(contest, first, ["a", "b"], lambda factors: None, 3 * BROOD) is first
-    assert nearby(Contest(hurt), first, ["a", "b"], made, BROOD - 1) is first
+    assert nearby(contest, {"mix": first}, ["a", "b"], of_any_kind, 3 * BROOD).plan is first
+    assert nearby(contest, {"mix": first}, ["a", "b"], lambda kind, factors: None, 3 * BROOD).plan is first
+    assert nearby(Contest(hurt), {"mix": first}, ["a", "b"], of_any_kind, BROOD - 1).plan is first
 
 
 def test_where_nothing_is_won_it_is_left_at_that():
     contest = Contest(lambda plan: np.full((2, 1), 1.0 if plan is first else 0.97))
     first = made({"a": 1.0, "b": 1.0})
-    assert nearby(contest, first, ["a", "b"], made, 9 * BROOD) is first  # three percent are not enough
-    assert len(contest.judged()) == 1 + BARREN * BROOD
+    assert (
+        nearby(contest, {"mix": first}, ["a", "b"], of_any_kind, 9 * BROOD).plan is first
+    )  # three percent are not enough
+    assert len(contest.judged()) == 1 + (1 + BARREN) * BROOD  # the first brood is better by a little
+
+
+def kinds_asked(penalty, broods):
+    """(what was found, the kinds that were asked for, in order) where the kind "mix" does so much more damage."""
+    asked = []
+
+    def propose(kind, factors):
+        asked.append(kind)
+        return replace(made(factors), seed=int(kind == "channels"))
+
+    starts = {kind: propose(kind, {"a": 1.0, "b": b}) for kind, b in (("mix", 1.0), ("channels", 1.001))}
+    asked.clear()
+    contest = Contest(lambda plan: hurt(plan) + penalty * (1 - plan.seed))
+    return nearby(contest, starts, ["a", "b"], propose, broods * BROOD).plan, asked
+
+
+def test_kinds_that_begin_alike_take_their_turns_the_best_first(monkeypatch):
+    monkeypatch.setattr("onnxprune.pipeline.nearby.ALIKE", 2.0)
+    found, asked = kinds_asked(penalty=4, broods=20)
+    turn = asked.index("mix")
+    assert found.seed == 1 and BARREN * BROOD < turn < len(asked) <= 20 * BROOD and set(asked[turn:]) == {"mix"}
+
+
+def test_a_kind_that_begins_worse_is_left_out():
+    found, asked = kinds_asked(penalty=0.6, broods=20)
+    assert found.seed == 1 and set(asked) == {"channels"}
+
+
+def test_a_kind_out_of_reach_under_some_factors_is_passed_over(monkeypatch):
+    made = planner()
+    monkeypatch.setattr(planning, "NOTHING_LOST", 0.0)
+    first, real = made.plan(0.8), made.propose
+    few = len(made.judged())
+
+    def propose(ratio, kind, factors=planning.NO_FACTORS):
+        if factors:
+            raise OutOfReachError("not with these", removed=0.1)
+        return real(ratio, kind)
+
+    monkeypatch.setattr(made, "propose", propose)
+    assert made.plan(0.8).edits and len(made.judged()) == few and first.edits
 
 
 def images(count):
@@ -76,7 +126,7 @@ def test_near_plans_are_tried_where_judges_can_tell_and_something_is_lost(monkey
     monkeypatch.setattr(planning, "NOTHING_LOST", 0.0)
     monkeypatch.setattr("onnxprune.pipeline.nearby.SPREAD", 3.0)
     few, plan = len(made.judged()), made.plan(0.8)
-    assert len(made.judged()) > few and tried[0][1].edits == first.edits
+    assert len(made.judged()) > few and first.edits in {p.edits for p in tried[0][1].values()}
     judged = {p.edits: damage for p, damage in made.judged()}
     assert judged[plan.edits] <= judged[first.edits]
 

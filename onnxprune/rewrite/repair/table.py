@@ -17,6 +17,9 @@ from onnxprune.rewrite.repair.task import RepairTask
 if TYPE_CHECKING:
     from onnxprune.graph.model import Graph
 
+Both = tuple[Callable[[RepairTask], "Graph"], Callable[[RepairTask], "Graph"] | None]
+"""`Repair.run` and `Repair.again`."""
+
 
 @dataclass(frozen=True)
 class Repair:
@@ -33,6 +36,7 @@ class Repair:
         again: what it does once layers were made of two, after the cut ones were repaired; None: nothing.
         sized_again: what makes a network as large as the outcome of that.
         sketched: `run` and `again` with less work; None: the same.
+        glanced: the same with as little work as tells near plans apart; None: the same.
         keeps_blocks: whether it looks at whole networks, so that blocks go only after it.
         merges_likest: whether it goes further from a network whose removed channels were merged into the likest kept
             ones, where the plan asks for that.
@@ -49,7 +53,8 @@ class Repair:
     judged_by: str | None = None
     again: Callable[[RepairTask], Graph] | None = None
     sized_again: Callable[[RepairTask], Graph] | None = None
-    sketched: tuple[Callable[[RepairTask], Graph], Callable[[RepairTask], Graph] | None] | None = None
+    sketched: Both | None = None
+    glanced: Both | None = None
     keeps_blocks: bool = False
     merges_likest: bool = False
     trains: bool = False
@@ -69,7 +74,15 @@ class Repair:
     def judge(self) -> Repair:
         """The repair after which plans are compared."""
         found = self.first if self.judged_by is None else REPAIRS[self.judged_by]
-        return found if found.sketched is None else replace(found.lead, again=found.sketched[1])
+        return found._with(found.sketched)
+
+    @property
+    def glance(self) -> Repair:
+        """The repair after which plans are compared where these are many."""
+        return self.judge._with(self.judge.glanced)
+
+    def _with(self, both: Both | None) -> Repair:
+        return self if both is None else replace(self, run=both[0], again=both[1], sketched=both)
 
     @property
     def lead(self) -> Repair:
@@ -119,6 +132,20 @@ def _factors_sketched(task: RepairTask) -> Graph:
     from onnxprune.rewrite.repair.refit import SKETCH
 
     return refit_factorized(task, effort=SKETCH)
+
+
+def _glanced(task: RepairTask) -> Graph:
+    from onnxprune.rewrite.repair.refit import GLANCE
+    from onnxprune.rewrite.repair.refit import refit as refitted
+
+    return refitted(task, effort=GLANCE)
+
+
+def _factors_glanced(task: RepairTask) -> Graph:
+    from onnxprune.rewrite.factorize import refit_factorized
+    from onnxprune.rewrite.repair.refit import GLANCE
+
+    return refit_factorized(task, effort=GLANCE)
 
 
 def _as_factors_refitted(task: RepairTask) -> Graph:
@@ -187,6 +214,7 @@ def statistics(task: RepairTask) -> Graph:
     again=_factors_refitted,
     sized_again=_as_factors_refitted,
     sketched=(_sketched, _factors_sketched),
+    glanced=(_glanced, _factors_glanced),
 )
 def refit(task: RepairTask) -> Graph:
     from onnxprune.rewrite.repair.refit import refit as refitted
