@@ -10,7 +10,7 @@ from onnxprune.errors import OutOfReachError
 from onnxprune.pipeline import looking
 from onnxprune.pipeline import planner as planning
 from onnxprune.pipeline.compare import Contest
-from onnxprune.pipeline.nearby import BARREN, BROOD, nearby
+from onnxprune.pipeline.nearby import BARREN, BROOD, Tried, nearby
 from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import KeepChannels, PrunePlan
@@ -147,3 +147,26 @@ def test_few_or_dear_samples_are_looked_at_as_they_are(monkeypatch):
 def test_the_same_call_gives_the_same_model():
     one, two = (onnxprune.prune(surgery.model_of(NET), 0.7, calibration=images(256), threads=t) for t in (1, 2))
     assert one.output_digest == two.output_digest
+
+
+def test_the_plan_that_is_found_is_proposed_again_until_the_target_holds(monkeypatch):
+    """What it costs is known by the model of costs only."""
+    monkeypatch.setattr(planning, "NOTHING_LOST", 0.0)
+    subject, near, asked = api.open_model(surgery.model_of(NET), calibration=images(512)), [], []
+    real = Planner.propose
+
+    def found(contest, starts, names, propose, tries, **rest):
+        near.append(propose("channels", dict.fromkeys(names, 1.0) | {names[0]: 1e-6}))
+        hurt = contest.damages([near[0]])[0]
+        return Tried("channels", near[0], np.log([1e-6, *[1.0] * (len(names) - 1)]), hurt)
+
+    def propose(self, ratio, kind, factors=planning.NO_FACTORS):
+        asked.append((ratio, dict(factors)))
+        return real(self, ratio, kind, factors)
+
+    monkeypatch.setattr(planning, "nearby", found)
+    monkeypatch.setattr(Planner, "propose", propose)
+    whole = len(subject.model.SerializeToString())
+    result = onnxprune.reach(subject, onnxprune.Target("size_mb", 0.5 * whole / 1e6), Settings(threads=1))
+    again = [ratio for ratio, factors in asked if 1e-6 in np.round(list(factors.values()), 12)]
+    assert again[0] == again[1] == near[0].origin.ratio and result.model.ByteSize() <= 0.5 * whole
