@@ -6,6 +6,7 @@ before or where. So it can be made here or elsewhere, and what came of it be kep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -59,9 +60,9 @@ MOST_VIEWS, PLAN_VIEWS = 4, 16
 """Blends of each sample that judges, at most: single cuts, and plans."""
 VIEW_MACS = 6e12
 """Multiply-accumulates that all trials together may take for there to be blends."""
-TRIED_MACS, REFITTED = 6e12, 4
-"""Multiply-accumulates for plans near the best one, of which a sample that a plan is refitted on takes so many times
-those of a run."""
+TRIED_MACS, REFITTED, WRITTEN = 1.2e13, 4, 40
+"""Multiply-accumulates for plans near the best ones, of which a sample that a plan is refitted on takes so many times
+those of a run, and every element that a run writes counts for so many."""
 FEWEST_TRIES = 32
 """Fewer are not worth the time."""
 NO_PART = ("threads", "memory", "metadata")
@@ -301,7 +302,9 @@ class Looking:
         if not self.views:
             return 0
         net, fitted = self.candidates.net, min(COMPARED, len(self.samples().learn))
-        tries = int(TRIED_MACS / max(1.0, count_macs(net.graph, net.shapes, net.channels.ran) * REFITTED * fitted))
+        written = sum(math.prod(net.shapes.get(o, ())) for node in net.graph.nodes.values() for o in node.output)
+        run = count_macs(net.graph, net.shapes, net.channels.ran) + WRITTEN * written
+        tries = int(TRIED_MACS / max(1.0, run * REFITTED * fitted))
         return min(most, tries) if tries >= FEWEST_TRIES else 0
 
     def samples(self) -> Partition:
