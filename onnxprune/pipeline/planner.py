@@ -271,25 +271,32 @@ class Planner:
         Returns:
             It, and what proposes the like of it for another ratio.
         """
-        cuts = {kind: p for kind, p in plans.items() if kind in CUTS}
-        kind = next((k for k, p in plans.items() if p == plan), SECOND)
-        contest, ratios = self.looking.contest, {k: p.origin.ratio or 0.0 for k, p in cuts.items()}
-        reached = kind in cuts and self._reaches(ratios[kind], plan)
-        tries = self.looking.tries(TRIED) if contest is not None and reached else 0
-        if contest is None or not tries or contest.damages([plan])[0][:, 0].mean() < NOTHING_LOST:
+        kind, contest = next((k for k, p in plans.items() if p == plan), SECOND), self.looking.contest
+        tries = self._tries(plan, kind)
+        if contest is None or not tries:
             return plan, partial(self.propose, kind=kind)
+        cuts = {k: p for k, p in plans.items() if k in CUTS}
         names = [*(self.study.damages or {}), *(m.name for m in self.moves), *(m.layer for m in self.ranks)]
 
         def propose(kind: str, factors: Factors) -> PrunePlan | None:
+            ratio = cuts[kind].origin.ratio or 0.0
             try:
-                found = self.propose(ratios[kind], kind, factors)
+                found = self.propose(ratio, kind, factors)
             except OutOfReachError:
                 return None
-            return found if found is not None and self._reaches(ratios[kind], found) else None
+            return found if found is not None and self._reaches(ratio, found) else None
 
         seed, progress = self.settings.seed, self._report("nearby")
         best = nearby(contest, cuts, names, propose, tries, seed=seed, progress=progress)
         return best.plan, partial(self.propose, kind=best.kind, factors=factors_of(names, best.factors))
+
+    def _tries(self, plan: PrunePlan, kind: str) -> int:
+        """How many plans near a plan are tried; none where nothing can be told, or hardly an answer has changed."""
+        contest = self.looking.contest if kind in CUTS else None
+        tries = 0 if contest is None else self.looking.tries(TRIED)
+        if contest is None or not tries or not self._reaches(plan.origin.ratio or 0.0, plan):
+            return 0
+        return tries if contest.damages([plan])[0][:, 0].mean() >= NOTHING_LOST else 0
 
     @one_blas_thread
     @bounded
