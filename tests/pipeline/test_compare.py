@@ -65,11 +65,8 @@ def test_plans_are_compared_after_less_work():
     refit = REPAIRS["refit"]
     assert refit.judge.run is not refit.run and refit.judge.again is not refit.again
     assert refit.lead.run is refit.judge.run and refit.lead.again is refit.again
-    assert (
-        len({refit.run, refit.judge.run, refit.glance.run})
-        == len({r.again for r in (refit, refit.judge, refit.glance)})
-        == 3
-    )
+    each = refit, refit.judge, refit.glance
+    assert len({r.run for r in each}) == len({r.again for r in each}) == 3
     assert refit.judge.lead.run is refit.judge.run and refit.glance.lead.run is refit.glance.run
     same = REPAIRS["statistics"]
     assert same.judge is same.lead is same.glance is same

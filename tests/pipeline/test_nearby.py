@@ -58,9 +58,8 @@ def test_a_plan_that_nothing_beats_is_kept():
 def test_where_nothing_is_won_it_is_left_at_that():
     contest = Contest(lambda plan: np.full((2, 1), 1.0 if plan is first else 0.97))
     first = made({"a": 1.0, "b": 1.0})
-    assert (
-        nearby(contest, {"mix": first}, ["a", "b"], of_any_kind, 9 * BROOD).plan is first
-    )  # three percent are not enough
+    found = nearby(contest, {"mix": first}, ["a", "b"], of_any_kind, 9 * BROOD).plan
+    assert found is first  # three percent are not enough
     assert len(contest.judged()) == 1 + (1 + BARREN) * BROOD  # the first brood is better by a little
 
 

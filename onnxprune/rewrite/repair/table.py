@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.rewrite.repair.task import RepairTask
@@ -120,32 +121,22 @@ def _factors_refitted(task: RepairTask) -> Graph:
     return refit_factorized(task)
 
 
-def _sketched(task: RepairTask) -> Graph:
-    from onnxprune.rewrite.repair.refit import SKETCH
-    from onnxprune.rewrite.repair.refit import refit as refitted
+def _refitted_by(effort: str, task: RepairTask) -> Graph:
+    from onnxprune.rewrite.repair import refit as room
 
-    return refitted(task, effort=SKETCH)
+    return room.refit(task, effort=getattr(room, effort))
 
 
-def _factors_sketched(task: RepairTask) -> Graph:
+def _factors_refitted_by(effort: str, task: RepairTask) -> Graph:
     from onnxprune.rewrite.factorize import refit_factorized
-    from onnxprune.rewrite.repair.refit import SKETCH
+    from onnxprune.rewrite.repair import refit as room
 
-    return refit_factorized(task, effort=SKETCH)
-
-
-def _glanced(task: RepairTask) -> Graph:
-    from onnxprune.rewrite.repair.refit import GLANCE
-    from onnxprune.rewrite.repair.refit import refit as refitted
-
-    return refitted(task, effort=GLANCE)
+    return refit_factorized(task, effort=getattr(room, effort))
 
 
-def _factors_glanced(task: RepairTask) -> Graph:
-    from onnxprune.rewrite.factorize import refit_factorized
-    from onnxprune.rewrite.repair.refit import GLANCE
-
-    return refit_factorized(task, effort=GLANCE)
+def _lighter(effort: str) -> Both:
+    """The refit with less work, by the name of how much that is."""
+    return partial(_refitted_by, effort), partial(_factors_refitted_by, effort)
 
 
 def _as_factors_refitted(task: RepairTask) -> Graph:
@@ -213,8 +204,8 @@ def statistics(task: RepairTask) -> Graph:
     sized=_as_refitted,
     again=_factors_refitted,
     sized_again=_as_factors_refitted,
-    sketched=(_sketched, _factors_sketched),
-    glanced=(_glanced, _factors_glanced),
+    sketched=_lighter("SKETCH"),
+    glanced=_lighter("GLANCE"),
 )
 def refit(task: RepairTask) -> Graph:
     from onnxprune.rewrite.repair.refit import refit as refitted
