@@ -147,16 +147,15 @@ class _Search:
         ranks: Sequence[Ranked] = (),
     ):
         self.cost, self.ratio = cost, ratio
-        self.steps = [np.array(ladder.widths) for ladder in ladders] + [
-            np.array([at for at, _ in b.states]) for b in blocks
-        ]
-        self.values = [damages[ladder.group.name][ladder.widths] for ladder in ladders]
-        self.values += [np.array([damage for _, damage in b.states]) for b in blocks]
+        steps = [np.array(ladder.widths) for ladder in ladders] + [np.array([at for at, _ in b.states]) for b in blocks]
+        values = [damages[ladder.group.name][ladder.widths] for ladder in ladders]
+        values += [np.array([damage for _, damage in b.states]) for b in blocks]
         self.hulls = [_hull(ladder, damages[ladder.group.name]) for ladder in ladders]
         self.hulls += [[(0, np.inf), (0, b.states[0][1])] for b in blocks]  # of two states: more are no slope
-        self.steps += [switches(len(r.damages)) for r in ranks]
-        self.values += [r.damages for r in ranks]
-        self.moves, self._steps, self._values = np.arange(len(self.steps)), _table(self.steps), _table(self.values)
+        steps += [switches(len(r.damages)) for r in ranks]
+        values += [r.damages for r in ranks]
+        self.moves, self.counts = np.arange(len(steps)), np.array([len(s) for s in steps], int)
+        self.steps, self.values = _table(steps), _table(values)
         self.groups, self.blocks = len(ladders), len(blocks)
         self.full = np.array([len(b.states) - 1 for b in blocks], int)
         self.stand = slice(self.groups, self.groups + self.blocks)
@@ -167,7 +166,7 @@ class _Search:
 
     def whole(self) -> np.ndarray:
         """The state in which nothing is cut."""
-        return np.array([len(steps) - 1 for steps in self.steps], int)
+        return self.counts - 1
 
     def widths(self, at: np.ndarray) -> np.ndarray:
         """What is left of each; of a group that goes with a block, nothing."""
@@ -177,11 +176,11 @@ class _Search:
 
     def _apart(self, at: np.ndarray) -> np.ndarray:
         """The same, every move by itself."""
-        return self._steps[self.moves, at]
+        return self.steps[self.moves, at]
 
     def _damages(self, at: np.ndarray) -> np.ndarray:
         """The damage that each move does; what is inside a block that has gone does none."""
-        own = self._values[self.moves, at]
+        own = self.values[self.moves, at]
         own[self._gone(at) > 0] = 0.0
         return own
 
@@ -199,8 +198,8 @@ class _Search:
 
     def others(self, k: int, now: int) -> list[int]:
         """Widths to try for one group: all of them, or the next ones where there are many groups."""
-        count = len(self.steps[k])
-        near = count if len(self.steps) * count <= MOVES else 1
+        count = int(self.counts[k])
+        near = count if len(self.counts) * count <= MOVES else 1
         return [i for i in range(max(0, now - near), min(count, now + near + 1)) if i != now]
 
     def settled(self, at: np.ndarray, fixed: int | None = None) -> np.ndarray:
@@ -250,7 +249,7 @@ class _Search:
             lower = np.maximum(at - down, 0)
             saved = self.cost.saved(widths, self._apart(lower))
             saved[self.by] += np.where(lower[self.by] < at[self.by], read, 0.0)
-            hurt = self._values[self.moves, lower] - now - spared
+            hurt = self.values[self.moves, lower] - now - spared
             telling = (lower < at) & (saved > 1e-6 * self.cost.cost.total)
             price = np.where(telling, np.maximum(hurt, 1e-30) / np.maximum(saved, 1e-300), np.inf)
             better = price < dear
@@ -261,7 +260,7 @@ class _Search:
         """(blocks,) damage done inside every block, that its going makes undone."""
         if not self.blocks:
             return np.zeros(0)
-        own = self._values[self.moves, at]
+        own = self.values[self.moves, at]
         by_this = (at[self.stand] < self.full)[self.outer]
         counts = self._gone(at)[self.inner] == by_this  # no other block takes it away
         return np.bincount(self.outer, own[self.inner] * counts, self.blocks)
@@ -270,7 +269,7 @@ class _Search:
         """Take steps back while the budget allows, the one that undoes most damage first."""
         for k in range(self.stand.stop, len(at)):  # where channels have gone, the whole layer may be the cheaper one
             whole = at.copy()
-            whole[k] = len(self.steps[k]) - 1
+            whole[k] = self.counts[k] - 1
             if k != fixed and self.fits(whole):
                 at = whole
         fit = {k for k in range(len(at)) if k != fixed}
@@ -289,9 +288,9 @@ class _Search:
         """Those that have a step back which does no damage, the one that undoes most first."""
         gains, gone, spared = [], self._gone(at), self._spared(at)
         for k in which:
-            if at[k] + 1 == len(self.values[k]):
+            if at[k] + 1 == self.counts[k]:
                 continue
-            gain = self.values[k][at[k]] - self.values[k][at[k] + 1]
+            gain = self.values[k, at[k]] - self.values[k, at[k] + 1]
             if self.stand.start <= k < self.stand.stop:
                 gain -= spared[k - self.groups] if at[k] + 1 == self.full[k - self.groups] else 0.0
             if gone[k]:

@@ -267,17 +267,17 @@ class Looking:
 
     @cached_property
     def _compared(self) -> Compared | None:
-        return None if self.subject.calibration is None else self.compared(COMPARED)
+        return None if self.subject.calibration is None else self.compared(COMPARED, self.tries(FEWEST_TRIES) > 0)
 
-    def compared(self, most: int) -> Compared:
-        """What carries plans out and judges them, where there are samples: on at most so many, and as many others."""
+    def compared(self, most: int, many: bool = False) -> Compared:
+        """What carries plans out and judges them, where there are samples: on at most so many, and as many others;
+        with less work for each plan where these are many, and more looks."""
         settings, net = self.settings, self.subject.net
         learn = first_batches(self.samples().learn, most, net.batch)
         judges = first_batches(self.samples().judge, net.judged(most), min(net.batch, RIVAL_BATCH))
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
         own = {name: getattr(settings, name) for name in repair.options}
         mending = Mending(repair, learn, options=own, threads=settings.threads, seed=settings.seed)
-        many = self.tries(FEWEST_TRIES) > 0
         views = self.views.more(PLAN_VIEWS, judges) if many else self.views
         return Compared(net, mending, judges, settings.threads, views, many)
 

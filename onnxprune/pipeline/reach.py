@@ -6,8 +6,8 @@ file is. Only a metric needs the repaired network. What is measured, and what is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePath
 
@@ -27,7 +27,7 @@ from onnxprune.pipeline.origin import sign
 from onnxprune.pipeline.planner import BATCH, Planner
 from onnxprune.pipeline.profiling import said_of
 from onnxprune.pipeline.refining import correction
-from onnxprune.pipeline.search import Step, close_loop, largest
+from onnxprune.pipeline.search import close_loop, largest
 from onnxprune.pipeline.settings import Settings
 from onnxprune.pipeline.studied import studied
 from onnxprune.pipeline.timed import paired
@@ -80,6 +80,21 @@ def reach(
         return _keep(subject, target, kind, settings, metric, progress)
     assert isinstance(kind, Gain)
     return _Loop(subject, target, kind, settings, progress).run()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A plan that reaches a goal.
+
+    Attributes:
+        plan: what was proposed.
+        ratio: at which.
+        propose: what proposes the like of it at another ratio.
+    """
+
+    plan: PrunePlan
+    ratio: float
+    propose: Callable[[float], PrunePlan | None]
 
 
 class _Loop:
@@ -150,50 +165,53 @@ class _Loop:
         aim = self.kind.aim(self.target.value, self)
         if aim.goal <= 1:
             raise UsageError(f"the original has {aim.has} already; nothing to do for {self.target}")
-        extra, finished = 1.0, None
+        goal, found, finished = aim.goal, None, None
         self.alone = self._alone(aim)
         for _ in range(RETRIES):
-            plans = self._plans(aim, aim.goal * extra)
-            if not plans:
+            found = self._again(found, aim, goal) or self._chosen(aim, goal)
+            if found is None:
                 break
-            finished = self._finish(self._better(plans, aim, aim.goal * extra), aim)
+            finished = self._finish(found.plan, aim)
             if finished[1] >= aim.goal:
                 return finished[0]
-            extra *= 1.01 * aim.goal / finished[1]
+            goal *= 1.01 * aim.goal / finished[1]
         result, reached = finished or self._finish(self._furthest(aim.goal), aim)
         short = f"{self.target}: the finished model misses it ({reached:.3f} of {aim.goal:.3f} times)"
         if not self.settings.best_effort:
             raise BudgetError(f"{short}; ask for a little more, or add --best-effort")
         return replace(result, warnings=(*result.warnings, short))
 
-    def _plans(self, aim: Aim, goal: float) -> Mapping[str, PrunePlan]:
-        """Kind -> its plan that reaches the goal, where it has one."""
-        plans: dict[str, PrunePlan] = {}
+    def _again(self, found: _Found | None, aim: Aim, goal: float) -> _Found | None:
+        """The like of what was found for another goal."""
+        return None if found is None else self._closed(found.propose, aim, goal, found.ratio)
+
+    def _chosen(self, aim: Aim, goal: float) -> _Found | None:
+        """The best of the plans of each kind that reach the goal, or a better one near them that does, too."""
+        found: dict[str, _Found] = {}
         start = None
         for kind in self.planner.kinds:
-            found = self._closed(partial(self.planner.propose, kind=kind), aim, goal, start)
-            if found is not None:
-                plans[kind] = found[0]
-                start = found[1].ratio
-        return plans
-
-    def _better(self, plans: Mapping[str, PrunePlan], aim: Aim, goal: float) -> PrunePlan:
-        """The best plan, or a better one near them that reaches the goal."""
-        plan = self.planner.better(list(plans.values()))
-        found, propose = self.planner.near(plan, plans)
-        closed = None if found is plan else self._closed(propose, aim, goal, found.origin.ratio)
-        return plan if closed is None else self.planner.better([plan, closed[0]])
+            closed = self._closed(partial(self.planner.propose, kind=kind), aim, goal, start)
+            if closed is not None:
+                found[kind], start = closed, closed.ratio
+        if not found:
+            return None
+        best = self.planner.better([f.plan for f in found.values()])
+        near, propose = self.planner.near(best, {kind: f.plan for kind, f in found.items()})
+        closed = None if near is best else self._closed(propose, aim, goal, near.origin.ratio)
+        plan = best if closed is None else self.planner.better([best, closed.plan])
+        return next(f for f in [*found.values(), closed] if f is not None and f.plan is plan)
 
     def _closed(
         self, propose: Callable[[float], PrunePlan | None], aim: Aim, goal: float, start: float | None
-    ) -> tuple[PrunePlan, Step] | None:
+    ) -> _Found | None:
         """The proposal of least gain that reaches the goal."""
 
         def measured(plan: PrunePlan) -> float:
             self.tried.append((aim.gain(plan), plan))
             return self.tried[-1][0]
 
-        return close_loop(propose, measured, goal, start=start, whole=self.alone)
+        closed = close_loop(propose, measured, goal, start=start, whole=self.alone)
+        return None if closed is None else _Found(closed[0], closed[1].ratio, propose)
 
     def _finish(self, plan: PrunePlan, aim: Aim) -> tuple[Result, float]:
         """(the finished model, its gain)."""
