@@ -32,6 +32,8 @@ WORTH = 1 << 26
 """Multiplications below which a product is not shared out."""
 PIECE = 1 << 12
 """Rows that are worked on at a time where every row is on its own."""
+LOTS = 16
+"""Lots in which many small matrices are multiplied."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -183,7 +185,9 @@ def unwanted() -> Callable[[], bool]:
 
 
 def gram(x: np.ndarray) -> np.ndarray:
-    """`xᵀx` (d, d) in x's precision, for x (rows, d)."""
+    """`xᵀx` (d, d) in x's precision, for x (rows, d), or of several such (parts, rows, d)."""
+    if x.ndim > 2:
+        return gram(x[0])[None] if len(x) == 1 else _products(x.swapaxes(-1, -2), x)
     rows, d = x.shape
     if d <= BLOCK or rows * d * d < 2 * WORTH:  # BLAS makes but half of it
         return np.asarray(x.T @ x)
@@ -201,7 +205,9 @@ def gram(x: np.ndarray) -> np.ndarray:
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`a @ b` of two matrices."""
+    """`a @ b` of two matrices, or of two lots of them."""
+    if a.ndim > 2:
+        return product(a[0], b[0])[None] if len(a) == 1 else _products(a, b)
     rows, inner, columns = *a.shape, b.shape[1]
     if rows <= LEAST or rows * inner * columns < WORTH:
         return np.asarray(a @ b)
@@ -214,16 +220,30 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
-def pieces(function: Callable[[slice], Result], count: int, rows_each: int = 1) -> list[Result]:
+def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`a @ b` of as many pairs of matrices, (parts, rows, inner) and (parts, inner, columns)."""
+    out = np.empty((*a.shape[:2], b.shape[2]), np.result_type(a, b))
+
+    def some(at: slice) -> None:
+        np.matmul(a[at], b[at], out=out[at])
+
+    deque(each(some, _slices(len(a), -(-len(a) // LOTS))), 0)
+    return out
+
+
+def pieces(function: Callable[[slice], Result], count: int, rows_each: float = 1) -> list[Result]:
     """`function` of every piece of an axis of `count` entries, several at a time; results in order.
 
     Args:
         function: given the piece.
         count: entries of the axis.
-        rows_each: rows that an entry stands for; a piece has about `PIECE` rows.
+        rows_each: rows that an entry stands for, which may be part of one; a piece has about `PIECE` rows.
     """
-    step = max(1, PIECE // rows_each)
-    return list(each(function, (slice(at, min(at + step, count)) for at in range(0, count, step))))
+    return list(each(function, _slices(count, max(1, int(PIECE / rows_each)))))
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(at, min(at + step, count)) for at in range(0, count, step))
 
 
 def _step(length: int) -> int:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from onnxprune.numerics.elimination import Independent, Reader, eliminate
 from onnxprune.numerics.feedback import round_with_feedback
-from onnxprune.numerics.least_squares import FEW, Ridge, inverse, penalty, ridge, shrunk_covariance
+from onnxprune.numerics.least_squares import FEW, Ridge, Ridges, inverse, penalty, ridge, shrunk_covariance
 from onnxprune.numerics.second_moments import SecondMoments, covariance, patches, sample_positions
 from onnxprune.numerics.selection import (
     Contributions,
@@ -43,6 +43,7 @@ __all__ = [
     "Independent",
     "Reader",
     "Ridge",
+    "Ridges",
     "SecondMoments",
     "Table",
     "cluster",

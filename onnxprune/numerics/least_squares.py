@@ -9,6 +9,8 @@ from onnxprune.numerics import lapack
 from onnxprune.numerics.second_moments import covariance
 
 Array = NDArray[np.float64]
+SINGULAR = 1e-13
+"""Share of its diagonal below which what is left of an input, given those before it, is rounding."""
 
 
 class Ridge:
@@ -30,7 +32,7 @@ class Ridge:
         self._factor = _plus(H, self._ridge)
         self.conditioned = lapack.potrf(self._factor)
         if self.conditioned:
-            self.conditioned = bool((np.square(np.diag(self._factor)) > 1e-13 * diag).all())
+            self.conditioned = bool((np.square(np.diag(self._factor)) > SINGULAR * diag).all())
         if not self.conditioned:
             scale = np.sqrt(np.where(diag > 0, diag, 1.0))  # columns of very different size
             values, vectors = np.linalg.eigh(_plus(H, self._ridge) / np.outer(scale, scale))
@@ -52,16 +54,48 @@ class Ridge:
         return vectors @ ((vectors.T @ G) / values[:, None])
 
 
+class Ridges:
+    """`Ridge` of several matrices of one size, (parts, d, d), which are small where they are many."""
+
+    def __init__(self, H: Array, lam: float = 1e-4) -> None:
+        self._each, self._ridge = list[Ridge](), penalty(H, lam)
+        self._plus = H.copy()
+        diagonal = np.einsum("kii->ki", self._plus)
+        diagonal += self._ridge
+        diagonal[diagonal <= 0] = 1.0  # of what is always zero, and so are its products
+        if len(H) == 1 or not _sound(self._plus):
+            self._each = [Ridge(h, lam) for h in H]
+
+    def solve(self, G: Array, W0: Array) -> Array:
+        """W (parts, d, n) for `G` (parts, d, n), drawn towards `W0` (parts, d, n)."""
+        if self._each:
+            return np.stack([s.solve(g, w) for s, g, w in zip(self._each, G, W0, strict=True)])
+        if not np.isfinite(G).all():
+            raise ValueError("products with the targets must be finite")
+        return np.asarray(np.linalg.solve(self._plus, G + self._ridge[:, :, None] * W0), np.float64)
+
+
+def _sound(A: Array) -> bool:
+    """Whether all of these matrices are positive definite by more than rounding."""
+    try:
+        factors = np.linalg.cholesky(A)
+    except np.linalg.LinAlgError:
+        return False
+    pivots = np.square(np.einsum("kii->ki", factors))
+    return bool((pivots > SINGULAR * np.einsum("kii->ki", A)).all())
+
+
 def ridge(H: Array, G: Array, lam: float = 1e-4, W0: Array | None = None) -> Array:
     """W (d, n), the least squares of `H` (d, d), `G` (d, n) with intercept last; see `Ridge`."""
     return Ridge(H, lam).solve(G, W0)
 
 
 def penalty(H: Array, lam: float) -> Array:
-    """(d,) diagonal of the ridge: `lam · mean diag H` for each input, nothing for the intercept."""
-    diag = np.diag(H)[:-1]
-    out = np.full(len(H), lam * (diag.mean() if len(diag) else 0.0))
-    out[-1] = 0.0
+    """(..., d) diagonal of the ridge: `lam · mean diag H` for each input, nothing for the intercept."""
+    diag = np.einsum("...ii->...i", H)[..., :-1]
+    out = np.zeros(H.shape[:-1])
+    if diag.shape[-1]:
+        out[..., :-1] = lam * diag.mean(-1, keepdims=True)
     return out
 
 

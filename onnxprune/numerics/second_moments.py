@@ -19,7 +19,8 @@ Array = NDArray[np.float64]
 class SecondMoments:
     """Second moments of a design, `H` (d, d) and `G` (d, n), over `count` rows; they add up.
 
-    The intercept is the last row of both, so `H[-1, -1] == count` and `H[-1, :-1]` is the sum of the inputs.
+    The intercept is the last row of both, so `H[-1, -1] == count` and `H[-1, :-1]` is the sum of the inputs. Of several
+    designs of one size, as the parts of a layer with groups are: `H` (parts, d, d) and `G` (parts, d, n).
     """
 
     H: Array
@@ -29,21 +30,22 @@ class SecondMoments:
 
     @classmethod
     def of(cls, x: np.ndarray, target: np.ndarray) -> SecondMoments:
-        """Those of one chunk: inputs `x` (rows, d − 1) without the constant, targets `target` (rows, n).
+        """Those of one chunk: inputs `x` (rows, d − 1) without the constant, targets `target` (rows, n), or both with
+        parts in front.
 
         Products of a chunk are formed in the chunk's own precision (float32 is 2x faster, and exact enough for
         chunks up to some 65,000 rows); the sum over chunks is float64. Sum chunks with `+`.
         """
-        rows = len(x)
-        if len(target) != rows:
-            raise ValueError(f"{rows} rows of inputs but {len(target)} rows of targets")
-        d = x.shape[1] + 1
-        H, G = np.empty((d, d)), np.empty((d, target.shape[1]))
-        H[:-1, :-1] = gram(x)
-        H[:-1, -1] = H[-1, :-1] = x.sum(0, dtype=np.float64)
-        H[-1, -1] = rows
-        G[:-1] = product(x.T, target)
-        G[-1] = target.sum(0, dtype=np.float64)
+        *parts, rows, inputs = x.shape
+        if target.shape[:-1] != x.shape[:-1]:
+            raise ValueError(f"{x.shape[:-1]} rows of inputs but {target.shape[:-1]} rows of targets")
+        d = inputs + 1
+        H, G = np.empty((*parts, d, d)), np.empty((*parts, d, target.shape[-1]))
+        H[..., :-1, :-1] = gram(x)
+        H[..., :-1, -1] = H[..., -1, :-1] = x.sum(-2, dtype=np.float64)
+        H[..., -1, -1] = rows
+        G[..., :-1, :] = product(x.swapaxes(-1, -2), target)
+        G[..., -1, :] = target.sum(-2, dtype=np.float64)
         return cls(H, G, rows, float(np.square(target, dtype=np.float64).sum()))
 
     def __add__(self, other: SecondMoments) -> SecondMoments:

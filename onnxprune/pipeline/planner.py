@@ -40,7 +40,7 @@ from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_merges, time_network
 from onnxprune.pipeline.resolutions import Sizes, Smaller, rest_of
-from onnxprune.pipeline.rivals import simple, unbeaten
+from onnxprune.pipeline.rivals import hopeful, simple, unbeaten
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import Edit, Factorize, KeepChannels, PrunePlan
 from onnxprune.rewrite.apply import apply_edits
@@ -303,9 +303,12 @@ class Planner:
     def _unbeaten(self, plan: PrunePlan, ratio: float, larger: PrunePlan | None) -> PrunePlan:
         """The plan, or one that does less damage for as much."""
         weighed = self.how == "adaptive" and self.candidates.channels and not self.candidates.staged
-        rivals = [self._plan(a, ratio, {}) for a in simple(self.study, self._alone, ratio)] if weighed else []
-        contest = self.looking.contest if rivals or larger is not None else None
-        return plan if contest is None else unbeaten(contest, plan, rivals, larger)
+        contest = self.looking.contest if weighed or larger is not None else None
+        if contest is None:
+            return plan
+        found = simple(self.study, self._alone, ratio) if weighed else []
+        found = hopeful(found, self.study, self.damage(plan)) if found else []
+        return unbeaten(contest, plan, [self._plan(a, ratio, {}) for a in found], larger)
 
     def _out_of_reach(self, removed: float, ratio: float) -> OutOfReachError:
         why = why_not(self.candidates.net.channels)

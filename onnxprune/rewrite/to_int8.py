@@ -23,7 +23,7 @@ from onnxprune.measure.designs import WIDEST, Design, design_of
 from onnxprune.measure.stepwise import Runner
 from onnxprune.rewrite.held import Held
 from onnxprune.rewrite.quantized import BIAS, bias_scale, held, put, weights_in_floats
-from onnxprune.rewrite.repair.layer_fit import ridge_for
+from onnxprune.rewrite.repair.layer_fit import along_rows, apart, ridge_for
 from onnxprune.runtime.ports import Feeds
 
 POSITIONS = 64
@@ -96,31 +96,26 @@ class _Layer:
         Args:
             quantized: where its integers go.
             sim: where the floats go that these stand for.
-            x: (rows, parts · inputs) what it reads.
-            t: (rows, parts · outputs) what it is to write.
+            x: (parts, rows, inputs) what it reads.
+            t: (parts, rows, outputs) what it is to write.
         """
-        d, parts = self.design, range(self.design.parts)
-        cut = int(len(x) * (1 - HELD_BACK))
-        fitted, judged = (
-            [numerics.SecondMoments.of(d.part(x[at], k), np.split(t[at], d.parts, 1)[k]) for k in parts]
-            for at in (slice(cut), slice(cut, None))
-        )
+        d, cut = self.design, int(x.shape[1] * (1 - HELD_BACK))
+        fitted, judged = (numerics.SecondMoments.of(x[:, at], t[:, at]) for at in (slice(cut), slice(cut, None)))
         shift = np.zeros((d.parts, 1, d.outputs)) if self.shift is None else self.shift
         anchor = np.concatenate([self.matrix, shift], axis=1)
-        moments = [a + b for a, b in zip(fitted, judged, strict=True)]
+        moments = fitted + judged
         wanted = anchor
         if self.shift is not None:
             lam = ridge_for(fitted, judged, anchor, least=MATERIAL)
-            wanted = np.stack([numerics.ridge(m.H, m.G, lam, a) for m, a in zip(moments, anchor, strict=True)])
+            wanted = numerics.Ridges(moments.H, lam).solve(moments.G, anchor)
         value = sim.value(d.weight)
         assert value is not None
-        now = self._rounded(wanted[:, :-1], np.stack([_spread(m.H, self.shift is not None) for m in moments]), value)
+        now = self._rounded(wanted[:, :-1], np.stack([_spread(h, self.shift is not None) for h in moments.H]), value)
         put(quantized, (self.key, d.weight[1]), now, shared=False)
         sim.set_constant(d.weight, now.value().astype(value.dtype).reshape(value.shape))
         if self.bias is not None:
-            matrix = d.matrix(now.value())
-            left = [m.G[-1] - m.H[-1, :-1] @ w for m, w in zip(moments, matrix, strict=True)]
-            self._shift(quantized, sim, np.concatenate([v / m.count for v, m in zip(left, moments, strict=True)]), now)
+            left = moments.G[:, -1:] - moments.H[:, -1:, :-1] @ d.matrix(now.value())
+            self._shift(quantized, sim, left.reshape(-1) / moments.count, now)
 
     def _rounded(self, wanted: np.ndarray, S: np.ndarray, like: np.ndarray) -> Held:
         """The integers that stand for (parts, inputs, outputs) weights."""
@@ -148,7 +143,7 @@ def _spread(H: np.ndarray, centred: bool) -> np.ndarray:
 
 
 def _rows(layer: _Layer, before: Runner, after: Runner, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(what the layer reads, what it wrote in floats), row by row."""
+    """(what the layer reads, what it wrote in floats), (parts, rows, n) each."""
     read, wrote = [], []
     now, then = after.until(layer.design.tensor), before.until(layer.own.tensor)
     most = BYTES // sum(map(len, now))
@@ -156,11 +151,9 @@ def _rows(layer: _Layer, before: Runner, after: Runner, rng: np.random.Generator
         positions = layer.design.draw(x, len(x) * POSITIONS, most * len(x), rng)
         read.append(layer.design.rows_read(x, positions))
         rows = layer.own.rows_read(z, positions)
-        parts = [rows[:, k * layer.own.inputs : (k + 1) * layer.own.inputs] @ w for k, w in enumerate(
-            layer.matrix.astype(np.float32))]  # fmt: skip
-        out = np.concatenate(parts, axis=1)
-        wrote.append(out if layer.shift is None else out + layer.shift.reshape(1, -1).astype(np.float32))
-    return np.concatenate(read), np.concatenate(wrote)
+        out = apart(rows, layer.own.parts) @ layer.matrix.astype(np.float32)
+        wrote.append(out if layer.shift is None else out + layer.shift.astype(np.float32))
+    return along_rows(read, layer.design.parts), np.concatenate(wrote, axis=1)
 
 
 def _todo(quantized: Graph, floating: Graph) -> list[_Layer]:

@@ -44,3 +44,22 @@ def test_inverse_of_moments_that_float32_left_indefinite():
     H[-1, -1] *= 1 - 1e-4  # what rounding in another order does
     V = nm.inverse(H, 1e-7)
     assert np.isfinite(V).all() and (np.linalg.eigvalsh(V) > 0).all()
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "dead", "twin"])
+def test_several_designs_side_by_side_are_solved_as_each_alone(spoil):
+    """A part with an input that is always zero must not send all of them to the slow way, nor change them."""
+    rng = np.random.default_rng(3)
+    x, y, W0 = rng.normal(size=(5, 300, 4)), rng.normal(size=(5, 300, 2)), rng.normal(size=(5, 5, 2))
+    if spoil == "dead":
+        x[2, :, 1], x[3] = 0, 0
+    if spoil == "twin":
+        x[2, :, 3] = x[2, :, 1]
+    m, each = nm.SecondMoments.of(x, y), [nm.SecondMoments.of(a, b) for a, b in zip(x, y, strict=True)]
+    assert np.allclose(m.H, [e.H for e in each]) and np.allclose(m.G, [e.G for e in each]) and m.count == 300
+    for lam in (0.0, 1e-4, 10.0):
+        several = nm.Ridges(m.H, lam)
+        W = several.solve(m.G, W0)
+        assert np.allclose(W, [nm.ridge(e.H, e.G, lam, w) for e, w in zip(each, W0, strict=True)], atol=1e-8)
+        assert np.isclose(m.error(W), sum(e.error(w) for e, w in zip(each, W, strict=True)))
+        assert bool(several._each) == (spoil == "twin" and lam == 0)

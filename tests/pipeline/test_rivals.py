@@ -13,7 +13,7 @@ from onnxprune.pipeline.compare import Contest
 from onnxprune.pipeline.opened import open_model
 from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.plans import _falling
-from onnxprune.pipeline.rivals import simple, unbeaten
+from onnxprune.pipeline.rivals import hopeful, simple, unbeaten
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import KeepChannels, Origin, PrunePlan
 from tests.channels.surgery import model_of
@@ -72,6 +72,17 @@ def test_the_rivals_reach_the_ratio(planner):
     (cut,) = [name for name, keep in alone.keep.items() if len(keep) < widths[name]]
     assert planner.study.damages is not None and cut in widths
     assert len(simple(planner.study, planner._alone, 0.9)) <= 1, "no group is worth that alone"
+
+
+def test_rivals_that_promise_far_more_damage_than_the_plan_does_are_not_tried(planner, monkeypatch):
+    rivals = simple(planner.study, planner._alone, 0.3)
+    promised = [sum(float(planner.study.damages[g][len(keep)]) for g, keep in a.keep.items()) for a in rivals]
+    assert hopeful(rivals, planner.study, max(promised)) == rivals
+    assert hopeful(rivals, planner.study, 0.4 * min(promised)) == []
+    judged, own = [], planner.propose(0.3, planner.kinds[0])
+    contest = Contest(lambda plan: judged.append(plan.edits) or np.full(4, 0.4 * min(promised)))
+    monkeypatch.setattr(planner.looking, "contest", contest)
+    assert planner._unbeaten(own, 0.3, None) == own and judged == [own.edits]
 
 
 def test_groups_that_may_not_be_cut_are_no_rivals(subject):

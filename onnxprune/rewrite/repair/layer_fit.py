@@ -101,46 +101,60 @@ class Rows:
     """Sampled rows of one or two layers that write the same tensor, factorised once for any number of targets.
 
     Args:
-        x: (rows, parts · inputs) float32, sample by sample.
-        parts: parts of the layer.
-        target: (rows, parts · outputs) what is to be written.
+        x: (parts, rows, inputs) float32, sample by sample.
+        target: (parts, rows, outputs) what is to be written.
         anchor: (parts, inputs + 1, outputs) what the ridge draws towards.
         doubtful: whether samples that are held back choose the ridge even where there are many rows.
     """
 
-    def __init__(self, x: np.ndarray, parts: int, target: np.ndarray, anchor: np.ndarray, *, doubtful: bool = False):
-        self.x, self.parts, self.anchor = np.split(x, parts, axis=1), parts, anchor
-        wanted, cut = np.split(target, parts, axis=1), 3 * len(x) // 4
-        fitted, held = (
-            [numerics.SecondMoments.of(a[at], t[at]) for a, t in zip(self.x, wanted, strict=True)]
-            for at in (slice(cut), slice(cut, None))
-        )
-        few = len(x) < ROWS_PER_INPUT * self.x[0].shape[1]
+    def __init__(self, x: np.ndarray, target: np.ndarray, anchor: np.ndarray, *, doubtful: bool = False):
+        self.x, self.anchor = x, anchor
+        _, count, inputs = x.shape
+        cut, few = 3 * count // 4, count < ROWS_PER_INPUT * inputs
+        fitted, held = (numerics.SecondMoments.of(x[:, at], target[:, at]) for at in (slice(cut), slice(cut, None)))
         self.lam = ridge_for(fitted, held, anchor, least=0.0 if few else MATERIAL) if few or doubtful else REFIT_RIDGE
-        moments = [a + b for a, b in zip(fitted, held, strict=True)]
-        self.solvers = [numerics.Ridge(m.H, self.lam) for m in moments]
-        self.solution = self._solve([m.G for m in moments])
-
-    def _solve(self, products: Sequence[np.ndarray]) -> np.ndarray:
-        """(parts, inputs + 1, outputs), drawn towards the anchor."""
-        return np.stack([s.solve(g, a) for s, g, a in zip(self.solvers, products, self.anchor, strict=True)])
+        moments = fitted + held
+        self.solver = numerics.Ridges(moments.H, self.lam)
+        self.solution = self.solver.solve(moments.G, anchor)
 
     def solve(self, target: np.ndarray) -> np.ndarray:
-        """The solution for other targets, (rows, parts · outputs)."""
-        parts = zip(self.x, np.split(target, self.parts, axis=1), strict=True)
-        products = [np.vstack([parallel.product(x.T, t), t.sum(axis=0, dtype=np.float64)]) for x, t in parts]
-        self.solution = self._solve(products)
+        """The solution for other targets, (parts, rows, outputs)."""
+        sums = target.sum(axis=1, keepdims=True, dtype=np.float64)
+        products = np.concatenate([parallel.product(self.x.swapaxes(1, 2), target), sums], axis=1)
+        self.solution = self.solver.solve(products, self.anchor)
         return self.solution
 
     def written(self) -> np.ndarray:
-        """(rows, parts · outputs): what the layer writes with the solution."""
+        """(parts, rows, outputs): what the layer writes with the solution."""
         W = self.solution.astype(np.float32)
-        return np.concatenate([parallel.product(x, w[:-1]) + w[-1] for x, w in zip(self.x, W, strict=True)], axis=1)
+        found = parallel.product(self.x, W[:, :-1])
+        found += W[:, -1:]
+        return found
+
+
+def apart(rows: np.ndarray, parts: int) -> np.ndarray:
+    """(parts, rows, n) of (rows, parts · n)."""
+    return rows.reshape(len(rows), parts, -1).transpose(1, 0, 2)
+
+
+def along_rows(several: Sequence[np.ndarray], parts: int) -> np.ndarray:
+    """(parts, rows, n) of several (rows, parts · n). Where there are parts, rows lie side by side in memory: parts read
+    little, and products with few columns are slow."""
+    if parts == 1:
+        return np.concatenate(several)[None]
+    found = np.empty((parts, several[0].shape[1] // parts, sum(map(len, several))), several[0].dtype)
+    np.concatenate([apart(rows, parts).swapaxes(1, 2) for rows in several], axis=2, out=found)
+    return found.swapaxes(1, 2)
+
+
+def joined(parts: np.ndarray) -> np.ndarray:
+    """(rows, parts · n) of (parts, rows, n)."""
+    return parts.transpose(1, 0, 2).reshape(parts.shape[1], -1)
 
 
 def ridge_for(
-    fitted: Sequence[numerics.SecondMoments],
-    held: Sequence[numerics.SecondMoments],
+    fitted: numerics.SecondMoments,
+    held: numerics.SecondMoments,
     anchor: np.ndarray,
     *,
     least: float = 0.0,
@@ -148,14 +162,13 @@ def ridge_for(
     """The ridge whose solution predicts what was held back best, which are other samples; all parts share one.
 
     Args:
-        fitted, held: moments of each part, of what solutions are fitted on and of what judges them.
+        fitted, held: moments with parts in front, of what solutions are fitted on and of what judges them.
         anchor: (parts, inputs + 1, outputs) what the ridge draws towards.
         least: share of the weak ridge's error that a stronger one must save: what a layer wins by being drawn
             towards the cut weights, the layers behind it may lose.
     """
     ladder, errors = (REFIT_RIDGE, *STRONGER), []
     for lam in ladder:
-        parts = zip(fitted, held, anchor, strict=True)
-        errors.append(sum(h.error(numerics.ridge(f.H, f.G, lam, a)) for f, h, a in parts))
+        errors.append(held.error(numerics.Ridges(fitted.H, lam).solve(fitted.G, anchor)))
     best = int(np.argmin(errors))
     return ladder[best] if errors[best] <= (1 - least) * errors[0] else REFIT_RIDGE

@@ -31,7 +31,7 @@ from onnxprune.measure.stepwise import MEMORY, Runner
 from onnxprune.numerics import Table, on_disk
 from onnxprune.protobuf.serialize import weight_bytes
 from onnxprune.rewrite.repair.guests import Guests
-from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows
+from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows, along_rows
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import correct_statistics, kept_channels, mean_and_deviation
 from onnxprune.rewrite.repair.task import RepairTask
@@ -46,6 +46,8 @@ REFIT_BYTES = 3 * MEMORY
 FEW_SAMPLES, FEW_ROWS = 16, 0.25
 """From so many samples on, a layer is refitted on fewer rows than `numerics.FEW` an input, with the ridge that samples
 held back choose; on so few an input never."""
+USUAL = 128
+"""Entries of a row; of shorter ones more are worked on at a time."""
 PRODUCER_ROWS = 80_000
 """Positions of whole samples they look at; a quarter of that costs a ResNet-20 half a point at -54% on CIFAR-10."""
 
@@ -179,9 +181,9 @@ class _Walk:
                     s = rows_of(self.after.live[other][b], place.axis, positions)
             carried.append(np.broadcast_to(s, wanted[-1].shape))
             on_disk.release(self._live(b))
-        x, z, s = np.concatenate(read), np.concatenate(wanted), np.concatenate(carried)
+        x, z, s = (along_rows(rows, fit.design.parts) for rows in (read, wanted, carried))
         enough = FEW_ROWS if sum(map(len, targets)) >= FEW_SAMPLES else numerics.FEW
-        if len(x) < enough * (x.shape[1] // fit.design.parts) or not (_in_range(x) and _in_range(z)):
+        if x.shape[1] < enough * x.shape[2] or not (_in_range(x) and _in_range(z)):
             return False  # too few: least squares would learn them by heart
         behind = shortcut.total if shortcut else place.tensor
         clip, curve = self._behind(behind, z) if shortcut is None or other else (None, None)
@@ -277,7 +279,7 @@ class _Walk:
 def _in_range(rows: np.ndarray) -> bool:
     """Whether sums of their squares are finite in float32."""
     largest = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)))
-    return len(rows) * largest**2 < float(np.finfo(np.float32).max)
+    return rows.shape[-2] * largest**2 < float(np.finfo(np.float32).max)
 
 
 def _solve(
@@ -289,22 +291,33 @@ def _solve(
     curve: Table | None,
     effort: Effort,
 ) -> np.ndarray:
-    """(parts, inputs + 1, outputs) such that `written + s` comes closest to `z`, through what stands behind."""
+    """(parts, inputs + 1, outputs) such that `written + s` comes closest to `z`, through what stands behind.
+
+    Args:
+        fits: the layers.
+        x: (parts, rows, inputs) what they read.
+        z: (parts, rows, outputs) what is to be written.
+        s: the same of what is added.
+        clip: bounds that what is written meets.
+        curve: another function that it meets.
+        effort: how many sweeps.
+    """
     start = [f.weights() for f in fits]
     anchor = np.concatenate([*(w[:, :-1] for w in start), start[0][:, -1:]], axis=1)
-    rows = Rows(x, fits[0].design.parts, z - s, anchor, doubtful=effort.doubtful)
+    rows = Rows(x, z - s, anchor, doubtful=effort.doubtful)
     for _ in range(effort.sweeps if clip else 0):
         rows.solve(_target(z, rows.written(), s, clip))
     return rows.solution if curve is None else solve_through(rows, z, s, curve, effort.sweeps)
 
 
 def _target(z: np.ndarray, now: np.ndarray, s: np.ndarray, clip: tuple[float, float] | None) -> np.ndarray:
-    """(rows, n) float32: what a layer is to write so that, `s` added and clipped, it comes closest to `z`."""
+    """float32, as large as `z`: what a layer is to write so that, `s` added and clipped, it comes closest to `z`."""
     out = np.empty(z.shape, np.float32)
+    z, now, s, found = (v.reshape(-1, v.shape[-1]) for v in (z, now, s, out))
 
     def piece(at: slice) -> None:
         wanted = z[at] if clip is None else numerics.relu_target(z[at], now[at] + s[at], clip[1])
-        np.subtract(wanted, s[at], out=out[at], casting="same_kind")
+        np.subtract(wanted, s[at], out=found[at], casting="same_kind")
 
-    parallel.pieces(piece, len(z))
+    parallel.pieces(piece, len(z), min(1.0, z.shape[1] / USUAL))
     return out

@@ -13,7 +13,7 @@ import numpy as np
 from onnxprune.graph.activation import activation
 from onnxprune.graph.model import Graph, Use
 from onnxprune.numerics import Table
-from onnxprune.rewrite.repair.layer_fit import Rows
+from onnxprune.rewrite.repair.layer_fit import Rows, apart, joined
 
 MARGIN = 0.25
 """Share of the range of what a layer should write by which the table goes beyond it."""
@@ -39,20 +39,19 @@ def solve_through(rows: Rows, z: np.ndarray, s: np.ndarray, curve: Table, sweeps
 
     Args:
         rows: what the layer reads, solved for `z - s`.
-        z: (rows, n) what was written there.
+        z: (parts, rows, outputs) what was written there.
         s: the same of what is added.
         curve: the function behind.
         sweeps: solves.
     """
-    reached = curve.of(z)
-    best = rows.solution
+    best, z, s = rows.solution, joined(z), joined(s)
     parts, _, outputs = best.shape
-    now = rows.written() + s
+    reached, now = curve.of(z), joined(rows.written()) + s
     error, steep = curve.error(now, reached)
     point, length = now, np.ones(z.shape[1])
     for _ in range(sweeps):
-        rows.solve(curve.target(point, reached, steep) - s)
-        fresh = rows.written() + s
+        rows.solve(apart(curve.target(point, reached, steep) - s, parts))
+        fresh = joined(rows.written()) + s
         found, _ = curve.error(fresh, reached)
         good = found < error
         best = np.where(good.reshape(parts, 1, outputs), rows.solution, best)

@@ -15,7 +15,7 @@ from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
 from onnxprune.rewrite.repair import together
-from onnxprune.rewrite.repair.layer_fit import LayerFit, Rows
+from onnxprune.rewrite.repair.layer_fit import LayerFit, Rows, along_rows, joined
 from onnxprune.rewrite.repair.refit import THOROUGH
 from tests.channels.surgery import feeds_of, model_of, run
 from tests.rewrite.steps import cut, refit, repair_statistics
@@ -285,14 +285,24 @@ def test_a_layer_of_few_rows_an_input_is_refitted_with_the_ridge_that_held_sampl
     assert by_refit < 0.5 * by_statistics
 
 
+def test_rows_of_parts_lie_side_by_side_in_memory():
+    """numpy's concatenation keeps the order of what it is given, and products with few columns took eight times as
+    long."""
+    rng = np.random.default_rng(0)
+    several = [rng.normal(size=(n, 12)).astype(np.float32) for n in (3, 5)]
+    whole, x = np.concatenate(several), along_rows(several, 4)
+    assert x.shape == (4, 8, 3) and x.swapaxes(1, 2).flags.c_contiguous
+    assert np.array_equal(joined(x), whole) and np.array_equal(joined(along_rows(several, 1)), whole)
+
+
 def test_the_ridge_is_weak_when_rows_abound_and_chosen_when_they_do_not():
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(400, 20)).astype(np.float32), rng.normal(size=(21, 3))
     t = (x @ w[:-1] + 0.3 * rng.normal(size=(400, 3))).astype(np.float32)
     nothing = np.zeros((1, 21, 3))
-    assert Rows(x, 1, t, w[None]).lam == 1e-4
-    assert Rows(x[:24], 1, t[:24], w[None]).lam > 0.1  # the anchor is the truth
-    assert Rows(x[:120], 1, t[:120], nothing).lam < 0.1
+    assert Rows(x[None], t[None], w[None]).lam == 1e-4
+    assert Rows(x[None, :24], t[None, :24], w[None]).lam > 0.1  # the anchor is the truth
+    assert Rows(x[None, :120], t[None, :120], nothing).lam < 0.1
 
 
 @pytest.mark.parametrize("images, strong", [(40, True), (2000, False)])
@@ -303,9 +313,9 @@ def test_few_samples_of_many_rows_choose_the_ridge_where_that_saves_much(images,
     t = x @ w[:-1] + w[-1] + rng.normal(size=(images, 3))
     each = 8000 // images
     x, t = (np.repeat(v, each, axis=0).astype(np.float32) for v in (x, t))
-    assert Rows(x, 1, t, w[None]).lam == 1e-4
-    assert (Rows(x, 1, t, w[None], doubtful=True).lam > 0.1) == strong
-    assert Rows(x, 1, t, np.zeros((1, 21, 3)), doubtful=True).lam < 0.1
+    assert Rows(x[None], t[None], w[None]).lam == 1e-4
+    assert (Rows(x[None], t[None], w[None], doubtful=True).lam > 0.1) == strong
+    assert Rows(x[None], t[None], np.zeros((1, 21, 3)), doubtful=True).lam < 0.1
 
 
 @pytest.mark.parametrize("product", ["MatMul(f, u)", 'Einsum<equation="bcn,nk->bck">(f, u)'], ids=["MatMul", "Einsum"])
