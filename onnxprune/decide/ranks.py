@@ -150,9 +150,9 @@ class Ranks:
 
     @cached_property
     def moments(self) -> dict[str, np.ndarray]:
-        """Second moments of what the layers read."""
+        """Second moments of what the layers read that are worth a look."""
         net, known = self.trials.net, {key: s.H for key, s in self.trials.curves.solvers.items()}
-        missing = [d for key, d in self.designs.items() if key not in known]
+        missing = [self.designs[key] for key in self.names if key not in known]
         seen = second_moments(
             net.graph.model, missing, net.shapes, self.learn.batches, threads=self.threads, seed=self.seed
         )

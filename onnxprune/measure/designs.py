@@ -112,10 +112,6 @@ class Design:
         count = max(1, min(-(-rows // max(1, len(x))), most))  # a body that does not run may make none
         return numerics.sample_positions(len(x), self.places(x.shape), count, rng)
 
-    def part(self, rows: np.ndarray, k: int) -> np.ndarray:
-        """The columns of one part."""
-        return rows[:, k * self.inputs : (k + 1) * self.inputs]
-
 
 Maker = Callable[[onnx.NodeProto, str, np.ndarray], Design]
 MAKERS: dict[tuple[str, str], Maker] = {}
@@ -251,6 +247,26 @@ def _same_pads(conv: Mapping[str, tuple[int, ...]], size: Sequence[int], upper: 
     return (*begins, *ends)
 
 
+def apart(rows: np.ndarray, parts: int) -> np.ndarray:
+    """(parts, rows, n) of (rows, parts · n)."""
+    return rows.reshape(len(rows), parts, -1).transpose(1, 0, 2)
+
+
+def along_rows(several: Sequence[np.ndarray], parts: int) -> np.ndarray:
+    """(parts, rows, n) of several (rows, parts · n). Where there are parts, rows lie side by side in memory: parts read
+    little, and products with few columns are slow."""
+    if parts == 1:
+        return np.concatenate(several)[None]
+    found = np.empty((parts, several[0].shape[1] // parts, sum(map(len, several))), several[0].dtype)
+    np.concatenate([apart(rows, parts).swapaxes(1, 2) for rows in several], axis=2, out=found)
+    return found.swapaxes(1, 2)
+
+
+def joined(parts: np.ndarray) -> np.ndarray:
+    """(rows, parts · n) of (parts, rows, n)."""
+    return parts.transpose(1, 0, 2).reshape(parts.shape[1], -1)
+
+
 def rows_of(z: np.ndarray, axis: int, positions: np.ndarray | None) -> np.ndarray:
     """(rows, channels), float32: a tensor's channel axis at the sampled positions (images, p) of the others."""
     flat = np.moveaxis(z, axis, -1)
@@ -322,10 +338,5 @@ def check_finite(d: Design, H: np.ndarray) -> None:
 
 def _accumulate(H: np.ndarray, d: Design, rows: np.ndarray) -> None:
     """Add the rows of one batch."""
-    for k in range(d.parts):
-        x = d.part(rows, k)
-        H[k, :-1, :-1] += parallel.gram(x)
-        total = x.sum(axis=0, dtype=np.float64)
-        H[k, :-1, -1] += total
-        H[k, -1, :-1] += total
-        H[k, -1, -1] += len(x)
+    x = along_rows([rows], d.parts)
+    H += numerics.SecondMoments.of(x, x[..., :0]).H

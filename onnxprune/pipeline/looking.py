@@ -65,6 +65,11 @@ TRIED_MACS, REFITTED, WRITTEN = 1.2e13, 4, 40
 those of a run, and every element that a run writes counts for so many."""
 FEWEST_TRIES = 32
 """Fewer are not worth the time."""
+DEAR_MACS = 6e11
+"""Multiply-accumulates of one plan, beyond which half the samples and as little work as tells plans apart must do. Plans
+of an EfficientNet-Lite0 at -50% do 0.91, 1.05, 1.23 (channels, blocks, the mix), 0.33 and 0.36 (smaller inputs) by
+256 samples and a sketch, 1.02, 1.18, 1.25, 0.35 and 0.44 so, in half the time; at -30% 0.20, 0.24 and 0.14, or 0.25,
+0.30 and 0.15."""
 NO_PART = ("threads", "memory", "metadata")
 """Settings that no trial depends on."""
 
@@ -267,19 +272,29 @@ class Looking:
 
     @cached_property
     def _compared(self) -> Compared | None:
-        return None if self.subject.calibration is None else self.compared(COMPARED, self.tries(FEWEST_TRIES) > 0)
+        if self.subject.calibration is None:
+            return None
+        if self.tries(FEWEST_TRIES):
+            return self.compared(COMPARED, PLAN_VIEWS)
+        dear = self.how == "adaptive" and self._plan_macs > DEAR_MACS
+        return self.compared(COMPARED // 2, 0) if dear else self.compared(COMPARED)
 
-    def compared(self, most: int, many: bool = False) -> Compared:
-        """What carries plans out and judges them, where there are samples: on at most so many, and as many others;
-        with less work for each plan where these are many, and more looks."""
+    def compared(self, most: int, glances: int | None = None) -> Compared:
+        """What carries plans out and judges them, where there are samples: on at most so many, and as many others.
+
+        Args:
+            most: samples.
+            glances: with as little work as tells plans apart, and so many blends of each sample, as far as there are
+                any; None: with more, and few.
+        """
         settings, net = self.settings, self.subject.net
         learn = first_batches(self.samples().learn, most, net.batch)
         judges = first_batches(self.samples().judge, net.judged(most), min(net.batch, RIVAL_BATCH))
         repair = REPAIRS[settings.repair or WITH_SAMPLES]
         own = {name: getattr(settings, name) for name in repair.options}
         mending = Mending(repair, learn, options=own, threads=settings.threads, seed=settings.seed)
-        views = self.views.more(PLAN_VIEWS, judges) if many else self.views
-        return Compared(net, mending, judges, settings.threads, views, many)
+        views = self.views.more(glances, judges) if glances else self.views
+        return Compared(net, mending, judges, settings.threads, views, glances is not None)
 
     @cached_property
     def views(self) -> Views:
@@ -301,11 +316,16 @@ class Looking:
         plans apart that are near one another."""
         if not self.views:
             return 0
+        tries = int(TRIED_MACS / self._plan_macs)
+        return min(most, tries) if tries >= FEWEST_TRIES else 0
+
+    @cached_property
+    def _plan_macs(self) -> float:
+        """Multiply-accumulates that a plan takes to be repaired and judged, more or less."""
         net, fitted = self.candidates.net, min(COMPARED, len(self.samples().learn))
         written = sum(math.prod(net.shapes.get(o, ())) for node in net.graph.nodes.values() for o in node.output)
         run = count_macs(net.graph, net.shapes, net.channels.ran) + WRITTEN * written
-        tries = int(TRIED_MACS / max(1.0, run * REFITTED * fitted))
-        return min(most, tries) if tries >= FEWEST_TRIES else 0
+        return max(1.0, run * REFITTED * fitted)
 
     def samples(self) -> Partition:
         """The samples, where it is known that there are some."""

@@ -19,11 +19,11 @@ from onnxprune import numerics, parallel
 from onnxprune.graph import operators
 from onnxprune.graph.layers import bias_of, has_bias
 from onnxprune.graph.model import Graph
-from onnxprune.measure.designs import WIDEST, Design, design_of
+from onnxprune.measure.designs import WIDEST, Design, along_rows, apart, design_of
 from onnxprune.measure.stepwise import Runner
 from onnxprune.rewrite.held import Held
 from onnxprune.rewrite.quantized import BIAS, bias_scale, held, put, weights_in_floats
-from onnxprune.rewrite.repair.layer_fit import along_rows, apart, ridge_for
+from onnxprune.rewrite.repair.layer_fit import ridge_for
 from onnxprune.runtime.ports import Feeds
 
 POSITIONS = 64

@@ -9,7 +9,7 @@ from onnxprune.decide.trials import Trials, damages, tried_widths
 from onnxprune.errors import CalibrationError
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
-from onnxprune.measure.designs import rows_of, second_moments
+from onnxprune.measure.designs import apart, rows_of, second_moments
 from onnxprune.runtime.sessions import open_session, with_outputs
 from tests.channels.surgery import feeds_of, model_of
 
@@ -44,7 +44,7 @@ def left_over(curves, model, feeds, group, gone):
         variance = np.square(target - target.mean(0)).sum()
         error = 0.0
         for k in range(d.parts):
-            own, t = d.part(rows, k), np.split(target, d.parts, axis=1)[k]
+            own, t = apart(rows, d.parts)[k], np.split(target, d.parts, axis=1)[k]
             stay = np.setdiff1d(np.arange(d.inputs), r.rows[gone].ravel())
             X = np.c_[own[:, stay], np.ones(len(own))]
             error += np.square(t - X @ np.linalg.lstsq(X, t, rcond=None)[0]).sum()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxprune.graph.model import Graph
-from onnxprune.measure.designs import design_of, rows_of, second_moments
+from onnxprune.measure.designs import apart, design_of, rows_of, second_moments
 from tests.channels.surgery import feeds_of, model_of, run
 
 LAYERS = [
@@ -38,7 +38,7 @@ def made(x, w, body):
 
 def product(design, weight, rows):
     matrix = design.matrix(weight)
-    return np.concatenate([design.part(rows, k) @ matrix[k] for k in range(design.parts)], axis=1)
+    return np.concatenate([apart(rows, design.parts)[k] @ matrix[k] for k in range(design.parts)], axis=1)
 
 
 @pytest.mark.parametrize(("name", "x", "w", "body"), LAYERS, ids=[r[0] for r in LAYERS])
@@ -95,5 +95,5 @@ def test_second_moments_are_those_of_all_rows():
     for design, x in zip(designs, (feeds["x"], r), strict=True):
         rows = design.rows_read(x, None).astype(np.float64)
         for k in range(design.parts):
-            tilde = np.c_[design.part(rows, k), np.ones(len(rows))]
+            tilde = np.c_[apart(rows, design.parts)[k], np.ones(len(rows))]
             assert np.allclose(found[design.key][k], tilde.T @ tilde, rtol=1e-4, atol=1e-3)

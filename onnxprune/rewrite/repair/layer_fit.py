@@ -6,7 +6,6 @@ tensor that later layers read. It knows one layer; which targets to use, and whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,26 +129,6 @@ class Rows:
         found = parallel.product(self.x, W[:, :-1])
         found += W[:, -1:]
         return found
-
-
-def apart(rows: np.ndarray, parts: int) -> np.ndarray:
-    """(parts, rows, n) of (rows, parts · n)."""
-    return rows.reshape(len(rows), parts, -1).transpose(1, 0, 2)
-
-
-def along_rows(several: Sequence[np.ndarray], parts: int) -> np.ndarray:
-    """(parts, rows, n) of several (rows, parts · n). Where there are parts, rows lie side by side in memory: parts read
-    little, and products with few columns are slow."""
-    if parts == 1:
-        return np.concatenate(several)[None]
-    found = np.empty((parts, several[0].shape[1] // parts, sum(map(len, several))), several[0].dtype)
-    np.concatenate([apart(rows, parts).swapaxes(1, 2) for rows in several], axis=2, out=found)
-    return found.swapaxes(1, 2)
-
-
-def joined(parts: np.ndarray) -> np.ndarray:
-    """(rows, parts · n) of (parts, rows, n)."""
-    return parts.transpose(1, 0, 2).reshape(parts.shape[1], -1)
 
 
 def ridge_for(

@@ -26,12 +26,12 @@ from onnxprune.channels import Analysed, CutSizes
 from onnxprune.graph.behaviour import clipping
 from onnxprune.graph.layers import Affine
 from onnxprune.graph.model import Graph
-from onnxprune.measure.designs import rows_of
+from onnxprune.measure.designs import along_rows, rows_of
 from onnxprune.measure.stepwise import MEMORY, Runner
 from onnxprune.numerics import Table, on_disk
 from onnxprune.protobuf.serialize import weight_bytes
 from onnxprune.rewrite.repair.guests import Guests
-from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows, along_rows
+from onnxprune.rewrite.repair.layer_fit import ROWS_PER_INPUT, LayerFit, Rows
 from onnxprune.rewrite.repair.producer import Pair
 from onnxprune.rewrite.repair.statistics import correct_statistics, kept_channels, mean_and_deviation
 from onnxprune.rewrite.repair.task import RepairTask

@@ -12,8 +12,9 @@ import numpy as np
 
 from onnxprune.graph.activation import activation
 from onnxprune.graph.model import Graph, Use
+from onnxprune.measure.designs import apart, joined
 from onnxprune.numerics import Table
-from onnxprune.rewrite.repair.layer_fit import Rows, apart, joined
+from onnxprune.rewrite.repair.layer_fit import Rows
 
 MARGIN = 0.25
 """Share of the range of what a layer should write by which the table goes beyond it."""

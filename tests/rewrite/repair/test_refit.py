@@ -14,8 +14,9 @@ from onnxprune.channels import find_channels
 from onnxprune.graph.layers import affine, layers
 from onnxprune.graph.model import Graph
 from onnxprune.graph.shapes import observe
+from onnxprune.measure.designs import along_rows, joined
 from onnxprune.rewrite.repair import together
-from onnxprune.rewrite.repair.layer_fit import LayerFit, Rows, along_rows, joined
+from onnxprune.rewrite.repair.layer_fit import LayerFit, Rows
 from onnxprune.rewrite.repair.refit import THOROUGH
 from tests.channels.surgery import feeds_of, model_of, run
 from tests.rewrite.steps import cut, refit, repair_statistics
