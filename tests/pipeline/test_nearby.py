@@ -143,6 +143,16 @@ def test_few_or_dear_samples_are_looked_at_as_they_are(monkeypatch):
     assert not planner().looking.views and planner().looking.tries(8) == 0
 
 
+def test_dear_plans_are_judged_by_half_the_samples(monkeypatch):
+    monkeypatch.setattr(looking, "VIEW_MACS", 1e6)
+    usual = planner().looking.contest.compared
+    monkeypatch.setattr(looking, "DEAR_MACS", 1e6)
+    dear = planner().looking.contest.compared
+    counts = [sum(len(feeds["x"]) for feeds in c.judges) for c in (usual, dear)]
+    assert counts[0] > counts[1] == looking.COMPARED // 2
+    assert [c.mending.repair.run.args for c in (usual, dear)] == [("SKETCH",), ("GLANCE",)]
+
+
 def test_the_same_call_gives_the_same_model():
     one, two = (onnxprune.prune(surgery.model_of(NET), 0.7, calibration=images(256), threads=t) for t in (1, 2))
     assert one.output_digest == two.output_digest

@@ -5,6 +5,8 @@ import pytest
 
 from onnxprune import api
 from onnxprune.errors import BudgetError, UsageError
+from onnxprune.pipeline.goals import Aim
+from onnxprune.pipeline.reach import _Loop
 from tests.channels import surgery
 
 TEXT_CNN = """(float[N,3,8,8] x) => (float[N,5] y)
@@ -46,6 +48,26 @@ def test_a_speed_up_that_is_measured():
     comparison = result.latency.comparisons[0]
     assert comparison.verdict == "faster" and 1.45 <= comparison.speedup <= 2.2
     assert result.plan.settings["of"] == "latency" and result.surgery.exact
+
+
+def test_a_target_that_the_finished_model_misses_is_aimed_at_with_the_plan_that_was_found(monkeypatch):
+    """Near plans were looked for anew each time, at minutes each."""
+    x = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    subject = api.open_model(surgery.model_of(TEXT_CNN), calibration=x)
+    target, settings = api.Target("size_mb", 1), api.Settings(threads=1, round_to=1)
+    loop = _Loop(subject, target, target.entry, settings, None)
+    chosen, finished, real = [], [], loop._chosen
+
+    def finish(plan, aim):
+        finished.append(plan)
+        return "the model", aim.goal * (1.01 if len(finished) == 3 else 0.9)
+
+    monkeypatch.setattr(loop, "_chosen", lambda aim, goal: chosen.append(goal) or real(aim, goal))
+    monkeypatch.setattr(loop, "_finish", finish)
+    monkeypatch.setattr(type(loop.kind), "aim", lambda self, value, run: Aim(1.3, "", loop.planner.gain))
+    assert loop.run() == "the model" and chosen == [1.3]
+    gains = [loop.planner.gain(plan) for plan in finished]
+    assert gains == sorted(set(gains)) and gains[0] >= 1.3
 
 
 def test_what_the_original_has_already():
