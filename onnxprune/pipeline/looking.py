@@ -66,10 +66,10 @@ those of a run, and every element that a run writes counts for so many."""
 FEWEST_TRIES = 32
 """Fewer are not worth the time."""
 DEAR_MACS = 6e11
-"""Multiply-accumulates of one plan, beyond which half the samples and as little work as tells plans apart must do: half
-the time. Plans of an EfficientNet-Lite0 at -50% do 0.91, 1.05, 1.23 (channels, blocks, the mix), 0.33 and 0.36 (smaller
-inputs) by 256 samples and a sketch, 1.02, 1.18, 1.25, 0.35 and 0.44 so; at -30% 0.20, 0.24 and 0.14, or 0.25, 0.30 and
-0.15."""
+"""Multiply-accumulates of one plan, beyond which it is fitted on half the samples, with as little work as tells plans
+apart: half the time. Plans of an EfficientNet-Lite0 at -50% do 0.91, 1.05, 1.23 (channels, blocks, the mix), 0.33 and
+0.36 (smaller inputs) by 256 samples and a sketch, 1.02, 1.18, 1.25, 0.35 and 0.44 so; at -30% 0.20, 0.24 and 0.14, or
+0.25, 0.30 and 0.15."""
 NO_PART = ("threads", "memory", "metadata")
 """Settings that no trial depends on."""
 

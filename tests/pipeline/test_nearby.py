@@ -143,13 +143,13 @@ def test_few_or_dear_samples_are_looked_at_as_they_are(monkeypatch):
     assert not planner().looking.views and planner().looking.tries(8) == 0
 
 
-def test_dear_plans_are_judged_by_half_the_samples(monkeypatch):
+def test_dear_plans_are_fitted_on_half_the_samples(monkeypatch):
     monkeypatch.setattr(looking, "VIEW_MACS", 1e6)
     usual = planner().looking.contest.compared
     monkeypatch.setattr(looking, "DEAR_MACS", 1e6)
     dear = planner().looking.contest.compared
-    counts = [sum(len(feeds["x"]) for feeds in c.judges) for c in (usual, dear)]
-    assert counts[0] > counts[1] == looking.COMPARED // 2
+    fitted = [sum(len(feeds["x"]) for feeds in c.mending.batches) for c in (usual, dear)]
+    assert fitted == [looking.COMPARED, looking.COMPARED // 2]
     assert [c.mending.repair.run.args for c in (usual, dear)] == [("SKETCH",), ("GLANCE",)]
 
 
