@@ -36,6 +36,8 @@ ALIKE = 1.1
 """Kinds have a turn whose first plan does so many times the damage of the best one, or less."""
 MOST = 128
 """Plans that are tried."""
+AFTER = 4
+"""What share of them where the best factors for another ratio are known."""
 BARREN = 4
 """So many broods without a better plan, and the turn is over."""
 NOTHING_LOST = 0.02
@@ -74,6 +76,7 @@ def nearby(
     propose: Callable[[str, Factors], PrunePlan | None],
     tries: int,
     *,
+    known: Tried | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tried:
@@ -85,10 +88,11 @@ def nearby(
         names: what damages are known of.
         propose: given a kind and a factor for each name, the plan that follows.
         tries: how many plans.
+        known: the best plan for another ratio: its factors are tried first, and so many fewer others (`AFTER`).
         seed: of the factors.
         progress: called with (plans tried, plans to try).
     """
-    rng, steps = np.random.default_rng(seed), tries // BROOD
+    rng, steps = np.random.default_rng(seed), tries // BROOD // (1 if known is None else AFTER)
     broods = iter(with_progress(range(steps), steps, progress))
 
     def judged(plans: Iterable[tuple[str, PrunePlan, np.ndarray]]) -> list[Tried]:
@@ -116,9 +120,17 @@ def nearby(
             parents = sorted([best, *children], key=lambda t: t.damage)[:PARENTS]
             best = parents[0]
 
-    found = judged((kind, plan, np.zeros(len(names))) for kind, plan in starts.items())
-    first = found[0]
-    for start in [t for t in found if t.damage <= ALIKE * first.damage]:
+    begin = [(kind, plan, np.zeros(len(names))) for kind, plan in starts.items()]
+    if known is not None and known.kind in starts:
+        plan = propose(known.kind, factors_of(names, known.factors))
+        begin += [] if plan is None else [(known.kind, plan, known.factors)]
+    found = judged(begin)
+    first = next(t for t in found if not t.factors.any())
+    alike: dict[str, Tried] = {}
+    for start in found:
+        if start.damage <= ALIKE * found[0].damage:
+            alike.setdefault(start.kind, start)
+    for start in alike.values():
         found += search(start)
     return next((t for t in sorted(found, key=lambda t: t.damage) if beats(t.hurt, first.hurt)), first)
 

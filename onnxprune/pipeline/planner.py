@@ -35,7 +35,7 @@ from onnxprune.pipeline.candidates import why_not
 from onnxprune.pipeline.finishing import check_finish
 from onnxprune.pipeline.looking import Looking
 from onnxprune.pipeline.nearby import MOST as TRIED
-from onnxprune.pipeline.nearby import NO_FACTORS, NOTHING_LOST, Factors, factors_of, nearby
+from onnxprune.pipeline.nearby import NO_FACTORS, NOTHING_LOST, Factors, Tried, factors_of, nearby
 from onnxprune.pipeline.opened import Subject
 from onnxprune.pipeline.origin import origin_of
 from onnxprune.pipeline.prices import Prices, time_merges, time_network
@@ -113,6 +113,7 @@ class Planner:
         if settings.methods is None and not (self.candidates.groups or self.moves or self.ranks):
             raise UnsupportedError(f"nothing can be pruned: {why_not(self.candidates.net.channels)}")
         self.sizes = Sizes.of(self.looking, self.of, self._report("resolution"))
+        self._known: Tried | None = None
         self._alone = self.prices.channels_alone()
         self._blocks = self.prices.model(())
         self._mixed = self.prices.model(self.ranks)
@@ -272,11 +273,11 @@ class Planner:
             It, and what proposes the like of it for another ratio.
         """
         kind, contest = next((k for k, p in plans.items() if p == plan), SECOND), self.looking.contest
-        tries = self._tries(plan, kind)
+        names = [*(self.study.damages or {}), *(m.name for m in self.moves), *(m.layer for m in self.ranks)]
+        tries = self._tries(plan, kind, len(names))
         if contest is None or not tries:
             return plan, partial(self.propose, kind=kind)
         cuts = {k: p for k, p in plans.items() if k in CUTS}
-        names = [*(self.study.damages or {}), *(m.name for m in self.moves), *(m.layer for m in self.ranks)]
 
         def propose(kind: str, factors: Factors) -> PrunePlan | None:
             ratio = cuts[kind].origin.ratio or 0.0
@@ -287,14 +288,16 @@ class Planner:
             return found if found is not None and self._reaches(ratio, found) else None
 
         seed, progress = self.settings.seed, self._report("nearby")
-        best = nearby(contest, cuts, names, propose, tries, seed=seed, progress=progress)
+        best = nearby(contest, cuts, names, propose, tries, known=self._known, seed=seed, progress=progress)
+        self._known = best if best.factors.any() else self._known
         return best.plan, partial(self.propose, kind=best.kind, factors=factors_of(names, best.factors))
 
-    def _tries(self, plan: PrunePlan, kind: str) -> int:
-        """How many plans near a plan are tried; none where nothing can be told, or hardly an answer has changed."""
+    def _tries(self, plan: PrunePlan, kind: str, factors: int) -> int:
+        """How many plans near a plan are tried; none where nothing can be told, hardly an answer has changed, or they are
+        fewer than there are factors: 58 plans by 107 factors won a ResNet-56 nothing, at eight minutes."""
         contest = self.looking.contest if kind in CUTS else None
         tries = 0 if contest is None else self.looking.tries(TRIED)
-        if contest is None or not tries or not self._reaches(plan.origin.ratio or 0.0, plan):
+        if contest is None or tries < factors or not self._reaches(plan.origin.ratio or 0.0, plan):
             return 0
         return tries if contest.damages([plan])[0][:, 0].mean() >= NOTHING_LOST else 0
 

@@ -10,7 +10,7 @@ from onnxprune.errors import OutOfReachError
 from onnxprune.pipeline import looking
 from onnxprune.pipeline import planner as planning
 from onnxprune.pipeline.compare import Contest
-from onnxprune.pipeline.nearby import BARREN, BROOD, Tried, nearby
+from onnxprune.pipeline.nearby import AFTER, BARREN, BROOD, Tried, nearby
 from onnxprune.pipeline.planner import Planner
 from onnxprune.pipeline.settings import Settings
 from onnxprune.plan import KeepChannels, PrunePlan
@@ -45,6 +45,17 @@ def test_the_search_goes_to_where_damage_is_least(monkeypatch):
     found = nearby(contest, {"mix": first}, ["a", "b"], of_any_kind, 40 * BROOD).plan
     assert hurt(found).mean() < 0.1 < 4 < hurt(first).mean()
     assert len(contest.judged()) == 1 + 40 * BROOD
+
+
+def test_the_factors_of_another_ratio_come_first_and_fewer_after_them(monkeypatch):
+    monkeypatch.setattr("onnxprune.pipeline.nearby.BARREN", 1000)
+    first, known = made({"a": 1.0, "b": 1.0}), Tried("mix", made({"a": 9.0, "b": 9.0}), WANTED + 0.1, np.zeros((2, 1)))
+    contest = Contest(hurt)
+    found = nearby(contest, {"mix": first}, ["a", "b"], of_any_kind, 8 * BROOD, known=known)
+    assert hurt(found.plan).mean() <= hurt(made(dict(zip("ab", np.exp(known.factors), strict=True)))).mean() < 0.1
+    assert len(contest.judged()) == 2 + 8 * BROOD // AFTER
+    other = nearby(Contest(hurt), {"channels": first}, ["a", "b"], of_any_kind, 8 * BROOD, known=known)
+    assert hurt(other.plan).mean() > 0.1, "of a kind that is not asked for"
 
 
 def test_a_plan_that_nothing_beats_is_kept():
