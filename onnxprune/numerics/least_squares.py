@@ -58,31 +58,30 @@ class Ridges:
     """`Ridge` of several matrices of one size, (parts, d, d), which are small where they are many."""
 
     def __init__(self, H: Array, lam: float = 1e-4) -> None:
-        self._each, self._ridge = list[Ridge](), penalty(H, lam)
-        self._plus = H.copy()
-        diagonal = np.einsum("kii->ki", self._plus)
-        diagonal += self._ridge
-        diagonal[diagonal <= 0] = 1.0  # of what is always zero, and so are its products
-        if len(H) == 1 or not _sound(self._plus):
-            self._each = [Ridge(h, lam) for h in H]
+        self._ridge = penalty(H, lam)
+        self._plus = None if len(H) == 1 else _raised(H, self._ridge)
+        self._each = [Ridge(h, lam) for h in H] if self._plus is None else []
 
     def solve(self, G: Array, W0: Array) -> Array:
         """W (parts, d, n) for `G` (parts, d, n), drawn towards `W0` (parts, d, n)."""
-        if self._each:
+        if self._plus is None:
             return np.stack([s.solve(g, w) for s, g, w in zip(self._each, G, W0, strict=True)])
         if not np.isfinite(G).all():
             raise ValueError("products with the targets must be finite")
         return np.asarray(np.linalg.solve(self._plus, G + self._ridge[:, :, None] * W0), np.float64)
 
 
-def _sound(A: Array) -> bool:
-    """Whether all of these matrices are positive definite by more than rounding."""
+def _raised(H: Array, ridge: Array) -> Array | None:
+    """The matrices with ridges on their diagonals; None where one is not positive definite by more than rounding."""
+    A = H.copy()
+    diagonal = np.einsum("kii->ki", A)
+    diagonal += ridge
+    diagonal[diagonal <= 0] = 1.0  # of what is always zero, and so are its products
     try:
         factors = np.linalg.cholesky(A)
     except np.linalg.LinAlgError:
-        return False
-    pivots = np.square(np.einsum("kii->ki", factors))
-    return bool((pivots > SINGULAR * np.einsum("kii->ki", A)).all())
+        return None
+    return A if (np.square(np.einsum("kii->ki", factors)) > SINGULAR * diagonal).all() else None
 
 
 def ridge(H: Array, G: Array, lam: float = 1e-4, W0: Array | None = None) -> Array:

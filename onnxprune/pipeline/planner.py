@@ -228,12 +228,14 @@ class Planner:
         known = self.study if channels else replace(self.study, limits=Limits(include=r"(?!)"))
         return known.allocate(self.prices.model(ranks), ratio, self.how, self.moves, ranks)
 
-    def plan(self, ratio: float, larger: PrunePlan | None = None) -> PrunePlan:
+    def plan(self, ratio: float, larger: PrunePlan | None = None, *, learns: bool = False) -> PrunePlan:
         """The plan for a ratio: the better one of those that reach it, unless a simple one is better (`rivals`).
 
         Args:
             ratio: share of the cost to remove.
             larger: the plan of a larger ratio, which serves this one too where it does less damage.
+            learns: whether what was found for other ratios that were asked for so is where the search for near plans
+                begins; otherwise a plan depends on its ratio alone.
 
         Raises:
             BudgetError: the ratio cannot be reached (unless `best_effort`).
@@ -253,7 +255,7 @@ class Planner:
         if SMALLER in self.kinds and best.resampled() and (second := self.propose(ratio, SECOND)) is not None:
             best = self.better([best, second])
         cuts = {kind: p for kind, p in found.items() if p is not None and p in plans}
-        return self._unbeaten(self.near(best, cuts)[0], ratio, larger)
+        return self._unbeaten(self.near(best, cuts, learns=learns)[0], ratio, larger)
 
     def _reaches(self, ratio: float, plan: PrunePlan) -> bool:
         return 1 - 1 / self.gain(plan) >= ratio - TOLERANCE
@@ -261,13 +263,14 @@ class Planner:
     @one_blas_thread
     @bounded
     def near(
-        self, plan: PrunePlan, plans: Mapping[str, PrunePlan]
+        self, plan: PrunePlan, plans: Mapping[str, PrunePlan], *, learns: bool = False
     ) -> tuple[PrunePlan, Callable[[float], PrunePlan | None]]:
         """The plan, or a better one near those that cut, where that can be told and there is something to win.
 
         Args:
             plan: the best one.
             plans: kind -> plan, as they were proposed for the ratios that they remember.
+            learns: as for `plan`.
 
         Returns:
             It, and what proposes the like of it for another ratio.
@@ -288,13 +291,15 @@ class Planner:
             return found if found is not None and self._reaches(ratio, found) else None
 
         seed, progress = self.settings.seed, self._report("nearby")
-        best = nearby(contest, cuts, names, propose, tries, known=self._known, seed=seed, progress=progress)
-        self._known = best if best.factors.any() else self._known
+        known = self._known if learns else None
+        best = nearby(contest, cuts, names, propose, tries, known=known, seed=seed, progress=progress)
+        if learns and best.factors.any():
+            self._known = best
         return best.plan, partial(self.propose, kind=best.kind, factors=factors_of(names, best.factors))
 
     def _tries(self, plan: PrunePlan, kind: str, factors: int) -> int:
-        """How many plans near a plan are tried; none where nothing can be told, hardly an answer has changed, or they are
-        fewer than there are factors: 58 plans by 107 factors won a ResNet-56 nothing, at eight minutes."""
+        """How many plans near a plan are tried; none where nothing can be told, hardly an answer has changed, or they
+        are fewer than there are factors: 58 plans by 107 factors won a ResNet-56 nothing, at eight minutes."""
         contest = self.looking.contest if kind in CUTS else None
         tries = 0 if contest is None else self.looking.tries(TRIED)
         if contest is None or tries < factors or not self._reaches(plan.origin.ratio or 0.0, plan):
@@ -306,10 +311,10 @@ class Planner:
     def _unbeaten(self, plan: PrunePlan, ratio: float, larger: PrunePlan | None) -> PrunePlan:
         """The plan, or one that does less damage for as much."""
         weighed = self.how == "adaptive" and self.candidates.channels and not self.candidates.staged
-        contest = self.looking.contest if weighed or larger is not None else None
+        found = simple(self.study, self._alone, ratio) if weighed else []
+        contest = self.looking.contest if found or larger is not None else None
         if contest is None:
             return plan
-        found = simple(self.study, self._alone, ratio) if weighed else []
         found = hopeful(found, self.study, self.damage(plan)) if found else []
         return unbeaten(contest, plan, [self._plan(a, ratio, {}) for a in found], larger)
 

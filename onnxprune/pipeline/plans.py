@@ -226,7 +226,7 @@ def _falling(
     larger: tuple[PrunePlan, float] | None = None
     for ratio in sorted(set(ratios), reverse=True):
         try:
-            plan = planner.plan(ratio, None if larger is None else larger[0])
+            plan = planner.plan(ratio, None if larger is None else larger[0], learns=True)
         except BudgetError as error:
             missed[ratio] = error
             continue

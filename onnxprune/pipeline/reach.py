@@ -318,7 +318,7 @@ def _keep(
 
     def works(ratio: float) -> tuple[Result, float] | None:
         try:
-            plan = with_structure(_remembering(planner.plan(ratio), target, name), subject)
+            plan = with_structure(_remembering(planner.plan(ratio, learns=True), target, name), subject)
             result = apply_plan(subject, plan, settings, progress=progress)
         except BudgetError:
             return None

@@ -52,7 +52,7 @@ def hopeful(rivals: Sequence[Allocation], study: Study, damage: float) -> list[A
     """The rivals whose cuts, each by itself, do not do `HOPELESS` times the damage that a plan does as a whole."""
     known = study.damages or {}
     alone = [sum(float(known[name][len(keep)]) for name, keep in a.keep.items() if name in known) for a in rivals]
-    return [a for a, hurt in zip(rivals, alone, strict=True) if hurt <= HOPELESS * damage]
+    return [a for a, hurt in zip(rivals, alone, strict=True) if not hurt > HOPELESS * damage]
 
 
 def _alone(study: Study, cost: CostModel, ratio: float) -> str | None:

@@ -141,6 +141,20 @@ def test_near_plans_are_tried_where_judges_can_tell_and_something_is_lost(monkey
     assert judged[plan.edits] <= judged[first.edits]
 
 
+def test_a_plan_depends_on_its_ratio_alone_unless_it_is_to_learn(monkeypatch):
+    monkeypatch.setattr(planning, "NOTHING_LOST", 0.0)
+    monkeypatch.setattr("onnxprune.pipeline.nearby.SPREAD", 3.0)
+    made, known, real = planner(methods=("channels",)), [], planning.nearby
+    alone = planner(methods=("channels",)).plan(0.7)
+    monkeypatch.setattr(planning, "nearby", lambda *args, **more: known.append(more["known"]) or real(*args, **more))
+    made.plan(0.8)
+    assert made.plan(0.7).edits == alone.edits and known == [None, None]
+    made._known = found = Tried("channels", alone, np.ones(3), np.zeros((2, 1)))
+    made.plan(0.7, learns=True)
+    made.plan(0.7)
+    assert known[2] is found and known[3] is None
+
+
 def test_a_factor_counts_for_the_group_that_it_names():
     made = planner(samples=128)
     groups = [g.name for g in made.candidates.net.channels.groups]

@@ -79,6 +79,7 @@ def test_rivals_that_promise_far_more_damage_than_the_plan_does_are_not_tried(pl
     promised = [sum(float(planner.study.damages[g][len(keep)]) for g, keep in a.keep.items()) for a in rivals]
     assert hopeful(rivals, planner.study, max(promised)) == rivals
     assert hopeful(rivals, planner.study, 0.4 * min(promised)) == []
+    assert hopeful(rivals, planner.study, float("nan")) == rivals == hopeful(rivals, planner.study, float("inf"))
     judged, own = [], planner.propose(0.3, planner.kinds[0])
     contest = Contest(lambda plan: judged.append(plan.edits) or np.full(4, 0.4 * min(promised)))
     monkeypatch.setattr(planner.looking, "contest", contest)
@@ -109,7 +110,7 @@ class Steps:
     def __init__(self, taken=(), missed=()):
         self.taken, self.missed, self.asked = taken, missed, []
 
-    def plan(self, ratio, larger=None):
+    def plan(self, ratio, larger=None, *, learns=False):
         self.asked.append(ratio)
         if ratio in self.missed:
             raise BudgetError(f"no {ratio}")
