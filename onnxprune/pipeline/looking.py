@@ -69,7 +69,7 @@ DEAR_MACS = 6e11
 """Multiply-accumulates of one plan, beyond which it is fitted on half the samples. Plans of an EfficientNet-Lite0 at
 -50% do 0.91, 1.05, 1.23 (channels, blocks, the mix), 0.33 and 0.36 (smaller inputs) by 256 samples, 0.92, 1.09, 1.01,
 0.35 and 0.41 by 128; at -30% 0.20, 0.24 and 0.14, or 0.23, 0.27 and 0.15. Less work for each (`Repair.glance`) saves a
-sixth of the time more, but chose plans of a text recogniser that read 393 and 376 of 400 words in place of 396 and 384."""
+sixth of the time more, but chose plans of a text recogniser that read 393 and 376 of 400 words, not 396 and 384."""
 NO_PART = ("threads", "memory", "metadata")
 """Settings that no trial depends on."""
 
