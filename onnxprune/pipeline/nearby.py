@@ -37,7 +37,8 @@ ALIKE = 1.1
 MOST = 128
 """Plans that are tried."""
 AFTER = 4
-"""What share of them where the best factors for another ratio are known."""
+"""What share of them where the best factors for another ratio are known: of a ResNet-20 at -80%, after -90%, 34 plans
+came to 0.076 as judged and 0.0268 on 5,000 other images, 59 without that to 0.096 and 0.0296."""
 BARREN = 4
 """So many broods without a better plan, and the turn is over."""
 NOTHING_LOST = 0.02
@@ -88,7 +89,7 @@ def nearby(
         names: what damages are known of.
         propose: given a kind and a factor for each name, the plan that follows.
         tries: how many plans.
-        known: the best plan for another ratio: its factors are tried first, and so many fewer others (`AFTER`).
+        known: the best plan for another ratio: its factors are tried first, and fewer others (`AFTER`).
         seed: of the factors.
         progress: called with (plans tried, plans to try).
     """
