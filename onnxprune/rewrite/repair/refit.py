@@ -319,5 +319,5 @@ def _target(z: np.ndarray, now: np.ndarray, s: np.ndarray, clip: tuple[float, fl
         wanted = z[at] if clip is None else numerics.relu_target(z[at], now[at] + s[at], clip[1])
         np.subtract(wanted, s[at], out=found[at], casting="same_kind")
 
-    parallel.pieces(piece, len(z), min(1.0, z.shape[1] / USUAL))
+    parallel.pieces(piece, len(z), min(1.0, max(1, z.shape[1]) / USUAL))
     return out
