@@ -315,7 +315,7 @@ class Planner:
         contest = self.looking.contest if found or larger is not None else None
         if contest is None:
             return plan
-        found = hopeful(found, self.study, self.damage(plan)) if found else []
+        found = hopeful(found, self.study, float(np.mean(contest.damages([plan])[0]))) if found else []
         return unbeaten(contest, plan, [self._plan(a, ratio, {}) for a in found], larger)
 
     def _out_of_reach(self, removed: float, ratio: float) -> OutOfReachError:
